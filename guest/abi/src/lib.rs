@@ -1,0 +1,51 @@
+//! What the guest kernel promises to anybody who reads its memory from outside.
+//!
+//! The guest publishes one [`Root`] descriptor. Everything else is reached from it: arrays are
+//! named by [`TableRef`] (guest-physical address, count, stride), lists are linked by page frame
+//! number. No reader needs symbols, and no reader needs the guest's page tables.
+//!
+//! How a reader finds the root, best first:
+//! 1. the guest announces it through the memvisor device ([`port::Command::Announce`]);
+//! 2. a dump's VMCOREINFO note says `NUMBER(memvisor_root)=GPA`;
+//! 3. scan RAM for [`Root::MAGIC`] at [`Root::ALIGN`] steps and check [`Root::self_gpa`].
+//!
+//! The guest writes these structures while a reader may look, so a reader copies, checks ranges
+//! and bounds every list. Layouts are pinned by the asserts beside each structure, and
+//! [`LAYOUT_HASH`] is compared at attach.
+
+#![no_std]
+#![forbid(unsafe_code)]
+
+mod boot;
+mod cpu;
+mod layout;
+mod page;
+pub mod port;
+mod root;
+mod zone;
+
+pub use boot::{E820Entry, E820Type, MemblockRegion};
+pub use cpu::{AddressSpace, CpuInfo, CpuState};
+pub use layout::{LayoutKind, LayoutRange, fnv1a};
+pub use page::{Page, PageFlags, PageKind};
+pub use root::{BootProtocol, BootStage, Counters, LAYOUT_HASH, Root, TableRef};
+pub use zone::{
+    FreeArea, MAX_NR_ZONES, MAX_NUMNODES, NODE_NONE, NR_ORDERS, Node, Section, SectionState, Watermark, Zone,
+    ZoneKind,
+};
+
+/// Bytes of a page frame.
+pub const PAGE_SIZE: u64 = 4096;
+/// log2 of [`PAGE_SIZE`].
+pub const PAGE_SHIFT: u32 = 12;
+/// log2 of the bytes of a memory section (Linux: `SECTION_SIZE_BITS` on x86-64).
+pub const SECTION_SIZE_BITS: u32 = 27;
+/// Frames of a memory section.
+pub const PAGES_PER_SECTION: u64 = 1 << (SECTION_SIZE_BITS - PAGE_SHIFT);
+/// The largest physical address width of the architecture (Linux: `MAX_PHYSMEM_BITS` with LA57).
+pub const MAX_PHYSMEM_BITS: u32 = 52;
+/// Ends every list that is linked by page frame number.
+pub const PFN_NONE: u64 = u64::MAX;
+/// ELF note of the guest image that carries the root's link address and the ABI version
+/// (name `memvisor`, little-endian `u64` address, `u32` version).
+pub const ELF_NOTE_ROOT: u32 = 0x4d56_0001;

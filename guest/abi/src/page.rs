@@ -1,0 +1,148 @@
+//! `struct page`: one descriptor a frame.
+
+use bitflags::bitflags;
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+/// Descriptor of a page frame, 64 bytes (Linux: `struct page`).
+///
+/// The descriptors of a section are contiguous in physical memory: see [`crate::Section`]. A
+/// descriptor of a section that is [`crate::SectionState::Deferred`] is all zero.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Page {
+    /// [`PageFlags`] in the low bits, zone in bits 51..54, node in bits 54..64
+    /// (Linux: `page->flags` with `ZONES_PGSHIFT`, `NODES_PGSHIFT`).
+    pub flags: u64,
+    /// Next frame of the list this page is on, or [`crate::PFN_NONE`].
+    pub next: u64,
+    /// Previous frame of the list this page is on, or [`crate::PFN_NONE`].
+    pub prev: u64,
+    /// Owner of the contents: the pid for an anonymous user page, else 0 for now
+    /// (Linux: `page->mapping`).
+    pub mapping: u64,
+    /// Page offset inside the owner: virtual page number for a user page (Linux: `page->index`).
+    pub index: u64,
+    /// For the owner's use; order of a free buddy block (Linux: `page->private`).
+    pub private: u64,
+    /// Page-table entries that map this frame, minus one (Linux: `page->_mapcount`).
+    pub mapcount: i32,
+    /// References; 0 when free (Linux: `page->_refcount`).
+    pub refcount: i32,
+    /// See [`PageKind`]: who owns the frame, as the guest believes.
+    pub kind: u8,
+    /// Order of the allocated or free block that starts here.
+    pub order: u8,
+    /// Always 0.
+    pub reserved: [u8; 6],
+}
+const _: () = assert!(
+    size_of::<Page>() == 64
+        && core::mem::offset_of!(Page, private) == 40
+        && core::mem::offset_of!(Page, refcount) == 52
+        && core::mem::offset_of!(Page, kind) == 56
+);
+
+impl Page {
+    /// First bit of the zone in `flags`.
+    pub const ZONE_SHIFT: u32 = 51;
+    /// First bit of the node in `flags`.
+    pub const NODE_SHIFT: u32 = 54;
+
+    /// The zone bits (a [`crate::ZoneKind`] number).
+    pub const fn zone(&self) -> u32 {
+        ((self.flags >> Page::ZONE_SHIFT) & 0x7) as u32
+    }
+
+    /// The node bits.
+    pub const fn node(&self) -> u32 {
+        (self.flags >> Page::NODE_SHIFT) as u32
+    }
+
+    /// The flag bits.
+    pub const fn page_flags(&self) -> PageFlags {
+        PageFlags::from_bits_retain(self.flags & ((1 << Page::ZONE_SHIFT) - 1))
+    }
+}
+
+bitflags! {
+    /// Flag bits of [`Page::flags`] (Linux: `enum pageflags`; same names, own numbers).
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub struct PageFlags: u64 {
+        /// `PG_locked`.
+        const LOCKED = 1 << 0;
+        /// `PG_referenced`.
+        const REFERENCED = 1 << 1;
+        /// `PG_uptodate`.
+        const UPTODATE = 1 << 2;
+        /// `PG_dirty`.
+        const DIRTY = 1 << 3;
+        /// `PG_lru`.
+        const LRU = 1 << 4;
+        /// `PG_head`: first page of a compound page.
+        const HEAD = 1 << 6;
+        /// `PG_reserved`: never given to the buddy allocator.
+        const RESERVED = 1 << 10;
+        const _ = !0;
+    }
+}
+
+/// Values of [`Page::kind`] (Linux spreads this over flags and `page_type`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum PageKind {
+    /// Descriptor not initialised, or a frame in a hole.
+    None = 0,
+    /// Head of a free block on a free list (Linux: `PageBuddy`).
+    Buddy = 1,
+    /// Frame inside a free block, not its head.
+    BuddyTail = 2,
+    /// Reserved in memblock, without a more exact owner.
+    Reserved = 3,
+    /// Kernel image.
+    Kernel = 4,
+    /// Holds page descriptors.
+    Memmap = 5,
+    /// A page table (Linux: `PageTable`).
+    Table = 6,
+    /// A per-CPU area.
+    PerCpu = 7,
+    /// Mapped into a user address space, anonymous.
+    User = 8,
+    /// Allocated by the kernel for anything else.
+    Allocated = 9,
+}
+
+impl PageKind {
+    /// The kind of a raw number, or `None`.
+    pub const fn from_raw(raw: u8) -> Option<PageKind> {
+        Some(match raw {
+            0 => PageKind::None,
+            1 => PageKind::Buddy,
+            2 => PageKind::BuddyTail,
+            3 => PageKind::Reserved,
+            4 => PageKind::Kernel,
+            5 => PageKind::Memmap,
+            6 => PageKind::Table,
+            7 => PageKind::PerCpu,
+            8 => PageKind::User,
+            9 => PageKind::Allocated,
+            _ => return None,
+        })
+    }
+
+    /// Name used by every view.
+    pub const fn name(self) -> &'static str {
+        match self {
+            PageKind::None => "none",
+            PageKind::Buddy => "buddy",
+            PageKind::BuddyTail => "buddy tail",
+            PageKind::Reserved => "reserved",
+            PageKind::Kernel => "kernel image",
+            PageKind::Memmap => "memmap",
+            PageKind::Table => "page table",
+            PageKind::PerCpu => "per-CPU",
+            PageKind::User => "user",
+            PageKind::Allocated => "allocated",
+        }
+    }
+}

@@ -1,0 +1,169 @@
+//! The root descriptor.
+
+use core::mem::{offset_of, size_of};
+
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+use crate::{
+    AddressSpace, CpuInfo, E820Entry, LayoutRange, MemblockRegion, Node, Page, Section, Zone, fnv1a,
+};
+
+/// An array in guest-physical memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct TableRef {
+    /// Address of the first element; 0 if the table is not published yet.
+    pub gpa: u64,
+    /// Elements in use.
+    pub count: u32,
+    /// Bytes from one element to the next, at least the element's size.
+    pub stride: u32,
+}
+
+/// Where everything is. Aligned to [`Root::ALIGN`], never moves.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Root {
+    /// [`Root::MAGIC`].
+    pub magic: [u8; 16],
+    /// [`Root::VERSION`].
+    pub version: u32,
+    /// `size_of::<Root>()`.
+    pub size: u32,
+    /// [`LAYOUT_HASH`] of the guest's build.
+    pub layout_hash: u64,
+    /// Guest-physical address of this structure.
+    pub self_gpa: u64,
+    /// See [`BootStage`].
+    pub stage: u32,
+    /// See [`BootProtocol`].
+    pub boot_protocol: u32,
+    /// Paging levels in use: 4 or 5.
+    pub levels: u32,
+    /// Physical address bits the guest believes in (CPUID 0x80000008).
+    pub phys_bits: u32,
+    /// Physical address of the kernel image's first byte.
+    pub kernel_gpa: u64,
+    /// Virtual address of the kernel image's first byte.
+    pub kernel_va: u64,
+    /// Bytes of the kernel image, zero-initialised data included.
+    pub kernel_len: u64,
+    /// Bytes from the image's start to the end of executable code.
+    pub text_len: u64,
+    /// Bytes from the image's start to the end of read-only data.
+    pub rodata_end: u64,
+    /// Frame of the kernel's own top-level page table (Linux: `init_mm.pgd`).
+    pub pgd_pfn: u64,
+    /// Virtual address of physical address 0 in the direct map (Linux: `PAGE_OFFSET`).
+    pub page_offset: u64,
+    /// Virtual address of the descriptor of frame 0 (Linux: `vmemmap`).
+    pub vmemmap: u64,
+    /// [`LayoutRange`]s, ascending, the whole address space without gaps.
+    pub layout: TableRef,
+    /// [`E820Entry`] as the boot loader gave them.
+    pub e820_raw: TableRef,
+    /// [`E820Entry`] after sanitizing.
+    pub e820: TableRef,
+    /// [`MemblockRegion`]: RAM.
+    pub memblock_memory: TableRef,
+    /// [`MemblockRegion`]: reserved at hand-over to the buddy allocator.
+    pub memblock_reserved: TableRef,
+    /// [`Node`], indexed by node number.
+    pub nodes: TableRef,
+    /// `u8` distances, `nodes.count` squared, row by row.
+    pub distances: TableRef,
+    /// [`Zone`], indexed by node * `MAX_NR_ZONES` + kind.
+    pub zones: TableRef,
+    /// [`Section`], ascending.
+    pub sections: TableRef,
+    /// [`CpuInfo`], indexed by CPU number.
+    pub cpus: TableRef,
+    /// [`AddressSpace`]: live user address spaces.
+    pub address_spaces: TableRef,
+    /// Frames of page tables that belong to no [`Self::pgd_pfn`] and to no address space (the
+    /// identity map that starts application processors); `u64` pfn each.
+    pub extra_tables: TableRef,
+    /// Event counters.
+    pub counters: Counters,
+}
+
+impl Root {
+    /// First bytes of the structure.
+    pub const MAGIC: [u8; 16] = *b"memvisor-root\x00\x0d\x0a";
+    /// Version of this interface. Any change of a layout raises it.
+    pub const VERSION: u32 = 1;
+    /// Alignment of the structure in guest-physical memory.
+    pub const ALIGN: u64 = 4096;
+}
+
+/// Event counters (Linux: `/proc/vmstat`), summed over CPUs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Counters {
+    /// Page faults taken from ring 3 (`pgfault`).
+    pub pgfault: u64,
+    /// Pages allocated from the buddy (`pgalloc`).
+    pub pgalloc: u64,
+    /// Pages given back to the buddy (`pgfree`).
+    pub pgfree: u64,
+    /// System calls taken.
+    pub syscalls: u64,
+}
+
+/// Values of [`Root::stage`]: how far boot came, and so which tables are published.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u32)]
+pub enum BootStage {
+    /// Entered; only the kernel image fields are valid.
+    Early = 0,
+    /// E820 and memblock are valid.
+    Memblock = 1,
+    /// Final page tables are in CR3.
+    Paging = 2,
+    /// Nodes, zones, sections and the buddy allocator are valid.
+    Buddy = 3,
+    /// Every CPU was started or given up.
+    Smp = 4,
+    /// Ring 3 ran.
+    Running = 5,
+    /// The kernel panicked; the console has the report.
+    Panicked = 6,
+}
+
+/// Values of [`Root::boot_protocol`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum BootProtocol {
+    /// Linux 64-bit boot protocol.
+    Linux64 = 1,
+    /// PVH.
+    Pvh = 2,
+}
+
+/// Identifies the layouts of this build; a reader with another hash refuses to interpret.
+pub const LAYOUT_HASH: u64 = fnv1a(&[
+    Root::VERSION as u64,
+    size_of::<Root>() as u64,
+    offset_of!(Root, layout) as u64,
+    offset_of!(Root, zones) as u64,
+    offset_of!(Root, counters) as u64,
+    size_of::<Page>() as u64,
+    offset_of!(Page, kind) as u64,
+    size_of::<Zone>() as u64,
+    offset_of!(Zone, free_area) as u64,
+    size_of::<Node>() as u64,
+    size_of::<Section>() as u64,
+    size_of::<CpuInfo>() as u64,
+    size_of::<AddressSpace>() as u64,
+    size_of::<E820Entry>() as u64,
+    size_of::<MemblockRegion>() as u64,
+    size_of::<LayoutRange>() as u64,
+]);
+
+const _: () = assert!(
+    offset_of!(Root, layout_hash) == 24
+        && offset_of!(Root, self_gpa) == 32
+        && offset_of!(Root, layout) == 120
+        && offset_of!(Root, counters) == 312
+        && size_of::<Root>() == 344
+);

@@ -1,0 +1,20 @@
+//! Units and traits of the memory manager.
+//!
+//! Everything under `guest/mm` is `no_std`, forbids `unsafe`, and sees the machine only through the
+//! traits here, so that the same lines run in the guest kernel, under property tests and in
+//! fuzzers. Lists are linked by [`Pfn`], never by pointer.
+
+#![no_std]
+#![forbid(unsafe_code)]
+
+mod addr;
+mod order;
+mod page;
+mod traits;
+
+pub use addr::{Pfn, PhysAddr, VirtAddr};
+pub use order::Order;
+pub use page::Page;
+pub use traits::{MemMap, PhysMem};
+
+pub use memvisor_abi::{PAGE_SHIFT, PAGE_SIZE, PFN_NONE, PageFlags, PageKind, ZoneKind};

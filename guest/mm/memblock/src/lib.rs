@@ -1,0 +1,3 @@
+//! memblock.
+#![no_std]
+#![forbid(unsafe_code)]

@@ -1,0 +1,3 @@
+//! page_alloc.
+#![no_std]
+#![forbid(unsafe_code)]

@@ -1,0 +1,3 @@
+//! pgtable.
+#![no_std]
+#![forbid(unsafe_code)]

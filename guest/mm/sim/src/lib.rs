@@ -1,0 +1,1 @@
+//! Simulated memory for host tests of the memory manager.

@@ -1,0 +1,2 @@
+//! user
+fn main() {}

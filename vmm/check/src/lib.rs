@@ -1,0 +1,2 @@
+//! check.
+#![forbid(unsafe_code)]

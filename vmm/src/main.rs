@@ -1,0 +1,2 @@
+//! memvisor.
+fn main() {}
