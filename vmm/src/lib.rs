@@ -1,3 +1,7 @@
 //! The memvisor virtual machine monitor as a library; the binary is a thin shell around it.
 
+pub mod devices;
+pub mod loader;
 pub mod machine;
+pub mod memory;
+pub mod vcpu;

@@ -172,8 +172,8 @@ impl Device for MemvisorDevice {
         let register = u16::try_from(offset).ok().and_then(|offset| port::BASE.checked_add(offset))?;
         let [low, high] = halves(self.address);
         match register {
-            port::ARG_LO => self.address = u64::from(high) << 32 | u64::from(value),
-            port::ARG_HI => self.address = u64::from(value) << 32 | u64::from(low),
+            port::ARG_LO => self.address = (u64::from(high) << 32) | u64::from(value),
+            port::ARG_HI => self.address = (u64::from(value) << 32) | u64::from(low),
             port::ARG_LEN => self.len = value,
             port::COMMAND => {
                 let (status, effect) = self.run(value);

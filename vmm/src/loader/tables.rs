@@ -32,7 +32,7 @@ impl FlatSegment {
         const PRESENT_SYSTEM: u64 = 0b1001 << 44;
         let is_code = self.kind & 8 != 0;
         let size = if long && is_code { 1 << 53 } else { 1 << 54 };
-        LIMIT | GRANULAR | PRESENT_SYSTEM | size | (self.kind as u64) << 40
+        LIMIT | GRANULAR | PRESENT_SYSTEM | size | ((self.kind as u64) << 40)
     }
 }
 
@@ -65,7 +65,7 @@ pub(super) fn write_identity_map(memory: &Memory, levels: u32, image: (u64, u64)
             table = map.child(table, base, level)?;
         }
         let entries: Vec<u8> = (0..512u64)
-            .flat_map(|index| (base + index * super::MOVE_STEP | PRESENT_WRITE | LARGE).to_le_bytes())
+            .flat_map(|index| ((base + index * super::MOVE_STEP) | PRESENT_WRITE | LARGE).to_le_bytes())
             .collect();
         memory.write(table, &entries)?;
     }
@@ -96,7 +96,7 @@ impl IdentityMap<'_> {
     /// The table below `table`'s entry for `va`; made if there is none.
     fn child(&mut self, table: u64, va: u64, level: u32) -> Result<u64, LoadError> {
         use memvisor_inspect::MemorySource;
-        let slot = table + (va >> (12 + 9 * (level - 1)) & 511) * 8;
+        let slot = table + ((va >> (12 + 9 * (level - 1))) & 511) * 8;
         let missing = |_| LoadError::Memory(crate::memory::MemoryError::NotRam { gpa: slot, len: 8 });
         let entry = self.memory.read_u64(slot).map_err(missing)?;
         if entry & 1 != 0 {

@@ -35,17 +35,17 @@ pub fn build_cpuid(supported: &CpuId, apic_id: u32, count: u32, features: Featur
     for entry in &mut entries {
         match (entry.function, entry.index) {
             (1, _) => {
-                entry.ebx = (entry.ebx & 0xffff) | (cores.min(255) << 16) | (apic_id & 0xff) << 24;
+                entry.ebx = (entry.ebx & 0xffff) | (cores.min(255) << 16) | ((apic_id & 0xff) << 24);
                 entry.ecx |= LEAF1_ECX_HYPERVISOR | LEAF1_ECX_X2APIC;
                 set(&mut entry.ecx, LEAF1_ECX_TSC_DEADLINE, features.tsc_deadline);
                 set(&mut entry.edx, LEAF1_EDX_HTT, cores > 1);
             }
             // Caches are a core's own: no sharing, so no host topology shows.
             (4, _) if entry.eax & 0x1f != 0 => entry.eax &= 0x3fff,
-            (7, 0) => set(&mut entry.ecx, LEAF7_ECX_LA57, features.la57 && entry.ecx & LEAF7_ECX_LA57 != 0),
+            (7, 0) if !features.la57 => entry.ecx &= !LEAF7_ECX_LA57,
             (0x8000_0008, _) => {
                 let bits = apic_id_bits(cores);
-                entry.ecx = (entry.ecx & !0xf0ff) | bits << 12 | (cores - 1).min(255);
+                entry.ecx = (entry.ecx & !0xf0ff) | (bits << 12) | (cores - 1).min(255);
             }
             (0x8000_001e, _) => (entry.eax, entry.ebx, entry.ecx) = (apic_id, apic_id & 0xff, 0),
             _ => {}
@@ -63,7 +63,7 @@ fn topology(apic_id: u32, cores: u32) -> [kvm_cpuid_entry2; 3] {
         flags: KVM_CPUID_FLAG_SIGNIFCANT_INDEX,
         eax: shift,
         ebx: count,
-        ecx: kind << 8 | index,
+        ecx: (kind << 8) | index,
         edx: apic_id,
         ..Default::default()
     };

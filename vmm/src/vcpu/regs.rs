@@ -19,7 +19,7 @@ const EFER_LME: u64 = 1 << 8;
 const EFER_LMA: u64 = 1 << 10;
 const MSR_MTRR_DEF_TYPE: u32 = 0x2ff;
 /// MTRRs on, write-back by default: what firmware leaves behind.
-const MTRR_ENABLE_WB: u64 = 1 << 11 | 6;
+const MTRR_ENABLE_WB: u64 = (1 << 11) | 6;
 
 /// Puts the first vCPU at the kernel's entry.
 ///

@@ -14,7 +14,7 @@
 //! T4  a vCPU that waits for the answer to a checkpoint counts as paused: two vCPUs at checkpoints
 //!     cannot wait for each other.
 //!
-//! Lock order: a mailbox is a leaf; no other lock is taken while it is held.
+//! Lock order: mailbox, then thread handle.
 
 use std::{
     collections::VecDeque,
