@@ -4,4 +4,5 @@ pub mod devices;
 pub mod loader;
 pub mod machine;
 pub mod memory;
+pub mod run;
 pub mod vcpu;

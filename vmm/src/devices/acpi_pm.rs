@@ -17,10 +17,11 @@ pub struct AcpiPm {
 
 impl AcpiPm {
     /// Ports from the event block to the end of the control block.
-    pub const LEN: u64 = (PM1A_CNT - PM1A_EVT) as u64 + 2;
+    pub const LEN: u64 = AcpiPm::BYTES as u64;
+    const BYTES: usize = (PM1A_CNT - PM1A_EVT) as usize + 2;
     const CONTROL: u64 = (PM1A_CNT - PM1A_EVT) as u64;
 
-    fn bytes(&self) -> [u8; AcpiPm::LEN as usize] {
+    fn bytes(&self) -> [u8; AcpiPm::BYTES] {
         let [e0, e1] = self.enable.to_le_bytes();
         let [c0, c1] = (self.control | SCI_EN).to_le_bytes();
         [0, 0, e0, e1, c0, c1]

@@ -20,7 +20,7 @@ const XLF_5LEVEL_ENABLED: u16 = 1 << 6;
 const SETUP_E820_EXT: u32 = 1;
 /// Bytes of `struct setup_data` before its payload.
 const SETUP_DATA_HEADER: u64 = 16;
-const ENTRY_BYTES: u64 = size_of::<boot_e820_entry>() as u64;
+const ENTRY_BYTES: usize = size_of::<boot_e820_entry>();
 
 /// Writes the zero page, and `setup_data` for entries past the 128 that the page holds.
 pub(super) fn write_zero_page(
@@ -65,7 +65,7 @@ pub(super) fn write_zero_page(
         let payload: Vec<u8> = rest
             .iter()
             .flat_map(|fact| {
-                let mut bytes = [0; ENTRY_BYTES as usize];
+                let mut bytes = [0; ENTRY_BYTES];
                 bytes[..8].copy_from_slice(&fact.addr.to_le_bytes());
                 bytes[8..16].copy_from_slice(&fact.size.to_le_bytes());
                 bytes[16..].copy_from_slice(&fact.kind.to_le_bytes());
@@ -84,10 +84,10 @@ fn write_setup_data(memory: &Memory, count: usize, payload: &[u8]) -> Result<(),
         LoadError::TooManyE820 {
             count,
             room,
-            max: room / ENTRY_BYTES + layout::E820_ZERO_PAGE_ENTRIES as u64,
+            max: room / ENTRY_BYTES as u64 + layout::E820_ZERO_PAGE_ENTRIES as u64,
         },
     )?;
-    let mut block = Vec::with_capacity(payload.len() + SETUP_DATA_HEADER as usize);
+    let mut block = Vec::new();
     block.extend(0u64.to_le_bytes());
     block.extend(SETUP_E820_EXT.to_le_bytes());
     block.extend(len.to_le_bytes());

@@ -122,8 +122,8 @@ pub enum LoadError {
         /// Physical entry.
         entry: u64,
     },
-    /// PVH with 5 levels makes no sense to ask of the VMM.
-    #[error("guest memory")]
+    /// Memory refused a write.
+    #[error("cannot write the guest's memory")]
     Memory(#[from] MemoryError),
 }
 
@@ -253,7 +253,7 @@ fn rooms<'a>(cargo: &'a Cargo<'_>) -> impl Iterator<Item = (u64, u64)> + 'a {
     cargo.ram.iter().filter_map(|&(base, len)| {
         let end = base.saturating_add(len);
         let base = base.max(layout::BOOT_DATA_END);
-        (end > base).then(|| (base, end))
+        (end > base).then_some((base, end))
     })
 }
 
@@ -274,7 +274,7 @@ fn place_image(image: &Image<'_>, cargo: &Cargo<'_>) -> Result<u64, LoadError> {
     // Above the legacy hole only: the first MiB is for boot data and application processors.
     let first_fit = rooms(cargo).find_map(|(base, _)| {
         let low = base.max(layout::HIGH_RAM_START);
-        let at = low.checked_sub(phase).unwrap_or(0).checked_next_multiple_of(MOVE_STEP)?.checked_add(phase)?;
+        let at = low.saturating_sub(phase).checked_next_multiple_of(MOVE_STEP)?.checked_add(phase)?;
         fits(at).then_some(at)
     });
     first_fit.ok_or_else(|| LoadError::NoRoom {

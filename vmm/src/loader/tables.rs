@@ -89,7 +89,7 @@ impl IdentityMap<'_> {
                 largest: layout::BOOT_PAGE_TABLES_END - layout::BOOT_PAGE_TABLES,
             });
         }
-        self.memory.write(table, &[0; layout::PAGE_SIZE as usize])?;
+        self.memory.write(table, &[0; 4096])?;
         Ok(table)
     }
 

@@ -71,8 +71,10 @@ fn an_image_that_cannot_move_or_does_not_fit_is_refused() {
     assert!(load(&memory, &cargo(&low, &ram, &[])).is_err());
 }
 
-fn hostile_map(count: u64) -> Vec<FactE820> {
-    (0..count).map(|number| FactE820 { addr: number << 12, size: number, kind: 1 + (number as u32 % 9) }).collect()
+fn hostile_map(count: u32) -> Vec<FactE820> {
+    (0..count)
+        .map(|number| FactE820 { addr: u64::from(number) << 12, size: u64::from(number), kind: 1 + number % 9 })
+        .collect()
 }
 
 #[test]
@@ -91,7 +93,8 @@ fn the_zero_page_holds_128_entries_and_setup_data_the_rest() {
     let mut found: Vec<u8> = raw[0x2d0..0x2d0 + 128 * 20].to_vec();
     let head: [u8; 16] = read(&memory, setup_data);
     assert_eq!(head[..8], [0; 8], "no further setup_data");
-    assert_eq!(head[8..], [1, 0, 0, 0, (172 * 20 % 256) as u8, (172 * 20 / 256) as u8, 0, 0]);
+    assert_eq!(head[8..12], 1u32.to_le_bytes());
+    assert_eq!(head[12..], (172u32 * 20).to_le_bytes());
     found.extend(read::<{ 172 * 20 }>(&memory, setup_data + 16));
     let want: Vec<u8> = map
         .iter()
@@ -146,13 +149,13 @@ fn translate(memory: &Memory, cr3: u64, levels: u32, va: u64) -> Option<u64> {
     let mut table = cr3;
     for level in (2..=levels).rev() {
         let shift = 12 + 9 * (level - 1);
-        let entry = memory.read_u64(table + (va >> shift & 511) * 8).expect("RAM");
+        let entry = memory.read_u64(table + ((va >> shift) & 511) * 8).expect("RAM");
         if entry & 1 == 0 {
             return None;
         }
         if entry & 0x80 != 0 {
             let offset = va & ((1 << shift) - 1);
-            return Some((entry & 0x000f_ffff_ffff_f000 & !((1 << shift) - 1)) + offset);
+            return Some((entry & (0x000f_ffff_ffff_f000 & !((1 << shift) - 1))) + offset);
         }
         table = entry & 0x000f_ffff_ffff_f000;
     }

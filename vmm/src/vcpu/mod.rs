@@ -11,5 +11,5 @@ pub use diagnose::Failure;
 pub use probe::{HostOffer, KvmOpenError, open_kvm};
 pub use regs::{read_registers, set_boot_registers};
 pub use thread::{
-    ExitCounts, Hold, SharedBus, State, Translation, Vcpu, VcpuError, VcpuEvent, install_kick_handler,
+    ExitCounts, Hold, Report, SharedBus, State, Translation, Vcpu, VcpuError, VcpuEvent, install_kick_handler,
 };

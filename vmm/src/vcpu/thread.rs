@@ -118,8 +118,11 @@ pub enum VcpuError {
     },
 }
 
+/// Takes an event to the run loop; `false` if that is gone.
+pub type Report = Box<dyn Fn(VcpuEvent) -> bool + Send>;
+
 /// The buses that a vCPU reaches.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct SharedBus {
     /// Port I/O.
     pub pio: Bus,
@@ -222,7 +225,7 @@ impl Vcpu {
         fd: VcpuFd,
         memory: Arc<Memory>,
         bus: Arc<SharedBus>,
-        events: Sender<VcpuEvent>,
+        report: Report,
     ) -> Result<Vcpu, VcpuError> {
         let mailbox = Arc::new(Mailbox {
             mail: Mutex::new(Mail {
@@ -235,7 +238,7 @@ impl Vcpu {
             changed: Condvar::new(),
             exits: ExitCounts::default(),
         });
-        let runner = Runner { index, fd, memory, bus, events, mailbox: mailbox.clone() };
+        let runner = Runner { index, fd, memory, bus, report, mailbox: mailbox.clone() };
         let thread = thread::Builder::new()
             .name(format!("vcpu{index}"))
             .spawn(move || runner.run())
@@ -350,7 +353,7 @@ struct Runner {
     fd: VcpuFd,
     memory: Arc<Memory>,
     bus: Arc<SharedBus>,
-    events: Sender<VcpuEvent>,
+    report: Report,
     mailbox: Arc<Mailbox>,
 }
 
@@ -497,7 +500,7 @@ impl Runner {
 
     fn report(&mut self, event: VcpuEvent) {
         self.mailbox.lock().waiting = true;
-        if self.events.send(event).is_err() {
+        if !(self.report)(event) {
             // Nobody is left who could stop the machine but the thread itself.
             self.mailbox.lock().stop = true;
         }
