@@ -17,9 +17,7 @@ use memvisor_inspect::{MemorySource, RamRegion, ReadError};
 use rustix::fs::{MemfdFlags, Mode, OFlags, SealFlags};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
-use vm_memory::{
-    Bytes, FileOffset, GuestAddress, GuestMemoryMmap, GuestRegionMmap, mmap::MmapRegionBuilder,
-};
+use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryMmap, GuestRegionMmap, mmap::MmapRegionBuilder};
 
 /// Why guest RAM could not be made, attached or written.
 #[derive(Debug, Error)]
@@ -119,20 +117,15 @@ impl Memory {
         for (region, slot) in regions.iter().zip(0u32..) {
             let file = Arc::new(create_memfd(*region)?);
             let map = map_shared(*region, &file)?;
-            slots.push(SlotInfo {
-                slot,
-                gpa: region.gpa,
-                len: region.len,
-                hva: map.as_ptr().addr() as u64,
-            });
+            slots.push(SlotInfo { slot, gpa: region.gpa, len: region.len, hva: map.as_ptr().addr() as u64 });
             mapped.push(
                 GuestRegionMmap::new(map, GuestAddress(region.gpa))
                     .ok_or(MemoryError::TooLarge { gpa: region.gpa, len: region.len })?,
             );
             files.push(file);
         }
-        let guest = GuestMemoryMmap::from_regions(mapped)
-            .map_err(|error| MemoryError::Overlap(error.to_string()))?;
+        let guest =
+            GuestMemoryMmap::from_regions(mapped).map_err(|error| MemoryError::Overlap(error.to_string()))?;
         Ok(Memory { guest, regions, slots, files })
     }
 

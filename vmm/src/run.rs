@@ -6,6 +6,8 @@
 
 mod outcome;
 #[cfg(test)]
+pub mod testing;
+#[cfg(test)]
 mod tests;
 mod vm;
 
