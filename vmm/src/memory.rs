@@ -94,7 +94,7 @@ pub struct SlotInfo {
 /// All RAM of a guest.
 #[derive(Debug)]
 pub struct Memory {
-    guest: GuestMemoryMmap,
+    guest: Arc<GuestMemoryMmap>,
     regions: Vec<RamRegion>,
     slots: Vec<SlotInfo>,
     files: Vec<Arc<File>>,
@@ -153,6 +153,11 @@ impl Memory {
             })?;
         }
         Ok(())
+    }
+
+    /// The mappings, for readers in this process.
+    pub fn guest(&self) -> &Arc<GuestMemoryMmap> {
+        &self.guest
     }
 
     /// Slots, ascending by address.

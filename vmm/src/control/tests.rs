@@ -64,9 +64,8 @@ fn a_client_reads_pauses_translates_and_ends_a_guest() {
     raw.write_all(b"BREW /vm HTTP/1.1\r\n\r\nGET /x HTTP/1.1\r\n\r\n\x00\r\n\r\n").expect("sends");
     let mut text = String::new();
     raw.read_to_string(&mut text).expect("closed by the server");
-    let codes: Vec<&str> = text.lines().filter(|line| line.starts_with("HTTP/1.1")).collect();
-    assert_eq!(codes.len(), 3, "{text}");
-    assert!(codes[0].contains("405") && codes[1].contains("404") && codes[2].contains("400"), "{codes:?}");
+    let codes: Vec<&str> = text.split("HTTP/1.1 ").skip(1).filter_map(|answer| answer.get(..3)).collect();
+    assert_eq!(codes, ["405", "404", "400"], "{text}");
 
     client.shutdown().expect("answers");
     let outcome = conductor.join().expect("no panic");
