@@ -80,8 +80,8 @@ pub struct Root {
     pub cpus: TableRef,
     /// [`AddressSpace`]: live user address spaces.
     pub address_spaces: TableRef,
-    /// Frames of page tables that belong to no [`Self::pgd_pfn`] and to no address space (the
-    /// identity map that starts application processors); `u64` pfn each.
+    /// Frames of further top-level page tables, neither [`Self::pgd_pfn`] nor an address space's
+    /// (the tree that application processors start on); `u64` each.
     pub extra_tables: TableRef,
     /// Event counters.
     pub counters: Counters,
