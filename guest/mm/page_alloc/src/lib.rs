@@ -1,3 +1,3 @@
 //! page_alloc.
-#![no_std]
+#![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
