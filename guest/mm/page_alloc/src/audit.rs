@@ -6,7 +6,7 @@ use memvisor_abi::PFN_NONE;
 use mm_core::{MemMap, Order, Page, PageFlags, PageKind, Pfn};
 
 use crate::Zone;
-use crate::zone::for_each_page;
+use crate::zone::{for_each_page, free_block_over};
 
 /// A broken invariant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,7 +70,7 @@ impl Zone {
                         covered = pfn.offset(page.order().pages());
                     }
                     PageKind::BuddyTail if self.owns(page) && pfn >= covered => {
-                        check(is_inside_free_block(map, pfn), "B9", pfn, None)?;
+                        check(free_block_over(map, pfn, Order::ZERO).is_some(), "B9", pfn, None)?;
                     }
                     _ => {}
                 }
@@ -142,12 +142,6 @@ fn is_head(page: &Page, order: Order) -> bool {
         && page.refcount() == 0
         && page.mapcount() == -1
         && !page.has(PageFlags::RESERVED)
-}
-
-fn is_inside_free_block<M: MemMap + ?Sized>(map: &M, pfn: Pfn) -> bool {
-    Order::all().any(|order| {
-        map.page(pfn.block(order)).is_some_and(|head| head.kind() == PageKind::Buddy && head.order() >= order)
-    })
 }
 
 fn check(holds: bool, rule: &'static str, pfn: Pfn, order: Option<Order>) -> Result<(), Violation> {

@@ -122,8 +122,8 @@ impl Zone {
 
     /// Hands over `start..end`, whose descriptors are initialised as [`PageKind::BuddyTail`] and which
     /// was never free before, in the largest naturally aligned blocks (Linux: `__free_memory_core`,
-    /// `memblock_free_pages`). Reads one descriptor a block, plus the buddies' to merge. Does not
-    /// count [`Zone::add_managed`].
+    /// `memblock_free_pages`). Reads one descriptor a block of the largest order, and up to 20 more for a
+    /// smaller one. Does not count [`Zone::add_managed`].
     ///
     /// # Errors
     /// [`FreeError`] at the first block whose first frame does not fit; blocks before it are free.
@@ -135,8 +135,8 @@ impl Zone {
             self.check_place(pfn, order)?;
             let page = self.check_frame(pfn, map.page(pfn))?;
             match page.kind() {
-                PageKind::BuddyTail => {}
-                PageKind::Buddy => return Err(FreeError::DoubleFree { pfn }),
+                PageKind::BuddyTail if free_block_over(map, pfn, order).is_none() => {}
+                PageKind::BuddyTail | PageKind::Buddy => return Err(FreeError::DoubleFree { pfn }),
                 kind => return Err(FreeError::Owned { pfn, kind }),
             }
             // At the tail, as Linux does: what boot freed last is not what boot uses next.
@@ -260,6 +260,14 @@ impl Zone {
     fn area_mut(&mut self, order: Order) -> &mut FreeArea {
         &mut self.0.free_area[order.index()]
     }
+}
+
+/// The free block of an order above `order` that covers `pfn`. Nothing to look up for the largest.
+pub(crate) fn free_block_over<M: MemMap + ?Sized>(map: &M, pfn: Pfn, order: Order) -> Option<Pfn> {
+    Order::all().skip(order.index() + 1).map(|above| (above, pfn.block(above))).find_map(|(above, head)| {
+        let page = map.page(head)?;
+        (page.kind() == PageKind::Buddy && page.order() >= above).then_some(head)
+    })
 }
 
 /// Visits the descriptors of a block, as far as they exist.

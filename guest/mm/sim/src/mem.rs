@@ -96,7 +96,6 @@ impl SimMem {
     }
 
     /// The frame number and word index of an address that may be accessed.
-    #[expect(clippy::cast_possible_truncation, reason = "a page offset")]
     fn locate(&self, addr: PhysAddr) -> (u64, usize) {
         assert!(addr.is_aligned(8), "word access at {addr}, which is not a multiple of 8");
         assert!(!self.pages(addr.pfn()).is_empty(), "access at {addr}, which is outside RAM");

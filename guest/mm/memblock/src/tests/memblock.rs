@@ -152,7 +152,7 @@ fn allocate(
 ) -> Option<u64> {
     let fits = |base: &u64| {
         let end = base + size;
-        *base >= range.0.max(2) && end <= range.1.min(UNITS as u64) && base % align == 0 && {
+        *base >= range.0.max(2) && end <= range.1.min(UNITS as u64) && base.is_multiple_of(align) && {
             let span = || (*base..end).map(|unit| usize::try_from(unit).expect("small"));
             let home = model.0[usize::try_from(*base).expect("small")];
             // One free range has one node, so an allocation never straddles nodes.

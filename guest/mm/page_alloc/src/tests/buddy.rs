@@ -9,7 +9,7 @@ use crate::{FreeError, Zone, init_range};
 
 #[test]
 fn hand_over_makes_the_largest_aligned_blocks() {
-    let zone = zone("#...... ........ ~~...... #");
+    let zone = zone("#....... ........ ~~...... #");
     assert_eq!(zone.picture(), "#01.2...3.......~~1.2...#");
 }
 
@@ -160,7 +160,9 @@ fn hand_over_refuses_frames_with_an_owner() {
     assert_eq!(hand_over(0, 2), Err(FreeError::DoubleFree { pfn: pfn(0) }));
     assert_eq!(hand_over(2, 3), Err(FreeError::Owned { pfn: pfn(2), kind: PageKind::Allocated }));
     assert_eq!(hand_over(3, 4), Err(FreeError::Reserved { pfn: pfn(3) }));
-    assert_eq!(hand_over(6, 9), Err(FreeError::OutsideZone { pfn: pfn(8), pages: 1 }).or(Ok(())));
+    assert_eq!(hand_over(6, 8), Err(FreeError::DoubleFree { pfn: pfn(6) }));
+    assert_eq!(hand_over(8, 9), Err(FreeError::OutsideZone { pfn: pfn(8), pages: 1 }));
+    assert_eq!(zone.picture(), "1.A#2...");
 }
 
 #[test]
