@@ -106,6 +106,9 @@ impl PageTable {
 
 /// What an edit does to leaves and tables; [`Editor`] does the rest.
 trait Edit {
+    /// Whether leaves are replaced, and not only split or merged.
+    const LEAVES: bool;
+
     /// The range ends inside leaves that must be split, and these may be.
     fn splits(&self, slot: &Slot) -> bool {
         !slot.is_whole()
@@ -116,12 +119,17 @@ trait Edit {
         false
     }
 
-    /// The entry to write instead of a leaf, or of something that is not present, that is wholly
-    /// inside the range.
-    fn replace(&mut self, slot: &Slot) -> Entry;
+    /// The entry to write instead of `entry`: a leaf, or something that is not present, that is
+    /// wholly inside the range. Not called without [`Edit::LEAVES`].
+    fn replace(&self, entry: Entry, _level: u8) -> Entry {
+        entry
+    }
 
-    /// The entry to write instead of `slot.entry`, through which `table` was visited.
-    fn leave<M: TableMem>(&mut self, _mem: &M, _slot: &Slot, _table: Pfn) -> Leave {
+    /// `entry` was in `slot` and inside the range; it was replaced, if that changes it.
+    fn replaced(&mut self, _slot: &Slot, _entry: Entry) {}
+
+    /// What becomes of `table`, which was visited through `slot`, without an error if `done`.
+    fn leave<M: TableMem>(&mut self, _mem: &M, _slot: &Slot, _table: Pfn, _done: bool) -> Leave {
         Leave::Keep
     }
 }
@@ -141,8 +149,31 @@ struct Editor<'m, M, E> {
     edit: E,
 }
 
+impl<M: TableMem, E: Edit> Editor<'_, M, E> {
+    /// Replaces the entry of `slot` and returns the last one that was there: the CPU may set
+    /// ACCESSED and DIRTY until the exchange, and they must not be lost.
+    fn exchange(&mut self, slot: &Slot) -> Entry {
+        let mut old = slot.entry;
+        loop {
+            let new = self.edit.replace(old, slot.level);
+            if new == old {
+                return old;
+            }
+            match self.mem.compare_exchange(slot.table, slot.index, old.as_u64(), new.as_u64()) {
+                Ok(()) => break,
+                Err(now) => old = Entry::new(now),
+            }
+        }
+        if old.is_present() {
+            self.gather.leaf(slot.start, slot.level, old);
+        }
+        old
+    }
+}
+
 impl<M: TableMem, E: Edit> Visitor for Editor<'_, M, E> {
     type Error = MapError;
+    const EMPTY: bool = false;
 
     #[inline]
     fn read(&self, table: Pfn, index: usize) -> Entry {
@@ -151,9 +182,6 @@ impl<M: TableMem, E: Edit> Visitor for Editor<'_, M, E> {
 
     fn entry(&mut self, slot: &Slot) -> Result<Step, MapError> {
         let Slot { entry, level, .. } = *slot;
-        if entry.is_empty() {
-            return Ok(Step::Next(1));
-        }
         if entry.is_table(level) {
             if self.edit.user() && !entry.has(PteFlags::USER) {
                 self.mem.write(slot.table, slot.index, entry.with(PteFlags::USER).as_u64());
@@ -169,13 +197,11 @@ impl<M: TableMem, E: Edit> Visitor for Editor<'_, M, E> {
             self.mem.fill(table, 0, TABLE_ENTRIES, first.as_u64(), Levels::page_size(level - 1));
             return Ok(Step::Enter(table));
         }
-        let new = self.edit.replace(slot);
-        if new != entry {
-            self.mem.write(slot.table, slot.index, new.as_u64());
-            if entry.is_present() {
-                self.gather.leaf(slot.start, level, entry);
-            }
+        if !E::LEAVES {
+            return Ok(Step::Next(if level == 1 { TABLE_ENTRIES } else { 1 }));
         }
+        let old = self.exchange(slot);
+        self.edit.replaced(slot, old);
         Ok(Step::Next(1))
     }
 
@@ -188,16 +214,16 @@ impl<M: TableMem, E: Edit> Visitor for Editor<'_, M, E> {
             self.gather.leaf(slot.start, level, entry);
             return result;
         }
-        match self.edit.leave(self.mem, slot, table) {
+        match self.edit.leave(self.mem, slot, table, result.is_ok()) {
             Leave::Keep => {}
             Leave::Empty => {
                 self.mem.write(slot.table, slot.index, 0);
-                self.gather.table(self.mem, table, slot.start, true);
+                self.gather.table(self.mem, table, slot.first, true);
             }
             Leave::Merge(leaf) => {
                 self.mem.write(slot.table, slot.index, leaf.as_u64());
                 self.gather.leaves(slot.start, level - 1, leaf);
-                self.gather.table(self.mem, table, slot.start, false);
+                self.gather.table(self.mem, table, slot.first, false);
             }
         }
         result
@@ -211,18 +237,26 @@ struct Unmap<F> {
 }
 
 impl<F: FnMut(VirtAddr, Entry, u8)> Edit for Unmap<F> {
-    fn replace(&mut self, slot: &Slot) -> Entry {
-        (self.f)(slot.va(), slot.entry, slot.level);
+    const LEAVES: bool = true;
+
+    fn replace(&self, _entry: Entry, _level: u8) -> Entry {
         Entry::EMPTY
     }
 
-    fn leave<M: TableMem>(&mut self, mem: &M, slot: &Slot, table: Pfn) -> Leave {
+    fn replaced(&mut self, slot: &Slot, entry: Entry) {
+        (self.f)(slot.va(), entry, slot.level);
+    }
+
+    fn leave<M: TableMem>(&mut self, mem: &M, slot: &Slot, table: Pfn, done: bool) -> Leave {
         if slot.level == self.keep_level {
             return Leave::Keep;
         }
-        // Even a range over the whole table leaves something when it stopped at an error.
         let mut indices = 0..TABLE_ENTRIES;
-        if indices.all(|index| mem.read(table, index) == 0) { Leave::Empty } else { Leave::Keep }
+        if done && slot.is_whole() || indices.all(|index| mem.read(table, index) == 0) {
+            Leave::Empty
+        } else {
+            Leave::Keep
+        }
     }
 }
 
@@ -232,18 +266,24 @@ struct Protect<'a> {
 }
 
 impl Edit for Protect<'_> {
+    const LEAVES: bool = true;
+
     fn user(&self) -> bool {
         self.flags.contains(PteFlags::USER)
     }
 
-    fn replace(&mut self, slot: &Slot) -> Entry {
-        let Slot { entry, level, .. } = *slot;
+    fn replace(&self, entry: Entry, level: u8) -> Entry {
         if !entry.is_leaf(level) {
             return entry;
         }
-        *self.mapped += Levels::page_size(level);
         let kept = entry.flags(level) & PteFlags::KEEP;
         Entry::leaf(level, entry.phys(level), self.flags | kept)
+    }
+
+    fn replaced(&mut self, slot: &Slot, entry: Entry) {
+        if entry.is_leaf(slot.level) {
+            *self.mapped += Levels::page_size(slot.level);
+        }
     }
 }
 
@@ -252,12 +292,10 @@ struct Split {
 }
 
 impl Edit for Split {
+    const LEAVES: bool = false;
+
     fn splits(&self, slot: &Slot) -> bool {
         slot.level > self.largest && slot.entry.is_leaf(slot.level)
-    }
-
-    fn replace(&mut self, slot: &Slot) -> Entry {
-        slot.entry
     }
 }
 
@@ -267,15 +305,13 @@ struct Merge<'a> {
 }
 
 impl Edit for Merge<'_> {
+    const LEAVES: bool = false;
+
     fn splits(&self, _slot: &Slot) -> bool {
         false
     }
 
-    fn replace(&mut self, slot: &Slot) -> Entry {
-        slot.entry
-    }
-
-    fn leave<M: TableMem>(&mut self, mem: &M, slot: &Slot, table: Pfn) -> Leave {
+    fn leave<M: TableMem>(&mut self, mem: &M, slot: &Slot, table: Pfn, _done: bool) -> Leave {
         if slot.level > self.largest || !slot.is_whole() {
             return Leave::Keep;
         }

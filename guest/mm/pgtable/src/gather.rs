@@ -43,7 +43,8 @@ impl PageList {
 }
 
 /// What every CPU that may use the tables must flush. The paging-structure caches need nothing
-/// more: INVLPG of any address and a write of CR3 drop them all (SDM 3A, 4.10.4.1).
+/// more: INVLPG of any address and a write of CR3 drop them all (SDM 3A, 4.10.4.1; APM 2, 5.5.2,
+/// where EFER.TCE must be clear).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FlushRange {
     /// INVLPG each.
@@ -169,12 +170,13 @@ impl Gather {
         self.spilled = true;
     }
 
-    /// Takes `table`, which nothing links any more, and whose entry covered `start`. `zero` if
-    /// all its entries are.
-    pub(crate) fn table<M: TableMem>(&mut self, mem: &M, table: Pfn, start: u64, zero: bool) {
-        // Any flush drops the paging-structure caches; this makes sure that there is one.
-        self.widen(start, start, LeafSize::Size4K.bytes());
-        self.spilled |= !self.pages.push(VirtAddr::new(start));
+    /// Takes `table`, which nothing links any more, and through which `va` was reached. `zero`
+    /// if all its entries are.
+    pub(crate) fn table<M: TableMem>(&mut self, mem: &M, table: Pfn, va: u64, zero: bool) {
+        if self.stride == 0 {
+            // No leaf changed, but cached pointers to the table must go.
+            self.leaf(va, LeafSize::Size4K.level(), Entry::EMPTY);
+        }
         write_link(mem, table, self.head);
         if self.head == 0 {
             self.tail = table;

@@ -46,8 +46,7 @@ impl PageTable {
     }
 }
 
-/// Takes an empty table off a failed operation, or links it: filled first, linked last, so that
-/// no CPU ever sees half of it (T1).
+/// Links a table that is complete (T1).
 pub(crate) fn link_table<M: TableMem>(mem: &M, slot: &Slot, table: Pfn, user: bool) {
     mem.write(slot.table, slot.index, Entry::table(table, user).as_u64());
 }
@@ -76,6 +75,7 @@ impl<M: TableMem> Mapper<'_, M> {
 
 impl<M: TableMem> Visitor for Mapper<'_, M> {
     type Error = MapError;
+    const EMPTY: bool = true;
 
     #[inline]
     fn read(&self, table: Pfn, index: usize) -> Entry {
@@ -133,6 +133,7 @@ struct Populate<'m, M> {
 
 impl<M: TableMem> Visitor for Populate<'_, M> {
     type Error = MapError;
+    const EMPTY: bool = true;
 
     fn read(&self, table: Pfn, index: usize) -> Entry {
         Entry::new(self.mem.read(table, index))

@@ -13,6 +13,20 @@ pub trait TableMem {
     /// Writes entry `index`, below 512, of `table`, in one access.
     fn write(&self, table: Pfn, index: usize, value: u64);
 
+    /// Writes `new` if the entry is still `old`; else returns what it is. Where another CPU walks
+    /// the tables while they change, this must be one locked instruction, or ACCESSED and DIRTY
+    /// bits that it sets are lost; the default is for tables that nobody else walks.
+    #[inline]
+    fn compare_exchange(&self, table: Pfn, index: usize, old: u64, new: u64) -> Result<(), u64> {
+        let now = self.read(table, index);
+        if now == old {
+            self.write(table, index, new);
+            Ok(())
+        } else {
+            Err(now)
+        }
+    }
+
     /// A frame for a table, all zero; `None` when there is no memory.
     fn alloc_table(&mut self) -> Option<Pfn>;
 

@@ -108,7 +108,10 @@ impl PageTable {
         len: u64,
         f: impl FnMut(Leaf),
     ) -> Result<(), MapError> {
-        self.read_range(mem, va, len, f, |_, _| {})
+        if let Some(last) = self.check_range(va, PhysAddr::new(0), len)? {
+            let Ok(()) = walk(&mut Leaves { mem, f }, self.root, self.levels, va.as_u64(), last);
+        }
+        Ok(())
     }
 
     /// Calls `f(level, table)` for every table below the root that covers part of
@@ -120,20 +123,8 @@ impl PageTable {
         len: u64,
         f: impl FnMut(u8, Pfn),
     ) -> Result<(), MapError> {
-        self.read_range(mem, va, len, |_| {}, f)
-    }
-
-    fn read_range<M: TableMem>(
-        self,
-        mem: &M,
-        va: VirtAddr,
-        len: u64,
-        on_leaf: impl FnMut(Leaf),
-        on_table: impl FnMut(u8, Pfn),
-    ) -> Result<(), MapError> {
         if let Some(last) = self.check_range(va, PhysAddr::new(0), len)? {
-            let mut reader = Reader { mem, on_leaf, on_table };
-            let Ok(()) = walk(&mut reader, self.root, self.levels, va.as_u64(), last);
+            let Ok(()) = walk(&mut Tables { mem, f }, self.root, self.levels, va.as_u64(), last);
         }
         Ok(())
     }
@@ -163,6 +154,7 @@ struct Path<'m, M, F> {
 
 impl<M: TableMem, F: FnMut(u8, Pfn, usize, Entry)> Visitor for Path<'_, M, F> {
     type Error = Infallible;
+    const EMPTY: bool = true;
 
     fn read(&self, table: Pfn, index: usize) -> Entry {
         Entry::new(self.mem.read(table, index))
@@ -188,15 +180,15 @@ impl<M: TableMem, F: FnMut(u8, Pfn, usize, Entry)> Visitor for Path<'_, M, F> {
     }
 }
 
-/// Reads a range.
-struct Reader<'m, M, L, T> {
+/// Lists leaves.
+struct Leaves<'m, M, F> {
     mem: &'m M,
-    on_leaf: L,
-    on_table: T,
+    f: F,
 }
 
-impl<M: TableMem, L: FnMut(Leaf), T: FnMut(u8, Pfn)> Visitor for Reader<'_, M, L, T> {
+impl<M: TableMem, F: FnMut(Leaf)> Visitor for Leaves<'_, M, F> {
     type Error = Infallible;
+    const EMPTY: bool = false;
 
     fn read(&self, table: Pfn, index: usize) -> Entry {
         Entry::new(self.mem.read(table, index))
@@ -205,14 +197,38 @@ impl<M: TableMem, L: FnMut(Leaf), T: FnMut(u8, Pfn)> Visitor for Reader<'_, M, L
     fn entry(&mut self, slot: &Slot) -> Result<Step, Infallible> {
         let Slot { entry, level, .. } = *slot;
         if entry.is_table(level) {
-            (self.on_table)(level - 1, entry.table_pfn());
             return Ok(Step::Enter(entry.table_pfn()));
         }
         if entry.is_leaf(level) {
             let effective = slot.effective(entry.flags(level));
-            (self.on_leaf)(Leaf { va: VirtAddr::new(slot.start), level, entry, effective });
+            (self.f)(Leaf { va: VirtAddr::new(slot.start), level, entry, effective });
         }
         Ok(Step::Next(1))
+    }
+}
+
+/// Lists tables.
+struct Tables<'m, M, F> {
+    mem: &'m M,
+    f: F,
+}
+
+impl<M: TableMem, F: FnMut(u8, Pfn)> Visitor for Tables<'_, M, F> {
+    type Error = Infallible;
+    const EMPTY: bool = false;
+
+    fn read(&self, table: Pfn, index: usize) -> Entry {
+        Entry::new(self.mem.read(table, index))
+    }
+
+    fn entry(&mut self, slot: &Slot) -> Result<Step, Infallible> {
+        let Slot { entry, level, .. } = *slot;
+        if !entry.is_table(level) {
+            return Ok(Step::Next(1));
+        }
+        (self.f)(level - 1, entry.table_pfn());
+        // Tables of level 1 hold no tables.
+        Ok(if level > 2 { Step::Enter(entry.table_pfn()) } else { Step::Next(1) })
     }
 }
 

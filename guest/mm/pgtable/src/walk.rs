@@ -60,6 +60,8 @@ pub(crate) enum Step {
 /// An operation as the walk sees it.
 pub(crate) trait Visitor {
     type Error;
+    /// Whether [`Visitor::entry`] wants to see entries that are all zero.
+    const EMPTY: bool;
 
     fn read(&self, table: Pfn, index: usize) -> Entry;
 
@@ -105,12 +107,17 @@ fn visit<V: Visitor>(
     let mut index = Levels::index(VirtAddr::new(first), level);
     let end = Levels::index(VirtAddr::new(last), level);
     while index <= end {
+        let entry = visitor.read(table, index);
+        if !V::EMPTY && entry.is_empty() {
+            index += 1;
+            continue;
+        }
         let start = base | (index as u64) << shift;
         let slot = Slot {
             table,
             index,
             level,
-            entry: visitor.read(table, index),
+            entry,
             start,
             first: first.max(start),
             last: last.min(start | in_entry),
@@ -120,7 +127,7 @@ fn visit<V: Visitor>(
         index += match visitor.entry(&slot)? {
             Step::Next(entries) => entries,
             Step::Enter(child) => {
-                let result = visit(visitor, child, level - 1, slot.first, slot.last, above.below(slot.entry));
+                let result = visit(visitor, child, level - 1, slot.first, slot.last, above.below(entry));
                 visitor.leave(&slot, child, result)?;
                 1
             }
