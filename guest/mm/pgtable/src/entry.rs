@@ -160,3 +160,143 @@ impl Entry {
 }
 
 const _: () = assert!(Levels::page_size(2) == Levels::page_size(1) * TABLE_ENTRIES as u64);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{CacheMode, Prot};
+    use proptest::prelude::*;
+
+    /// Every combination of the named flags, PRESENT always set.
+    fn all_flags() -> impl Iterator<Item = PteFlags> {
+        let free = PteFlags::all().difference(PteFlags::PRESENT);
+        (0..1_u32 << free.bits().count_ones()).map(move |choice| {
+            let chosen = free.iter().enumerate().filter(|(i, _)| choice >> i & 1 != 0);
+            chosen.fold(PteFlags::PRESENT, |flags, (_, flag)| flags | flag)
+        })
+    }
+
+    #[test]
+    fn a_leaf_gives_back_its_address_and_every_combination_of_flags() {
+        for level in 1..=3 {
+            let top = PhysAddr::new((1 << 52) - Levels::page_size(level));
+            for flags in all_flags() {
+                let expect = if level == 1 { flags - PteFlags::PSE } else { flags | PteFlags::PSE };
+                for phys in [PhysAddr::new(0), PhysAddr::new(Levels::page_size(level)), top] {
+                    let entry = Entry::leaf(level, phys, flags);
+                    assert!(entry.is_leaf(level) && !entry.is_table(level));
+                    assert_eq!((entry.phys(level), entry.flags(level)), (phys, expect));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_pat_bit_is_7_in_a_pte_and_12_above() {
+        let flags = PteFlags::PRESENT | PteFlags::PAT;
+        let raw = |level| Entry::leaf(level, PhysAddr::new(0), flags).as_u64();
+        assert_eq!((raw(1), raw(2), raw(3)), (1 | 1 << 7, 1 | 1 << 7 | 1 << 12, 1 | 1 << 7 | 1 << 12));
+    }
+
+    #[test]
+    fn a_table_entry_leaves_the_decision_to_the_leaf() {
+        for user in [false, true] {
+            let entry = Entry::table(Pfn::new(0x12345), user);
+            for level in 2..=5 {
+                assert!(entry.is_table(level) && !entry.is_leaf(level));
+                assert_eq!(entry.phys(level), PhysAddr::new(0x1234_5000));
+            }
+            assert_eq!(entry.table_pfn(), Pfn::new(0x12345));
+            let open = Prot { write: true, exec: true, user: true, ..Prot::default() };
+            assert_eq!(open.below(entry), Prot { user, ..open });
+        }
+    }
+
+    #[test]
+    fn what_is_not_present_is_neither_leaf_nor_table() {
+        for level in 1..=5 {
+            for raw in [0, 1 << 7, u64::MAX - 1] {
+                let entry = Entry::new(raw);
+                assert!(!entry.is_leaf(level) && !entry.is_table(level));
+            }
+        }
+    }
+
+    #[test]
+    fn pse_is_reserved_at_levels_4_and_5() {
+        let entry = Entry::new(1 | 1 << 7);
+        for level in 4..=5 {
+            assert!(!entry.is_leaf(level) && !entry.is_table(level));
+        }
+    }
+
+    #[test]
+    fn the_pieces_of_a_split_map_the_same_memory_the_same_way() {
+        for level in 2..=3 {
+            for flags in all_flags() {
+                let phys = PhysAddr::new(7 << 30);
+                let piece = Entry::leaf(level, phys, flags).first_of_split(level);
+                let whole = Entry::leaf(level, phys, flags);
+                assert_eq!(piece.phys(level - 1), phys);
+                let pse = if level == 2 { PteFlags::PSE } else { PteFlags::empty() };
+                assert_eq!(piece.flags(level - 1), whole.flags(level) - pse);
+            }
+        }
+    }
+
+    #[test]
+    fn every_protection_survives_its_flags() {
+        for bits in 0..16 * 8_u8 {
+            let bit = |n: u8| bits >> n & 1 != 0;
+            let cache = CacheMode::from_index(bits >> 4);
+            let prot = Prot { write: bit(0), exec: bit(1), user: bit(2), global: bit(3), cache };
+            assert_eq!(Prot::from_flags(prot.flags()), prot);
+            for level in 1..=3 {
+                let entry = Entry::leaf(level, PhysAddr::new(1 << 30), prot.flags());
+                assert_eq!(Prot::from_flags(entry.flags(level)), prot);
+            }
+        }
+    }
+
+    #[test]
+    fn each_cache_mode_selects_its_type_in_the_pat() {
+        let types = CacheMode::PAT_MSR.to_le_bytes();
+        for (mode, memory_type) in [
+            (CacheMode::Uc, 0),
+            (CacheMode::Wc, 1),
+            (CacheMode::Wt, 4),
+            (CacheMode::Wp, 5),
+            (CacheMode::Wb, 6),
+            (CacheMode::UcMinus, 7),
+        ] {
+            for (index, &found) in (0..8).zip(&types) {
+                assert_eq!(CacheMode::from_index(index) == mode, found == memory_type);
+            }
+            assert_eq!(CacheMode::from_flags(mode.flags()), mode);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_address_and_flags_survive(
+            level in 1..=3_u8,
+            frame in 0..1_u64 << 40,
+            bits in any::<u64>(),
+        ) {
+            let phys = PhysAddr::new(frame << 12).align_down(Levels::page_size(level));
+            let flags = PteFlags::from_bits_truncate(bits) | PteFlags::PRESENT;
+            let entry = Entry::leaf(level, phys, flags);
+            prop_assert_eq!(entry.phys(level), phys);
+            prop_assert_eq!(entry.flags(level) - PteFlags::PSE, flags - PteFlags::PSE);
+        }
+
+        /// What the CPU reads, whatever the bits: no panic, and an address below 2^52.
+        #[test]
+        fn any_bits_can_be_read(level in 1..=5_u8, raw in any::<u64>()) {
+            let entry = Entry::new(raw);
+            prop_assert!(entry.phys(level).as_u64() < 1 << 52);
+            prop_assert!(!(entry.is_leaf(level) && entry.is_table(level)));
+            prop_assert_eq!(entry.flags(level) & PteFlags::NX == PteFlags::NX, raw >> 63 == 1);
+        }
+    }
+}

@@ -217,12 +217,17 @@ impl Gather {
 
 impl Drop for Gather {
     fn drop(&mut self) {
+        // A second panic would abort the test that panicked first.
+        #[cfg(test)]
+        if std::thread::panicking() {
+            return;
+        }
         debug_assert!(self.is_empty(), "a gather was dropped unspent: flush it");
     }
 }
 
 /// Bits of a link in each entry, from [`LINK_SHIFT`] up.
-const LINK_BITS: u32 = 6;
+const LINK_BITS: usize = 6;
 const LINK_SHIFT: u32 = 52;
 /// Entries that hold a link: 7 times 6 bits are a frame number of 40 bits and two flags.
 const LINK_ENTRIES: usize = 7;
@@ -238,7 +243,7 @@ fn link(table: Pfn, zero: bool) -> u64 {
 fn write_link<M: TableMem>(mem: &M, table: Pfn, link: u64) {
     for index in 0..LINK_ENTRIES {
         let old = mem.read(table, index);
-        let part = link >> (index as u32 * LINK_BITS) << LINK_SHIFT & LINK_MASK;
+        let part = link >> (index * LINK_BITS) << LINK_SHIFT & LINK_MASK;
         if old & LINK_MASK != part {
             mem.write(table, index, old & !LINK_MASK | part);
         }
@@ -247,6 +252,6 @@ fn write_link<M: TableMem>(mem: &M, table: Pfn, link: u64) {
 
 fn read_link<M: TableMem>(mem: &M, table: Pfn) -> u64 {
     (0..LINK_ENTRIES).fold(0, |link, index| {
-        link | (mem.read(table, index) & LINK_MASK) >> LINK_SHIFT << (index as u32 * LINK_BITS)
+        link | (mem.read(table, index) & LINK_MASK) >> LINK_SHIFT << (index * LINK_BITS)
     })
 }

@@ -46,7 +46,7 @@ impl Levels {
 
     /// Index of `va` in its table of `level` (Linux: `pte_index` to `pgd_index`). `level` is 1..=5.
     pub const fn index(va: VirtAddr, level: u8) -> usize {
-        (va.as_u64() >> Levels::page_shift(level)) as usize % TABLE_ENTRIES
+        (va.as_u64() >> Levels::page_shift(level) & 511) as usize
     }
 
     /// Bytes that one entry of a table of `level` covers. `level` is 1..=5.

@@ -33,6 +33,8 @@ mod map;
 mod mem;
 mod prot;
 mod table;
+#[cfg(test)]
+mod tests;
 mod walk;
 
 pub use edit::KeepTables;

@@ -131,7 +131,7 @@ impl PageTable {
 
     /// The last address of a range that every operation accepts; `None` if it is empty.
     pub(crate) fn check_range(self, va: VirtAddr, pa: PhysAddr, len: u64) -> Result<Option<u64>, MapError> {
-        if !va.is_aligned(PAGE_SIZE) || !pa.is_aligned(PAGE_SIZE) || len % PAGE_SIZE != 0 {
+        if !va.is_aligned(PAGE_SIZE) || !pa.is_aligned(PAGE_SIZE) || !len.is_multiple_of(PAGE_SIZE) {
             return Err(MapError::Misaligned { va, pa, len });
         }
         let half = self.levels.half_len();
