@@ -20,7 +20,8 @@ impl PageTable {
     /// Unmaps `va..va + len`; holes are passed over. Large leaves at the edges are split. Calls
     /// `f(va, entry, level)` for every leaf, or piece of a split leaf, that was taken out, and
     /// for entries that are not present but not zero. The frames behind them may be in a TLB and
-    /// must not be reused before `gather` is spent.
+    /// must not be reused before `gather` is spent. Nor may the range be mapped again: a CPU that
+    /// still walks an unlinked table would not see it.
     ///
     /// On `NoMemory` (a large leaf had to be split) everything below the address in the error is
     /// unmapped.
@@ -77,7 +78,7 @@ impl PageTable {
     /// leaf is accessed or dirty if any of the 512 was. Returns how many tables were replaced.
     ///
     /// Not for memory whose dirty bits matter while CPUs write to it: a bit that is set during
-    /// the merge is lost.
+    /// the merge is lost. The same holds wherever a large leaf is split.
     pub fn merge<M: TableMem>(
         self,
         mem: &mut M,
@@ -128,8 +129,8 @@ trait Edit {
     /// `entry` was in `slot` and inside the range; it was replaced, if that changes it.
     fn replaced(&mut self, _slot: &Slot, _entry: Entry) {}
 
-    /// What becomes of `table`, which was visited through `slot`, without an error if `done`.
-    fn leave<M: TableMem>(&mut self, _mem: &M, _slot: &Slot, _table: Pfn, _done: bool) -> Leave {
+    /// What becomes of `table`, which was visited through `slot`.
+    fn leave<M: TableMem>(&mut self, _mem: &M, _slot: &Slot, _table: Pfn) -> Leave {
         Leave::Keep
     }
 }
@@ -214,7 +215,7 @@ impl<M: TableMem, E: Edit> Visitor for Editor<'_, M, E> {
             self.gather.leaf(slot.start, level, entry);
             return result;
         }
-        match self.edit.leave(self.mem, slot, table, result.is_ok()) {
+        match self.edit.leave(self.mem, slot, table) {
             Leave::Keep => {}
             Leave::Empty => {
                 self.mem.write(slot.table, slot.index, 0);
@@ -247,12 +248,14 @@ impl<F: FnMut(VirtAddr, Entry, u8)> Edit for Unmap<F> {
         (self.f)(slot.va(), entry, slot.level);
     }
 
-    fn leave<M: TableMem>(&mut self, mem: &M, slot: &Slot, table: Pfn, done: bool) -> Leave {
+    fn leave<M: TableMem>(&mut self, mem: &M, slot: &Slot, table: Pfn) -> Leave {
         if slot.level == self.keep_level {
             return Leave::Keep;
         }
+        // Errors come from entries that the range covers partly, and so not from below a table
+        // that it covers wholly.
         let mut indices = 0..TABLE_ENTRIES;
-        if done && slot.is_whole() || indices.all(|index| mem.read(table, index) == 0) {
+        if slot.is_whole() || indices.all(|index| mem.read(table, index) == 0) {
             Leave::Empty
         } else {
             Leave::Keep
@@ -311,7 +314,7 @@ impl Edit for Merge<'_> {
         false
     }
 
-    fn leave<M: TableMem>(&mut self, mem: &M, slot: &Slot, table: Pfn, _done: bool) -> Leave {
+    fn leave<M: TableMem>(&mut self, mem: &M, slot: &Slot, table: Pfn) -> Leave {
         if slot.level > self.largest || !slot.is_whole() {
             return Leave::Keep;
         }

@@ -429,6 +429,18 @@ fn merge_takes_neither_gaps_nor_frames_out_of_order_nor_foreign_flags() {
 }
 
 #[test]
+fn merge_leaves_tables_alone_that_reach_out_of_the_range() {
+    let (mut mem, table) = tree(Levels::Four);
+    table.map(&mut mem, va(0), pa(0), 3 * M2, Prot::KERNEL_RW, LeafSize::Size4K).unwrap();
+    let mut gather = Gather::new();
+    let range = (va(K4), 3 * M2 - 2 * K4);
+    assert_eq!(table.merge(&mut mem, range.0, range.1, LeafSize::Size1G, &mut gather), Ok(1));
+    assert!(spend(&mut mem, gather).is_some());
+    assert_eq!(table.translate(&mem, va(M2)).unwrap().level, 2);
+    assert_eq!(leaves(&mem, table).len(), 512 + 1 + 512);
+}
+
+#[test]
 fn a_merged_leaf_is_dirty_if_any_page_was_and_grants_no_more_than_before() {
     let (mut mem, table) = tree(Levels::Four);
     table.map(&mut mem, va(0), pa(M2), M2, Prot::USER_RW, LeafSize::Size4K).unwrap();
