@@ -5,31 +5,41 @@
 
 #![cfg_attr(target_os = "none", no_std, no_main)]
 
-macro_rules! modules {
-    ($($(#[$attribute:meta])* $name:ident,)*) => {
-        $($(#[$attribute])* #[cfg(target_os = "none")] mod $name;)*
-    };
-}
-
-modules! {
-    #[macro_use] console,
-    acpi,
-    #[path = "arch/x86_64/mod.rs"] arch,
-    bootinfo,
-    cmdline,
-    drivers,
-    elf,
-    init,
-    introspect,
-    mm,
-    panic,
-    seeded,
-    smp,
-    sync,
-    syscall,
-    task,
-    topology,
-}
+#[cfg(target_os = "none")]
+mod console;
+#[cfg(target_os = "none")]
+mod acpi;
+#[cfg(target_os = "none")]
+#[path = "arch/x86_64/mod.rs"]
+mod arch;
+#[cfg(target_os = "none")]
+mod bootinfo;
+#[cfg(target_os = "none")]
+mod cmdline;
+#[cfg(target_os = "none")]
+mod drivers;
+#[cfg(target_os = "none")]
+mod elf;
+#[cfg(target_os = "none")]
+mod init;
+#[cfg(target_os = "none")]
+mod introspect;
+#[cfg(target_os = "none")]
+mod mm;
+#[cfg(target_os = "none")]
+mod panic;
+#[cfg(target_os = "none")]
+mod seeded;
+#[cfg(target_os = "none")]
+mod smp;
+#[cfg(target_os = "none")]
+mod sync;
+#[cfg(target_os = "none")]
+mod syscall;
+#[cfg(target_os = "none")]
+mod task;
+#[cfg(target_os = "none")]
+mod topology;
 
 #[cfg(not(target_os = "none"))]
 fn main() {

@@ -52,7 +52,7 @@ pub fn end(code: ExitCode) -> ! {
 /// Prints the walk of an address through the tables in CR3.
 pub fn print_walk(va: u64) {
     paging::walk_current(va, |level, table, index, entry| {
-        println!("  {level:4} table {table:#x} [{index:3}] = {entry:#018x}");
+        println!("  {level:4} table {table} [{index:3}] = {entry:#018x}");
     });
 }
 

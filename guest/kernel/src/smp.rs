@@ -89,7 +89,7 @@ pub fn init_identity(kernel: PageTable) {
     }
     let table = PageTable::new(&mut Tables, levels()).expect("no memory for the trampoline's tables");
     table.share_upper_half(&Tables, kernel);
-    let prot = Prot { write: true, exec: true, ..Prot::NONE };
+    let prot = Prot { write: true, exec: true, global: false, ..Prot::KERNEL_RO };
     let (va, pa) = (VirtAddr::new(page), PhysAddr::new(page));
     table.map(&mut Tables, va, pa, PAGE_SIZE, prot, LeafSize::Size4K).expect("mapping the trampoline");
     introspect::add_extra_table(table.root);
@@ -109,7 +109,7 @@ fn install(page: u64) {
     let code = unsafe { core::slice::from_raw_parts(start, len) };
     let pfn = PhysAddr::new(page).pfn();
     phys::copy_to_frame(pfn, 0, code);
-    let mut patch = |symbol, len: usize, value: u64| {
+    let patch = |symbol, len: usize, value: u64| {
         phys::copy_to_frame(pfn, offset(symbol), &value.to_le_bytes()[..len]);
     };
     let linear = |symbol| {

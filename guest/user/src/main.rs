@@ -1,10 +1,17 @@
-//! user
+//! The guest's first program: touches memory and checks that demand paging gave it what Linux would.
+//!
+//! It runs in ring 3 with Linux's system calls. RDI says how it ends: 0 by `exit`, 1 by `pause`, which
+//! keeps it alive for an audit. Its exit status is the number of failed checks.
+
 #![cfg_attr(target_os = "none", no_std, no_main)]
+
 #[cfg(target_os = "none")]
-#[unsafe(no_mangle)]
-extern "C" fn _start() -> ! { loop {} }
+mod program;
 #[cfg(target_os = "none")]
-#[panic_handler]
-fn panic(_: &core::panic::PanicInfo<'_>) -> ! { loop {} }
+mod sys;
+
 #[cfg(not(target_os = "none"))]
-fn main() {}
+fn main() {
+    eprintln!("this is a program of the guest: build it with `make guest`");
+    std::process::exit(2);
+}

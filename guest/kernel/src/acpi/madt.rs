@@ -24,7 +24,7 @@ pub fn madt(table: Option<&Table>) -> Madt {
     const LOCAL_APIC_ADDRESS: u8 = 5;
     const LOCAL_X2APIC: u8 = 9;
     let mut madt = Madt { apic_base: apic::DEFAULT_BASE, apic_ids: [0; MAX_CPUS], count: 0 };
-    let mut add = |madt: &mut Madt, id: Option<u32>, flags: Option<u32>| {
+    let add = |madt: &mut Madt, id: Option<u32>, flags: Option<u32>| {
         let (Some(id), Some(flags)) = (id, flags) else { return };
         if flags & 1 == 0 {
             return;

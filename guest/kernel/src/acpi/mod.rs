@@ -7,7 +7,7 @@ mod numa;
 
 use mm_core::PhysAddr;
 
-pub use fadt::{PowerOff, power_off_method};
+pub use fadt::power_off_method;
 pub use madt::{MAX_CPUS, Madt, madt};
 pub use numa::{Slit, Srat, slit, srat};
 

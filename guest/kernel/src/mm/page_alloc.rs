@@ -192,15 +192,15 @@ pub fn alloc_pages(order: Order, node: Option<u32>, kind: PageKind) -> Option<Pf
             let mut zone = zone(at.node, at.kind).lock();
             let info = zone.info();
             let floor = info.watermark[Watermark::Min as usize] + info.lowmem_reserve[ZoneKind::Normal as usize];
-            if info.free_pages >= floor + order.pages()
-                && let Some(pfn) = zone.alloc_block(&Vmemmap, order)
+            let enough = info.free_pages >= floor + order.pages();
+            let deferred = info.deferred_pages;
+            if enough && let Some(pfn) = zone.alloc_block(&Vmemmap, order)
             {
                 drop(zone);
                 set_kind(pfn, order, kind);
                 PGALLOC.fetch_add(order.pages(), Ordering::Relaxed);
                 return Some(pfn);
             }
-            let deferred = info.deferred_pages;
             drop(zone);
             if deferred == 0 || !grow(at.node, at.kind) {
                 break;
@@ -232,18 +232,22 @@ pub fn free_pages(pfn: Pfn, order: Order) {
     PGFREE.fetch_add(order.pages(), Ordering::Relaxed);
 }
 
-/// Computes watermarks and reserves of all zones and writes them.
+/// Computes watermarks and reserves of all zones and writes them. The formulas look at all zones at
+/// once, so they work on copies, which are too large for a kernel stack.
 fn set_watermarks() {
-    let mut infos = [*Zone::new(0, ZoneKind::Dma).info(); ZONES_MAX];
-    let count = nr_nodes() * MAX_NR_ZONES;
-    for (info, zone) in infos.iter_mut().zip(zones()) {
-        *info = *zone.lock().info();
+    static COPIES: Lock<[Zone; ZONES_MAX]> = Lock::new([const { Zone::new(0, ZoneKind::Dma) }; ZONES_MAX]);
+    let mut copies = COPIES.lock();
+    let copies = &mut copies[..nr_nodes() * MAX_NR_ZONES];
+    for (copy, zone) in copies.iter_mut().zip(zones()) {
+        *copy.info_mut() = *zone.lock().info();
     }
-    watermark::setup(&mut infos[..count]);
-    for (info, zone) in infos.iter().zip(zones()) {
+    let min_free_kbytes = watermark::min_free_kbytes(watermark::nr_free_buffer_pages(copies));
+    watermark::setup_per_zone_lowmem_reserve(copies, watermark::LOWMEM_RESERVE_RATIO);
+    watermark::setup_per_zone_wmarks(copies, min_free_kbytes, watermark::WATERMARK_SCALE_FACTOR);
+    for (copy, zone) in copies.iter().zip(zones()) {
         let mut zone = zone.lock();
-        zone.info_mut().watermark = info.watermark;
-        zone.info_mut().lowmem_reserve = info.lowmem_reserve;
+        zone.info_mut().watermark = copy.info().watermark;
+        zone.info_mut().lowmem_reserve = copy.info().lowmem_reserve;
     }
 }
 

@@ -4,7 +4,6 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use super::trap;
 
-const ID: u64 = 0x20;
 const EOI: u64 = 0xb0;
 const SPURIOUS: u64 = 0xf0;
 const ICR_LOW: u64 = 0x300;
@@ -40,11 +39,6 @@ pub fn enable() {
     write(LVT_LINT0, MASKED);
     write(LVT_LINT1, MASKED);
     write(SPURIOUS, 1 << 8 | u32::from(trap::VECTOR_SPURIOUS));
-}
-
-/// This CPU's APIC id.
-pub fn id() -> u32 {
-    read(ID) >> 24
 }
 
 /// Ends the interrupt in service.

@@ -28,10 +28,6 @@ pub struct Features {
     pub gbpages: bool,
     /// Physical address bits.
     pub phys_bits: u32,
-    /// Supervisor-mode execution prevention is on.
-    pub smep: bool,
-    /// Supervisor-mode access prevention is on.
-    pub smap: bool,
 }
 
 /// Reads what CPUID says about paging. `nogbpages` on the command line wins over CPUID, because
@@ -42,7 +38,7 @@ pub fn detect(nogbpages: bool) -> Features {
         0 => 36,
         bits => bits,
     };
-    Features { gbpages, phys_bits: phys_bits.min(52), smep: false, smap: false }
+    Features { gbpages, phys_bits: phys_bits.min(52) }
 }
 
 /// Puts this CPU's control registers into the state all CPUs share; returns (SMEP, SMAP).

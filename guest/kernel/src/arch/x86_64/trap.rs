@@ -23,7 +23,6 @@ pub const VECTOR_SPURIOUS: u8 = 0xff;
 /// What trap.s leaves on the stack.
 #[derive(Clone, Copy, Debug, Default)]
 #[repr(C)]
-#[expect(missing_docs, reason = "registers by name")]
 pub struct TrapFrame {
     pub r15: u64,
     pub r14: u64,
@@ -241,12 +240,14 @@ extern "C" fn trap_entry(frame: &mut TrapFrame) {
         syscall::dispatch(frame);
         return;
     }
+    if !frame.from_user() && frame.vector < 32 && recover(frame) {
+        return;
+    }
     match frame.vector {
         VECTOR_SYSCALL => syscall::dispatch(frame),
         VECTOR_PAGE_FAULT if frame.from_user() => task::page_fault(frame, regs::cr2()),
         32.. => interrupt(frame.vector),
         _ if frame.from_user() => task::trap(frame),
-        _ if recover(frame) => {}
         _ => die(frame),
     }
 }
