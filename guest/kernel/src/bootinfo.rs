@@ -126,6 +126,11 @@ fn command_line(boot: &mut BootInfo, address: u64) {
     }
     let bytes = Bytes::at(PhysAddr::new(address), cmdline::MAX);
     let mut len = 0;
-    cmdline::set((0..cmdline::MAX).map_while(|index| bytes.u8(index)).take_while(|&byte| byte != 0).inspect(|_| len += 1));
+    cmdline::set(
+        (0..cmdline::MAX)
+            .map_while(|index| bytes.u8(index))
+            .take_while(|&byte| byte != 0)
+            .inspect(|_| len += 1),
+    );
     boot.occupy(address, len + 1);
 }

@@ -30,7 +30,8 @@ impl Segment {
 
     /// The file's bytes for `from..to`, which lies in `start..file_end`.
     pub fn bytes(&self, from: u64, to: u64) -> &'static [u8] {
-        let at = |address: u64| usize::try_from(address - self.start + self.offset).expect("the file is small");
+        let at =
+            |address: u64| usize::try_from(address - self.start + self.offset).expect("the file is small");
         &FILE[at(from)..at(to)]
     }
 }

@@ -13,7 +13,7 @@ use crate::mm::layout::{APIC_VA, levels, percpu_area};
 use crate::mm::{early, layout, memmap, page_alloc, paging, phys};
 use crate::sync::Lock;
 use crate::task::PAUSED;
-use crate::{cmdline, console, introspect, println, seeded, smp, task, topology};
+use crate::{cmdline, console, introspect, ktest, println, seeded, smp, task, topology};
 
 /// The memory map.
 pub struct E820 {
@@ -42,7 +42,10 @@ extern "C" fn start_kernel(protocol: u64, info: u64, image: u64) -> ! {
     cmdline::with(|line| println!("Command line: {line}"));
     let features = cpu::detect(cmdline::flag("nogbpages"));
     let (smep, smap) = cpu::init_control_registers();
-    println!("CPU: {} physical address bits, 1 GiB pages: {}, SMEP: {smep}, SMAP: {smap}", features.phys_bits, features.gbpages);
+    println!(
+        "CPU: {} physical address bits, 1 GiB pages: {}, SMEP: {smep}, SMAP: {smap}",
+        features.phys_bits, features.gbpages
+    );
     init_memory(&boot, features.phys_bits);
     introspect::publish_memory(&boot, features.phys_bits);
     let apic_base = topology::init(boot.rsdp);
@@ -71,11 +74,12 @@ extern "C" fn start_on_own_stack() -> ! {
     page_alloc::print();
     smp::start_others();
     introspect::stage(BootStage::Smp);
-    let clean = run_init();
+    let passed = ktest::run();
+    let clean = run_init().map(|clean| clean && passed);
     match clean {
         Some(true) => power::power_off(),
         Some(false) => {
-            println!("init failed");
+            println!("a test failed");
             power::exit(ExitCode::TestFailed)
         }
         None => power::exit(ExitCode::BadMachine),
@@ -126,7 +130,9 @@ fn init_memory(boot: &BootInfo, phys_bits: u32) {
     print_e820("sanitized physical RAM map", clean);
     let mut memblock = early::MEMBLOCK.lock();
     for entry in clean.entries().iter().filter(|entry| entry.kind == E820Type::Ram as u32) {
-        memblock.add(PhysAddr::new(entry.addr), entry.size, memvisor_abi::NODE_NONE).expect("memblock is full");
+        memblock
+            .add(PhysAddr::new(entry.addr), entry.size, memvisor_abi::NODE_NONE)
+            .expect("memblock is full");
     }
     let image = phys::image();
     let mut reserve = |addr: u64, len: u64| {

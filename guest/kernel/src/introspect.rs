@@ -12,13 +12,13 @@ use mm_pgtable::layout as va_layout;
 
 use crate::bootinfo::BootInfo;
 use crate::drivers::memvisor;
+use crate::init::E820;
 use crate::mm::layout::levels;
 use crate::mm::page_alloc::{self, NODES, PGALLOC, PGFREE, ZONES};
 use crate::mm::{early, memmap, paging, phys};
 use crate::sync::Lock;
 use crate::task::{FAULTS, SYSCALLS};
 use crate::topology::{CPUS, SLIT};
-use crate::init::E820;
 
 /// The root sits alone on its page, so that a scan finds it at a page boundary.
 #[repr(C, align(4096))]
@@ -30,7 +30,7 @@ const NO_TABLE: TableRef = TableRef { gpa: 0, count: 0, stride: 0 };
 static MEMVISOR_ROOT: RootPage = RootPage(Lock::new(Root {
     magic: Root::MAGIC,
     version: Root::VERSION,
-    size: size_of::<Root>() as u32,
+    size: Root::SIZE,
     layout_hash: LAYOUT_HASH,
     self_gpa: 0,
     stage: BootStage::Early as u32,
@@ -156,10 +156,11 @@ pub fn publish_zones() {
         root.sections = TableRef {
             gpa: memmap::table_address().as_u64(),
             count: u32::try_from(sections.len()).expect("sections fit"),
-            stride: size_of::<memvisor_abi::Section>() as u32,
+            stride: u32::try_from(size_of::<memvisor_abi::Section>()).expect("structures are small"),
         };
         root.cpus = table(cpus.table.as_ptr(), cpus.count, size_of::<CpuInfo>());
-        root.address_spaces = table(ADDRESS_SPACES.as_ptr().cast::<AddressSpace>(), SPACES, size_of::<AddressSpace>());
+        root.address_spaces =
+            table(ADDRESS_SPACES.as_ptr().cast::<AddressSpace>(), SPACES, size_of::<AddressSpace>());
         root.extra_tables = table(extra.pfns.as_ptr(), extra.len as usize, 8);
     });
     stage(BootStage::Buddy);

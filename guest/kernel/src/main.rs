@@ -6,8 +6,6 @@
 #![cfg_attr(target_os = "none", no_std, no_main)]
 
 #[cfg(target_os = "none")]
-mod console;
-#[cfg(target_os = "none")]
 mod acpi;
 #[cfg(target_os = "none")]
 #[path = "arch/x86_64/mod.rs"]
@@ -17,6 +15,8 @@ mod bootinfo;
 #[cfg(target_os = "none")]
 mod cmdline;
 #[cfg(target_os = "none")]
+mod console;
+#[cfg(target_os = "none")]
 mod drivers;
 #[cfg(target_os = "none")]
 mod elf;
@@ -24,6 +24,8 @@ mod elf;
 mod init;
 #[cfg(target_os = "none")]
 mod introspect;
+#[cfg(target_os = "none")]
+mod ktest;
 #[cfg(target_os = "none")]
 mod mm;
 #[cfg(target_os = "none")]

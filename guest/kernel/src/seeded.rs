@@ -39,7 +39,8 @@ const FAULTS: [(&str, Fault); 22] = [
 
 /// Applies the fault that the command line names, if it names one. `false` if it cannot.
 pub fn apply() -> bool {
-    let Some(position) = cmdline::value("seeded", |name| FAULTS.iter().position(|fault| fault.0 == name)) else {
+    let Some(position) = cmdline::value("seeded", |name| FAULTS.iter().position(|fault| fault.0 == name))
+    else {
         return true;
     };
     let Some(index) = position else {

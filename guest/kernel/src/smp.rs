@@ -48,7 +48,8 @@ pub fn init_percpu() {
     let count = CPUS.lock().count;
     for number in 0..count {
         let node = CPUS.lock().table[number].node;
-        let frames = early::alloc(percpu::AREA_FRAMES, 1, Some(node), PageKind::PerCpu).expect("no memory for per-CPU areas");
+        let frames = early::alloc(percpu::AREA_FRAMES, 1, Some(node), PageKind::PerCpu)
+            .expect("no memory for per-CPU areas");
         for index in 0..percpu::AREA_FRAMES {
             DirectMap.zero_frame(frames.offset(index));
         }
@@ -212,7 +213,7 @@ pub fn run_call() {
     let call = percpu.call.load(Ordering::Acquire);
     if call != 0 {
         // SAFETY: `call_others` stores nothing but a `fn()`, and it lives in the kernel image.
-        let f: fn() = unsafe { core::mem::transmute::<usize, fn()>(call as usize) };
+        let f: fn() = unsafe { core::mem::transmute::<u64, fn()>(call) };
         f();
         percpu.call.store(0, Ordering::Release);
     }

@@ -48,7 +48,10 @@ impl<T> Lock<T> {
 
 impl<T> fmt::Debug for Lock<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Lock").field("next", &self.next).field("serving", &self.serving).finish_non_exhaustive()
+        f.debug_struct("Lock")
+            .field("next", &self.next)
+            .field("serving", &self.serving)
+            .finish_non_exhaustive()
     }
 }
 

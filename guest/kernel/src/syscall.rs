@@ -4,8 +4,8 @@ use core::sync::atomic::Ordering;
 
 use crate::arch::trap::TrapFrame;
 use crate::arch::user;
-use crate::task::{self, PAUSED, SYSCALLS};
 use crate::print;
+use crate::task::{self, PAUSED, SYSCALLS};
 
 const WRITE: u64 = 1;
 const BRK: u64 = 12;

@@ -13,9 +13,9 @@ use crate::elf::{self, Segment};
 use crate::introspect::ADDRESS_SPACES;
 use crate::mm::layout::levels;
 use crate::mm::memmap::Vmemmap;
+use crate::mm::page_alloc;
 use crate::mm::paging::{self, Tables};
 use crate::mm::phys::{self, DirectMap};
-use crate::mm::page_alloc;
 use crate::println;
 use crate::sync::Lock;
 
@@ -78,7 +78,8 @@ pub fn run(pid: u32, argument: u64) -> u64 {
     let table = PageTable::new(&mut Tables, levels()).expect("no memory for a page table");
     table.share_upper_half(&Tables, paging::kernel());
     let top = layout::task_size(levels()) & !(PAGE_SIZE - 1);
-    let break_start = program.segments.iter().map(|segment| segment.end).max().unwrap_or(0).next_multiple_of(PAGE_SIZE);
+    let break_start =
+        program.segments.iter().map(|segment| segment.end).max().unwrap_or(0).next_multiple_of(PAGE_SIZE);
     let task = Task {
         pid,
         table,
@@ -135,7 +136,9 @@ pub fn reap() {
 fn publish(task: &Task) {
     let mut tables = 1;
     let top = layout::task_size(levels()) & !(PAGE_SIZE - 1);
-    task.table.for_each_table(&Tables, VirtAddr::new(0), top, |_, _| tables += 1).expect("the lower half is canonical");
+    task.table
+        .for_each_table(&Tables, VirtAddr::new(0), top, |_, _| tables += 1)
+        .expect("the lower half is canonical");
     let entry = AddressSpace {
         pgd_pfn: task.table.root.as_u64(),
         pid: task.pid,
@@ -185,7 +188,10 @@ pub fn page_fault(frame: &TrapFrame, address: u64) {
     if let Err(reason) = outcome {
         println!(
             "task[{}]: segfault at {address:x} ip {:x} sp {:x} error {:x} ({reason:?})",
-            current_pid(), frame.rip, frame.rsp, frame.error
+            current_pid(),
+            frame.rip,
+            frame.rsp,
+            frame.error
         );
         user::leave(KILLED);
     }
@@ -193,7 +199,14 @@ pub fn page_fault(frame: &TrapFrame, address: u64) {
 
 /// Any other trap from ring 3 ends the process.
 pub fn trap(frame: &TrapFrame) {
-    println!("task[{}]: {} ip {:x} sp {:x} error {:x}", current_pid(), trap::name(frame.vector), frame.rip, frame.rsp, frame.error);
+    println!(
+        "task[{}]: {} ip {:x} sp {:x} error {:x}",
+        current_pid(),
+        trap::name(frame.vector),
+        frame.rip,
+        frame.rsp,
+        frame.error
+    );
     user::leave(KILLED)
 }
 
@@ -225,7 +238,8 @@ fn resolve(address: u64, access: Access) -> Result<(), Denied> {
     page.set_mapping(u64::from(task.pid));
     page.set_index(start / PAGE_SIZE);
     page.set_mapcount(0);
-    let mapped = task.table.map(&mut Tables, VirtAddr::new(start), pfn.phys(), PAGE_SIZE, prot, LeafSize::Size4K);
+    let mapped =
+        task.table.map(&mut Tables, VirtAddr::new(start), pfn.phys(), PAGE_SIZE, prot, LeafSize::Size4K);
     if mapped.is_err() {
         page.set_mapcount(-1);
         page_alloc::free_pages(pfn, Order::ZERO);

@@ -48,7 +48,7 @@ pub fn init(rsdp: u64) -> u64 {
 /// Linux's rule (`numa_register_memblks`): RAM that no range covers goes to node 0.
 fn place_memory(srat: &mut Srat) {
     let mut memblock = early::MEMBLOCK.lock();
-    let everything = u64::MAX & !0xfff;
+    let everything = !0xfff;
     memblock.set_node(PhysAddr::new(0), everything, 0).expect("memblock is full");
     for &(base, len, node) in &srat.memory[..srat.ranges] {
         if let Err(error) = memblock.set_node(PhysAddr::new(base), len, node) {

@@ -1,7 +1,9 @@
 //! The checks.
 
+use core::cell::UnsafeCell;
 use core::fmt::Write;
 use core::hint::black_box;
+use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use crate::sys::{self, Out};
 
@@ -14,8 +16,12 @@ const EBADF: u64 = 9_u64.wrapping_neg();
 const EFAULT: u64 = 14_u64.wrapping_neg();
 const ENOSYS: u64 = 38_u64.wrapping_neg();
 
-static mut BSS: [u8; BSS_PAGES * PAGE] = [0; BSS_PAGES * PAGE];
-static mut DATA: [u64; 4] = [0x1122_3344_5566_7788; 4];
+/// Zero-initialised memory that one thread takes once.
+struct Area(UnsafeCell<[u8; BSS_PAGES * PAGE]>);
+// SAFETY: the program has one thread.
+unsafe impl Sync for Area {}
+static BSS: Area = Area(UnsafeCell::new([0; BSS_PAGES * PAGE]));
+static DATA: [AtomicU64; 4] = [const { AtomicU64::new(0x1122_3344_5566_7788) }; 4];
 static RODATA: [u64; 4] = [0x8877_6655_4433_2211; 4];
 
 struct Checks {
@@ -62,13 +68,18 @@ pub extern "C" fn main(mode: u64) -> ! {
     let mut checks = Checks { failed: 0, run: 0 };
     let pid = sys::getpid();
     // SAFETY: one thread, and the only reference.
-    let bss = unsafe { &mut *&raw mut BSS };
+    let bss = unsafe { &mut *BSS.0.get() };
     checks.memory("bss is zero at first touch", bss);
-    // SAFETY: as above.
-    let data = unsafe { &mut *&raw mut DATA };
-    checks.check("data comes from the file", black_box(&*data).iter().all(|&word| word == 0x1122_3344_5566_7788));
-    data[0] = 1;
-    checks.check("read-only data comes from the file", black_box(&RODATA).iter().all(|&word| word == 0x8877_6655_4433_2211));
+    checks.check(
+        "data comes from the file",
+        DATA.iter().all(|word| word.load(Relaxed) == 0x1122_3344_5566_7788),
+    );
+    DATA[0].store(1, Relaxed);
+    checks.check("data keeps what is written", DATA[0].load(Relaxed) == 1);
+    checks.check(
+        "read-only data comes from the file",
+        black_box(&RODATA).iter().all(|&word| word == 0x8877_6655_4433_2211),
+    );
     let start = sys::brk(0);
     let end = start + (HEAP_PAGES * PAGE) as u64;
     checks.check("brk grows the heap", sys::brk(end) == end);
@@ -78,7 +89,10 @@ pub extern "C" fn main(mode: u64) -> ! {
     deep_stack(&mut checks);
     checks.check("write to a bad descriptor is EBADF", sys::write_raw(9, RODATA.as_ptr() as u64, 1) == EBADF);
     checks.check("write from an unmapped address is EFAULT", sys::write_raw(1, 0x1000, 1) == EFAULT);
-    checks.check("write from a kernel address is EFAULT", sys::write_raw(1, 0xffff_ffff_8100_0000, 8) == EFAULT);
+    checks.check(
+        "write from a kernel address is EFAULT",
+        sys::write_raw(1, 0xffff_ffff_8100_0000, 8) == EFAULT,
+    );
     checks.check("write over the end of memory is EFAULT", sys::write_raw(1, u64::MAX - 4, 8) == EFAULT);
     checks.check("an unknown call is ENOSYS", sys::nonsense() == ENOSYS);
     let _ = writeln!(

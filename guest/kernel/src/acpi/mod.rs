@@ -62,7 +62,9 @@ struct Name([u8; 4]);
 impl core::fmt::Display for Name {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         use core::fmt::Write;
-        self.0.iter().try_for_each(|&byte| f.write_char(if byte.is_ascii_graphic() { byte.into() } else { '?' }))
+        self.0
+            .iter()
+            .try_for_each(|&byte| f.write_char(if byte.is_ascii_graphic() { byte.into() } else { '?' }))
     }
 }
 
@@ -88,8 +90,7 @@ pub fn find(rsdp: u64) -> Tables {
     };
     let revision = pointer.u8(15).unwrap_or(0);
     let xsdt = if revision >= 2 { pointer.u64(24).unwrap_or(0) } else { 0 };
-    let (root, word) =
-        if xsdt != 0 { (xsdt, 8) } else { (u64::from(pointer.u32(16).unwrap_or(0)), 4) };
+    let (root, word) = if xsdt != 0 { (xsdt, 8) } else { (u64::from(pointer.u32(16).unwrap_or(0)), 4) };
     println!("ACPI: RSDP {:#018x} (v{revision:02})", pointer.address());
     let Some(root) = open(root) else { return tables };
     for at in (HEADER..root.len()).step_by(word) {

@@ -3,8 +3,8 @@
 
 use memvisor_abi::{MAX_NUMNODES, NODE_NONE};
 
-use super::madt::MAX_CPUS;
 use super::Table;
+use super::madt::MAX_CPUS;
 use crate::println;
 
 const MAX_RANGES: usize = 256;
@@ -33,7 +33,9 @@ impl Srat {
 
     fn saw_node(&mut self, node: u32) -> bool {
         if node as usize >= MAX_NUMNODES {
-            println!("SRAT: proximity domain {node} is past the {MAX_NUMNODES} nodes of this kernel; entry ignored");
+            println!(
+                "SRAT: proximity domain {node} is past the {MAX_NUMNODES} nodes of this kernel; entry ignored"
+            );
             return false;
         }
         self.nodes = self.nodes.max(node + 1);
@@ -51,10 +53,13 @@ pub fn srat(table: Option<&Table>, srat: &mut Srat) {
     table.for_each_subtable(48, |kind, entry| {
         let parsed = match kind {
             CPU => entry.u32(4).zip(entry.u8(3)).zip(entry.u8(2)).map(|((flags, id), low)| {
-                let high = (0..3).map(|index| u32::from(entry.u8(9 + index).unwrap_or(0)) << (8 * (index + 1)));
+                let high =
+                    (0..3).map(|index| u32::from(entry.u8(9 + index).unwrap_or(0)) << (8 * (index + 1)));
                 (flags, u32::from(id), u32::from(low) | high.sum::<u32>())
             }),
-            X2APIC => entry.u32(12).zip(entry.u32(8)).zip(entry.u32(4)).map(|((flags, id), node)| (flags, id, node)),
+            X2APIC => {
+                entry.u32(12).zip(entry.u32(8)).zip(entry.u32(4)).map(|((flags, id), node)| (flags, id, node))
+            }
             _ => None,
         };
         if let Some((flags, id, node)) = parsed {
@@ -78,7 +83,10 @@ pub fn srat(table: Option<&Table>, srat: &mut Srat) {
                 return;
             };
             if srat.ranges == MAX_RANGES {
-                println!("SRAT: more than {MAX_RANGES} memory ranges; [mem {base:#x}-{:#x}] ignored", end - 1);
+                println!(
+                    "SRAT: more than {MAX_RANGES} memory ranges; [mem {base:#x}-{:#x}] ignored",
+                    end - 1
+                );
                 return;
             }
             println!("SRAT: Node {node} PXM {node} [mem {base:#018x}-{:#018x}]", end - 1);
@@ -112,12 +120,18 @@ pub fn slit(table: Option<&Table>, nodes: usize, slit: &mut Slit) {
     let count = usize::try_from(localities).unwrap_or(usize::MAX);
     let valid = table.filter(|table| {
         let complete = count >= nodes
-            && count.checked_mul(count).and_then(|cells| cells.checked_add(44)).is_some_and(|len| len <= table.len());
+            && count
+                .checked_mul(count)
+                .and_then(|cells| cells.checked_add(44))
+                .is_some_and(|len| len <= table.len());
         // ACPI 6.5 5.2.17: the diagonal is 10, everything else is more.
         let sane = complete
             && (0..nodes).all(|from| {
                 (0..nodes).all(|to| {
-                    table.bytes.u8(44 + from * count + to).is_some_and(|d| if from == to { d == LOCAL } else { d > LOCAL })
+                    table
+                        .bytes
+                        .u8(44 + from * count + to)
+                        .is_some_and(|d| if from == to { d == LOCAL } else { d > LOCAL })
                 })
             });
         if !sane {

@@ -60,10 +60,10 @@ pub struct Vmemmap;
 
 impl Vmemmap {
     fn run(pfn: Pfn) -> &'static [Page] {
-        let rest = PAGES_PER_SECTION - (pfn.as_u64() & (PAGES_PER_SECTION - 1));
+        let rest = usize::try_from(PAGES_PER_SECTION - (pfn.as_u64() & (PAGES_PER_SECTION - 1))).unwrap_or(0);
         let first = layout::vmemmap_start(levels()).as_u64() + pfn.as_u64() * size_of::<Page>() as u64;
         // SAFETY: the caller found the section present, and `init` mapped all of its descriptors.
-        unsafe { core::slice::from_raw_parts(first as *const Page, rest as usize) }
+        unsafe { core::slice::from_raw_parts(first as *const Page, rest) }
     }
 }
 
@@ -122,7 +122,11 @@ pub fn init() {
     TABLE.store(table.phys().as_u64(), Ordering::Relaxed);
     COUNT.store(sections.len(), Ordering::Relaxed);
     SECTIONS.store(sections.as_mut_ptr(), Ordering::Release);
-    println!("sparse: {count} sections of {} MiB, {} KiB of page descriptors", 1 << (SECTION_SIZE_BITS - 20), count as u64 * MEMMAP_FRAMES * 4);
+    println!(
+        "sparse: {count} sections of {} MiB, {} KiB of page descriptors",
+        1 << (SECTION_SIZE_BITS - 20),
+        count as u64 * MEMMAP_FRAMES * 4
+    );
 }
 
 /// Calls `f(number, node of its first frame)` for every section that holds RAM, ascending.
@@ -149,9 +153,10 @@ pub fn span(section: &Section) -> (Pfn, Pfn) {
 pub fn has_reservations(section: &Section) -> bool {
     let (start, end) = span(section);
     let memblock = early::MEMBLOCK.lock();
-    memblock.reserved().iter().any(|region| {
-        region.base < end.phys().as_u64() && region.base + region.size > start.phys().as_u64()
-    })
+    memblock
+        .reserved()
+        .iter()
+        .any(|region| region.base < end.phys().as_u64() && region.base + region.size > start.phys().as_u64())
 }
 
 /// Writes the descriptors of a deferred section and gives its free frames to their zones. The caller

@@ -6,8 +6,8 @@ use memvisor_abi::{MAX_NR_ZONES, MAX_NUMNODES, Node, SectionState, Watermark};
 use mm_core::{MemMap, Order, PageFlags, PageKind, Pfn, ZoneKind};
 use mm_page_alloc::{NodeState, Zone, ZoneLimits, fallback_order, watermark, zone_extents, zone_refs};
 
-use crate::mm::memmap::{self, Vmemmap};
 use crate::mm::early;
+use crate::mm::memmap::{self, Vmemmap};
 use crate::sync::Lock;
 use crate::{print, println, topology};
 
@@ -182,7 +182,8 @@ fn build_zonelists() {
 /// Allocates a block for `kind`, near `node` (default: this CPU's node). `None` if every zone is at its
 /// low-memory limits (Linux: `get_page_from_freelist` with `ALLOC_WMARK_MIN`).
 pub fn alloc_pages(order: Order, node: Option<u32>, kind: PageKind) -> Option<Pfn> {
-    let near = node.unwrap_or_else(topology::current_node).min(u32::try_from(nr_nodes()).ok()?.saturating_sub(1));
+    let near =
+        node.unwrap_or_else(topology::current_node).min(u32::try_from(nr_nodes()).ok()?.saturating_sub(1));
     let (list, len) = {
         let fallback = FALLBACK.lock();
         (fallback[near as usize].order, fallback[near as usize].len)
@@ -191,11 +192,11 @@ pub fn alloc_pages(order: Order, node: Option<u32>, kind: PageKind) -> Option<Pf
         loop {
             let mut zone = zone(at.node, at.kind).lock();
             let info = zone.info();
-            let floor = info.watermark[Watermark::Min as usize] + info.lowmem_reserve[ZoneKind::Normal as usize];
+            let floor =
+                info.watermark[Watermark::Min as usize] + info.lowmem_reserve[ZoneKind::Normal as usize];
             let enough = info.free_pages >= floor + order.pages();
             let deferred = info.deferred_pages;
-            if enough && let Some(pfn) = zone.alloc_block(&Vmemmap, order)
-            {
+            if enough && let Some(pfn) = zone.alloc_block(&Vmemmap, order) {
                 drop(zone);
                 set_kind(pfn, order, kind);
                 PGALLOC.fetch_add(order.pages(), Ordering::Relaxed);
@@ -262,8 +263,16 @@ pub fn print() {
         let name = ZoneKind::from_raw(info.kind).map_or("?", ZoneKind::name);
         println!(
             "Node {}, zone {name:>8}: start_pfn {:#x} spanned {} present {} managed {} free {} deferred {} min {} low {} high {} protection {:?}",
-            info.node, info.start_pfn, info.spanned_pages, info.present_pages, info.managed_pages,
-            info.free_pages, info.deferred_pages, info.watermark[0], info.watermark[1], info.watermark[2],
+            info.node,
+            info.start_pfn,
+            info.spanned_pages,
+            info.present_pages,
+            info.managed_pages,
+            info.free_pages,
+            info.deferred_pages,
+            info.watermark[0],
+            info.watermark[1],
+            info.watermark[2],
             info.lowmem_reserve,
         );
         print!("Node {}, zone {name:>8}: free blocks by order", info.node);

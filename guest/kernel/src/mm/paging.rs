@@ -4,7 +4,9 @@ use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use memvisor_abi::PageKind;
 use mm_core::{Order, Pfn, PhysAddr, PhysMem, VirtAddr};
-use mm_pgtable::{Entry, FlushRange, Gather, LeafSize, Levels, PageTable, Prot, TableMem, layout};
+use mm_pgtable::{
+    Entry, FlushRange, Gather, KeepTables, LeafSize, Levels, PageTable, Prot, TableMem, layout,
+};
 
 use crate::arch::percpu::AREA_RUNS;
 use crate::arch::regs;
@@ -83,10 +85,9 @@ pub fn init(largest: LeafSize, apic_base: u64) {
     let data = PhysAddr::new(image.phys + image.rodata);
     let mut next = 0;
     let mut end = PhysAddr::new(0);
-    loop {
-        // Tables are allocated while RAM is mapped, so the lock is not held over `map`. RAM regions
-        // do not change any more.
-        let Some((first, last)) = nth_ram(next) else { break };
+    // Tables are allocated while RAM is mapped, so memblock's lock is not held over `map`. RAM
+    // regions do not change any more.
+    while let Some((first, last)) = nth_ram(next) {
         next += 1;
         end = last;
         map_direct(table, first, last.min(text), Prot::KERNEL_RW, largest);
@@ -159,6 +160,17 @@ pub fn map_percpu(cpu: u32, first: Pfn) {
         let va = VirtAddr::new(base.as_u64() + page * mm_core::PAGE_SIZE);
         map_kernel(va, frame.phys(), count * mm_core::PAGE_SIZE, Prot::KERNEL_RW, LeafSize::Size4K);
         frame = frame.offset(count);
+    }
+}
+
+/// Unmaps kernel memory and flushes every CPU. The frames stay with the caller.
+pub fn unmap_kernel(va: VirtAddr, len: u64) {
+    let _half = KERNEL_HALF.lock();
+    let mut gather = Gather::new();
+    let outcome = kernel().unmap(&mut Tables, va, len, KeepTables::TopLevel, &mut gather, |_, _, _| {});
+    gather.flush(&mut Tables, flush_all_cpus);
+    if let Err(error) = outcome {
+        panic!("unmapping {va}+{len:#x}: {error}");
     }
 }
 

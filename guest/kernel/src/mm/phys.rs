@@ -2,7 +2,7 @@
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use mm_core::{PAGE_SIZE, Pfn, PhysAddr, PhysMem};
+use mm_core::{PAGE_SIZE, Pfn, PhysAddr, PhysMem, VirtAddr};
 use mm_pgtable::{TABLE_ENTRIES, layout};
 
 use crate::mm::layout::levels;
@@ -78,7 +78,8 @@ fn pointer(addr: PhysAddr) -> *mut u8 {
 /// Panics unless `len` bytes at `addr` are inside the direct map. RAM holes inside it fault, and the
 /// trap report names the address.
 fn check(addr: PhysAddr, len: u64) {
-    let mapped = addr.as_u64().checked_add(len).is_some_and(|last| last <= MAPPED_END.load(Ordering::Relaxed));
+    let mapped =
+        addr.as_u64().checked_add(len).is_some_and(|last| last <= MAPPED_END.load(Ordering::Relaxed));
     assert!(mapped, "physical address {addr} (+{len:#x}) is outside the direct map");
 }
 
@@ -116,6 +117,12 @@ impl PhysMem for DirectMap {
             );
         }
     }
+}
+
+/// Reads a word through a mapping that the caller made outside the direct map.
+pub fn read_mapped(va: VirtAddr) -> u64 {
+    // SAFETY: a missing mapping faults and ends the kernel with a report; any value is a u64.
+    unsafe { (va.as_u64() as *const u64).read_volatile() }
 }
 
 /// Copies from ordinary memory into a frame.

@@ -17,7 +17,9 @@ pub(super) fn user_frame() -> Result<Pfn, &'static str> {
     let table = task::current_table().ok_or("no process is alive")?;
     let mut found = None;
     let all = layout::task_size(levels()) & !0xfff;
-    let walked = table.for_each_leaf(&Tables, VirtAddr::new(0), all, |leaf| found = Some(leaf.entry.phys(leaf.level).pfn()));
+    let walked = table.for_each_leaf(&Tables, VirtAddr::new(0), all, |leaf| {
+        found = Some(leaf.entry.phys(leaf.level).pfn())
+    });
     walked.ok().and(found).ok_or("the process maps nothing")
 }
 

@@ -23,8 +23,8 @@ fn frame() -> Result<Pfn, &'static str> {
 }
 
 /// Calls `f(table, index, entry)` for each step to the new mapping, the leaf last.
-fn path(mut f: impl FnMut(u8, Pfn, usize, Entry)) {
-    paging::kernel().walk(&Tables, somewhere(), |level, table, index, entry| f(level, table, index, entry));
+fn path(f: impl FnMut(u8, Pfn, usize, Entry)) {
+    paging::kernel().walk(&Tables, somewhere(), f);
 }
 
 /// Kernel code that can be written.

@@ -46,7 +46,8 @@ pub fn init_control_registers() -> (bool, bool) {
     let base = regs::cr4() | CR4_PGE | CR4_OSFXSR | CR4_OSXMMEXCPT;
     let mut value = base;
     let leaf7 = regs::cpuid(7, 0);
-    let wanted = [(leaf7[1] & 1 << 7, CR4_SMEP), (leaf7[1] & 1 << 20, CR4_SMAP), (leaf7[2] & 1 << 2, CR4_UMIP)];
+    let wanted =
+        [(leaf7[1] & 1 << 7, CR4_SMEP), (leaf7[1] & 1 << 20, CR4_SMAP), (leaf7[2] & 1 << 2, CR4_UMIP)];
     // A hypervisor may show a feature and refuse its bit: #GP then, and we go on without it.
     if trap::probe(trap::Probe::Cr4(value)).is_err() {
         value = regs::cr4();

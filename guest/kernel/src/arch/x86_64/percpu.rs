@@ -71,7 +71,7 @@ const _: () = assert!(
     offset_of!(PerCpu, kstack_top) == 8
         && offset_of!(PerCpu, scratch) == 16
         && offset_of!(PerCpu, tss_rsp0) == 24
-        && size_of::<PerCpu>() <= PAGE_SIZE as usize
+        && size_of::<PerCpu>() as u64 <= PAGE_SIZE
 );
 
 /// Second page of an area.

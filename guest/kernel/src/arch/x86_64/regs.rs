@@ -3,8 +3,8 @@
 use core::arch::asm;
 use core::arch::x86_64::__cpuid_count;
 
-macro_rules! port {
-    ($read:ident, $write:ident, $ty:ty, $in:literal, $out:literal, $reg:tt) => {
+macro_rules! read_port {
+    ($read:ident, $ty:ty, $in:literal, $reg:tt) => {
         /// Reads an I/O port.
         pub fn $read(port: u16) -> $ty {
             let value: $ty;
@@ -15,7 +15,11 @@ macro_rules! port {
             }
             value
         }
+    };
+}
 
+macro_rules! write_port {
+    ($write:ident, $ty:ty, $out:literal, $reg:tt) => {
         /// Writes an I/O port. A device that reads memory by address sees all earlier writes.
         pub fn $write(port: u16, value: $ty) {
             // SAFETY: the ports this kernel writes only make devices read memory or end the
@@ -27,9 +31,11 @@ macro_rules! port {
     };
 }
 
-port!(inb, outb, u8, "in al, dx", "out dx, al", "al");
-port!(inw, outw, u16, "in ax, dx", "out dx, ax", "ax");
-port!(inl, outl, u32, "in eax, dx", "out dx, eax", "eax");
+read_port!(inb, u8, "in al, dx", "al");
+read_port!(inl, u32, "in eax, dx", "eax");
+write_port!(outb, u8, "out dx, al", "al");
+write_port!(outw, u16, "out dx, ax", "ax");
+write_port!(outl, u32, "out dx, eax", "eax");
 
 macro_rules! read_register {
     ($name:ident, $text:literal, $doc:literal) => {

@@ -50,7 +50,7 @@ pub struct TrapFrame {
 
 impl TrapFrame {
     /// Whether the trap came from ring 3.
-    pub const fn from_user(&self) -> bool {
+    pub const fn came_from_user(&self) -> bool {
         self.cs & 3 == 3
     }
 }
@@ -226,7 +226,7 @@ fn recover(frame: &mut TrapFrame) -> bool {
 /// `syscall` jumps to LSTAR in ring 3, and the fetch from a supervisor page faults.
 fn is_syscall_fault(frame: &TrapFrame) -> bool {
     frame.vector == VECTOR_PAGE_FAULT
-        && frame.from_user()
+        && frame.came_from_user()
         && frame.error == 0x15
         && frame.rip == syscall_entry_address()
         && regs::cr2() == frame.rip
@@ -240,14 +240,14 @@ extern "C" fn trap_entry(frame: &mut TrapFrame) {
         syscall::dispatch(frame);
         return;
     }
-    if !frame.from_user() && frame.vector < 32 && recover(frame) {
+    if !frame.came_from_user() && frame.vector < 32 && recover(frame) {
         return;
     }
     match frame.vector {
         VECTOR_SYSCALL => syscall::dispatch(frame),
-        VECTOR_PAGE_FAULT if frame.from_user() => task::page_fault(frame, regs::cr2()),
+        VECTOR_PAGE_FAULT if frame.came_from_user() => task::page_fault(frame, regs::cr2()),
         32.. => interrupt(frame.vector),
-        _ if frame.from_user() => task::trap(frame),
+        _ if frame.came_from_user() => task::trap(frame),
         _ => die(frame),
     }
 }
@@ -274,7 +274,13 @@ fn interrupt(vector: u64) {
 fn die(frame: &TrapFrame) -> ! {
     panic::begin();
     let cr2 = regs::cr2();
-    println!("Oops: {} (vector {}), error {:#x}, CPU {}", name(frame.vector), frame.vector, frame.error, percpu::cpu());
+    println!(
+        "Oops: {} (vector {}), error {:#x}, CPU {}",
+        name(frame.vector),
+        frame.vector,
+        frame.error,
+        percpu::cpu()
+    );
     println!("{frame}");
     if frame.vector == VECTOR_PAGE_FAULT {
         panic::print_walk(cr2);
