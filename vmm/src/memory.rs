@@ -126,7 +126,7 @@ impl Memory {
         }
         let guest =
             GuestMemoryMmap::from_regions(mapped).map_err(|error| MemoryError::Overlap(error.to_string()))?;
-        Ok(Memory { guest, regions, slots, files })
+        Ok(Memory { guest: Arc::new(guest), regions, slots, files })
     }
 
     /// Gives every slot to KVM. Call it before the interrupt controller exists: with one, each
