@@ -219,6 +219,10 @@ long_mode:
     xor %eax, %eax
     mov %eax, %fs
     mov %eax, %gs
+    mov $MSR_EFER, %ecx             # a loader that entered in long mode need not have set NXE
+    rdmsr
+    or $0x800, %eax
+    wrmsr
     movabs $LINK_BASE, %r8
     lea high(%rip), %rax
     sub %rbp, %rax
