@@ -114,22 +114,20 @@ impl Deriver<'_, '_> {
         for area in normalize(areas.collect()) {
             self.claim(area, Owner::PerCpu);
         }
+        // Tables and free blocks outside RAM are the business of pgtable.table-in-ram and buddy.in-ram.
         for table in &paging.tables {
-            self.claim(Frames::from_count(table.gpa >> PAGE_SHIFT, 1), Owner::Table);
+            self.claim_in_ram(Frames::from_count(table.gpa >> PAGE_SHIFT, 1), Owner::Table);
         }
         for &pfn in &context.extra_tables {
             self.claim(Frames::from_count(pfn, 1), Owner::Table);
         }
         for run in paging.runs.iter().filter(|run| run.access.user && !run.upper) {
             // A device mapped for a program is no frame of RAM.
-            let parts: Vec<Frames> = clip(&context.machine.ram, run.frames).collect();
-            for part in parts {
-                self.claim(part, Owner::User);
-            }
+            self.claim_in_ram(run.frames, Owner::User);
         }
         for list in &context.free_lists {
             for &block in &list.blocks {
-                self.claim(block_frames(list, block), Owner::Buddy);
+                self.claim_in_ram(block_frames(list, block), Owner::Buddy);
             }
         }
     }
@@ -154,9 +152,10 @@ impl Deriver<'_, '_> {
             }
         }
         for range in context.deferred() {
-            let parts: Vec<Frames> = clip(&context.machine.ram, range).collect();
-            for free in parts.into_iter().flat_map(|part| gaps(&context.reserved, part)) {
-                self.claim(free, Owner::Deferred);
+            for part in clip(&context.machine.ram, range) {
+                for free in gaps(&context.reserved, part) {
+                    self.claim(free, Owner::Deferred);
+                }
             }
         }
     }
@@ -180,17 +179,21 @@ impl Deriver<'_, '_> {
         }
     }
 
+    /// Claims the frames of `frames` that are RAM.
+    fn claim_in_ram(&mut self, frames: Frames, owner: Owner) {
+        for part in clip(&self.context.machine.ram, frames) {
+            self.claim(part, owner);
+        }
+    }
+
     fn claim(&mut self, frames: Frames, owner: Owner) {
         for clash in self.map.claim(frames, owner) {
-            match (clash.held_by, owner) {
-                // pgtable.table-in-ram and buddy.in-ram name these.
-                (Owner::Hole, Owner::Table | Owner::Buddy) => {}
-                (Owner::Hole, _) => {
-                    let claim = format!("{} is here", owner.name());
-                    let what = finding(&SUM, clash.frames, claim, "no RAM").frame(clash.frames.start);
-                    self.ledger.report(&SUM, what);
-                }
-                (held_by, _) => self.dispute(clash.frames, held_by, owner),
+            if clash.held_by == Owner::Hole {
+                let claim = format!("{} is here", owner.name());
+                let what = finding(&SUM, clash.frames, claim, "no RAM").frame(clash.frames.start);
+                self.ledger.report(&SUM, what);
+            } else {
+                self.dispute(clash.frames, clash.held_by, owner);
             }
         }
     }

@@ -130,19 +130,12 @@ fn zone_lowmem_reserve_sees_a_missing_reserve() {
     only(&guest, "zone.lowmem_reserve");
 }
 
-/// Takes a free block and gives it back to the list that fits, one frame at a time but for one.
-fn shatter(guest: &mut TestGuest, order: usize) -> u64 {
-    let pfn = guest.take_block(NODE0_DMA32, order);
-    for frame in pfn..pfn + (1 << order) {
-        guest.put_block(NODE0_DMA32, 0, frame);
-    }
-    pfn
-}
-
 #[test]
 fn buddy_merge_sees_two_free_buddies() {
     let mut guest = healthy();
-    let pfn = shatter(&mut guest, 1);
+    let pfn = guest.take_block(NODE0_DMA32, 2);
+    guest.put_block(NODE0_DMA32, 1, pfn);
+    guest.put_block(NODE0_DMA32, 1, pfn + 2);
     assert_eq!(only(&guest, "buddy.merge").frame, Some(pfn));
 }
 
@@ -207,14 +200,18 @@ fn buddy_nr_free_sees_a_counter_off_by_one() {
 #[test]
 fn buddy_in_ram_sees_a_free_block_that_reaches_into_a_hole() {
     let mut guest = healthy();
-    // The legacy hole starts at frame 0x9f; the frame before it is free alone or in a block.
+    // What is free from 0x80 up to the legacy hole becomes one block that takes the hole along.
     let hole = 0x9f;
-    let area = guest.zone(0).free_area[0];
-    let last = area.tail;
-    assert_eq!(last, hole - 1, "frame 0x9e is the last free block of order 0");
-    assert_eq!(area.nr_free, 1);
-    assert_eq!(guest.take_block(0, 0), last);
-    guest.put_block(0, 1, last);
+    let blocks = [(4, 0x80), (3, 0x90), (2, 0x98), (1, 0x9c), (0, 0x9e)];
+    for (order, pfn) in blocks {
+        let area = guest.zone(0).free_area[order];
+        // The list may start with lower blocks: rotate until the wanted one is first.
+        let lower: Vec<u64> = (0..area.nr_free).map(|_| guest.take_block(0, order)).collect();
+        for block in lower.into_iter().filter(|&block| block != pfn) {
+            guest.put_block(0, order, block);
+        }
+    }
+    guest.put_block(0, 5, 0x80);
     guest.edit_page(hole, |page| *page = Page::default());
     assert_eq!(only(&guest, "buddy.in-ram").frame, Some(hole));
 }
