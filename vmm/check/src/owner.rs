@@ -13,7 +13,7 @@
 
 use std::collections::BTreeMap;
 
-use memvisor_abi::{NR_ORDERS, PAGE_SHIFT, Page, PageKind, SectionState};
+use memvisor_abi::{NR_ORDERS, PAGE_SHIFT, PFN_NONE, Page, PageKind};
 use memvisor_inspect::section_start_pfn;
 
 use crate::Rule;
@@ -103,7 +103,8 @@ impl Deriver<'_, '_> {
         let image = Frames::touching(root.kernel_gpa, root.kernel_gpa.saturating_add(root.kernel_len));
         self.claim(image, Owner::Kernel);
         for section in &context.sections {
-            if section.state == SectionState::Online as u32 {
+            // A deferred section may have its memmap reserved already.
+            if section.memmap_pfn != PFN_NONE {
                 self.claim(Frames::from_count(section.memmap_pfn, MEMMAP_FRAMES), Owner::Memmap);
             }
         }
