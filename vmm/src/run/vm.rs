@@ -29,8 +29,8 @@ use crate::{
     machine::{Paging, layout},
     memory::{Memory, SlotInfo},
     vcpu::{
-        Features, Hold, HostOffer, SharedBus, State, Vcpu, VcpuError, build_cpuid, install_kick_handler,
-        open_kvm, set_boot_registers,
+        Features, Hold, HostOffer, KvmStats, SharedBus, State, Vcpu, VcpuError, build_cpuid,
+        install_kick_handler, open_kvm, set_boot_registers,
     },
 };
 
@@ -75,12 +75,13 @@ pub struct Vm {
     serial: Arc<Mutex<SerialPort>>,
     built: Instant,
     bus: Arc<SharedBus>,
-    started_running: AtomicBool,
+    started: AtomicBool,
     paused: AtomicBool,
     ended: AtomicBool,
     // Dropped in this order: threads, the VM, its memory (see `Memory::attach`).
     vcpus: Vec<Vcpu>,
-    vm: VmFd,
+    stats: Option<KvmStats>,
+    _vm: VmFd,
     memory: Arc<Memory>,
 }
 
@@ -133,6 +134,8 @@ impl Vm {
             let report = Box::new(move |event| events.send(RunEvent::Vcpu(event)).is_ok());
             vcpus.push(Vcpu::spawn(index, fd, memory.clone(), bus.clone(), report)?);
         }
+        let stats =
+            KvmStats::open(&vm).inspect_err(|error| tracing::info!("no KVM statistics: {error}")).ok();
         let facts = Facts { levels, cmdline, ..config.facts.clone() };
         let vm = Vm {
             name: config.name.clone(),
@@ -144,11 +147,12 @@ impl Vm {
             serial,
             built: Instant::now(),
             bus,
-            started_running: AtomicBool::new(false),
+            started: AtomicBool::new(false),
             paused: AtomicBool::new(false),
             ended: AtomicBool::new(false),
             vcpus,
-            vm,
+            stats,
+            _vm: vm,
             memory,
         };
         Ok((vm, sender, receiver))
@@ -177,9 +181,11 @@ impl Vm {
         &self.vcpus
     }
 
-    /// The VM's KVM file descriptor.
-    pub fn kvm(&self) -> &VmFd {
-        &self.vm
+    /// KVM's own counters; empty where it has none.
+    pub fn kvm_stats(&self) -> Vec<(String, u64)> {
+        let read =
+            |stats: &KvmStats| stats.read().inspect_err(|error| tracing::warn!("KVM statistics: {error}"));
+        self.stats.as_ref().and_then(|stats| read(stats).ok()).unwrap_or_default()
     }
 
     /// Accesses that no device answered.
@@ -216,7 +222,7 @@ impl Vm {
             VmState::Held
         } else if is(&self.paused) {
             VmState::Paused
-        } else if is(&self.started_running) {
+        } else if is(&self.started) {
             VmState::Running
         } else {
             VmState::Created
@@ -230,7 +236,7 @@ impl Vm {
 
     /// Lets the vCPUs go.
     pub fn start(&self) {
-        self.started_running.store(true, Ordering::Release);
+        self.started.store(true, Ordering::Release);
         self.vcpus.iter().for_each(|vcpu| vcpu.release(Hold::Created));
     }
 
