@@ -1,0 +1,325 @@
+//! Bed qemu: the guest image under QEMU's software CPU, audited through its memory files.
+//!
+//! The guest has no memvisor device here. It prints `memvisor: checkpoint N NAME` on the serial line and,
+//! told `checkpoint=serial`, waits for one byte on it. In between its CPUs are stopped and its memory is
+//! read through shared memory files, so that nothing moves under the audit. The exit code comes through
+//! isa-debug-exit, which turns a code into (code << 1) | 1.
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::time::{Duration, Instant};
+
+use memvisor_abi::port::ExitCode;
+use memvisor_abi::BootStage;
+use memvisor_inspect::{Guest, MappedMemory, find_root};
+
+use super::bed::{Audit, Ended, Observed};
+use super::case::{Case, QemuSetup};
+use super::outcome::{Outcome, Subcase};
+use super::outside::audit;
+use super::probes::{Control, Held};
+use super::qmp::Qmp;
+
+/// The program.
+const QEMU: &str = "qemu-system-x86_64";
+/// Port of isa-debug-exit.
+const EXIT_PORT: &str = "0xf4";
+/// What a checkpoint's line begins with.
+const CHECKPOINT: &str = "memvisor: checkpoint ";
+/// Console output kept; a guest that prints without end is cut here.
+const CONSOLE_MAX: usize = 4 << 20;
+
+/// Why this bed cannot be used here; `None` if it can.
+pub fn missing() -> Option<String> {
+    match Command::new(QEMU).arg("--version").stdin(Stdio::null()).output() {
+        Ok(output) if output.status.success() => None,
+        Ok(output) => Some(format!("{QEMU} --version fails with {}", output.status)),
+        Err(_) => Some(format!("{QEMU} is not installed; `make setup` or: apt-get install qemu-system-x86")),
+    }
+}
+
+/// A QEMU process with its files; dropped, it is gone.
+struct Machine {
+    child: Child,
+    input: ChildStdin,
+    output: Receiver<Vec<u8>>,
+    messages: Receiver<Vec<u8>>,
+    qmp: Qmp,
+    memory: MappedMemory,
+    // Removed last.
+    _folder: tempfile::TempDir,
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        // It may be gone already; then both say so, which is what is wanted.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Runs a case with the guest image at `image`.
+///
+/// # Errors
+/// What kept QEMU from starting.
+pub fn run(case: &Case, setup: &QemuSetup, image: &Path, deadline: Instant) -> anyhow::Result<Observed> {
+    let mut machine = Machine::start(case, setup, image)?;
+    let mut observed = Observed {
+        ended: Ended::Other("still running".to_owned()),
+        console: String::new(),
+        messages: String::new(),
+        audits: Vec::new(),
+        probes: Vec::new(),
+        problems: Vec::new(),
+    };
+    let status = machine.attend(case, setup, deadline, &mut observed);
+    observed.messages = drain(&machine.messages);
+    observed.ended = match status {
+        None => Ended::Other(format!("no end within {} s", case.timeout.as_secs())),
+        Some(status) => ended(status, &observed),
+    };
+    Ok(observed)
+}
+
+/// QEMU itself exits with 1 when it cannot start, which is also how a guest's code 0 arrives: a guest that
+/// said nothing did not end cleanly.
+fn ended(status: ExitStatus, observed: &Observed) -> Ended {
+    if let Some(signal) = status.signal() {
+        return Ended::Other(format!("QEMU was killed by signal {signal}"));
+    }
+    match status.code().and_then(|code| u8::try_from(code).ok()) {
+        Some(0) => Ended::Clean,
+        Some(1) if observed.console.is_empty() => {
+            Ended::Other(format!("QEMU gave up: {}", observed.messages.trim()))
+        }
+        Some(1) => Ended::Clean,
+        Some(odd) if odd % 2 == 1 => Ended::Guest(odd >> 1, ExitCode::describe(odd >> 1)),
+        _ => Ended::Other(format!("QEMU ended with {status}: {}", observed.messages.trim())),
+    }
+}
+
+impl Machine {
+    fn start(case: &Case, setup: &QemuSetup, image: &Path) -> anyhow::Result<Machine> {
+        // Memory files belong into memory.
+        let shm = Path::new("/dev/shm");
+        let parent = if shm.is_dir() { shm.to_path_buf() } else { std::env::temp_dir() };
+        let folder = tempfile::Builder::new().prefix("memvisor-qemu-").tempdir_in(parent)?;
+        let socket = folder.path().join("qmp");
+        let files = memory_files(setup, folder.path())?;
+        let mut child = Command::new(QEMU)
+            .args(arguments(case, setup, &files, &socket, image))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()?;
+        let (Some(input), Some(output), Some(errors)) =
+            (child.stdin.take(), child.stdout.take(), child.stderr.take())
+        else {
+            anyhow::bail!("{QEMU} was started without its pipes");
+        };
+        let messages = pump(errors);
+        let output = pump(output);
+        let qmp = match Qmp::connect(&socket, Duration::from_secs(20)) {
+            Ok(qmp) => qmp,
+            Err(error) => {
+                let _ = child.kill();
+                let _ = child.wait();
+                anyhow::bail!("{error}; {QEMU} says: {}", drain(&messages).trim());
+            }
+        };
+        let mapped: Vec<(&PathBuf, u64)> = files.iter().map(|file| (&file.path, file.gpa)).collect();
+        let memory = MappedMemory::from_mem_files(&mapped)?;
+        Ok(Machine { child, input, output, messages, qmp, memory, _folder: folder })
+    }
+
+    /// Reads the console until QEMU ends, and does what checkpoints ask for. `None` when time is over.
+    fn attend(
+        &mut self,
+        case: &Case,
+        setup: &QemuSetup,
+        deadline: Instant,
+        observed: &mut Observed,
+    ) -> Option<ExitStatus> {
+        let mut bytes = Vec::new();
+        let mut scanned = 0;
+        loop {
+            match self.output.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+                Ok(more) if bytes.len() < CONSOLE_MAX => bytes.extend(more),
+                Ok(_) => {}
+                Err(RecvTimeoutError::Timeout) => {
+                    observed.console = String::from_utf8_lossy(&bytes).into_owned();
+                    return None;
+                }
+                Err(RecvTimeoutError::Disconnected) => break,
+            }
+            while let Some(len) = bytes[scanned..].iter().position(|&byte| byte == b'\n') {
+                let line = String::from_utf8_lossy(&bytes[scanned..scanned + len]).into_owned();
+                scanned += len + 1;
+                let Some(name) = line.trim().strip_prefix(CHECKPOINT) else { continue };
+                if let Err(error) = self.checkpoint(case, setup, observed) {
+                    observed.problems.push(format!("checkpoint {name}: {error:#}"));
+                }
+                // If QEMU is gone, its exit status says more than this error.
+                let _ = self.input.write_all(b"\n").and_then(|()| self.input.flush());
+            }
+        }
+        observed.console = String::from_utf8_lossy(&bytes).into_owned();
+        self.child.wait().ok()
+    }
+
+    fn checkpoint(&mut self, case: &Case, setup: &QemuSetup, observed: &mut Observed) -> anyhow::Result<()> {
+        self.qmp.pause()?;
+        let registers = self.qmp.registers(setup.cpus)?;
+        let Some(root_gpa) = find_root(&self.memory) else {
+            anyhow::bail!("no root descriptor in the guest's memory");
+        };
+        observed.audits.push(audit(&self.memory, root_gpa, &registers, None)?);
+        let stage = Guest::attach(&self.memory, root_gpa)?.root().stage;
+        // The probes want a guest that has everything: user space too.
+        if stage == BootStage::Running as u32 && observed.probes.is_empty() {
+            let mut held = Held {
+                memory: &self.memory,
+                root_gpa,
+                registers: &registers,
+                setup: &case.setup,
+                facts: None,
+                control: Control::Qemu(&mut self.qmp),
+            };
+            for probe in &case.expect.probes {
+                let outcome = probe.run(&mut held);
+                observed.probes.push(Subcase { name: probe.name().to_owned(), outcome });
+            }
+            observed.probes.push(levels(&held, setup.levels));
+        }
+        self.qmp.resume()?;
+        Ok(())
+    }
+}
+
+/// The depth that the stanza asks for, against CR4 and against what the guest says.
+fn levels(held: &Held<'_>, wanted: u32) -> Subcase {
+    let mut problems = Vec::new();
+    for cpu in held.registers {
+        match cpu.levels() {
+            Some(levels) if levels == wanted => {}
+            other => problems.push(format!("CPU {} runs with {other:?} levels, not {wanted}", cpu.index)),
+        }
+    }
+    match Guest::attach(held.memory, held.root_gpa) {
+        Ok(guest) if guest.root().levels == wanted => {}
+        Ok(guest) => problems.push(format!("the guest says {} levels, not {wanted}", guest.root().levels)),
+        Err(error) => problems.push(error.to_string()),
+    }
+    Subcase { name: format!("levels-{wanted}"), outcome: Outcome::from_problems(problems) }
+}
+
+/// A file that holds part of the guest's RAM.
+struct MemoryFile {
+    id: String,
+    path: PathBuf,
+    gpa: u64,
+    mib: u64,
+}
+
+/// One file a node, in the order in which q35 puts nodes into its address space: all below 2 GiB, without
+/// a hole. A machine without nodes has one file.
+fn memory_files(setup: &QemuSetup, folder: &Path) -> std::io::Result<Vec<MemoryFile>> {
+    let sizes: Vec<u64> = if setup.nodes.is_empty() {
+        vec![setup.memory_mib]
+    } else {
+        setup.nodes.iter().map(|node| node.memory_mib).collect()
+    };
+    let mut files = Vec::new();
+    let mut gpa = 0;
+    for (node, mib) in sizes.into_iter().enumerate().filter(|(_, mib)| *mib > 0) {
+        let id = format!("m{node}");
+        let path = folder.join(&id);
+        File::create(&path)?.set_len(mib << 20)?;
+        files.push(MemoryFile { id, path, gpa, mib });
+        gpa += mib << 20;
+    }
+    Ok(files)
+}
+
+fn arguments(
+    case: &Case,
+    setup: &QemuSetup,
+    files: &[MemoryFile],
+    socket: &Path,
+    image: &Path,
+) -> Vec<String> {
+    let mut args: Vec<String> = Vec::new();
+    let mut add = |words: &[&str]| args.extend(words.iter().map(|&word| word.to_owned()));
+    add(&["-accel", "tcg", "-cpu", &setup.cpu]);
+    add(&["-display", "none", "-nodefaults", "-no-user-config", "-serial", "stdio", "-no-reboot"]);
+    add(&["-device", &format!("isa-debug-exit,iobase={EXIT_PORT},iosize=4")]);
+    add(&["-qmp", &format!("unix:{},server=on,wait=off", escape(&socket.display().to_string()))]);
+    add(&["-m", &setup.total_mib().to_string(), "-smp", &setup.cpus.to_string()]);
+    for file in files {
+        let path = escape(&file.path.display().to_string());
+        add(&[
+            "-object",
+            &format!("memory-backend-file,id={},size={}M,mem-path={path},share=on", file.id, file.mib),
+        ]);
+    }
+    if setup.nodes.is_empty() {
+        add(&["-M", "q35,memory-backend=m0"]);
+    } else {
+        add(&["-M", "q35"]);
+        for (number, node) in setup.nodes.iter().enumerate() {
+            let mut text = format!("node,nodeid={number}");
+            if node.memory_mib > 0 {
+                text.push_str(&format!(",memdev=m{number}"));
+            }
+            for cpu in &node.cpus {
+                text.push_str(&format!(",cpus={cpu}"));
+            }
+            add(&["-numa", &text]);
+        }
+        for (from, row) in setup.distances.iter().enumerate() {
+            for (to, distance) in row.iter().enumerate() {
+                add(&["-numa", &format!("dist,src={from},dst={to},val={distance}")]);
+            }
+        }
+    }
+    let cmdline = format!("{} checkpoint=serial debug_exit={EXIT_PORT}", case.cmdline);
+    add(&["-kernel", &image.display().to_string(), "-append", cmdline.trim()]);
+    args
+}
+
+/// QEMU's option parser doubles commas.
+fn escape(text: &str) -> String {
+    text.replace(',', ",,")
+}
+
+/// Reads a pipe to its end on a thread of its own, so that its writer never blocks.
+fn pump(mut pipe: impl Read + Send + 'static) -> Receiver<Vec<u8>> {
+    let (sender, receiver): (Sender<Vec<u8>>, _) = channel();
+    std::thread::spawn(move || {
+        let mut buffer = [0; 4096];
+        loop {
+            match pipe.read(&mut buffer) {
+                Ok(0) | Err(_) => return,
+                Ok(len) if sender.send(buffer[..len].to_vec()).is_err() => return,
+                Ok(_) => {}
+            }
+        }
+    });
+    receiver
+}
+
+/// What a pipe gave so far; after its writer ended, all of it.
+fn drain(receiver: &Receiver<Vec<u8>>) -> String {
+    let mut bytes = Vec::new();
+    while let Ok(more) = receiver.recv_timeout(Duration::from_millis(200)) {
+        bytes.extend(more);
+        if bytes.len() > CONSOLE_MAX {
+            break;
+        }
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
+}
