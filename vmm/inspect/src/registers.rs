@@ -32,6 +32,8 @@ pub struct CpuRegisters {
 }
 
 impl CpuRegisters {
+    /// EFER.NXE.
+    pub const EFER_NXE: u64 = 1 << 11;
     /// CR4.LA57.
     pub const CR4_LA57: u64 = 1 << 12;
 

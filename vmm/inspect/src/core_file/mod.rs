@@ -1,0 +1,1 @@
+//! Dumps: ELF core files of a whole machine.

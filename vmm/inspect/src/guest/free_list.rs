@@ -1,0 +1,139 @@
+//! Free lists of the buddy allocator, as the guest links them.
+
+use std::collections::HashSet;
+
+use memvisor_abi::{NR_ORDERS, PAGE_SIZE, PFN_NONE, Zone};
+use serde::Serialize;
+use thiserror::Error;
+
+use super::{Guest, GuestError};
+use crate::MemorySource;
+
+/// The free blocks of one order of one zone.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct FreeList {
+    /// Index in the zone table.
+    pub zone_index: usize,
+    /// Order.
+    pub order: usize,
+    /// Blocks that the zone claims.
+    pub nr_free: u64,
+    /// First frames of the blocks in list order, up to the problem if there is one that ends the
+    /// walk.
+    pub blocks: Vec<u64>,
+    /// The first thing wrong with the links, if any. On a running guest this may be a torn read:
+    /// read again, or pause the guest.
+    pub problem: Option<ListProblem>,
+}
+
+/// What is wrong with a list.
+#[derive(Clone, Debug, PartialEq, Eq, Error, Serialize)]
+#[serde(tag = "problem", rename_all = "snake_case")]
+pub enum ListProblem {
+    /// A link leads to a frame that has no descriptor (outside RAM, or in a deferred section).
+    #[error("the link from {from:#x} leads to frame {pfn:#x}, which has no descriptor")]
+    NoDescriptor {
+        /// The frame before, or [`PFN_NONE`] for the list's head.
+        from: u64,
+        /// Where the link leads.
+        pfn: u64,
+    },
+    /// The list comes back to a frame.
+    #[error("the list comes back to frame {pfn:#x} after {after} blocks")]
+    Cycle {
+        /// The frame.
+        pfn: u64,
+        /// Blocks walked.
+        after: usize,
+    },
+    /// A frame's back link is not the frame before it.
+    #[error("frame {pfn:#x} links back to {prev:#x}, but the frame before it is {expected:#x}")]
+    BackLink {
+        /// The frame.
+        pfn: u64,
+        /// Its back link.
+        prev: u64,
+        /// The frame that led to it.
+        expected: u64,
+    },
+    /// The list does not end where the zone says.
+    #[error("the list ends at frame {last:#x}, the zone says {tail:#x}")]
+    Tail {
+        /// The last frame of the walk.
+        last: u64,
+        /// What the zone says.
+        tail: u64,
+    },
+    /// The list is not as long as the zone says.
+    #[error("the list holds {walked} blocks, the zone says {nr_free}")]
+    Count {
+        /// Blocks walked.
+        walked: u64,
+        /// What the zone says.
+        nr_free: u64,
+    },
+    /// More blocks than the machine has.
+    #[error("the list is longer than the machine's {max} blocks of this order")]
+    TooLong {
+        /// Blocks of the order that RAM can hold.
+        max: u64,
+    },
+}
+
+impl<S: MemorySource + ?Sized> Guest<'_, S> {
+    /// Walks one free list. What is wrong with it is part of the answer.
+    ///
+    /// # Errors
+    /// [`GuestError`] if there is no such list, or the tables that lead to it cannot be read.
+    pub fn free_list(&self, zone_index: usize, order: usize) -> Result<FreeList, GuestError> {
+        let zone = self.zone(zone_index)?;
+        self.free_list_of(&zone, zone_index, order)
+    }
+
+    /// As [`Guest::free_list`], with a copy of the zone that the caller already has.
+    ///
+    /// # Errors
+    /// As [`Guest::free_list`].
+    pub fn free_list_of(&self, zone: &Zone, zone_index: usize, order: usize) -> Result<FreeList, GuestError> {
+        let area = zone.free_area.get(order).ok_or(GuestError::NoSuchOrder { order })?;
+        let mut list =
+            FreeList { zone_index, order, nr_free: area.nr_free, blocks: Vec::new(), problem: None };
+        let max = (self.source.ram_bytes() / PAGE_SIZE) >> order.min(NR_ORDERS);
+        let mut seen = HashSet::new();
+        let (mut from, mut pfn) = (PFN_NONE, area.head);
+        while pfn != PFN_NONE {
+            if list.blocks.len() as u64 > max {
+                list.blame(ListProblem::TooLong { max });
+                return Ok(list);
+            }
+            let Some(page) = self.page(pfn)? else {
+                list.blame(ListProblem::NoDescriptor { from, pfn });
+                return Ok(list);
+            };
+            if !seen.insert(pfn) {
+                list.blame(ListProblem::Cycle { pfn, after: list.blocks.len() });
+                return Ok(list);
+            }
+            if page.prev != from {
+                list.blame(ListProblem::BackLink { pfn, prev: page.prev, expected: from });
+            }
+            list.blocks.push(pfn);
+            (from, pfn) = (pfn, page.next);
+        }
+        if from != area.tail {
+            list.blame(ListProblem::Tail { last: from, tail: area.tail });
+        }
+        let walked = list.blocks.len() as u64;
+        if walked != area.nr_free {
+            list.blame(ListProblem::Count { walked, nr_free: area.nr_free });
+        }
+        Ok(list)
+    }
+}
+
+impl FreeList {
+    /// The first problem is the cause, what follows from it is not kept.
+    fn blame(&mut self, problem: ListProblem) {
+        self.problem.get_or_insert(problem);
+    }
+}

@@ -1,0 +1,290 @@
+//! Guest memory through shared mappings: of the VMM in its own process, of a running guest from
+//! another process, or of a memory file.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustix::fs::SeekFrom;
+use thiserror::Error;
+use vm_memory::mmap::{MmapRegionBuilder, MmapRegionError};
+use vm_memory::{
+    FileOffset, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap, MmapRegion,
+    VolatileMemory,
+};
+
+use crate::source::{
+    MemorySource, RamRegion, ReadError, RegionError, check_regions, find, next_ram, read_pieces,
+};
+
+/// Reads at least this long go through the file where there is one: the kernel then copies without
+/// page faults, and does not allocate frames for holes.
+const FILE_READ_LEN: usize = 64 << 10;
+/// Regions that [`MemorySource::read_u64`] tries, largest first, before it searches.
+const HOT_REGIONS: usize = 4;
+
+/// Why guest memory could not be mapped.
+#[derive(Debug, Error)]
+pub enum MapError {
+    /// The regions cannot be a machine's RAM.
+    #[error(transparent)]
+    Regions(#[from] RegionError),
+    /// No regions at all.
+    #[error("no RAM regions were given; name at least one memory file or descriptor")]
+    Empty,
+    /// A memory file cannot be opened.
+    #[error("open memory file {}", path.display())]
+    Open {
+        /// The file.
+        path: PathBuf,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// A memory file is not usable.
+    #[error("memory file {} is empty or not a whole number of 8-byte words long ({len} bytes)", path.display())]
+    FileSize {
+        /// The file.
+        path: PathBuf,
+        /// Its length in bytes.
+        len: u64,
+    },
+    /// A file's size cannot be found.
+    #[error("size of the file behind the RAM at {gpa:#x}")]
+    Size {
+        /// First byte of the region.
+        gpa: u64,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// A file ends before the region that it should hold.
+    #[error(
+        "the file behind the RAM at {gpa:#x} holds {file_len:#x} bytes, but the region needs {need:#x}: \
+         it is truncated"
+    )]
+    Truncated {
+        /// First byte of the region.
+        gpa: u64,
+        /// Length of the file in bytes.
+        file_len: u64,
+        /// Length it must have.
+        need: u64,
+    },
+    /// The mapping failed.
+    #[error("map the RAM at {gpa:#x} ({len:#x} bytes): {source}")]
+    Map {
+        /// First byte of the region.
+        gpa: u64,
+        /// Length in bytes.
+        len: u64,
+        /// What was refused.
+        source: MmapRegionError,
+    },
+}
+
+/// Guest RAM mapped into this process.
+///
+/// Who shrinks a file under its mapping makes readers take SIGBUS; the VMM seals its memory files
+/// against that, and whoever names a file by hand vouches for it.
+#[derive(Debug)]
+pub struct MappedMemory {
+    regions: Vec<RamRegion>,
+    maps: Vec<Arc<MmapRegion>>,
+    /// Indices of the largest regions: almost every read is there.
+    hot: Vec<Hot>,
+}
+
+#[derive(Debug)]
+struct Hot {
+    gpa: u64,
+    /// Offsets below this have a whole word behind them.
+    words_end: u64,
+    map: Arc<MmapRegion>,
+}
+
+impl MappedMemory {
+    /// Shares the VMM's own mappings.
+    ///
+    /// # Errors
+    /// [`MapError::Empty`].
+    pub fn from_guest_memory(memory: &Arc<GuestMemoryMmap>) -> Result<MappedMemory, MapError> {
+        let parts = memory
+            .iter()
+            .map(|region: &GuestRegionMmap| {
+                (RamRegion { gpa: region.start_addr().0, len: region.len() }, region.get_mmap())
+            })
+            .collect();
+        MappedMemory::from_maps(parts)
+    }
+
+    /// Maps each region read-only from its descriptor, which another process handed over, at an
+    /// offset that is a multiple of the page size.
+    ///
+    /// # Errors
+    /// [`MapError`]: a list that is no machine's RAM, a file that is too short, a refused mapping.
+    pub fn from_fds(parts: Vec<(RamRegion, OwnedFd, u64)>) -> Result<MappedMemory, MapError> {
+        let parts = parts.into_iter().map(|(region, fd, offset)| (region, Arc::new(File::from(fd)), offset));
+        MappedMemory::from_files(parts.collect())
+    }
+
+    /// As [`MappedMemory::from_fds`], with files that may be the same for many regions.
+    ///
+    /// # Errors
+    /// As [`MappedMemory::from_fds`].
+    pub fn from_files(parts: Vec<(RamRegion, Arc<File>, u64)>) -> Result<MappedMemory, MapError> {
+        let mut maps = Vec::with_capacity(parts.len());
+        for (region, file, offset) in parts {
+            let gpa = region.gpa;
+            let file_len = file.metadata().map_err(|source| MapError::Size { gpa, source })?.len();
+            let need = offset.checked_add(region.len).unwrap_or(u64::MAX);
+            if need > file_len {
+                return Err(MapError::Truncated { gpa, file_len, need });
+            }
+            maps.push((region, Arc::new(map_file(region, FileOffset::from_arc(file, offset))?)));
+        }
+        MappedMemory::from_maps(maps)
+    }
+
+    /// Maps whole files, each at the guest-physical address of its first byte.
+    ///
+    /// # Errors
+    /// [`MapError`].
+    pub fn from_mem_files<P: AsRef<Path>>(files: &[(P, u64)]) -> Result<MappedMemory, MapError> {
+        let mut parts = Vec::with_capacity(files.len());
+        for (path, gpa) in files {
+            let path = path.as_ref();
+            let open = |source| MapError::Open { path: path.to_path_buf(), source };
+            let file = File::open(path).map_err(open)?;
+            let len = file.metadata().map_err(open)?.len();
+            if len == 0 || !len.is_multiple_of(8) {
+                return Err(MapError::FileSize { path: path.to_path_buf(), len });
+            }
+            parts.push((RamRegion { gpa: *gpa, len }, Arc::new(file), 0));
+        }
+        MappedMemory::from_files(parts)
+    }
+
+    /// Takes mappings that exist, each with the guest-physical range that it holds.
+    ///
+    /// # Errors
+    /// [`MapError::Regions`], [`MapError::Empty`].
+    pub fn from_maps(mut parts: Vec<(RamRegion, Arc<MmapRegion>)>) -> Result<MappedMemory, MapError> {
+        if parts.is_empty() {
+            return Err(MapError::Empty);
+        }
+        parts.sort_by_key(|(region, _)| region.gpa);
+        let (regions, maps): (Vec<_>, Vec<_>) = parts.into_iter().unzip();
+        check_regions(&regions)?;
+        let mut by_size: Vec<_> = regions.iter().zip(&maps).collect();
+        by_size.sort_by_key(|(region, _)| std::cmp::Reverse(region.len));
+        let hot = by_size
+            .into_iter()
+            .take(HOT_REGIONS)
+            .map(|(region, map)| Hot {
+                gpa: region.gpa,
+                words_end: region.len.saturating_sub(7),
+                map: Arc::clone(map),
+            })
+            .collect();
+        Ok(MappedMemory { regions, maps, hot })
+    }
+}
+
+impl MemorySource for MappedMemory {
+    fn regions(&self) -> &[RamRegion] {
+        &self.regions
+    }
+
+    fn read(&self, gpa: u64, buf: &mut [u8]) -> Result<(), ReadError> {
+        read_pieces(&self.regions, gpa, buf, |index, offset, piece| {
+            let Some(map) = self.maps.get(index) else { return false };
+            if piece.len() >= FILE_READ_LEN
+                && let Some(file) = map.file_offset()
+                && let Some(at) = file.start().checked_add(offset)
+                && file.file().read_exact_at(piece, at).is_ok()
+            {
+                return true;
+            }
+            let Ok(offset) = usize::try_from(offset) else { return false };
+            map.get_slice(offset, piece.len()).is_ok_and(|slice| slice.copy_to(piece) == piece.len())
+        })
+    }
+
+    #[inline]
+    fn read_u64(&self, gpa: u64) -> Result<u64, ReadError> {
+        for hot in &self.hot {
+            let offset = gpa.wrapping_sub(hot.gpa);
+            if offset < hot.words_end {
+                return load(&hot.map, offset).ok_or(ReadError::NotRam { gpa, len: 8 });
+            }
+        }
+        self.read_u64_elsewhere(gpa)
+    }
+
+    fn next_data(&self, gpa: u64) -> Option<u64> {
+        let mut at = gpa;
+        loop {
+            at = next_ram(&self.regions, at)?;
+            let index = find(&self.regions, at)?;
+            let (region, map) = (self.regions.get(index)?, self.maps.get(index)?);
+            let Some(file) = map.file_offset() else { return Some(at) };
+            let offset = at - region.gpa;
+            // Where the file system cannot tell (or the offsets cannot be expressed), all is data.
+            let Some(start) = file.start().checked_add(offset) else { return Some(at) };
+            match rustix::fs::seek(file.file(), SeekFrom::Data(start)) {
+                Ok(data) if data - file.start() < region.len => {
+                    return Some(region.gpa + (data - file.start()));
+                }
+                // No data up to the end of the region.
+                Ok(_) | Err(rustix::io::Errno::NXIO) => at = region.gpa.checked_add(region.len)?,
+                Err(_) => return Some(at),
+            }
+        }
+    }
+}
+
+impl MappedMemory {
+    #[cold]
+    fn read_u64_elsewhere(&self, gpa: u64) -> Result<u64, ReadError> {
+        if let Some(index) = find(&self.regions, gpa)
+            && let (Some(region), Some(map)) = (self.regions.get(index), self.maps.get(index))
+            && let Some(word) = load(map, gpa - region.gpa)
+        {
+            return Ok(word);
+        }
+        // The word may lie across two adjacent regions.
+        let mut word = [0; 8];
+        self.read(gpa, &mut word)?;
+        Ok(u64::from_le_bytes(word))
+    }
+}
+
+/// Loads a word, in one access if it is aligned; `None` outside the mapping.
+#[inline]
+fn load(map: &MmapRegion, offset: u64) -> Option<u64> {
+    let offset = usize::try_from(offset).ok()?;
+    map.get_ref::<u64>(offset).ok().map(|word| u64::from_le(word.load()))
+}
+
+fn map_file(region: RamRegion, file: FileOffset) -> Result<MmapRegion, MapError> {
+    let RamRegion { gpa, len } = region;
+    let refuse = |source| MapError::Map { gpa, len, source };
+    let size = usize::try_from(len).map_err(|_| refuse(MmapRegionError::InvalidOffsetLength))?;
+    MmapRegionBuilder::new(size)
+        .with_file_offset(file)
+        .with_mmap_prot(PROT_READ)
+        .with_mmap_flags(MAP_SHARED)
+        .build()
+        .map_err(refuse)
+}
+
+#[expect(clippy::cast_possible_wrap, reason = "small constants of the system interface")]
+const PROT_READ: i32 = rustix::mm::ProtFlags::READ.bits() as i32;
+#[expect(clippy::cast_possible_wrap, reason = "small constants of the system interface")]
+const MAP_SHARED: i32 = rustix::mm::MapFlags::SHARED.bits() as i32;
+
+#[cfg(test)]
+#[path = "mapped_tests.rs"]
+mod tests;
