@@ -15,10 +15,10 @@ use std::time::{Duration, Instant};
 
 use memvisor_abi::port::ExitCode;
 use memvisor_abi::BootStage;
-use memvisor_inspect::{Guest, MappedMemory, find_root};
+use memvisor_inspect::{FactCpu, FactNodeMemory, Facts, Guest, MappedMemory, find_root};
 
 use super::bed::{Audit, Ended, Observed};
-use super::case::{Case, QemuSetup};
+use super::case::{Case, QemuNode, QemuSetup};
 use super::outcome::{Outcome, Subcase};
 use super::outside::audit;
 use super::probes::{Control, Held};
@@ -50,6 +50,7 @@ struct Machine {
     messages: Receiver<Vec<u8>>,
     qmp: Qmp,
     memory: MappedMemory,
+    files: Vec<(PathBuf, u64)>,
     // Removed last.
     _folder: tempfile::TempDir,
 }
@@ -131,9 +132,9 @@ impl Machine {
                 anyhow::bail!("{error}; {QEMU} says: {}", drain(&messages).trim());
             }
         };
-        let mapped: Vec<(&PathBuf, u64)> = files.iter().map(|file| (&file.path, file.gpa)).collect();
-        let memory = MappedMemory::from_mem_files(&mapped)?;
-        Ok(Machine { child, input, output, messages, qmp, memory, _folder: folder })
+        let files: Vec<(PathBuf, u64)> = files.into_iter().map(|file| (file.path, file.gpa)).collect();
+        let memory = MappedMemory::from_mem_files(&files)?;
+        Ok(Machine { child, input, output, messages, qmp, memory, files, _folder: folder })
     }
 
     /// Reads the console until QEMU ends, and does what checkpoints ask for. `None` when time is over.
@@ -185,9 +186,8 @@ impl Machine {
                 memory: &self.memory,
                 root_gpa,
                 registers: &registers,
-                setup: &case.setup,
-                facts: None,
-                control: Control::Qemu(&mut self.qmp),
+                facts: &facts(setup),
+                control: Control::Qemu(&mut self.qmp, &self.files),
             };
             for probe in &case.expect.probes {
                 let outcome = probe.run(&mut held);
@@ -215,6 +215,26 @@ fn levels(held: &Held<'_>, wanted: u32) -> Subcase {
         Err(error) => problems.push(error.to_string()),
     }
     Subcase { name: format!("levels-{wanted}"), outcome: Outcome::from_problems(problems) }
+}
+
+/// What this stanza builds. The E820 map is the firmware's, and stays empty.
+fn facts(setup: &QemuSetup) -> Facts {
+    let mut facts = Facts { machine: "qemu q35".to_owned(), levels: setup.levels, ..Facts::default() };
+    let mut base = 0;
+    let whole = [QemuNode { memory_mib: setup.memory_mib, cpus: (0..setup.cpus).collect() }];
+    let nodes = if setup.nodes.is_empty() { whole.as_slice() } else { &setup.nodes };
+    for (number, node) in (0..).zip(nodes) {
+        let len = node.memory_mib << 20;
+        if len > 0 {
+            facts.node_memory.push(FactNodeMemory { node: number, base, len });
+        }
+        base += len;
+        // With -smp N alone every CPU is a socket, and APIC ids count up from 0.
+        facts.cpus.extend(node.cpus.iter().map(|cpu| FactCpu { apic_id: *cpu, node: number }));
+    }
+    facts.cpus.sort_by_key(|cpu| cpu.apic_id);
+    facts.distances.clone_from(&setup.distances);
+    facts
 }
 
 /// A file that holds part of the guest's RAM.
@@ -322,4 +342,89 @@ fn drain(receiver: &Receiver<Vec<u8>>) -> String {
         }
     }
     String::from_utf8_lossy(&bytes).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::suite::case::{Setup, parse};
+
+    fn case(table: &str) -> (Case, QemuSetup) {
+        let text = format!("[[case]]\nname = \"boot/x\"\ndescription = \"d\"\ncmdline = \"no5lvl\"\n{table}");
+        let case = parse("boot", &text).unwrap().remove(0);
+        let Setup::Qemu(setup) = case.setup.clone() else { panic!("not QEMU's") };
+        (case, setup)
+    }
+
+    const NODES: &str = "[case.qemu]\ncpus = 2\nlevels = 5\ndistances = [[10, 21, 31], [12, 10, 32], [13, 23, 10]]\n\
+        nodes = [{ memory_mib = 32, cpus = [1] }, { memory_mib = 0, cpus = [0] }, { memory_mib = 64 }]\n";
+
+    #[test]
+    fn nodes_become_files_one_after_the_other() {
+        let folder = tempfile::tempdir().unwrap();
+        let (_, setup) = case(NODES);
+        let files = memory_files(&setup, folder.path()).unwrap();
+        let shape: Vec<_> = files.iter().map(|file| (file.id.as_str(), file.gpa, file.mib)).collect();
+        assert_eq!(shape, [("m0", 0, 32), ("m2", 32 << 20, 64)]);
+        assert_eq!(files[1].path.metadata().unwrap().len(), 64 << 20);
+    }
+
+    #[test]
+    fn the_command_line_names_nodes_distances_and_the_handshake() {
+        let folder = tempfile::tempdir().unwrap();
+        let (case, setup) = case(NODES);
+        let files = memory_files(&setup, folder.path()).unwrap();
+        let line = arguments(&case, &setup, &files, Path::new("/a,b/qmp"), Path::new("guest.elf")).join(" ");
+        for part in [
+            "-numa node,nodeid=0,memdev=m0,cpus=1",
+            "-numa node,nodeid=1,cpus=0",
+            "-numa node,nodeid=2,memdev=m2",
+            "-numa dist,src=1,dst=2,val=32",
+            "-m 96 -smp 2",
+            "unix:/a,,b/qmp,server=on",
+            "-append no5lvl checkpoint=serial debug_exit=0xf4",
+        ] {
+            assert!(line.contains(part), "{part} is missing in {line}");
+        }
+    }
+
+    #[test]
+    fn facts_follow_the_stanza() {
+        let (_, setup) = case(NODES);
+        let facts = facts(&setup);
+        assert_eq!(
+            facts.node_memory,
+            [
+                FactNodeMemory { node: 0, base: 0, len: 32 << 20 },
+                FactNodeMemory { node: 2, base: 32 << 20, len: 64 << 20 }
+            ]
+        );
+        assert_eq!(facts.cpus, [FactCpu { apic_id: 0, node: 1 }, FactCpu { apic_id: 1, node: 0 }]);
+        assert_eq!(facts.distances[1][2], 32);
+    }
+
+    fn observed(console: &str) -> Observed {
+        Observed {
+            ended: Ended::Clean,
+            console: console.to_owned(),
+            messages: "qemu: no such machine".to_owned(),
+            audits: Vec::new(),
+            probes: Vec::new(),
+            problems: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn exit_codes_come_through_the_debug_port() {
+        let status = |code: i32| ExitStatus::from_raw(code << 8);
+        assert_eq!(ended(status(1), &observed("hello")), Ended::Clean);
+        assert_eq!(ended(status(0), &observed("hello")), Ended::Clean);
+        assert_eq!(
+            ended(status(203), &observed("hello")),
+            Ended::Guest(101, "the guest kernel panicked")
+        );
+        let Ended::Other(why) = ended(status(1), &observed("")) else { panic!("a silent guest ended cleanly") };
+        assert!(why.contains("no such machine"));
+        assert!(matches!(ended(ExitStatus::from_raw(9), &observed("x")), Ended::Other(_)));
+    }
 }
