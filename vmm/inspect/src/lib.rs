@@ -25,7 +25,7 @@ mod walk;
 
 use serde::Serializer;
 
-//pub use core_file::CoreFile;
+pub use core_file::CoreFile;
 pub use facts::{FactCpu, FactE820, FactNodeMemory, Facts};
 pub use guest::{
     AttachError, FreeList, Guest, GuestError, ListProblem, Reading, TableName, consistent, find_root,

@@ -138,7 +138,7 @@ impl MappedMemory {
         for (region, file, offset) in parts {
             let gpa = region.gpa;
             let file_len = file.metadata().map_err(|source| MapError::Size { gpa, source })?.len();
-            let need = offset.checked_add(region.len).unwrap_or(u64::MAX);
+            let need = offset.saturating_add(region.len);
             if need > file_len {
                 return Err(MapError::Truncated { gpa, file_len, need });
             }

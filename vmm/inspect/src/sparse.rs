@@ -106,7 +106,6 @@ impl MemorySource for SparseMemory {
     }
 }
 
-#[expect(clippy::cast_possible_truncation, reason = "below 4096")]
 const fn offset_in_frame(gpa: u64) -> usize {
     (gpa % PAGE_SIZE) as usize
 }

@@ -144,5 +144,5 @@ pub const fn section_start_pfn(section: &Section) -> u64 {
 fn memmap_gpa(section: &Section) -> Option<u64> {
     let online = section.state == SectionState::Online as u32 && section.memmap_pfn != PFN_NONE;
     (online && section.memmap_pfn >> (abi::MAX_PHYSMEM_BITS - PAGE_SHIFT) == 0)
-        .then(|| section.memmap_pfn << PAGE_SHIFT)
+        .then_some(section.memmap_pfn << PAGE_SHIFT)
 }

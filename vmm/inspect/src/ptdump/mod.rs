@@ -13,5 +13,6 @@ mod tree;
 mod tests;
 
 pub use findings::{Finding, FindingKind};
+pub(crate) use ranges::human;
 pub use ranges::{PtDump, Range, Span};
 pub use tree::{Coverage, Leaf, Table, TreeProblem, Visitor, for_each_leaf, walk_tree};

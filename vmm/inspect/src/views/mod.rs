@@ -1,1 +1,62 @@
-//! x
+//! What `memvisor inspect VIEW` shows: one file a view.
+//!
+//! Each view is built once from what was read, and is then plain data: `Display` is the text for
+//! people, `Serialize` the JSON for programs (addresses as strings in hexadecimal, counts and
+//! frame numbers as numbers). The first line of the text says what it is.
+
+mod buddy;
+mod cpus;
+mod e820;
+mod layout;
+mod memblock;
+mod numa;
+mod page;
+mod pagetables;
+mod translate;
+mod zones;
+
+#[cfg(test)]
+mod tests;
+
+use std::fmt;
+
+use serde::Serialize;
+
+pub use buddy::{BuddyRow, BuddyView};
+pub use cpus::{CpuRow, CpusView};
+pub use e820::{E820Row, E820View};
+pub use layout::{LayoutRow, LayoutView};
+pub use memblock::{MemblockRow, MemblockView};
+pub use numa::{NodeRow, NumaView};
+pub use page::{PageRow, PageView};
+pub use translate::TranslateView;
+pub use zones::{ZoneRow, ZonesView};
+
+/// Guest-physical bytes, both ends included, as Linux prints them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct MemRange {
+    /// First byte.
+    #[serde(serialize_with = "crate::hex")]
+    pub start: u64,
+    /// Last byte. In raw maps it may be below `start`: the entry is empty or wraps.
+    #[serde(serialize_with = "crate::hex")]
+    pub last: u64,
+}
+
+impl MemRange {
+    /// The `len` bytes at `start`.
+    pub const fn new(start: u64, len: u64) -> MemRange {
+        MemRange { start, last: start.wrapping_add(len).wrapping_sub(1) }
+    }
+}
+
+impl fmt::Display for MemRange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "[mem {:#018x}-{:#018x}]", self.start, self.last)
+    }
+}
+
+/// A node number in words.
+fn node_name(node: u32) -> String {
+    if node == memvisor_abi::NODE_NONE { "-".into() } else { node.to_string() }
+}

@@ -191,7 +191,6 @@ impl Walker {
                 return Err(Fault::TableNotRam { level, gpa: table });
             };
             let entry = Entry::new(raw);
-            #[expect(clippy::cast_possible_truncation, reason = "below 512")]
             step(level, table, index as u32, entry);
             if !entry.is_present() {
                 return Err(Fault::NotPresent { level, entry });

@@ -1,0 +1,205 @@
+//! Everything an audit reads once, before the rules run.
+
+use memvisor_abi::{
+    AddressSpace, BootStage, CpuInfo, E820Entry, LayoutRange, MemblockRegion, NODE_NONE, Node, Page, PageKind, Root,
+    Section, SectionState, Zone,
+};
+use memvisor_inspect::{CpuRegisters, Facts, FreeList, Guest, GuestError, MemorySource, section_start_pfn};
+
+use crate::e820::resolve;
+use crate::frames::{Frames, normalize};
+use crate::ledger::{Ledger, finding};
+use crate::machine::Machine;
+use crate::{Rule, attach};
+
+/// A guest as the rules see it.
+pub(crate) type AuditedGuest<'a> = Guest<'a, dyn MemorySource + 'a>;
+
+/// The evidence, read and checked for being readable. A table that could not be read is a finding
+/// of `attach.tables` and empty here; [`Context::lost`] then says which.
+#[derive(Debug)]
+pub(crate) struct Context<'a> {
+    pub source: &'a dyn MemorySource,
+    pub guest: AuditedGuest<'a>,
+    pub facts: Option<&'a Facts>,
+    pub registers: &'a [CpuRegisters],
+    pub root: Root,
+    pub layout: Vec<LayoutRange>,
+    pub e820_raw: Vec<E820Entry>,
+    pub e820: Vec<E820Entry>,
+    pub memory: Vec<MemblockRegion>,
+    /// Frames that memblock reservations touch, normalized.
+    pub reserved: Vec<Frames>,
+    pub nodes: Vec<Node>,
+    pub distances: Vec<Vec<u8>>,
+    pub zones: Vec<Zone>,
+    pub sections: Vec<Section>,
+    pub cpus: Vec<CpuInfo>,
+    pub spaces: Vec<AddressSpace>,
+    pub extra_tables: Vec<u64>,
+    /// Free lists with at least one block or a problem, by zone and order.
+    pub free_lists: Vec<FreeList>,
+    /// What the guest should have found.
+    pub machine: Machine,
+    /// Why rules on nodes, zones, sections and owners cannot run, if they cannot.
+    pub no_zones: Option<String>,
+}
+
+impl<'a> Context<'a> {
+    /// Reads all tables that the guest's stage of boot promises.
+    pub fn load(
+        guest: AuditedGuest<'a>,
+        facts: Option<&'a Facts>,
+        registers: &'a [CpuRegisters],
+        ledger: &mut Ledger,
+    ) -> Context<'a> {
+        let root = *guest.root();
+        let has = |stage: BootStage| root.stage >= stage as u32;
+        let mut lost = false;
+        let mut loader = Loader { ledger, lost: &mut lost };
+        let (memblock, buddy, smp) = (has(BootStage::Memblock), has(BootStage::Buddy), has(BootStage::Smp));
+        let e820_raw = loader.table(memblock, guest.e820_raw());
+        let e820 = loader.table(memblock, guest.e820());
+        let memory = loader.table(memblock, guest.memblock_memory());
+        let layout = loader.table(has(BootStage::Paging), guest.layout());
+        let cpus = loader.table(smp, guest.cpus());
+        let spaces = loader.table(buddy, guest.address_spaces());
+        let extra_tables = loader.table(buddy, guest.extra_tables());
+        let distances = loader.table(buddy, guest.distances());
+        let reserved = loader.table(buddy, guest.memblock_reserved());
+        let nodes = loader.table(buddy, guest.nodes());
+        let zones = loader.table(buddy, guest.zones());
+        let sections = loader.table(buddy, guest.checked_sections().map(<[Section]>::to_vec));
+        let mut free_lists = Vec::new();
+        for (index, zone) in zones.iter().enumerate() {
+            for order in 0..zone.free_area.len() {
+                let list = guest.free_list_of(zone, index, order);
+                free_lists.extend(loader.one(list));
+            }
+        }
+        let no_zones = if !buddy {
+            Some(format!("the guest is at boot stage {}, before its buddy allocator exists", root.stage))
+        } else if lost {
+            Some("a published table cannot be read (see attach.tables)".to_owned())
+        } else {
+            None
+        };
+        let machine = derive_machine(facts, root.phys_bits, &e820_raw, &memory);
+        let touched = |region: &MemblockRegion| {
+            Frames::touching(region.base, region.base.saturating_add(region.size))
+        };
+        Context {
+            source: guest.source(),
+            facts,
+            registers,
+            root,
+            layout,
+            e820_raw,
+            e820,
+            memory,
+            reserved: normalize(reserved.iter().map(touched).collect()),
+            nodes,
+            distances,
+            zones,
+            sections,
+            cpus,
+            spaces,
+            extra_tables,
+            free_lists,
+            machine,
+            no_zones,
+            guest,
+        }
+    }
+
+    /// Skips `rules` with the reason if zones and owners cannot be audited.
+    pub fn needs_zones(&self, ledger: &mut Ledger, rules: &[&'static Rule]) -> bool {
+        if let Some(reason) = &self.no_zones {
+            for rule in rules {
+                ledger.skip(rule, reason);
+            }
+        }
+        self.no_zones.is_none()
+    }
+
+    /// The facts; without them skips `rules`.
+    pub fn needs_facts(&self, ledger: &mut Ledger, rules: &[&'static Rule]) -> Option<&'a Facts> {
+        if self.facts.is_none() {
+            for rule in rules {
+                ledger.skip(rule, "nobody says what machine was built (no facts)");
+            }
+        }
+        self.facts
+    }
+
+    /// The descriptor of a frame, if there is one.
+    pub fn page(&self, pfn: u64) -> Option<Page> {
+        self.guest.page(pfn).ok().flatten()
+    }
+
+    /// Frames of the sections whose descriptors are not initialised, normalized.
+    pub fn deferred(&self) -> Vec<Frames> {
+        let deferred = self.sections.iter().filter(|section| section.state == SectionState::Deferred as u32);
+        normalize(deferred.map(section_frames).collect())
+    }
+
+    /// What a frame's descriptor tells about it, for findings.
+    pub fn history(&self, pfn: u64) -> Option<String> {
+        let page = self.page(pfn)?;
+        let kind = PageKind::from_raw(page.kind).map_or("of undefined kind", PageKind::name);
+        let mut text = format!(
+            "descriptor says {kind}, node {} zone {}, order {}, refcount {}, mapcount {}, flags {:?}",
+            page.node(),
+            page.zone(),
+            page.order,
+            page.refcount,
+            page.mapcount,
+            page.page_flags(),
+        );
+        if page.mapping != 0 {
+            text.push_str(&format!(", mapped by pid {} at {:#x}", page.mapping, page.index << 12));
+        }
+        Some(text)
+    }
+}
+
+/// All frames of a section.
+pub(crate) fn section_frames(section: &Section) -> Frames {
+    Frames::from_count(section_start_pfn(section), memvisor_abi::PAGES_PER_SECTION)
+}
+
+fn derive_machine(facts: Option<&Facts>, phys_bits: u32, raw: &[E820Entry], memory: &[MemblockRegion]) -> Machine {
+    if let Some(facts) = facts {
+        return Machine::from_facts(facts, phys_bits);
+    }
+    let nodes: Vec<_> = memory
+        .iter()
+        .filter(|region| region.node != NODE_NONE)
+        .map(|region| (region.node, Frames::inside(region.base, region.base.saturating_add(region.size))))
+        .collect();
+    Machine::derive(resolve(raw.iter().map(|entry| (entry.addr, entry.size, entry.kind)), phys_bits), &nodes)
+}
+
+struct Loader<'l> {
+    ledger: &'l mut Ledger,
+    lost: &'l mut bool,
+}
+
+impl Loader<'_> {
+    fn table<T>(&mut self, promised: bool, table: Result<Vec<T>, GuestError>) -> Vec<T> {
+        if promised { self.one(table).unwrap_or_default() } else { Vec::new() }
+    }
+
+    fn one<T>(&mut self, table: Result<T, GuestError>) -> Option<T> {
+        self.ledger.checked(&attach::TABLES, 1);
+        match table {
+            Ok(table) => Some(table),
+            Err(error) => {
+                *self.lost = true;
+                let what = finding(&attach::TABLES, "a published table", "it is there", error.to_string());
+                self.ledger.report(&attach::TABLES, what);
+                None
+            }
+        }
+    }
+}

@@ -1,0 +1,101 @@
+//! Linux's arithmetic for watermarks and reserves, written from its documentation
+//! (Documentation/admin-guide/sysctl/vm.rst) and computed in 128 bits.
+
+use memvisor_abi::{MAX_NR_ZONES, PAGE_SHIFT, ZoneKind};
+
+/// `min_free_kbytes` for this many kibibytes of memory in zones that are neither high nor movable:
+/// four times the square root, between 128 KiB and 256 MiB.
+pub(crate) fn min_free_kbytes(lowmem_kbytes: u64) -> u64 {
+    lowmem_kbytes.saturating_mul(16).isqrt().clamp(128, 262_144)
+}
+
+/// min, low and high of a zone, in pages (Linux: `__setup_per_zone_wmarks` with
+/// `watermark_scale_factor` 10). `lowmem_pages` is the sum of managed pages of all zones that are
+/// not movable.
+pub(crate) fn watermarks(zone: ZoneKind, managed: u64, lowmem_pages: u64) -> [u64; 3] {
+    const SCALE_FACTOR: u128 = 10;
+    let pages_min = min_free_kbytes(lowmem_pages << (PAGE_SHIFT - 10)) >> (PAGE_SHIFT - 10);
+    let share = u128::from(pages_min) * u128::from(managed) / u128::from(lowmem_pages.max(1));
+    // Movable memory needs no reserve for atomic allocations, only what reclaim itself takes.
+    let min = match zone {
+        ZoneKind::Movable => (managed / 1024).clamp(32, 128),
+        _ => u64::try_from(share).unwrap_or(u64::MAX),
+    };
+    let distance = (share / 4).max(u128::from(managed) * SCALE_FACTOR / 10_000);
+    let distance = u64::try_from(distance).unwrap_or(u64::MAX);
+    [min, min.saturating_add(distance), min.saturating_add(distance.saturating_mul(2))]
+}
+
+/// `lowmem_reserve` of each zone of a node, from the zones' managed pages: against an allocation
+/// that could have used zone `j`, zone `i` keeps the managed pages of the zones above it up to `j`
+/// divided by its ratio (256, 256, 32; movable keeps nothing).
+pub(crate) fn lowmem_reserves(managed: [u64; MAX_NR_ZONES]) -> [[u64; MAX_NR_ZONES]; MAX_NR_ZONES] {
+    const RATIOS: [u64; MAX_NR_ZONES] = [256, 256, 32, 0];
+    let mut reserves = [[0; MAX_NR_ZONES]; MAX_NR_ZONES];
+    for ((i, row), (own, ratio)) in reserves.iter_mut().enumerate().zip(managed.into_iter().zip(RATIOS)) {
+        if own == 0 || ratio == 0 {
+            continue;
+        }
+        let mut above = 0_u64;
+        for (cell, pages) in row.iter_mut().zip(managed).skip(i + 1) {
+            above = above.saturating_add(pages);
+            *cell = above / ratio;
+        }
+    }
+    reserves
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn min_free_kbytes_is_the_table_in_linux_documentation() {
+        // The table above init_per_zone_wmark_min in mm/page_alloc.c: MiB and kbytes.
+        let table = [
+            (16, 512),
+            (32, 724),
+            (64, 1024),
+            (128, 1448),
+            (256, 2048),
+            (512, 2896),
+            (1024, 4096),
+            (2048, 5792),
+            (4096, 8192),
+            (8192, 11584),
+            (16384, 16384),
+        ];
+        for (mebibytes, kbytes) in table {
+            assert_eq!(min_free_kbytes(mebibytes << 10), kbytes, "{mebibytes} MiB");
+        }
+    }
+
+    #[test]
+    fn min_free_kbytes_is_clamped() {
+        assert_eq!(min_free_kbytes(0), 128);
+        assert_eq!(min_free_kbytes(64 << 30), 262_144);
+    }
+
+    #[test]
+    fn a_zone_gets_its_share_and_low_and_high_are_evenly_apart() {
+        // 256 MiB in all: 2048 kB, 512 pages; a quarter of the memory gets 128 of them.
+        assert_eq!(watermarks(ZoneKind::Dma32, 16384, 65536), [128, 160, 192]);
+        // A large zone: the scale factor's 0.1 % exceeds a quarter of the share.
+        let pages = 64 << 18;
+        assert_eq!(watermarks(ZoneKind::Normal, pages, pages), [8192, 8192 + 16777, 8192 + 2 * 16777]);
+        assert_eq!(watermarks(ZoneKind::Dma, 0, 65536), [0, 0, 0]);
+    }
+
+    #[test]
+    fn reserves_protect_low_zones_from_those_who_have_higher_ones() {
+        let reserves = lowmem_reserves([4000, 256_000, 512_000, 0]);
+        assert_eq!(reserves[0], [0, 1000, 3000, 3000]);
+        assert_eq!(reserves[1], [0, 0, 2000, 2000]);
+        assert_eq!(reserves[2], [0, 0, 0, 0]);
+    }
+
+    #[test]
+    fn an_empty_zone_reserves_nothing() {
+        assert_eq!(lowmem_reserves([0, 256, 512, 0])[0], [0; 4]);
+    }
+}
