@@ -131,9 +131,8 @@ fn unexpected_end(expected: Ending, ended: &Ended, observed: &Observed) -> Strin
         Ended::Other(text) => text.clone(),
     };
     let last = observed.console.lines().rev().find(|line| !line.trim().is_empty());
-    let last = last.map_or("the console is empty".to_owned(), |line| {
-        format!("last console line: {:?}", line.trim())
-    });
+    let last = last
+        .map_or("the console is empty".to_owned(), |line| format!("last console line: {:?}", line.trim()));
     format!("expected {expected}, got: {ended}; {last}")
 }
 

@@ -187,7 +187,10 @@ impl QemuSetup {
         let mut assigned: Vec<u32> = self.nodes.iter().flat_map(|node| node.cpus.iter().copied()).collect();
         assigned.sort_unstable();
         if !self.nodes.is_empty() && !assigned.iter().copied().eq(0..self.cpus) {
-            return Some(format!("nodes must name each of CPUs 0..{} once, they name {assigned:?}", self.cpus));
+            return Some(format!(
+                "nodes must name each of CPUs 0..{} once, they name {assigned:?}",
+                self.cpus
+            ));
         }
         let nodes = self.nodes.len();
         if !self.distances.is_empty()
@@ -314,11 +317,8 @@ pub fn parse(file: &str, text: &str) -> Result<Vec<Case>, CaseError> {
     let mut cases = Vec::new();
     let mut names = BTreeSet::new();
     for stanza in &parsed.case {
-        let error = |problem: String| CaseError::Stanza {
-            file: file.to_owned(),
-            name: stanza.name.clone(),
-            problem,
-        };
+        let error =
+            |problem: String| CaseError::Stanza { file: file.to_owned(), name: stanza.name.clone(), problem };
         for case in stanza.expand().map_err(error)? {
             let plain = |part: &str| {
                 !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')

@@ -7,8 +7,8 @@
 pub mod bed;
 pub mod case;
 mod command;
-mod kvm;
 pub mod ktap;
+mod kvm;
 pub mod outcome;
 mod outside;
 mod probes;
@@ -214,7 +214,8 @@ impl Bench {
             None => outside::bundled_kernel(folder.path())?,
         };
         let no_kernel = image.is_none().then(|| {
-            "this memvisor was built without a guest kernel: build with `make`, or pass --kernel FILE".to_owned()
+            "this memvisor was built without a guest kernel: build with `make`, or pass --kernel FILE"
+                .to_owned()
         });
         Ok(Bench {
             no_kvm: no_kernel.clone().or_else(|| uses(Bed::Kvm).then(kvm::missing).flatten()),

@@ -14,10 +14,10 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
 use memvisor_abi::port::ExitCode;
-use memvisor_abi::BootStage;
-use memvisor_inspect::{FactCpu, FactNodeMemory, Facts, Guest, MappedMemory, find_root};
+use memvisor_abi::{BootStage, E820Entry};
+use memvisor_inspect::{FactCpu, FactE820, FactNodeMemory, Facts, Guest, MappedMemory, find_root};
 
-use super::bed::{Audit, Ended, Observed};
+use super::bed::{Ended, Observed};
 use super::case::{Case, QemuNode, QemuSetup};
 use super::outcome::{Outcome, Subcase};
 use super::outside::audit;
@@ -178,15 +178,16 @@ impl Machine {
         let Some(root_gpa) = find_root(&self.memory) else {
             anyhow::bail!("no root descriptor in the guest's memory");
         };
-        observed.audits.push(audit(&self.memory, root_gpa, &registers, None)?);
-        let stage = Guest::attach(&self.memory, root_gpa)?.root().stage;
+        let guest = Guest::attach(&self.memory, root_gpa)?;
+        let facts = facts(setup, &case.cmdline, &guest.e820_raw()?);
+        observed.audits.push(audit(&self.memory, root_gpa, &facts, &registers));
         // The probes want a guest that has everything: user space too.
-        if stage == BootStage::Running as u32 && observed.probes.is_empty() {
+        if guest.root().stage == BootStage::Running as u32 && observed.probes.is_empty() {
             let mut held = Held {
                 memory: &self.memory,
                 root_gpa,
                 registers: &registers,
-                facts: &facts(setup),
+                facts: &facts,
                 control: Control::Qemu(&mut self.qmp, &self.files),
             };
             for probe in &case.expect.probes {
@@ -217,9 +218,18 @@ fn levels(held: &Held<'_>, wanted: u32) -> Subcase {
     Subcase { name: format!("levels-{wanted}"), outcome: Outcome::from_problems(problems) }
 }
 
-/// What this stanza builds. The E820 map is the firmware's, and stays empty.
-fn facts(setup: &QemuSetup) -> Facts {
-    let mut facts = Facts { machine: "qemu q35".to_owned(), levels: setup.levels, ..Facts::default() };
+/// What this stanza builds. The E820 map is the firmware's: the guest's copy of it has to do.
+fn facts(setup: &QemuSetup, cmdline: &str, firmware: &[E820Entry]) -> Facts {
+    let mut facts = Facts {
+        machine: "qemu q35".to_owned(),
+        levels: setup.levels,
+        cmdline: cmdline.to_owned(),
+        e820: firmware
+            .iter()
+            .map(|entry| FactE820 { addr: entry.addr, size: entry.size, kind: entry.kind })
+            .collect(),
+        ..Facts::default()
+    };
     let mut base = 0;
     let whole = [QemuNode { memory_mib: setup.memory_mib, cpus: (0..setup.cpus).collect() }];
     let nodes = if setup.nodes.is_empty() { whole.as_slice() } else { &setup.nodes };
@@ -391,7 +401,7 @@ mod tests {
     #[test]
     fn facts_follow_the_stanza() {
         let (_, setup) = case(NODES);
-        let facts = facts(&setup);
+        let facts = facts(&setup, "", &[]);
         assert_eq!(
             facts.node_memory,
             [
@@ -419,11 +429,10 @@ mod tests {
         let status = |code: i32| ExitStatus::from_raw(code << 8);
         assert_eq!(ended(status(1), &observed("hello")), Ended::Clean);
         assert_eq!(ended(status(0), &observed("hello")), Ended::Clean);
-        assert_eq!(
-            ended(status(203), &observed("hello")),
-            Ended::Guest(101, "the guest kernel panicked")
-        );
-        let Ended::Other(why) = ended(status(1), &observed("")) else { panic!("a silent guest ended cleanly") };
+        assert_eq!(ended(status(203), &observed("hello")), Ended::Guest(101, "the guest kernel panicked"));
+        let Ended::Other(why) = ended(status(1), &observed("")) else {
+            panic!("a silent guest ended cleanly")
+        };
         assert!(why.contains("no such machine"));
         assert!(matches!(ended(ExitStatus::from_raw(9), &observed("x")), Ended::Other(_)));
     }

@@ -170,8 +170,8 @@ fn read_registers(index: u32, text: &str) -> Option<CpuRegisters> {
     };
     let selector = |name: &str| word(name).and_then(|value| u16::try_from(value).ok());
     const GPR: [&str; 16] = [
-        "RAX", "RBX", "RCX", "RDX", "RSI", "RDI", "RSP", "RBP", "R8", "R9", "R10", "R11", "R12", "R13", "R14",
-        "R15",
+        "RAX", "RBX", "RCX", "RDX", "RSI", "RDI", "RSP", "RBP", "R8", "R9", "R10", "R11", "R12", "R13",
+        "R14", "R15",
     ];
     let mut gpr = [0; 16];
     for (value, name) in gpr.iter_mut().zip(GPR) {

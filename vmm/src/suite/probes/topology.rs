@@ -59,11 +59,7 @@ fn compare_e820(facts: &Facts, raw: &[E820Entry], problems: &mut Vec<String>) {
         return;
     }
     if facts.e820.len() != raw.len() {
-        problems.push(format!(
-            "raw E820: built {} entries, the guest read {}",
-            facts.e820.len(),
-            raw.len()
-        ));
+        problems.push(format!("raw E820: built {} entries, the guest read {}", facts.e820.len(), raw.len()));
         return;
     }
     for (number, (built, read)) in facts.e820.iter().zip(raw).enumerate() {

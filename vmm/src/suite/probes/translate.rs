@@ -83,11 +83,8 @@ fn choose(levels: Levels, lower: &[Leaf], upper: &[Leaf]) -> Vec<u64> {
         .map(|number| {
             let half = if number % 2 == 0 && !lower.is_empty() { lower } else { upper };
             let index = random.below(half.len() as u64);
-            let (start, len) = usize::try_from(index)
-                .ok()
-                .and_then(|index| half.get(index))
-                .copied()
-                .unwrap_or((0, 1));
+            let (start, len) =
+                usize::try_from(index).ok().and_then(|index| half.get(index)).copied().unwrap_or((0, 1));
             let wild = random.next();
             let va = match number % 3 {
                 0 => start + wild % len,
