@@ -1,3 +1,9 @@
-//! memvisor: launches a guest on the machine that a file describes, and verifies its memory from outside.
+//! The memvisor virtual machine monitor as a library; the binary is a thin shell around it.
 
+pub mod devices;
+pub mod loader;
+pub mod machine;
+pub mod memory;
+pub mod run;
 pub mod suite;
+pub mod vcpu;

@@ -1,0 +1,26 @@
+//! Machines: from a TOML file and command-line flags to the exact machine that is built.
+//!
+//! [`load`] reads a file, [`resolve`] checks it together with the [`Overrides`] and gives a
+//! [`Machine`], [`acpi::build`] its firmware tables, [`describe`] all of it in words and JSON.
+//! Nothing here touches KVM: `--dry-run` is these four calls.
+
+pub mod acpi;
+mod describe;
+mod e820;
+mod error;
+mod file;
+pub mod layout;
+mod library;
+mod model;
+mod resolve;
+mod size;
+
+pub use describe::{Description, describe};
+pub use error::{MachineError, Origin, Place, Problem, Shown};
+pub use file::{MachineFile, load};
+pub use library::names;
+pub use model::{
+    Boot, Cpu, Hmat, HmatKind, HmatMatrix, Machine, Node, Overrides, Paging, Range, Slot, SlotKind,
+};
+pub use resolve::resolve;
+pub use size::Size;

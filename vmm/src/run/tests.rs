@@ -1,0 +1,226 @@
+//! Hand-made guests on /dev/kvm.
+
+use memvisor_inspect::{FactCpu, FactE820};
+
+use super::*;
+use crate::loader::testing::ElfBuilder;
+
+const MIB: u64 = 1 << 20;
+const CODE: u64 = 2 * MIB;
+
+/// Whether this machine has KVM; says so loudly if not.
+fn has_kvm() -> bool {
+    match crate::vcpu::open_kvm() {
+        Ok(_) => true,
+        Err(error) => {
+            eprintln!("SKIPPED: no KVM here: {error}");
+            false
+        }
+    }
+}
+
+fn config(elf: &ElfBuilder) -> VmConfig {
+    let ram = vec![(0, 0x9_f000), (MIB, 15 * MIB)];
+    let e820: Vec<FactE820> = ram.iter().map(|&(addr, size)| FactE820 { addr, size, kind: 1 }).collect();
+    let facts = Facts {
+        machine: "hand-made".into(),
+        e820,
+        cpus: vec![FactCpu { apic_id: 0, node: 0 }],
+        ..Facts::default()
+    };
+    VmConfig {
+        name: "hand-made".into(),
+        facts,
+        slots: ram.iter().map(|&(gpa, len)| RamRegion { gpa, len }).collect(),
+        ram,
+        firmware: Vec::new(),
+        rsdp: 0xf_0000,
+        kernel_name: "hand-made".into(),
+        kernel: elf.build(),
+        initrd: None,
+        cmdline: String::new(),
+        boot: Boot::Linux,
+        paging: Paging::Four,
+        irqchip: Irqchip::Split,
+        console: ConsoleTarget::Null,
+        audit: AuditMode::Every,
+    }
+}
+
+/// Runs to the end; the console's text too.
+fn run(config: &VmConfig) -> (Outcome, String) {
+    let (vm, _sender, events) = Vm::build(config).expect("a plain machine");
+    let outcome = conduct(&vm, &events, AtEnd::Return, |_| ());
+    let text = vm.console().transcript();
+    (outcome, text)
+}
+
+/// Writes `text` to COM1 byte by byte.
+fn print(text: &str) -> Vec<u8> {
+    // mov dx, 0x3f8 ; then for each byte: mov al, byte ; out dx, al
+    let mut code = vec![0x66, 0xba, 0xf8, 0x03];
+    for byte in text.bytes() {
+        code.extend([0xb0, byte, 0xee]);
+    }
+    code
+}
+
+/// Writes `value` to a 32-bit port.
+fn out32(port: u16, value: u32) -> Vec<u8> {
+    let mut code = vec![0x66, 0xba];
+    code.extend(port.to_le_bytes());
+    code.push(0xb8);
+    code.extend(value.to_le_bytes());
+    code.push(0xef);
+    code
+}
+
+fn exit_with(code: u32) -> Vec<u8> {
+    use memvisor_abi::port::{ARG_LEN, COMMAND, Command};
+    [out32(ARG_LEN, code), out32(COMMAND, Command::Exit as u32)].concat()
+}
+
+#[test]
+fn a_64_bit_guest_prints_and_exits() {
+    if !has_kvm() {
+        return;
+    }
+    let code = [print("hello\n"), exit_with(0)].concat();
+    let (outcome, text) = run(&config(&ElfBuilder::new(CODE, &code)));
+    assert_eq!(text, "hello\n");
+    assert!(outcome.end.is_clean(), "{}", outcome.end.describe());
+    assert_eq!(outcome.status(), ExitStatus::Clean);
+}
+
+#[test]
+fn a_pvh_guest_gets_start_info_in_ebx() {
+    if !has_kvm() {
+        return;
+    }
+    // mov edx, [ebx] ; cmp edx, 0x336ec578 ; jne to the failing exit
+    let mut code = vec![0x8b, 0x13, 0x81, 0xfa, 0x78, 0xc5, 0x6e, 0x33, 0x75];
+    // In 32-bit code 0x66 0xba is mov dx, imm16 as well, so the helpers serve both modes.
+    let good = [print("pvh\n"), exit_with(0)].concat();
+    code.push(u8::try_from(good.len()).expect("short jump"));
+    code.extend(good);
+    code.extend(exit_with(9));
+    let config = VmConfig { boot: Boot::Pvh, ..config(&ElfBuilder::new(CODE, &code).pvh(CODE)) };
+    let (outcome, text) = run(&config);
+    assert_eq!((text.as_str(), outcome.status()), ("pvh\n", ExitStatus::Clean), "{}", outcome.end.describe());
+}
+
+#[test]
+fn exit_codes_reach_the_outcome() {
+    if !has_kvm() {
+        return;
+    }
+    let (outcome, _) = run(&config(&ElfBuilder::new(CODE, &exit_with(101))));
+    assert!(matches!(outcome.end, End::Exit { code: 101, .. }));
+    assert_eq!(outcome.status(), ExitStatus::GuestFailed);
+}
+
+#[test]
+fn acpi_power_off_and_keyboard_reset_end_the_run() {
+    if !has_kvm() {
+        return;
+    }
+    // mov dx, 0x604 ; mov ax, SLP_EN | 5 << 10 ; out dx, ax
+    let power_off = [0x66, 0xba, 0x04, 0x06, 0x66, 0xb8, 0x00, 0x34, 0x66, 0xef];
+    let (outcome, _) = run(&config(&ElfBuilder::new(CODE, &power_off)));
+    assert!(matches!(outcome.end, End::PowerOff), "{}", outcome.end.describe());
+    // mov al, 0xfe ; out 0x64, al
+    let (outcome, _) = run(&config(&ElfBuilder::new(CODE, &[0xb0, 0xfe, 0xe6, 0x64])));
+    assert!(matches!(outcome.end, End::Reset), "{}", outcome.end.describe());
+}
+
+#[test]
+fn a_triple_fault_is_reported_with_registers_and_bytes() {
+    if !has_kvm() {
+        return;
+    }
+    // mov ebx, 0x5eed ; ud2, without an IDT
+    let (outcome, _) = run(&config(&ElfBuilder::new(CODE, &[0xbb, 0xed, 0x5e, 0, 0, 0x0f, 0x0b])));
+    let failure = failure(&outcome.end).expect("failed");
+    assert!(failure.guest_fault, "{failure}");
+    assert!(failure.reason.contains("triple fault"), "{failure}");
+    let registers = failure.registers.as_ref().expect("readable");
+    assert_eq!(registers.gpr[1], 0x5eed, "{failure}");
+    assert_eq!(outcome.status(), ExitStatus::GuestFailed);
+}
+
+#[test]
+fn wild_port_and_mmio_accesses_read_ones_and_do_no_harm() {
+    if !has_kvm() {
+        return;
+    }
+    let code = [
+        // mov dx, 0x1234 ; in eax, dx ; cmp eax, -1 ; jne fail
+        vec![0x66, 0xba, 0x34, 0x12, 0xed, 0x83, 0xf8, 0xff, 0x75],
+        vec![0],
+        // mov ebx, 0xd0000000 ; mov [rbx], eax ; mov eax, [rbx] ; cmp eax, -1 ; jne fail
+        vec![0xbb, 0, 0, 0, 0xd0, 0x31, 0xc0, 0x89, 0x03, 0x8b, 0x03, 0x83, 0xf8, 0xff, 0x75],
+        vec![0],
+        exit_with(0),
+    ];
+    let mut bytes: Vec<u8> = code.concat();
+    let end = bytes.len();
+    for at in [9, 25] {
+        bytes[at] = u8::try_from(end - at - 1).expect("short jump");
+    }
+    bytes.extend(exit_with(7));
+    let (outcome, _) = run(&config(&ElfBuilder::new(CODE, &bytes)));
+    assert_eq!(outcome.status(), ExitStatus::Clean, "{}", outcome.end.describe());
+}
+
+#[test]
+fn bulk_console_and_checkpoint_commands_work_from_the_guest() {
+    use memvisor_abi::port::{ARG_HI, ARG_LEN, ARG_LO, COMMAND, Command};
+    if !has_kvm() {
+        return;
+    }
+    let text_at = u32::try_from(CODE).expect("low") + 0x200;
+    let mut code = [
+        out32(ARG_LO, text_at),
+        out32(ARG_HI, 0),
+        out32(ARG_LEN, 5),
+        out32(COMMAND, Command::Console as u32),
+        out32(COMMAND, Command::Checkpoint as u32),
+        exit_with(0),
+    ]
+    .concat();
+    code.resize(0x200, 0x90);
+    code.extend(b"bulk\n\0");
+    let (outcome, text) = run(&config(&ElfBuilder::new(CODE, &code)));
+    assert_eq!(text, "bulk\n");
+    let first = &outcome.checkpoints[0];
+    assert_eq!((first.number, first.name.as_str(), first.cpu), (Some(5), "bulk?", Some(0)));
+    assert!(first.no_audit.as_ref().is_some_and(|why| why.contains("no root")), "{first:?}");
+}
+
+#[test]
+fn a_busy_guest_pauses_resumes_and_quits() {
+    if !has_kvm() {
+        return;
+    }
+    // inc rax ; jmp back
+    let config = config(&ElfBuilder::new(CODE, &[0x48, 0xff, 0xc0, 0xeb, 0xfb]));
+    let (vm, sender, events) = Vm::build(&config).expect("a plain machine");
+    assert_eq!(vm.state(), VmState::Created);
+    let vm = &vm;
+    std::thread::scope(|scope| {
+        let runner = scope.spawn(move || conduct(vm, &events, AtEnd::Return, |_| ()));
+        while vm.registers().expect("alive")[0].gpr[0] == 0 {}
+        vm.pause();
+        assert_eq!(vm.state(), VmState::Paused);
+        let held = vm.registers().expect("alive");
+        assert_eq!(held, vm.registers().expect("alive"), "a paused guest stands still");
+        let answers = vm.vcpus()[0].translate(vec![CODE, 0x1234, 1 << 40]).expect("alive");
+        assert_eq!(answers.iter().map(|t| t.gpa).collect::<Vec<_>>(), [Some(CODE), Some(0x1234), None]);
+        vm.resume();
+        while vm.registers().expect("alive")[0].gpr[0] == held[0].gpr[0] {}
+        sender.send(RunEvent::Quit("the test".into())).expect("conductor listens");
+        let outcome = runner.join().expect("no panic");
+        assert_eq!(outcome.status(), ExitStatus::Stopped);
+    });
+    assert_eq!(vm.state(), VmState::Held);
+}

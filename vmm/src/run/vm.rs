@@ -1,0 +1,357 @@
+//! A guest with its memory, devices and vCPUs, shared by the run loop and the control socket.
+
+use std::{
+    io,
+    os::fd::OwnedFd,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU8, Ordering},
+        mpsc::{self, Receiver, Sender},
+    },
+    time::Instant,
+};
+
+use kvm_bindings::{
+    KVM_CAP_SPLIT_IRQCHIP, KVM_CAP_X2APIC_API, KVM_MP_STATE_UNINITIALIZED, KVM_PIT_SPEAKER_DUMMY,
+    KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK, KVM_X2APIC_API_USE_32BIT_IDS, kvm_enable_cap, kvm_mp_state,
+    kvm_pit_config,
+};
+use kvm_ioctls::{VcpuFd, VmFd};
+use memvisor_abi::port::{self, Status};
+use memvisor_inspect::{CpuRegisters, Facts};
+use serde::{Deserialize, Serialize};
+use vmm_sys_util::eventfd::EventFd;
+
+use super::{AuditMode, RunError, RunEvent, VmConfig};
+use crate::{
+    devices::{AcpiPm, COM1_IRQ, Console, DeviceState, I8042, MemvisorDevice, SerialPort},
+    loader::{self, Cargo, Entry},
+    machine::{Paging, layout},
+    memory::{Memory, SlotInfo},
+    vcpu::{
+        Features, Hold, HostOffer, SharedBus, State, Vcpu, VcpuError, build_cpuid, install_kick_handler, open_kvm,
+        set_boot_registers,
+    },
+};
+
+/// Interrupt controllers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Irqchip {
+    /// Local APICs in KVM, nothing else: faster to make, and all that our own guest uses.
+    #[default]
+    Split,
+    /// PIC, I/O APIC and PIT in KVM too.
+    Full,
+}
+
+/// State of a guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[repr(u8)]
+pub enum VmState {
+    /// Built, not started.
+    Created = 0,
+    /// vCPUs run.
+    Running = 1,
+    /// A person paused it.
+    Paused = 2,
+    /// It has ended; memory and registers are kept for readers (`--hold`).
+    Held = 3,
+}
+
+/// A guest.
+#[derive(Debug)]
+pub struct Vm {
+    /// Name under which it is reached.
+    pub name: String,
+    /// What was built, as handed to the guest.
+    pub facts: Facts,
+    /// How the first vCPU begins.
+    pub entry: Entry,
+    /// What the guest told the memvisor device.
+    pub device: Arc<DeviceState>,
+    /// When audits run.
+    pub audit: AuditMode,
+    pub(super) console: Arc<Mutex<Console>>,
+    pub(super) serial: Arc<Mutex<SerialPort>>,
+    pub(super) started: Instant,
+    bus: Arc<SharedBus>,
+    state: AtomicU8,
+    // Dropped in this order: threads, the VM, its memory (see `Memory::attach`).
+    vcpus: Vec<Vcpu>,
+    vm: VmFd,
+    memory: Arc<Memory>,
+}
+
+impl Vm {
+    /// Builds the guest up to its first instruction. vCPUs exist and are held.
+    ///
+    /// # Errors
+    /// [`RunError`], which names what the machine or the host lacks.
+    pub fn build(config: &VmConfig) -> Result<(Vm, Sender<RunEvent>, Receiver<RunEvent>), RunError> {
+        let kvm = open_kvm()?;
+        let offer = HostOffer::probe(&kvm)?;
+        let levels = choose_levels(config.paging, &offer)?;
+        let cmdline = complete_cmdline(&config.cmdline, levels, &offer);
+        let vm = kvm.create_vm().map_err(kvm_error("KVM_CREATE_VM"))?;
+        let memory = Arc::new(Memory::new(&config.slots)?);
+        memory.attach(&vm)?;
+        for (gpa, bytes) in &config.firmware {
+            memory.write(*gpa, bytes)?;
+        }
+        let cargo = Cargo {
+            kernel_name: &config.kernel_name,
+            kernel: &config.kernel,
+            initrd: config.initrd.as_deref(),
+            cmdline: &cmdline,
+            boot: config.boot,
+            e820: &config.facts.e820,
+            ram: &config.ram,
+            rsdp: config.rsdp,
+            levels,
+        };
+        let entry = loader::load(&memory, &cargo)?;
+        let com1_irq = create_irqchip(&vm, config.irqchip)?;
+
+        let console = Arc::new(Mutex::new(Console::new(config.console)));
+        let serial = Arc::new(Mutex::new(SerialPort::new(console.clone(), com1_irq)));
+        let device = Arc::new(DeviceState::default());
+        let bus = Arc::new(build_bus(&memory, &console, &serial, &device)?);
+        install_kick_handler().map_err(|source| RunError::Host { step: "install the vCPU signal", source })?;
+        let (sender, receiver) = mpsc::channel();
+        let features = Features { la57: levels == 5, tsc_deadline: offer.tsc_deadline };
+        let count = u32::try_from(config.facts.cpus.len()).unwrap_or(u32::MAX);
+        let mut vcpus = Vec::new();
+        for (index, cpu) in (0..).zip(&config.facts.cpus) {
+            let fd = vm.create_vcpu(u64::from(cpu.apic_id)).map_err(kvm_error("KVM_CREATE_VCPU"))?;
+            fd.set_cpuid2(&build_cpuid(&offer.cpuid, cpu.apic_id, count, features))
+                .map_err(kvm_error("KVM_SET_CPUID2"))?;
+            set_up(&fd, index, &entry)?;
+            let events = sender.clone();
+            let report = Box::new(move |event| events.send(RunEvent::Vcpu(event)).is_ok());
+            vcpus.push(Vcpu::spawn(index, fd, memory.clone(), bus.clone(), report)?);
+        }
+        let facts = Facts { levels, cmdline, ..config.facts.clone() };
+        let vm = Vm {
+            name: config.name.clone(),
+            facts,
+            entry,
+            device,
+            audit: config.audit,
+            console,
+            serial,
+            started: Instant::now(),
+            bus,
+            state: AtomicU8::new(VmState::Created as u8),
+            vcpus,
+            vm,
+            memory,
+        };
+        Ok((vm, sender, receiver))
+    }
+
+    /// Guest memory.
+    pub fn memory(&self) -> &Arc<Memory> {
+        &self.memory
+    }
+
+    /// Memory slots.
+    pub fn slots(&self) -> &[SlotInfo] {
+        self.memory.slots()
+    }
+
+    /// Read-only descriptors of the slots, in slot order.
+    ///
+    /// # Errors
+    /// As [`Memory::read_only_descriptors`].
+    pub fn descriptors(&self) -> io::Result<Vec<OwnedFd>> {
+        self.memory.read_only_descriptors()
+    }
+
+    /// The vCPUs, by index.
+    pub fn vcpus(&self) -> &[Vcpu] {
+        &self.vcpus
+    }
+
+    /// The VM's KVM file descriptor.
+    pub fn kvm(&self) -> &VmFd {
+        &self.vm
+    }
+
+    /// Accesses that no device answered.
+    pub fn unclaimed_accesses(&self) -> u64 {
+        self.bus.pio.unclaimed() + self.bus.mmio.unclaimed()
+    }
+
+    /// The guest's console.
+    pub fn console(&self) -> MutexGuard<'_, Console> {
+        self.console.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Input for the guest's serial port.
+    pub fn type_bytes(&self, bytes: &[u8]) {
+        self.serial.lock().unwrap_or_else(PoisonError::into_inner).type_bytes(bytes);
+    }
+
+    /// State now.
+    pub fn state(&self) -> VmState {
+        match self.state.load(Ordering::Acquire) {
+            0 => VmState::Created,
+            1 => VmState::Running,
+            2 => VmState::Paused,
+            _ => VmState::Held,
+        }
+    }
+
+    /// Lets the vCPUs go.
+    pub fn start(&self) {
+        self.state.store(VmState::Running as u8, Ordering::Release);
+        self.vcpus.iter().for_each(|vcpu| vcpu.release(Hold::Created));
+    }
+
+    /// Pauses the guest; returns when it stands still. An ended guest stays held.
+    pub fn pause(&self) {
+        self.vcpus.iter().for_each(|vcpu| vcpu.hold(Hold::User));
+        self.change_state(VmState::Running, VmState::Paused);
+    }
+
+    /// Ends a pause.
+    pub fn resume(&self) {
+        self.change_state(VmState::Paused, VmState::Running);
+        self.vcpus.iter().for_each(|vcpu| vcpu.release(Hold::User));
+    }
+
+    /// Stops the guest where it is and keeps it for readers.
+    pub fn end(&self) {
+        self.vcpus.iter().for_each(|vcpu| vcpu.hold(Hold::Ended));
+        self.state.store(VmState::Held as u8, Ordering::Release);
+    }
+
+    /// Registers of all vCPUs, by index.
+    ///
+    /// # Errors
+    /// If a vCPU has stopped.
+    pub fn registers(&self) -> Result<Vec<CpuRegisters>, VcpuError> {
+        self.vcpus.iter().map(Vcpu::registers).collect()
+    }
+
+    /// Whether a vCPU is in the middle of running.
+    pub fn is_running(&self) -> bool {
+        self.vcpus.iter().any(|vcpu| vcpu.state() == State::Running)
+    }
+
+    fn change_state(&self, from: VmState, to: VmState) {
+        // A failed exchange means that the guest ended meanwhile, which wins.
+        let _ = self.state.compare_exchange(from as u8, to as u8, Ordering::AcqRel, Ordering::Acquire);
+    }
+
+    pub(super) fn set_status(&self, status: Status) {
+        self.device.set_status(status);
+    }
+}
+
+fn choose_levels(paging: Paging, offer: &HostOffer) -> Result<u32, RunError> {
+    match (paging, offer.la57) {
+        (Paging::Five, false) => Err(RunError::NoLa57),
+        (Paging::Five | Paging::Auto, true) => Ok(5),
+        (Paging::Four, _) | (Paging::Auto, false) => Ok(4),
+    }
+}
+
+/// What the guest cannot learn from CPUID on every host is told on the command line.
+fn complete_cmdline(cmdline: &str, levels: u32, offer: &HostOffer) -> String {
+    let mut words: Vec<&str> = cmdline.split_whitespace().collect();
+    for (word, wanted) in [("no5lvl", levels == 4), ("nogbpages", !offer.pages_1g)] {
+        if wanted && !words.contains(&word) {
+            words.push(word);
+        }
+    }
+    words.join(" ")
+}
+
+/// Makes the interrupt controller; the line of COM1 if there is one that takes it.
+fn create_irqchip(vm: &VmFd, irqchip: Irqchip) -> Result<Option<EventFd>, RunError> {
+    // Intel processors without unrestricted guests need both; others ignore them.
+    vm.set_identity_map_address(layout::KVM_IDENTITY_MAP)
+        .map_err(kvm_error("KVM_SET_IDENTITY_MAP_ADDR"))?;
+    let tss = usize::try_from(layout::KVM_TSS).unwrap_or(usize::MAX);
+    vm.set_tss_address(tss).map_err(kvm_error("KVM_SET_TSS_ADDR"))?;
+    let line = match irqchip {
+        Irqchip::Split => {
+            let mut cap = kvm_enable_cap { cap: KVM_CAP_SPLIT_IRQCHIP, ..Default::default() };
+            cap.args[0] = 24;
+            vm.enable_cap(&cap).map_err(kvm_error("KVM_ENABLE_CAP(KVM_CAP_SPLIT_IRQCHIP)"))?;
+            None
+        }
+        Irqchip::Full => {
+            vm.create_irq_chip().map_err(kvm_error("KVM_CREATE_IRQCHIP"))?;
+            vm.create_pit2(kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() })
+                .map_err(kvm_error("KVM_CREATE_PIT2"))?;
+            let line = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)
+                .map_err(|source| RunError::Host { step: "create an eventfd", source })?;
+            vm.register_irqfd(&line, COM1_IRQ).map_err(kvm_error("KVM_IRQFD"))?;
+            Some(line)
+        }
+    };
+    // APIC ids above 254 need it; older KVMs that lack it have machines with fewer CPUs.
+    let mut x2apic = kvm_enable_cap { cap: KVM_CAP_X2APIC_API, ..Default::default() };
+    x2apic.args[0] = u64::from(KVM_X2APIC_API_USE_32BIT_IDS | KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK);
+    if let Err(errno) = vm.enable_cap(&x2apic) {
+        tracing::info!("KVM_CAP_X2APIC_API: {errno}");
+    }
+    Ok(line)
+}
+
+fn build_bus(
+    memory: &Arc<Memory>,
+    console: &Arc<Mutex<Console>>,
+    serial: &Arc<Mutex<SerialPort>>,
+    device: &Arc<DeviceState>,
+) -> Result<SharedBus, RunError> {
+    let mut bus = SharedBus::default();
+    bus.pio.insert("com1", layout::COM1.into(), layout::COM1_LEN.into(), serial.clone())?;
+    let i8042_len = u64::from(layout::I8042_COMMAND - layout::I8042_DATA) + 1;
+    bus.pio.insert("i8042", layout::I8042_DATA.into(), i8042_len, Arc::new(Mutex::new(I8042::default())))?;
+    bus.pio.insert("acpi-pm", layout::PM1A_EVT.into(), AcpiPm::LEN, Arc::new(Mutex::new(AcpiPm::default())))?;
+    let memvisor = MemvisorDevice::new(memory.clone(), console.clone(), device.clone());
+    bus.pio.insert("memvisor", port::BASE.into(), port::LEN.into(), Arc::new(Mutex::new(memvisor)))?;
+    Ok(bus)
+}
+
+fn set_up(fd: &VcpuFd, index: u32, entry: &Entry) -> Result<(), RunError> {
+    if index == 0 {
+        return set_boot_registers(fd, entry).map_err(|(ioctl, errno)| kvm_error(ioctl)(errno));
+    }
+    fd.set_mp_state(kvm_mp_state { mp_state: KVM_MP_STATE_UNINITIALIZED }).map_err(kvm_error("KVM_SET_MP_STATE"))
+}
+
+fn kvm_error(ioctl: &'static str) -> impl Fn(kvm_ioctls::Error) -> RunError {
+    move |errno| RunError::Kvm { ioctl, source: io::Error::from_raw_os_error(errno.errno()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use kvm_bindings::CpuId;
+
+    use super::*;
+
+    fn offer(la57: bool, pages_1g: bool) -> HostOffer {
+        let cpuid = CpuId::new(1).expect("one entry");
+        HostOffer { cpuid, la57, pages_1g, tsc_deadline: true }
+    }
+
+    #[test]
+    fn five_levels_are_refused_where_kvm_refuses_and_auto_takes_what_there_is() {
+        assert!(matches!(choose_levels(Paging::Five, &offer(false, true)), Err(RunError::NoLa57)));
+        assert_eq!(choose_levels(Paging::Auto, &offer(false, true)).expect("4"), 4);
+        assert_eq!(choose_levels(Paging::Auto, &offer(true, true)).expect("5"), 5);
+        assert_eq!(choose_levels(Paging::Four, &offer(true, true)).expect("4"), 4);
+    }
+
+    #[test]
+    fn the_command_line_says_what_cpuid_may_not() {
+        assert_eq!(complete_cmdline("a  b", 4, &offer(true, false)), "a b no5lvl nogbpages");
+        assert_eq!(complete_cmdline("no5lvl", 4, &offer(false, true)), "no5lvl");
+        assert_eq!(complete_cmdline("", 5, &offer(true, true)), "");
+    }
+}

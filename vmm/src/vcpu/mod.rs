@@ -1,0 +1,15 @@
+//! Virtual CPUs: set-up, the thread that runs each, and what is said when one cannot go on.
+
+mod cpuid;
+mod diagnose;
+mod probe;
+mod regs;
+mod thread;
+
+pub use cpuid::{Features, build_cpuid};
+pub use diagnose::Failure;
+pub use probe::{HostOffer, KvmOpenError, open_kvm};
+pub use regs::{read_registers, set_boot_registers};
+pub use thread::{
+    ExitCounts, Hold, Report, SharedBus, State, Translation, Vcpu, VcpuError, VcpuEvent, install_kick_handler,
+};

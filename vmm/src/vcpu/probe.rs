@@ -1,0 +1,123 @@
+//! What this host's KVM can do, tried rather than believed.
+
+use std::{io, path::Path};
+
+use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES};
+use kvm_ioctls::{Cap, Kvm};
+use memvisor_inspect::CpuRegisters;
+use thiserror::Error;
+
+use super::{Features, build_cpuid, regs};
+
+/// Why /dev/kvm cannot be used. One line that says how to get access.
+#[derive(Debug, Error)]
+pub enum KvmOpenError {
+    /// No such device.
+    #[error("no /dev/kvm: turn on virtualization in the firmware and load the module (modprobe kvm-intel or kvm-amd); in a container pass --device /dev/kvm")]
+    Missing,
+    /// Not permitted.
+    #[error("/dev/kvm is there but not permitted: join its group (sudo usermod -aG kvm $USER, then log in again)")]
+    NotPermitted,
+    /// Another error.
+    #[error("cannot open /dev/kvm")]
+    Other(#[source] io::Error),
+    /// A KVM from before 2007.
+    #[error("/dev/kvm speaks API version {0}, 12 is needed")]
+    ApiVersion(i32),
+    /// A capability that memvisor needs is missing.
+    #[error("this KVM lacks {0}: a newer kernel is needed (Linux 5.4 or later)")]
+    Lacks(&'static str),
+    /// An ioctl that must work did not.
+    #[error("{ioctl} failed")]
+    Ioctl {
+        /// The ioctl's name.
+        ioctl: &'static str,
+        /// The host's answer.
+        source: io::Error,
+    },
+}
+
+/// Opens /dev/kvm and checks what memvisor cannot do without.
+///
+/// # Errors
+/// [`KvmOpenError`].
+pub fn open_kvm() -> Result<Kvm, KvmOpenError> {
+    let path = Path::new("/dev/kvm");
+    let kvm = Kvm::new().map_err(|errno| match io::Error::from_raw_os_error(errno.errno()) {
+        _ if !path.exists() => KvmOpenError::Missing,
+        error if error.kind() == io::ErrorKind::PermissionDenied => KvmOpenError::NotPermitted,
+        error if error.kind() == io::ErrorKind::NotFound => KvmOpenError::Missing,
+        error => KvmOpenError::Other(error),
+    })?;
+    let version = kvm.get_api_version();
+    if version != 12 {
+        return Err(KvmOpenError::ApiVersion(version));
+    }
+    for (cap, name) in [
+        (Cap::UserMemory, "KVM_CAP_USER_MEMORY"),
+        (Cap::SplitIrqchip, "KVM_CAP_SPLIT_IRQCHIP"),
+        (Cap::ImmediateExit, "KVM_CAP_IMMEDIATE_EXIT"),
+        (Cap::MpState, "KVM_CAP_MP_STATE"),
+    ] {
+        if !kvm.check_extension(cap) {
+            return Err(KvmOpenError::Lacks(name));
+        }
+    }
+    Ok(kvm)
+}
+
+/// What the host offers to guests.
+#[derive(Clone, Debug)]
+pub struct HostOffer {
+    /// CPUID as KVM_GET_SUPPORTED_CPUID gives it.
+    pub cpuid: CpuId,
+    /// Whether KVM runs guests at 5 levels. CPUID may promise it where KVM_SET_SREGS refuses, so
+    /// a throw-away vCPU is put into that mode.
+    pub la57: bool,
+    /// Whether guests may use 1 GiB pages.
+    pub pages_1g: bool,
+    /// Whether KVM emulates the TSC-deadline timer.
+    pub tsc_deadline: bool,
+}
+
+impl HostOffer {
+    /// Asks KVM.
+    ///
+    /// # Errors
+    /// If an ioctl fails that must work.
+    pub fn probe(kvm: &Kvm) -> Result<HostOffer, KvmOpenError> {
+        let cpuid = kvm
+            .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
+            .map_err(|errno| ioctl("KVM_GET_SUPPORTED_CPUID", errno))?;
+        let find = |function: u32| {
+            cpuid.as_slice().iter().find(|entry| entry.function == function && entry.index == 0).copied()
+        };
+        let says_la57 = find(7).is_some_and(|leaf| leaf.ecx & 1 << 16 != 0);
+        let la57 = says_la57 && accepts_la57(kvm, &cpuid)?;
+        if says_la57 && !la57 {
+            tracing::info!("CPUID advertises LA57, KVM_SET_SREGS refuses it: 4 levels");
+        }
+        let pages_1g = find(0x8000_0001).is_some_and(|leaf| leaf.edx & 1 << 26 != 0);
+        let tsc_deadline = kvm.check_extension(Cap::TscDeadlineTimer);
+        Ok(HostOffer { cpuid, la57, pages_1g, tsc_deadline })
+    }
+}
+
+/// Puts a throw-away vCPU into long mode with CR4.LA57.
+fn accepts_la57(kvm: &Kvm, cpuid: &CpuId) -> Result<bool, KvmOpenError> {
+    let vm = kvm.create_vm().map_err(|errno| ioctl("KVM_CREATE_VM", errno))?;
+    let vcpu = vm.create_vcpu(0).map_err(|errno| ioctl("KVM_CREATE_VCPU", errno))?;
+    let cpuid = build_cpuid(cpuid, 0, 1, Features { la57: true, tsc_deadline: false });
+    vcpu.set_cpuid2(&cpuid).map_err(|errno| ioctl("KVM_SET_CPUID2", errno))?;
+    let mut sregs = vcpu.get_sregs().map_err(|errno| ioctl("KVM_GET_SREGS", errno))?;
+    regs::enter_long_mode(&mut sregs, 0, 5);
+    if vcpu.set_sregs(&sregs).is_err() {
+        return Ok(false);
+    }
+    let back = vcpu.get_sregs().map_err(|errno| ioctl("KVM_GET_SREGS", errno))?;
+    Ok(back.cr4 & CpuRegisters::CR4_LA57 != 0)
+}
+
+fn ioctl(ioctl: &'static str, errno: kvm_ioctls::Error) -> KvmOpenError {
+    KvmOpenError::Ioctl { ioctl, source: io::Error::from_raw_os_error(errno.errno()) }
+}
