@@ -1,6 +1,8 @@
 //! The memvisor virtual machine monitor as a library; the binary is a thin shell around it.
 
+pub mod control;
 pub mod devices;
+pub mod event_loop;
 pub mod loader;
 pub mod machine;
 pub mod memory;

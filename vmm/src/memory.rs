@@ -17,9 +17,7 @@ use memvisor_inspect::{MemorySource, RamRegion, ReadError};
 use rustix::fs::{MemfdFlags, Mode, OFlags, SealFlags};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
-use vm_memory::{
-    Bytes, FileOffset, GuestAddress, GuestMemoryMmap, GuestRegionMmap, mmap::MmapRegionBuilder,
-};
+use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryMmap, GuestRegionMmap, mmap::MmapRegionBuilder};
 
 /// Why guest RAM could not be made, attached or written.
 #[derive(Debug, Error)]
@@ -96,7 +94,7 @@ pub struct SlotInfo {
 /// All RAM of a guest.
 #[derive(Debug)]
 pub struct Memory {
-    guest: GuestMemoryMmap,
+    guest: Arc<GuestMemoryMmap>,
     regions: Vec<RamRegion>,
     slots: Vec<SlotInfo>,
     files: Vec<Arc<File>>,
@@ -119,21 +117,16 @@ impl Memory {
         for (region, slot) in regions.iter().zip(0u32..) {
             let file = Arc::new(create_memfd(*region)?);
             let map = map_shared(*region, &file)?;
-            slots.push(SlotInfo {
-                slot,
-                gpa: region.gpa,
-                len: region.len,
-                hva: map.as_ptr().addr() as u64,
-            });
+            slots.push(SlotInfo { slot, gpa: region.gpa, len: region.len, hva: map.as_ptr().addr() as u64 });
             mapped.push(
                 GuestRegionMmap::new(map, GuestAddress(region.gpa))
                     .ok_or(MemoryError::TooLarge { gpa: region.gpa, len: region.len })?,
             );
             files.push(file);
         }
-        let guest = GuestMemoryMmap::from_regions(mapped)
-            .map_err(|error| MemoryError::Overlap(error.to_string()))?;
-        Ok(Memory { guest, regions, slots, files })
+        let guest =
+            GuestMemoryMmap::from_regions(mapped).map_err(|error| MemoryError::Overlap(error.to_string()))?;
+        Ok(Memory { guest: Arc::new(guest), regions, slots, files })
     }
 
     /// Gives every slot to KVM. Call it before the interrupt controller exists: with one, each
@@ -160,6 +153,11 @@ impl Memory {
             })?;
         }
         Ok(())
+    }
+
+    /// The mappings, for readers in this process.
+    pub fn guest(&self) -> &Arc<GuestMemoryMmap> {
+        &self.guest
     }
 
     /// Slots, ascending by address.

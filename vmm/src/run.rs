@@ -6,6 +6,8 @@
 
 mod outcome;
 #[cfg(test)]
+pub mod testing;
+#[cfg(test)]
 mod tests;
 mod vm;
 
@@ -16,7 +18,8 @@ use std::{
 };
 
 use memvisor_abi::port::Status;
-use memvisor_inspect::{Facts, RamRegion};
+use memvisor_check::Evidence;
+use memvisor_inspect::{Facts, MappedMemory, RamRegion};
 use memvisor_report::AuditReport;
 use thiserror::Error;
 
@@ -275,8 +278,13 @@ fn audit(vm: &Vm) -> Result<AuditReport, String> {
         return Err("the guest announced no root descriptor, so there is nothing to audit it by".into());
     };
     let registers = vm.registers().map_err(|error| error.to_string())?;
-    let _ = (root_gpa, registers);
-    Err("not yet".into())
+    let memory = MappedMemory::from_guest_memory(vm.memory().guest()).map_err(|error| error.to_string())?;
+    Ok(memvisor_check::audit(&Evidence {
+        source: &memory,
+        root_gpa: Some(root_gpa),
+        facts: Some(&vm.facts),
+        registers: &registers,
+    }))
 }
 
 /// The failure behind an end, for messages.

@@ -80,8 +80,8 @@ pub struct Root {
     pub cpus: TableRef,
     /// [`AddressSpace`]: live user address spaces.
     pub address_spaces: TableRef,
-    /// Frames of page tables that belong to no [`Self::pgd_pfn`] and to no address space (the
-    /// identity map that starts application processors); `u64` pfn each.
+    /// Frames of further top-level page tables, neither [`Self::pgd_pfn`] nor an address space's
+    /// (the tree that application processors start on); `u64` each.
     pub extra_tables: TableRef,
     /// Event counters.
     pub counters: Counters,
@@ -92,6 +92,9 @@ impl Root {
     pub const MAGIC: [u8; 16] = *b"memvisor-root\x00\x0d\x0a";
     /// Version of this interface. Any change of a layout raises it.
     pub const VERSION: u32 = 1;
+    /// `size_of::<Root>()`, as [`Root::size`] has it.
+    #[expect(clippy::cast_possible_truncation, reason = "pinned by an assert below")]
+    pub const SIZE: u32 = size_of::<Root>() as u32;
     /// Alignment of the structure in guest-physical memory.
     pub const ALIGN: u64 = 4096;
 }

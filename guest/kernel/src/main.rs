@@ -1,2 +1,50 @@
-//! kernel
-fn main() {}
+//! The bundled guest kernel: a memory manager first, everything else as small as it can honestly be.
+//!
+//! `init.rs` has the order of boot. All assembly and all `unsafe` is in `arch/`, `sync.rs`, `mm/phys.rs`,
+//! `mm/memmap.rs` and where those are called.
+
+#![cfg_attr(target_os = "none", no_std, no_main)]
+
+#[cfg(target_os = "none")]
+mod acpi;
+#[cfg(target_os = "none")]
+#[path = "arch/x86_64/mod.rs"]
+mod arch;
+#[cfg(target_os = "none")]
+mod bootinfo;
+#[cfg(target_os = "none")]
+mod cmdline;
+#[cfg(target_os = "none")]
+mod console;
+#[cfg(target_os = "none")]
+mod drivers;
+#[cfg(target_os = "none")]
+mod elf;
+#[cfg(target_os = "none")]
+mod init;
+#[cfg(target_os = "none")]
+mod introspect;
+#[cfg(target_os = "none")]
+mod ktest;
+#[cfg(target_os = "none")]
+mod mm;
+#[cfg(target_os = "none")]
+mod panic;
+#[cfg(target_os = "none")]
+mod seeded;
+#[cfg(target_os = "none")]
+mod smp;
+#[cfg(target_os = "none")]
+mod sync;
+#[cfg(target_os = "none")]
+mod syscall;
+#[cfg(target_os = "none")]
+mod task;
+#[cfg(target_os = "none")]
+mod topology;
+
+#[cfg(not(target_os = "none"))]
+fn main() {
+    eprintln!("this is the guest kernel: build it with `make guest`");
+    std::process::exit(2);
+}

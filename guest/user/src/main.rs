@@ -1,2 +1,17 @@
-//! user
-fn main() {}
+//! The guest's first program: touches memory and checks that demand paging gave it what Linux would.
+//!
+//! It runs in ring 3 with Linux's system calls. RDI says how it ends: 0 by `exit`, 1 by `pause`, which
+//! keeps it alive for an audit. Its exit status is the number of failed checks.
+
+#![cfg_attr(target_os = "none", no_std, no_main)]
+
+#[cfg(target_os = "none")]
+mod program;
+#[cfg(target_os = "none")]
+mod sys;
+
+#[cfg(not(target_os = "none"))]
+fn main() {
+    eprintln!("this is a program of the guest: build it with `make guest`");
+    std::process::exit(2);
+}

@@ -46,7 +46,8 @@ pub(crate) fn attach<'a>(
                 Some(gpa) => format!("it is at {gpa:#x}"),
                 None => "nothing".to_owned(),
             };
-            ledger.report(&ROOT, finding(&ROOT, "the root descriptor", claim, error.to_string()).address(gpa));
+            ledger
+                .report(&ROOT, finding(&ROOT, "the root descriptor", claim, error.to_string()).address(gpa));
             None
         }
     }

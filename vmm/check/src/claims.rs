@@ -212,7 +212,8 @@ impl OwnerMap {
                 }
                 *chunk = Chunk::Each(owners);
             } else if let Chunk::Each(owners) = chunk {
-                let Some(slice) = owners.get_mut(index_of(part.start - base)..index_of(part.end - base)) else {
+                let Some(slice) = owners.get_mut(index_of(part.start - base)..index_of(part.end - base))
+                else {
                     continue;
                 };
                 let mut start = part.start;

@@ -1,8 +1,8 @@
 //! Everything an audit reads once, before the rules run.
 
 use memvisor_abi::{
-    AddressSpace, BootStage, CpuInfo, E820Entry, LayoutRange, MemblockRegion, NODE_NONE, Node, Page, PageKind, Root,
-    Section, SectionState, Zone,
+    AddressSpace, BootStage, CpuInfo, E820Entry, LayoutRange, MemblockRegion, NODE_NONE, Node, Page,
+    PageKind, Root, Section, SectionState, Zone,
 };
 use memvisor_inspect::{CpuRegisters, Facts, FreeList, Guest, GuestError, MemorySource, section_start_pfn};
 
@@ -17,7 +17,6 @@ pub(crate) type AuditedGuest<'a> = Guest<'a, dyn MemorySource + 'a>;
 
 /// The evidence, read and checked for being readable. A table that could not be read is a finding
 /// of `attach.tables` and empty here; [`Context::lost`] then says which.
-#[derive(Debug)]
 pub(crate) struct Context<'a> {
     pub source: &'a dyn MemorySource,
     pub guest: AuditedGuest<'a>,
@@ -85,9 +84,8 @@ impl<'a> Context<'a> {
             None
         };
         let machine = derive_machine(facts, root.phys_bits, &e820_raw, &memory);
-        let touched = |region: &MemblockRegion| {
-            Frames::touching(region.base, region.base.saturating_add(region.size))
-        };
+        let touched =
+            |region: &MemblockRegion| Frames::touching(region.base, region.base.saturating_add(region.size));
         Context {
             source: guest.source(),
             facts,
@@ -168,7 +166,12 @@ pub(crate) fn section_frames(section: &Section) -> Frames {
     Frames::from_count(section_start_pfn(section), memvisor_abi::PAGES_PER_SECTION)
 }
 
-fn derive_machine(facts: Option<&Facts>, phys_bits: u32, raw: &[E820Entry], memory: &[MemblockRegion]) -> Machine {
+fn derive_machine(
+    facts: Option<&Facts>,
+    phys_bits: u32,
+    raw: &[E820Entry],
+    memory: &[MemblockRegion],
+) -> Machine {
     if let Some(facts) = facts {
         return Machine::from_facts(facts, phys_bits);
     }

@@ -131,7 +131,10 @@ mod tests {
 
     #[test]
     fn ram_has_whole_frames_only() {
-        assert_eq!(ram(&resolve([(0, 0x1800, 1), (0x1800, 0x800, 2), (0x2800, 0x1000, 1)], 46)), [Frames::new(0, 1)]);
+        assert_eq!(
+            ram(&resolve([(0, 0x1800, 1), (0x1800, 0x800, 2), (0x2800, 0x1000, 1)], 46)),
+            [Frames::new(0, 1)]
+        );
     }
 
     proptest! {

@@ -75,11 +75,6 @@ impl Ledger {
         }
     }
 
-    /// Findings of `rule` so far.
-    pub fn findings_of(&mut self, rule: &'static Rule) -> usize {
-        self.line(rule).findings
-    }
-
     /// Gives the results back, with `history` asked for each finding that names a frame.
     pub fn close(mut self, history: impl Fn(u64) -> Option<String>) -> (Vec<RuleResult>, Vec<Finding>) {
         for finding in &mut self.kept {

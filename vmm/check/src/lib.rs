@@ -1,2 +1,217 @@
-//! check.
+//! Audits a guest's memory from outside.
+//!
+//! [`audit`] derives what must be true of a machine from the machine itself (the E820 map, nodes
+//! and CPUs that the VMM built, its memory, its registers) and compares it with what the guest
+//! believes. Rules have stable dotted names and numbered invariants, a file per family; [`RULES`]
+//! lists them and docs/audit.md explains them.
+//!
+//! Nothing is shared with the guest but layouts: this crate has its own E820 resolver, its own zone
+//! arithmetic and its own owner map, and reads through `memvisor-inspect`, which has its own walker.
+//! Guest memory is untrusted: no content of it panics an audit or makes it run without end.
+
 #![forbid(unsafe_code)]
+
+mod alias;
+mod attach;
+mod buddy;
+mod claims;
+mod context;
+mod cpu;
+mod e820;
+mod frames;
+mod ledger;
+mod machine;
+mod memmap;
+mod owner;
+mod paging;
+mod pgtable;
+#[cfg(test)]
+mod tests;
+mod topology;
+mod watermark;
+mod zones;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::time::Instant;
+
+use memvisor_inspect::{CpuRegisters, Facts, MemorySource};
+use memvisor_report::AuditReport;
+
+use context::Context;
+use frames::{Frames, count, normalize};
+use ledger::Ledger;
+pub use ledger::Rule;
+use machine::Machine;
+use paging::{Paging, write_back_frames};
+
+/// Every rule, in the order of reports.
+pub const RULES: &[&Rule] = &[
+    &attach::ROOT,
+    &attach::TABLES,
+    &topology::RAW,
+    &topology::CLEAN,
+    &topology::MEMORY,
+    &topology::NODES,
+    &topology::DISTANCES,
+    &topology::CPUS,
+    &cpu::PERCPU,
+    &zones::EXTENT,
+    &zones::MANAGED,
+    &zones::FREE_PAGES,
+    &zones::DEFERRED,
+    &zones::WATERMARK,
+    &zones::LOWMEM_RESERVE,
+    &buddy::ALIGNMENT,
+    &buddy::MERGE,
+    &buddy::LIST,
+    &buddy::ZONE,
+    &buddy::NR_FREE,
+    &buddy::IN_RAM,
+    &memmap::NODE,
+    &memmap::ZONE,
+    &memmap::REFCOUNT,
+    &memmap::RESERVED,
+    &pgtable::WX,
+    &pgtable::USER,
+    &pgtable::RESERVED_BITS,
+    &pgtable::TABLE_IN_RAM,
+    &pgtable::LEAF_IN_RAM,
+    &pgtable::CACHE_ALIAS,
+    &pgtable::EXEC_ALIAS,
+    &pgtable::CANONICAL,
+    &pgtable::CR3,
+    &pgtable::SHARED_KERNEL,
+    &owner::SINGLE,
+    &owner::NONE,
+    &owner::SUM,
+    &owner::AGREES,
+];
+
+/// What there is to audit. A running guest should be paused: a torn read looks like a broken list.
+#[derive(Clone, Copy)]
+pub struct Evidence<'a> {
+    /// Guest memory.
+    pub source: &'a dyn MemorySource,
+    /// Where the guest announced its root descriptor; without it RAM is searched.
+    pub root_gpa: Option<u64>,
+    /// What the VMM built. Without it the guest's raw E820 map and memblock nodes stand in, and
+    /// rules that compare those with the machine are skipped.
+    pub facts: Option<&'a Facts>,
+    /// Registers of all CPUs. Without them rules on CPUs' use of tables are skipped.
+    pub registers: &'a [CpuRegisters],
+}
+
+impl fmt::Debug for Evidence<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Evidence")
+            .field("regions", &self.source.regions())
+            .field("root_gpa", &self.root_gpa)
+            .field("facts", &self.facts.map(|facts| &facts.machine))
+            .field("registers", &self.registers.len())
+            .finish_non_exhaustive()
+    }
+}
+
+/// Runs every rule that the evidence allows. Never fails: what cannot be read is a finding, what
+/// cannot be checked is a skipped rule with its reason.
+///
+/// A guest without a valid root descriptor (another kernel's memory file) still gets the page-table
+/// rules if registers are known; the missing root is then one finding.
+pub fn audit(evidence: &Evidence<'_>) -> AuditReport {
+    let start = Instant::now();
+    let mut ledger = Ledger::new(RULES);
+    let guest = attach::attach(evidence.source, evidence.root_gpa, evidence.facts, &mut ledger);
+    let mut report = match guest {
+        Some(guest) => {
+            let context = Context::load(guest, evidence.facts, evidence.registers, &mut ledger);
+            audit_guest(&context, ledger)
+        }
+        None => audit_tables(evidence, ledger),
+    };
+    report.duration = start.elapsed();
+    report
+}
+
+fn audit_guest(context: &Context<'_>, mut ledger: Ledger) -> AuditReport {
+    let ledger_ref = &mut ledger;
+    topology::run(context, ledger_ref);
+    cpu::run(context, ledger_ref);
+    zones::run(context, ledger_ref);
+    buddy::run(context, ledger_ref);
+    let paging = if context.root.stage >= memvisor_abi::BootStage::Paging as u32 {
+        let paging = Paging::of_guest(context);
+        pgtable::any_kernel(&paging, ledger_ref);
+        let write_back = write_back_frames(&context.machine.regions);
+        pgtable::in_ram(&paging, &context.machine.ram, &write_back, ledger_ref);
+        pgtable::guest(context, &paging, ledger_ref);
+        paging
+    } else {
+        for rule in page_table_rules() {
+            ledger_ref.skip(rule, "the guest has not switched to its own page tables yet");
+        }
+        Paging::default()
+    };
+    let owners = owner::run(context, &paging, ledger_ref);
+    memmap::run(context, &paging, owners.as_ref(), ledger_ref);
+    let frames = count(&context.machine.ram);
+    let stand_in =
+        "no facts: zones, nodes and RAM are derived from the guest's own raw E820 map and memblock nodes";
+    let notes = if context.facts.is_none() { vec![stand_in.to_owned()] } else { Vec::new() };
+    let (rules, findings) = ledger.close(|pfn| context.history(pfn));
+    AuditReport {
+        rules,
+        frames_audited: if owners.is_some() { frames } else { 0 },
+        ram_bytes: frames << memvisor_abi::PAGE_SHIFT,
+        owners: owners.map(|owners| owners.counts()).unwrap_or_default(),
+        findings,
+        notes,
+        ..AuditReport::default()
+    }
+}
+
+/// Without a guest of ours: page-table rules on what the CPUs use.
+fn audit_tables(evidence: &Evidence<'_>, mut ledger: Ledger) -> AuditReport {
+    let paging = Paging::of_registers(evidence.source, evidence.registers);
+    let ram = match evidence.facts {
+        Some(facts) => {
+            let machine = Machine::from_facts(facts, memvisor_abi::MAX_PHYSMEM_BITS);
+            let write_back = write_back_frames(&machine.regions);
+            Some((machine.ram, write_back))
+        }
+        None => None,
+    };
+    if paging.roots.is_empty() {
+        for rule in page_table_rules() {
+            ledger.skip(rule, pgtable::NO_REGISTERS);
+        }
+    } else {
+        pgtable::any_kernel(&paging, &mut ledger);
+        if let Some((ram, write_back)) = &ram {
+            pgtable::in_ram(&paging, ram, write_back, &mut ledger);
+        } else {
+            for rule in pgtable::NEED_RAM {
+                ledger.skip(rule, "nobody says what machine was built (no facts)");
+            }
+        }
+    }
+    let ran = [&pgtable::ANY_KERNEL[..], &pgtable::NEED_RAM[..], &[&attach::ROOT]].concat();
+    for rule in RULES.iter().filter(|rule| !ran.contains(rule)) {
+        ledger.skip(rule, "there is no root descriptor");
+    }
+    let regions = evidence.source.regions().iter();
+    let regions = regions.map(|region| Frames::inside(region.gpa, region.gpa.saturating_add(region.len)));
+    let frames = ram.map_or_else(|| count(&normalize(regions.collect())), |(ram, _)| count(&ram));
+    let (rules, findings) = ledger.close(|_| None);
+    AuditReport {
+        rules,
+        ram_bytes: frames << memvisor_abi::PAGE_SHIFT,
+        owners: BTreeMap::new(),
+        findings,
+        ..AuditReport::default()
+    }
+}
+
+fn page_table_rules() -> impl Iterator<Item = &'static Rule> {
+    pgtable::ANY_KERNEL.into_iter().chain(pgtable::NEED_RAM).chain(pgtable::NEED_GUEST)
+}

@@ -82,15 +82,10 @@ impl Machine {
         Machine { regions, ram, parts, nodes }
     }
 
-    /// The part that holds a frame; `None` for a hole.
-    pub fn part(&self, pfn: u64) -> Option<&Part> {
-        let next = self.parts.partition_point(|part| part.frames.start <= pfn);
-        self.parts.get(next.checked_sub(1)?).filter(|part| part.frames.contains(pfn))
-    }
-
     /// A node from its first to its last frame (Linux: `get_pfn_range_for_nid`).
     pub fn node(&self, node: u32) -> Extent {
-        let mut of_node = self.parts.iter().filter(|part| part.node == node).map(|part| part.frames).peekable();
+        let mut of_node =
+            self.parts.iter().filter(|part| part.node == node).map(|part| part.frames).peekable();
         let Some(start) = of_node.peek().map(|first| first.start) else { return Extent::default() };
         let (mut end, mut present) = (start, 0);
         for frames in of_node {
@@ -160,15 +155,18 @@ mod tests {
     const GIB: u64 = 1 << 30;
 
     fn machine(e820: &[(u64, u64)], nodes: &[(u32, u64, u64)]) -> Machine {
-        Machine::from_facts(&Facts {
-            e820: e820.iter().map(|&(addr, end)| FactE820 { addr, size: end - addr, kind: 1 }).collect(),
-            node_memory: nodes
-                .iter()
-                .map(|&(node, base, end)| FactNodeMemory { node, base, len: end - base })
-                .collect(),
-            cpus: vec![FactCpu { apic_id: 0, node: 5 }],
-            ..Facts::default()
-        }, 46)
+        Machine::from_facts(
+            &Facts {
+                e820: e820.iter().map(|&(addr, end)| FactE820 { addr, size: end - addr, kind: 1 }).collect(),
+                node_memory: nodes
+                    .iter()
+                    .map(|&(node, base, end)| FactNodeMemory { node, base, len: end - base })
+                    .collect(),
+                cpus: vec![FactCpu { apic_id: 0, node: 5 }],
+                ..Facts::default()
+            },
+            46,
+        )
     }
 
     #[test]
@@ -191,9 +189,8 @@ mod tests {
         );
         assert_eq!(machine.node(0), Extent { start: 0, spanned: 24576, present: 16384 });
         assert_eq!(machine.node(1), Extent { start: 8192, spanned: 24576, present: 16384 });
-        assert_eq!(machine.part(8191).map(|part| part.node), Some(0));
-        assert_eq!(machine.part(8192).map(|part| part.node), Some(1));
-        assert_eq!(machine.part(1 << 20), None);
+        let owners: Vec<_> = machine.parts.iter().map(|part| (part.frames.start, part.node)).collect();
+        assert_eq!(owners, [(0, 0), (4096, 0), (8192, 1), (16384, 0), (24576, 1)]);
     }
 
     #[test]

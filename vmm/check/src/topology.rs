@@ -92,7 +92,10 @@ fn raw(context: &Context<'_>, ledger: &mut Ledger) {
     ledger.checked(&RAW, given.len() as u64);
     for (index, (guest, given)) in pairs(&guest, &given).enumerate() {
         if guest != given {
-            ledger.report(&RAW, finding(&RAW, format_args!("entry {index}"), e820_text(guest), e820_text(given)));
+            ledger.report(
+                &RAW,
+                finding(&RAW, format_args!("entry {index}"), e820_text(guest), e820_text(given)),
+            );
         }
     }
 }
@@ -141,7 +144,8 @@ fn nodes(context: &Context<'_>, ledger: &mut Ledger) {
     for (number, node) in (0_u32..).zip(&context.nodes) {
         ledger.checked(&NODES, 1);
         let wanted = context.machine.node(number);
-        let guest = Extent { start: node.start_pfn, spanned: node.spanned_pages, present: node.present_pages };
+        let guest =
+            Extent { start: node.start_pfn, spanned: node.spanned_pages, present: node.present_pages };
         // Without facts nobody but the guest knows of nodes that have CPUs only.
         let online = context.machine.nodes.contains(&number)
             || (context.facts.is_none() && context.cpus.iter().any(|cpu| cpu.node == number));
@@ -220,9 +224,9 @@ fn cpus(context: &Context<'_>, ledger: &mut Ledger) {
 
 fn memory(context: &Context<'_>, ledger: &mut Ledger) {
     let machine = &context.machine;
-    let region_frames =
-        |base: u64, size: u64| Frames::inside(base, base.saturating_add(size));
-    let known = normalize(context.memory.iter().map(|region| region_frames(region.base, region.size)).collect());
+    let region_frames = |base: u64, size: u64| Frames::inside(base, base.saturating_add(size));
+    let known =
+        normalize(context.memory.iter().map(|region| region_frames(region.base, region.size)).collect());
     ledger.checked(&MEMORY, count(&machine.ram));
     for &ram in &machine.ram {
         for gap in gaps(&known, ram) {

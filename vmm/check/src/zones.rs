@@ -104,7 +104,8 @@ fn extents(context: &Context<'_>, ledger: &mut Ledger) {
             let what = finding(&EXTENT, zone_name(index), claim, format!("node {node} kind {}", kind as u32));
             ledger.report(&EXTENT, what);
         }
-        let guest = Extent { start: zone.start_pfn, spanned: zone.spanned_pages, present: zone.present_pages };
+        let guest =
+            Extent { start: zone.start_pfn, spanned: zone.spanned_pages, present: zone.present_pages };
         let wanted = context.machine.zone(node, kind);
         if guest != wanted {
             let text = |extent: Extent| {

@@ -37,11 +37,17 @@ impl SparseMemory {
         if !self.is_ram(gpa, bytes.len() as u64) {
             return Err(ReadError::NotRam { gpa, len: bytes.len() as u64 });
         }
-        for (at, byte) in (gpa..).zip(bytes) {
+        let mut at = gpa;
+        let mut rest = bytes;
+        while !rest.is_empty() {
+            let start = offset_in_frame(at);
+            let (part, tail) = rest.split_at((FRAME - start).min(rest.len()));
             let frame = self.frames.entry(at / PAGE_SIZE).or_insert_with(|| Box::new([0; FRAME]));
-            if let Some(place) = frame.get_mut(offset_in_frame(at)) {
-                *place = *byte;
+            if let Some(place) = frame.get_mut(start..start + part.len()) {
+                place.copy_from_slice(part);
             }
+            at = at.wrapping_add(part.len() as u64);
+            rest = tail;
         }
         Ok(())
     }

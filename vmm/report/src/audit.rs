@@ -44,6 +44,9 @@ pub struct AuditReport {
     pub owners: BTreeMap<&'static str, u64>,
     /// At most [`KEPT_PER_RULE`] findings a rule; [`RuleResult::findings`] has the full count.
     pub findings: Vec<Finding>,
+    /// What a reader of the report must know, a line each: evidence that was missing and what stood
+    /// in for it.
+    pub notes: Vec<String>,
     /// Wall-clock time of the audit, in JSON as `duration_us`.
     #[serde(rename = "duration_us", serialize_with = "as_microseconds")]
     pub duration: Duration,
@@ -172,6 +175,9 @@ impl fmt::Display for AuditReport {
         for (reason, names) in reasons {
             writeln!(f, "SKIPPED {} rules, because {reason}: {}", names.len(), names.join(" "))?;
         }
+        for note in &self.notes {
+            writeln!(f, "note: {note}")?;
+        }
         writeln!(f, "{} MiB of RAM audited in {:.1?}", self.ram_bytes >> 20, self.duration)?;
         writeln!(f, "{}", self.summary())
     }
@@ -194,6 +200,7 @@ mod tests {
             findings: (0..findings.min(KEPT_PER_RULE) as u64)
                 .map(|pfn| Finding::new("a.one", "frame", "x", "y").frame(pfn))
                 .collect(),
+            notes: vec!["the registers are missing".to_owned()],
             duration: Duration::from_micros(1500),
         }
     }
@@ -216,6 +223,7 @@ mod tests {
     #[test]
     fn skipped_rules_are_loud() {
         assert!(report(0).to_string().contains("SKIPPED 1 rules, because no registers: b.two"));
+        assert!(report(0).to_string().contains("note: the registers are missing\n"));
     }
 
     #[test]

@@ -112,7 +112,7 @@ mod tests {
         }
         assert_eq!(console.lock().expect("not poisoned").transcript(), "hi\n");
 
-        port.type_bytes(&vec![b'k'; 100]);
+        port.type_bytes(&[b'k'; 100]);
         let mut read = 0;
         loop {
             let mut lsr = [0];

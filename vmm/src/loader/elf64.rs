@@ -239,7 +239,9 @@ impl Header {
         let program_size = read_u16(header, 54);
         let program_count = read_u16(header, 56);
         if program_count != 0 && program_size < 56 {
-            return Err(ElfError::Damaged(format!("program headers have {program_size} bytes, 56 are needed")));
+            return Err(ElfError::Damaged(format!(
+                "program headers have {program_size} bytes, 56 are needed"
+            )));
         }
         Ok(Header {
             kind,

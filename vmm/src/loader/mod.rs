@@ -39,7 +39,9 @@ pub const MOVE_STEP: u64 = 2 << 20;
 #[derive(Debug, Error)]
 pub enum LoadError {
     /// No image named and none built in.
-    #[error("this memvisor was built without a bundled guest kernel: name one with --kernel FILE (or build with `make`)")]
+    #[error(
+        "this memvisor was built without a bundled guest kernel: name one with --kernel FILE (or build with `make`)"
+    )]
     NoKernel,
     /// A file cannot be read.
     #[error("cannot read {what} {}", path.display())]
@@ -84,7 +86,9 @@ pub enum LoadError {
         len: u64,
     },
     /// No RAM that is large enough.
-    #[error("{what} needs {len:#x} bytes of contiguous RAM {place}; the largest free range has {largest:#x}: give the machine more memory")]
+    #[error(
+        "{what} needs {len:#x} bytes of contiguous RAM {place}; the largest free range has {largest:#x}: give the machine more memory"
+    )]
     NoRoom {
         /// What does not fit.
         what: String,
@@ -107,7 +111,9 @@ pub enum LoadError {
     #[error("the command line holds a NUL byte")]
     CmdlineNul,
     /// Too many E820 entries.
-    #[error("{count} E820 entries do not fit into the {room} bytes that the boot protocol's data has: at most {max}")]
+    #[error(
+        "{count} E820 entries do not fit into the {room} bytes that the boot protocol's data has: at most {max}"
+    )]
     TooManyE820 {
         /// Entries of the machine.
         count: usize,
@@ -117,7 +123,9 @@ pub enum LoadError {
         max: u64,
     },
     /// PVH enters in 32-bit mode.
-    #[error("the PVH entry {entry:#x} is above 4 GiB: boot it with --boot linux, or give the machine RAM below")]
+    #[error(
+        "the PVH entry {entry:#x} is above 4 GiB: boot it with --boot linux, or give the machine RAM below"
+    )]
     EntryTooHigh {
         /// Physical entry.
         entry: u64,

@@ -58,7 +58,9 @@ pub(super) fn write_identity_map(memory: &Memory, levels: u32, image: (u64, u64)
     let top = map.take_table()?;
     let end = image.0.saturating_add(image.1);
     let mut bases: Vec<u64> = (0..4).map(|number| number * GIB).collect();
-    bases.extend((image.0 / GIB..end.div_ceil(GIB)).map(|number| number * GIB).filter(|base| *base >= 4 * GIB));
+    bases.extend(
+        (image.0 / GIB..end.div_ceil(GIB)).map(|number| number * GIB).filter(|base| *base >= 4 * GIB),
+    );
     for base in bases {
         let mut table = top;
         for level in (3..=levels).rev() {

@@ -73,7 +73,11 @@ fn an_image_that_cannot_move_or_does_not_fit_is_refused() {
 
 fn hostile_map(count: u32) -> Vec<FactE820> {
     (0..count)
-        .map(|number| FactE820 { addr: u64::from(number) << 12, size: u64::from(number), kind: 1 + number % 9 })
+        .map(|number| FactE820 {
+            addr: u64::from(number) << 12,
+            size: u64::from(number),
+            kind: 1 + number % 9,
+        })
         .collect()
 }
 

@@ -146,7 +146,13 @@ mod tests {
     fn outcome(end: End, findings: usize) -> Outcome {
         let rule = RuleResult { name: "r", invariant: "i", checked: 1, findings, skipped: None };
         let audit = AuditReport { rules: vec![rule], ..AuditReport::default() };
-        let record = CheckpointRecord { number: Some(1), name: String::new(), cpu: None, audit: Some(audit), no_audit: None };
+        let record = CheckpointRecord {
+            number: Some(1),
+            name: String::new(),
+            cpu: None,
+            audit: Some(audit),
+            no_audit: None,
+        };
         Outcome { end, epitaph: None, checkpoints: vec![record], duration: Duration::ZERO }
     }
 

@@ -1,51 +1,10 @@
 //! Hand-made guests on /dev/kvm.
 
-use memvisor_inspect::{FactCpu, FactE820};
-
-use super::*;
+use super::{
+    testing::{CODE, config_of, has_kvm},
+    *,
+};
 use crate::loader::testing::ElfBuilder;
-
-const MIB: u64 = 1 << 20;
-const CODE: u64 = 2 * MIB;
-
-/// Whether this machine has KVM; says so loudly if not.
-fn has_kvm() -> bool {
-    match crate::vcpu::open_kvm() {
-        Ok(_) => true,
-        Err(error) => {
-            eprintln!("SKIPPED: no KVM here: {error}");
-            false
-        }
-    }
-}
-
-fn config(elf: &ElfBuilder) -> VmConfig {
-    let ram = vec![(0, 0x9_f000), (MIB, 15 * MIB)];
-    let e820: Vec<FactE820> = ram.iter().map(|&(addr, size)| FactE820 { addr, size, kind: 1 }).collect();
-    let facts = Facts {
-        machine: "hand-made".into(),
-        e820,
-        cpus: vec![FactCpu { apic_id: 0, node: 0 }],
-        ..Facts::default()
-    };
-    VmConfig {
-        name: "hand-made".into(),
-        facts,
-        slots: ram.iter().map(|&(gpa, len)| RamRegion { gpa, len }).collect(),
-        ram,
-        firmware: Vec::new(),
-        rsdp: 0xf_0000,
-        kernel_name: "hand-made".into(),
-        kernel: elf.build(),
-        initrd: None,
-        cmdline: String::new(),
-        boot: Boot::Linux,
-        paging: Paging::Four,
-        irqchip: Irqchip::Split,
-        console: ConsoleTarget::Null,
-        audit: AuditMode::Every,
-    }
-}
 
 /// Runs to the end; the console's text too.
 fn run(config: &VmConfig) -> (Outcome, String) {
@@ -86,7 +45,7 @@ fn a_64_bit_guest_prints_and_exits() {
         return;
     }
     let code = [print("hello\n"), exit_with(0)].concat();
-    let (outcome, text) = run(&config(&ElfBuilder::new(CODE, &code)));
+    let (outcome, text) = run(&config_of(&ElfBuilder::new(CODE, &code)));
     assert_eq!(text, "hello\n");
     assert!(outcome.end.is_clean(), "{}", outcome.end.describe());
     assert_eq!(outcome.status(), ExitStatus::Clean);
@@ -104,7 +63,7 @@ fn a_pvh_guest_gets_start_info_in_ebx() {
     code.push(u8::try_from(good.len()).expect("short jump"));
     code.extend(good);
     code.extend(exit_with(9));
-    let config = VmConfig { boot: Boot::Pvh, ..config(&ElfBuilder::new(CODE, &code).pvh(CODE)) };
+    let config = VmConfig { boot: Boot::Pvh, ..config_of(&ElfBuilder::new(CODE, &code).pvh(CODE)) };
     let (outcome, text) = run(&config);
     assert_eq!((text.as_str(), outcome.status()), ("pvh\n", ExitStatus::Clean), "{}", outcome.end.describe());
 }
@@ -114,7 +73,7 @@ fn exit_codes_reach_the_outcome() {
     if !has_kvm() {
         return;
     }
-    let (outcome, _) = run(&config(&ElfBuilder::new(CODE, &exit_with(101))));
+    let (outcome, _) = run(&config_of(&ElfBuilder::new(CODE, &exit_with(101))));
     assert!(matches!(outcome.end, End::Exit { code: 101, .. }));
     assert_eq!(outcome.status(), ExitStatus::GuestFailed);
 }
@@ -126,10 +85,10 @@ fn acpi_power_off_and_keyboard_reset_end_the_run() {
     }
     // mov dx, 0x604 ; mov ax, SLP_EN | 5 << 10 ; out dx, ax
     let power_off = [0x66, 0xba, 0x04, 0x06, 0x66, 0xb8, 0x00, 0x34, 0x66, 0xef];
-    let (outcome, _) = run(&config(&ElfBuilder::new(CODE, &power_off)));
+    let (outcome, _) = run(&config_of(&ElfBuilder::new(CODE, &power_off)));
     assert!(matches!(outcome.end, End::PowerOff), "{}", outcome.end.describe());
     // mov al, 0xfe ; out 0x64, al
-    let (outcome, _) = run(&config(&ElfBuilder::new(CODE, &[0xb0, 0xfe, 0xe6, 0x64])));
+    let (outcome, _) = run(&config_of(&ElfBuilder::new(CODE, &[0xb0, 0xfe, 0xe6, 0x64])));
     assert!(matches!(outcome.end, End::Reset), "{}", outcome.end.describe());
 }
 
@@ -139,7 +98,7 @@ fn a_triple_fault_is_reported_with_registers_and_bytes() {
         return;
     }
     // mov ebx, 0x5eed ; ud2, without an IDT
-    let (outcome, _) = run(&config(&ElfBuilder::new(CODE, &[0xbb, 0xed, 0x5e, 0, 0, 0x0f, 0x0b])));
+    let (outcome, _) = run(&config_of(&ElfBuilder::new(CODE, &[0xbb, 0xed, 0x5e, 0, 0, 0x0f, 0x0b])));
     let failure = failure(&outcome.end).expect("failed");
     assert!(failure.guest_fault, "{failure}");
     assert!(failure.reason.contains("triple fault"), "{failure}");
@@ -168,7 +127,7 @@ fn wild_port_and_mmio_accesses_read_ones_and_do_no_harm() {
         bytes[at] = u8::try_from(end - at - 1).expect("short jump");
     }
     bytes.extend(exit_with(7));
-    let (outcome, _) = run(&config(&ElfBuilder::new(CODE, &bytes)));
+    let (outcome, _) = run(&config_of(&ElfBuilder::new(CODE, &bytes)));
     assert_eq!(outcome.status(), ExitStatus::Clean, "{}", outcome.end.describe());
 }
 
@@ -190,7 +149,7 @@ fn bulk_console_and_checkpoint_commands_work_from_the_guest() {
     .concat();
     code.resize(0x200, 0x90);
     code.extend(b"bulk\n\0");
-    let (outcome, text) = run(&config(&ElfBuilder::new(CODE, &code)));
+    let (outcome, text) = run(&config_of(&ElfBuilder::new(CODE, &code)));
     assert_eq!(text, "bulk\n");
     let first = &outcome.checkpoints[0];
     assert_eq!((first.number, first.name.as_str(), first.cpu), (Some(5), "bulk?", Some(0)));
@@ -203,7 +162,7 @@ fn a_busy_guest_pauses_resumes_and_quits() {
         return;
     }
     // inc rax ; jmp back
-    let config = config(&ElfBuilder::new(CODE, &[0x48, 0xff, 0xc0, 0xeb, 0xfb]));
+    let config = config_of(&ElfBuilder::new(CODE, &[0x48, 0xff, 0xc0, 0xeb, 0xfb]));
     let (vm, sender, events) = Vm::build(&config).expect("a plain machine");
     assert_eq!(vm.state(), VmState::Created);
     let vm = &vm;

@@ -8,7 +8,7 @@ use std::{
         atomic::{AtomicU8, Ordering},
         mpsc::{self, Receiver, Sender},
     },
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use kvm_bindings::{
@@ -29,8 +29,8 @@ use crate::{
     machine::{Paging, layout},
     memory::{Memory, SlotInfo},
     vcpu::{
-        Features, Hold, HostOffer, SharedBus, State, Vcpu, VcpuError, build_cpuid, install_kick_handler, open_kvm,
-        set_boot_registers,
+        Features, Hold, HostOffer, SharedBus, State, Vcpu, VcpuError, build_cpuid, install_kick_handler,
+        open_kvm, set_boot_registers,
     },
 };
 
@@ -72,9 +72,9 @@ pub struct Vm {
     pub device: Arc<DeviceState>,
     /// When audits run.
     pub audit: AuditMode,
-    pub(super) console: Arc<Mutex<Console>>,
-    pub(super) serial: Arc<Mutex<SerialPort>>,
-    pub(super) started: Instant,
+    console: Arc<Mutex<Console>>,
+    serial: Arc<Mutex<SerialPort>>,
+    started: Instant,
     bus: Arc<SharedBus>,
     state: AtomicU8,
     // Dropped in this order: threads, the VM, its memory (see `Memory::attach`).
@@ -117,7 +117,8 @@ impl Vm {
         let serial = Arc::new(Mutex::new(SerialPort::new(console.clone(), com1_irq)));
         let device = Arc::new(DeviceState::default());
         let bus = Arc::new(build_bus(&memory, &console, &serial, &device)?);
-        install_kick_handler().map_err(|source| RunError::Host { step: "install the vCPU signal", source })?;
+        install_kick_handler()
+            .map_err(|source| RunError::Host { step: "install the vCPU signal", source })?;
         let (sender, receiver) = mpsc::channel();
         let features = Features { la57: levels == 5, tsc_deadline: offer.tsc_deadline };
         let count = u32::try_from(config.facts.cpus.len()).unwrap_or(u32::MAX);
@@ -203,6 +204,11 @@ impl Vm {
         }
     }
 
+    /// Time since it was built.
+    pub fn uptime(&self) -> Duration {
+        self.started.elapsed()
+    }
+
     /// Lets the vCPUs go.
     pub fn start(&self) {
         self.state.store(VmState::Running as u8, Ordering::Release);
@@ -272,8 +278,7 @@ fn complete_cmdline(cmdline: &str, levels: u32, offer: &HostOffer) -> String {
 /// Makes the interrupt controller; the line of COM1 if there is one that takes it.
 fn create_irqchip(vm: &VmFd, irqchip: Irqchip) -> Result<Option<EventFd>, RunError> {
     // Intel processors without unrestricted guests need both; others ignore them.
-    vm.set_identity_map_address(layout::KVM_IDENTITY_MAP)
-        .map_err(kvm_error("KVM_SET_IDENTITY_MAP_ADDR"))?;
+    vm.set_identity_map_address(layout::KVM_IDENTITY_MAP).map_err(kvm_error("KVM_SET_IDENTITY_MAP_ADDR"))?;
     let tss = usize::try_from(layout::KVM_TSS).unwrap_or(usize::MAX);
     vm.set_tss_address(tss).map_err(kvm_error("KVM_SET_TSS_ADDR"))?;
     let line = match irqchip {
@@ -312,7 +317,12 @@ fn build_bus(
     bus.pio.insert("com1", layout::COM1.into(), layout::COM1_LEN.into(), serial.clone())?;
     let i8042_len = u64::from(layout::I8042_COMMAND - layout::I8042_DATA) + 1;
     bus.pio.insert("i8042", layout::I8042_DATA.into(), i8042_len, Arc::new(Mutex::new(I8042::default())))?;
-    bus.pio.insert("acpi-pm", layout::PM1A_EVT.into(), AcpiPm::LEN, Arc::new(Mutex::new(AcpiPm::default())))?;
+    bus.pio.insert(
+        "acpi-pm",
+        layout::PM1A_EVT.into(),
+        AcpiPm::LEN,
+        Arc::new(Mutex::new(AcpiPm::default())),
+    )?;
     let memvisor = MemvisorDevice::new(memory.clone(), console.clone(), device.clone());
     bus.pio.insert("memvisor", port::BASE.into(), port::LEN.into(), Arc::new(Mutex::new(memvisor)))?;
     Ok(bus)
@@ -322,7 +332,8 @@ fn set_up(fd: &VcpuFd, index: u32, entry: &Entry) -> Result<(), RunError> {
     if index == 0 {
         return set_boot_registers(fd, entry).map_err(|(ioctl, errno)| kvm_error(ioctl)(errno));
     }
-    fd.set_mp_state(kvm_mp_state { mp_state: KVM_MP_STATE_UNINITIALIZED }).map_err(kvm_error("KVM_SET_MP_STATE"))
+    fd.set_mp_state(kvm_mp_state { mp_state: KVM_MP_STATE_UNINITIALIZED })
+        .map_err(kvm_error("KVM_SET_MP_STATE"))
 }
 
 fn kvm_error(ioctl: &'static str) -> impl Fn(kvm_ioctls::Error) -> RunError {

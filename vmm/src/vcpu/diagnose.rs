@@ -2,7 +2,9 @@
 
 use std::fmt;
 
-use kvm_bindings::{KVM_INTERNAL_ERROR_DELIVERY_EV, KVM_INTERNAL_ERROR_EMULATION, KVM_INTERNAL_ERROR_SIMUL_EX};
+use kvm_bindings::{
+    KVM_INTERNAL_ERROR_DELIVERY_EV, KVM_INTERNAL_ERROR_EMULATION, KVM_INTERNAL_ERROR_SIMUL_EX,
+};
 use kvm_ioctls::VcpuFd;
 use memvisor_inspect::{CpuRegisters, MemorySource};
 use serde::Serialize;
@@ -41,7 +43,8 @@ impl Failure {
     ) -> Failure {
         let registers = read_registers(cpu, vcpu).ok();
         let rip = registers.as_ref().map(|registers| registers.rip);
-        let translate = |va: u64| vcpu.translate_gva(va).ok().filter(|t| t.valid != 0).map(|t| t.physical_address);
+        let translate =
+            |va: u64| vcpu.translate_gva(va).ok().filter(|t| t.valid != 0).map(|t| t.physical_address);
         let rip_gpa = rip.and_then(translate);
         let mut instruction = Vec::new();
         for step in 0..INSTRUCTION_MAX {
@@ -81,14 +84,18 @@ impl fmt::Display for Failure {
             write!(f, " {byte:02x}")?;
         }
         const NAMES: [&str; 16] = [
-            "rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rsp", "rbp", "r8", "r9", "r10", "r11", "r12", "r13", "r14",
-            "r15",
+            "rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rsp", "rbp", "r8", "r9", "r10", "r11", "r12", "r13",
+            "r14", "r15",
         ];
         for (number, (name, value)) in NAMES.iter().zip(r.gpr).enumerate() {
             let lead = if number.is_multiple_of(4) { "\n " } else { "" };
             write!(f, "{lead} {name:>3} {value:016x}")?;
         }
-        write!(f, "\n  cr0 {:#x} cr2 {:#x} cr3 {:#x} cr4 {:#x} efer {:#x}", r.cr0, r.cr2, r.cr3, r.cr4, r.efer)?;
+        write!(
+            f,
+            "\n  cr0 {:#x} cr2 {:#x} cr3 {:#x} cr4 {:#x} efer {:#x}",
+            r.cr0, r.cr2, r.cr3, r.cr4, r.efer
+        )?;
         write!(f, " rflags {:#x} cs {:#x} ss {:#x}", r.rflags, r.selectors[0], r.selectors[5])
     }
 }

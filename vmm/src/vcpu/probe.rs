@@ -13,10 +13,14 @@ use super::{Features, build_cpuid, regs};
 #[derive(Debug, Error)]
 pub enum KvmOpenError {
     /// No such device.
-    #[error("no /dev/kvm: turn on virtualization in the firmware and load the module (modprobe kvm-intel or kvm-amd); in a container pass --device /dev/kvm")]
+    #[error(
+        "no /dev/kvm: turn on virtualization in the firmware and load the module (modprobe kvm-intel or kvm-amd); in a container pass --device /dev/kvm"
+    )]
     Missing,
     /// Not permitted.
-    #[error("/dev/kvm is there but not permitted: join its group (sudo usermod -aG kvm $USER, then log in again)")]
+    #[error(
+        "/dev/kvm is there but not permitted: join its group (sudo usermod -aG kvm $USER, then log in again)"
+    )]
     NotPermitted,
     /// Another error.
     #[error("cannot open /dev/kvm")]

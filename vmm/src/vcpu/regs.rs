@@ -76,7 +76,8 @@ fn set_segments(sregs: &mut kvm_sregs, long: bool) {
         *data = flat(BOOT_DATA, false);
     }
     // PVH asks for a 32-bit TSS with base 0 and limit 0x67; VMX wants a busy TSS in any mode.
-    sregs.tr = kvm_segment { base: 0, limit: 0x67, selector: 0, type_: 0xb, present: 1, ..Default::default() };
+    sregs.tr =
+        kvm_segment { base: 0, limit: 0x67, selector: 0, type_: 0xb, present: 1, ..Default::default() };
 }
 
 fn flat(segment: FlatSegment, long: bool) -> kvm_segment {
@@ -105,8 +106,8 @@ pub fn read_registers(index: u32, vcpu: &VcpuFd) -> Result<CpuRegisters, kvm_ioc
     Ok(CpuRegisters {
         index,
         gpr: [
-            r.rax, r.rbx, r.rcx, r.rdx, r.rsi, r.rdi, r.rsp, r.rbp, r.r8, r.r9, r.r10, r.r11, r.r12, r.r13, r.r14,
-            r.r15,
+            r.rax, r.rbx, r.rcx, r.rdx, r.rsi, r.rdi, r.rsp, r.rbp, r.r8, r.r9, r.r10, r.r11, r.r12, r.r13,
+            r.r14, r.r15,
         ],
         rip: r.rip,
         rflags: r.rflags,

@@ -197,7 +197,10 @@ pub struct Vcpu {
 
 impl std::fmt::Debug for Vcpu {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Vcpu").field("index", &self.index).field("state", &self.state()).finish_non_exhaustive()
+        f.debug_struct("Vcpu")
+            .field("index", &self.index)
+            .field("state", &self.state())
+            .finish_non_exhaustive()
     }
 }
 
@@ -211,8 +214,7 @@ extern "C" fn on_kick(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_v
 /// # Errors
 /// If the host refuses the handler.
 pub fn install_kick_handler() -> io::Result<()> {
-    register_signal_handler(SIGRTMIN(), on_kick)
-        .map_err(|errno| io::Error::from_raw_os_error(errno.errno()))
+    register_signal_handler(SIGRTMIN(), on_kick).map_err(|errno| io::Error::from_raw_os_error(errno.errno()))
 }
 
 impl Vcpu {
@@ -472,9 +474,10 @@ impl Runner {
             }
             Ok(VcpuExit::Shutdown) => (true, "triple fault".to_owned()),
             Ok(VcpuExit::SystemEvent(kind, _)) => (true, format!("system event {kind}")),
-            Ok(VcpuExit::FailEntry(reason, cpu)) => {
-                (false, format!("the processor refuses to enter the guest (reason {reason:#x} on host cpu {cpu})"))
-            }
+            Ok(VcpuExit::FailEntry(reason, cpu)) => (
+                false,
+                format!("the processor refuses to enter the guest (reason {reason:#x} on host cpu {cpu})"),
+            ),
             Ok(VcpuExit::InternalError) => (false, String::new()),
             Ok(other) => (false, format!("exit that memvisor does not handle: {other:?}")),
             Err(errno) => match errno.errno() {

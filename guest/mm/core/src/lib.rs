@@ -4,13 +4,16 @@
 //! traits here, so that the same lines run in the guest kernel, under property tests and in
 //! fuzzers. Lists are linked by [`Pfn`], never by pointer.
 
-#![no_std]
+#![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
 
 mod addr;
 mod order;
 mod page;
 mod traits;
+
+#[cfg(test)]
+mod tests;
 
 pub use addr::{Pfn, PhysAddr, VirtAddr};
 pub use order::Order;

@@ -57,21 +57,27 @@ macro_rules! field {
 }
 
 impl Page {
-    /// Writes a fresh descriptor: no references, no mapping, on no list
-    /// (Linux: `__init_single_page`). `node` is below `MAX_NUMNODES`.
+    /// Writes a fresh descriptor over an all-zero one: no references, no mapping, on no list
+    /// (Linux: `__init_single_page`). `node` is below `MAX_NUMNODES`. A kind other than `None` and
+    /// `BuddyTail` makes the frame reserved, with one reference.
     pub fn init(&self, node: u32, zone: ZoneKind, kind: PageKind) {
-        let links = u64::from(node) << abi::Page::NODE_SHIFT | (zone as u64) << abi::Page::ZONE_SHIFT;
-        let flags = if kind == PageKind::None || kind == PageKind::BuddyTail {
-            PageFlags::empty()
-        } else {
-            PageFlags::RESERVED
-        };
-        self.flags.store(links | flags.bits(), Relaxed);
-        self.next.store(abi::PFN_NONE, Relaxed);
-        self.prev.store(abi::PFN_NONE, Relaxed);
-        self.mapcount.store(-1, Relaxed);
-        self.refcount.store(i32::from(!flags.is_empty()), Relaxed);
-        self.kind.store(kind as u8, Relaxed);
+        Page::init_all(core::slice::from_ref(self), node, zone, kind);
+    }
+
+    /// [`Page::init`] for a run of descriptors; six stores each, everything else outside the loop.
+    pub fn init_all(pages: &[Page], node: u32, zone: ZoneKind, kind: PageKind) {
+        let reserved = kind != PageKind::None && kind != PageKind::BuddyTail;
+        let flags = if reserved { PageFlags::RESERVED } else { PageFlags::empty() };
+        let flags = links(node, zone) | flags.bits();
+        let refcount = i32::from(reserved);
+        for page in pages {
+            page.flags.store(flags, Relaxed);
+            page.next.store(abi::PFN_NONE, Relaxed);
+            page.prev.store(abi::PFN_NONE, Relaxed);
+            page.mapcount.store(-1, Relaxed);
+            page.refcount.store(refcount, Relaxed);
+            page.kind.store(kind as u8, Relaxed);
+        }
     }
 
     field! {
@@ -137,8 +143,7 @@ impl Page {
     /// Rewrites the node and zone bits; flags stay (Linux: `set_page_links`).
     pub fn set_links(&self, node: u32, zone: ZoneKind) {
         let low = self.flags.load(Relaxed) & ((1 << abi::Page::ZONE_SHIFT) - 1);
-        let links = u64::from(node) << abi::Page::NODE_SHIFT | (zone as u64) << abi::Page::ZONE_SHIFT;
-        self.flags.store(low | links, Relaxed);
+        self.flags.store(low | links(node, zone), Relaxed);
     }
 
     /// Whether all of `flags` are set.
@@ -155,4 +160,9 @@ impl Page {
     pub fn remove(&self, flags: PageFlags) {
         self.flags.fetch_and(!flags.bits(), Relaxed);
     }
+}
+
+/// The upper bits of `flags`.
+fn links(node: u32, zone: ZoneKind) -> u64 {
+    u64::from(node) << abi::Page::NODE_SHIFT | (zone as u64) << abi::Page::ZONE_SHIFT
 }

@@ -1,3 +1,50 @@
-//! page_alloc.
-#![no_std]
+//! Zones and their buddy allocator (Linux: mm/page_alloc.c, mm/mm_init.c).
+//!
+//! [`Zone`] keeps the free lists in the layout that the ABI publishes, linked by frame number
+//! through the descriptors of a [`mm_core::MemMap`]. Around it: which frames a zone spans
+//! ([`zone_extents`]), its [`watermark`]s, the order in which nodes help each other out
+//! ([`fallback_order`]), and the initialisation of descriptors ([`init_range`]).
+//!
+//! Lock order: a zone is guarded by one lock, taken after any lock of whoever owns the frames. No
+//! function here takes a lock.
+//!
+//! A wrong call is refused with a [`FreeError`]. A list that is already broken (a link to a frame
+//! without descriptor) panics: going on would hand out memory that somebody uses.
+//!
+//! Invariants, verified by [`Zone::audit`], from outside under the same numbers:
+//! B1  a free block of order n starts at a multiple of 2^n;
+//! B2  two free buddies never coexist below `Order::MAX`;
+//! B3  the sum of `nr_free << order` equals `free_pages`;
+//! B4  every list holds `nr_free` blocks, links back as it links forward, and ends at `tail`;
+//! B5  a block on the list of order n is headed by a frame of kind `Buddy` with `order` and
+//!     `private` n, refcount 0, mapcount -1 and without `RESERVED`;
+//! B6  every frame of a free block lies in the zone's span and has its node and zone;
+//! B7  the other frames of a free block are of kind `BuddyTail` with refcount 0;
+//! B8  `free_pages + deferred_pages <= managed_pages <= present_pages <= spanned_pages`.
+//!
+//! And by [`Zone::audit_range`], which reads every descriptor of a range:
+//! B9  a frame of kind `Buddy` is on a list, and one of kind `BuddyTail` inside a free block.
+
+#![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
+
+mod audit;
+mod error;
+mod extent;
+mod free_list;
+mod init;
+mod movable;
+pub mod watermark;
+mod zone;
+mod zonelist;
+
+#[cfg(test)]
+mod tests;
+
+pub use audit::Violation;
+pub use error::FreeError;
+pub use extent::{Extent, ZoneLimits, zone_extents};
+pub use init::init_range;
+pub use movable::find_zone_movable_pfns;
+pub use zone::Zone;
+pub use zonelist::{NodeState, ZoneRef, fallback_order, zone_refs};

@@ -1,0 +1,76 @@
+//! The local APIC in xAPIC mode (SDM 3A chapter 11).
+
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use super::trap;
+
+const EOI: u64 = 0xb0;
+const SPURIOUS: u64 = 0xf0;
+const ICR_LOW: u64 = 0x300;
+const ICR_HIGH: u64 = 0x310;
+const LVT_LINT0: u64 = 0x350;
+const LVT_LINT1: u64 = 0x360;
+
+/// Where the registers are when the MADT does not say otherwise.
+pub const DEFAULT_BASE: u64 = 0xfee0_0000;
+
+static REGISTERS: AtomicU64 = AtomicU64::new(0);
+
+/// Tells the driver where the registers are mapped, uncached.
+pub fn set_base(va: u64) {
+    REGISTERS.store(va, Ordering::Relaxed);
+}
+
+fn read(offset: u64) -> u32 {
+    let address = (REGISTERS.load(Ordering::Relaxed) + offset) as *const u32;
+    // SAFETY: `set_base` got the mapping of the 4 KiB register page.
+    unsafe { address.read_volatile() }
+}
+
+fn write(offset: u64, value: u32) {
+    let address = (REGISTERS.load(Ordering::Relaxed) + offset) as *mut u32;
+    // SAFETY: as for `read`.
+    unsafe { address.write_volatile(value) }
+}
+
+/// Enables this CPU's local APIC with its inputs masked.
+pub fn enable() {
+    const MASKED: u32 = 1 << 16;
+    write(LVT_LINT0, MASKED);
+    write(LVT_LINT1, MASKED);
+    write(SPURIOUS, 1 << 8 | u32::from(trap::VECTOR_SPURIOUS));
+}
+
+/// Ends the interrupt in service.
+pub fn end_of_interrupt() {
+    write(EOI, 0);
+}
+
+fn send(apic_id: u32, command: u32) {
+    const PENDING: u32 = 1 << 12;
+    write(ICR_HIGH, apic_id << 24);
+    write(ICR_LOW, command);
+    while read(ICR_LOW) & PENDING != 0 {
+        core::hint::spin_loop();
+    }
+}
+
+/// Sends an interrupt to one CPU.
+pub fn send_ipi(apic_id: u32, vector: u8) {
+    send(apic_id, 1 << 14 | u32::from(vector));
+}
+
+/// Sends an interrupt to all other CPUs.
+pub fn send_ipi_others(vector: u8) {
+    send(0, 3 << 18 | 1 << 14 | u32::from(vector));
+}
+
+/// INIT, level asserted.
+pub fn send_init(apic_id: u32) {
+    send(apic_id, 5 << 8 | 1 << 14);
+}
+
+/// Startup: the CPU begins in real mode at `page` * 4096.
+pub fn send_startup(apic_id: u32, page: u8) {
+    send(apic_id, 6 << 8 | 1 << 14 | u32::from(page));
+}

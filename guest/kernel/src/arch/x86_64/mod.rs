@@ -1,0 +1,11 @@
+//! Everything that is x86-64: entry, descriptor tables, traps, the local APIC, registers.
+
+pub mod apic;
+pub mod cpu;
+pub mod percpu;
+pub mod regs;
+pub mod trap;
+pub mod user;
+
+core::arch::global_asm!(include_str!("boot.s"), options(att_syntax));
+core::arch::global_asm!(include_str!("trap.s"), options(att_syntax));

@@ -1,0 +1,187 @@
+//! Per-CPU areas: data, descriptor tables and stacks of one CPU.
+//!
+//! An area is [`AREA_SIZE`] bytes of virtual space, aligned to its size, in the layout's per-CPU
+//! range. Its frames are physically contiguous, on the CPU's node. Guard pages separate the stacks:
+//!
+//! | page | what |
+//! |---|---|
+//! | 0 | [`PerCpu`] |
+//! | 1 | GDT and TSS |
+//! | 3..7 | kernel stack |
+//! | 8..10, 11..13, 14..16, 17..19 | IST stacks of #DF, NMI, #MC, #PF |
+//!
+//! All other pages are guards. Since every stack lies in the area, RSP masked by the size gives the
+//! area (Linux before 4.9 found `thread_info` this way); GS stays the user's.
+
+use core::mem::{offset_of, size_of};
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use mm_core::PAGE_SIZE;
+
+use super::regs;
+
+/// Virtual bytes of an area.
+pub const AREA_SIZE: u64 = 0x2_0000;
+/// Frames of an area.
+pub const AREA_FRAMES: u64 = 14;
+/// First page and number of pages of every mapped run, in the order of the frames.
+pub const AREA_RUNS: [(u64, u64); 6] = [(0, 2), (3, 4), (8, 2), (11, 2), (14, 2), (17, 2)];
+
+const KSTACK_TOP: u64 = 7 * PAGE_SIZE;
+const IST_TOPS: [u64; 4] = [10 * PAGE_SIZE, 13 * PAGE_SIZE, 16 * PAGE_SIZE, 19 * PAGE_SIZE];
+
+/// IST slots (1-based, as gates name them).
+pub const IST_DF: u8 = 1;
+/// See [`IST_DF`].
+pub const IST_NMI: u8 = 2;
+/// See [`IST_DF`].
+pub const IST_MC: u8 = 3;
+/// See [`IST_DF`].
+pub const IST_PF: u8 = 4;
+
+/// Selectors in every CPU's GDT. User code follows user data, as `sysret` wants it.
+pub const KERNEL_CS: u16 = 0x08;
+/// See [`KERNEL_CS`].
+pub const KERNEL_DS: u16 = 0x10;
+/// See [`KERNEL_CS`].
+pub const USER_DS: u16 = 0x18 | 3;
+/// See [`KERNEL_CS`].
+pub const USER_CS: u16 = 0x20 | 3;
+const TSS_SELECTOR: u16 = 0x28;
+
+/// First page of an area. trap.s knows the offsets.
+#[derive(Debug)]
+#[repr(C)]
+pub struct PerCpu {
+    /// CPU number, index into [`crate::smp`]'s table.
+    pub cpu: AtomicU32,
+    pad: u32,
+    /// Where a trap from ring 3 starts its stack; equals TSS.RSP0.
+    pub kstack_top: AtomicU64,
+    /// The user's RSP while `syscall_entry` switches stacks.
+    pub scratch: AtomicU64,
+    /// Address of the TSS's RSP0.
+    pub tss_rsp0: AtomicU64,
+    /// Work for this CPU: see [`crate::smp::call`].
+    pub call: AtomicU64,
+    /// Interrupts taken.
+    pub interrupts: AtomicU64,
+}
+const _: () = assert!(
+    offset_of!(PerCpu, kstack_top) == 8
+        && offset_of!(PerCpu, scratch) == 16
+        && offset_of!(PerCpu, tss_rsp0) == 24
+        && size_of::<PerCpu>() as u64 <= PAGE_SIZE
+);
+
+/// Second page of an area.
+#[repr(C)]
+struct Tables {
+    gdt: [u64; 8],
+    // 64-bit TSS (SDM 3A 8.7): reserved word first, so the 64-bit fields are unaligned by 4.
+    tss: [u32; 26],
+}
+
+/// The address of the area of the CPU that runs this, or `None` on a boot stack.
+fn area() -> Option<u64> {
+    let base = regs::rsp() & !(AREA_SIZE - 1);
+    crate::mm::layout::percpu_contains(base).then_some(base)
+}
+
+/// This CPU's data; `None` until the CPU runs on its own stack.
+pub fn current() -> Option<&'static PerCpu> {
+    let base = area()? as *const PerCpu;
+    // SAFETY: areas are mapped, initialised by `init_area` before any CPU runs on them, and never
+    // unmapped; all fields are atomics.
+    Some(unsafe { &*base })
+}
+
+/// The data of another CPU, below the number of CPUs.
+pub fn of(cpu: u32) -> &'static PerCpu {
+    let base = crate::mm::layout::percpu_area(cpu).as_u64() as *const PerCpu;
+    // SAFETY: as for `current`: the areas of all CPUs exist since `smp::init_percpu`.
+    unsafe { &*base }
+}
+
+/// Top of the kernel stack of the area at `base`.
+pub const fn kernel_stack_top(base: u64) -> u64 {
+    base + KSTACK_TOP
+}
+
+/// Number of this CPU; 0 while only the boot CPU runs.
+pub fn cpu() -> u32 {
+    current().map_or(0, |percpu| percpu.cpu.load(Ordering::Relaxed))
+}
+
+/// Fills in a mapped area.
+///
+/// # Safety
+/// `base` is the start of a mapped, zeroed area that no CPU uses.
+#[expect(clippy::cast_possible_truncation, reason = "halves of addresses go into descriptors")]
+pub unsafe fn init_area(base: u64, cpu: u32) {
+    let tables = (base + PAGE_SIZE) as *mut Tables;
+    // SAFETY: the caller owns the area.
+    let tables = unsafe { &mut *tables };
+    let tss = &raw const tables.tss as u64;
+    let mut set = |word: usize, value: u64| {
+        tables.tss[word] = value as u32;
+        tables.tss[word + 1] = (value >> 32) as u32;
+    };
+    set(1, base + KSTACK_TOP);
+    for (index, top) in IST_TOPS.iter().enumerate() {
+        set(9 + 2 * index, base + top);
+    }
+    tables.tss[25] = (size_of::<[u32; 26]>() as u32) << 16;
+    let limit = size_of::<[u32; 26]>() as u64 - 1;
+    tables.gdt = [
+        0,
+        0x00af_9b00_0000_ffff,
+        0x00cf_9300_0000_ffff,
+        0x00cf_f300_0000_ffff,
+        0x00af_fb00_0000_ffff,
+        limit | (tss & 0xff_ffff) << 16 | 0x89 << 40 | (tss >> 24 & 0xff) << 56,
+        tss >> 32,
+        0,
+    ];
+    // SAFETY: as above.
+    let percpu = unsafe { &*(base as *const PerCpu) };
+    percpu.cpu.store(cpu, Ordering::Relaxed);
+    percpu.kstack_top.store(base + KSTACK_TOP, Ordering::Relaxed);
+    percpu.tss_rsp0.store(tss + 4, Ordering::Relaxed);
+}
+
+/// Loads this CPU's descriptor tables.
+///
+/// # Safety
+/// `base` is an area filled by [`init_area`], and this CPU is the one that owns it.
+pub unsafe fn load(base: u64) {
+    #[repr(C, packed)]
+    struct Pointer {
+        limit: u16,
+        base: u64,
+    }
+    let pointer = Pointer { limit: 8 * 8 - 1, base: base + PAGE_SIZE };
+    // SAFETY: the new GDT holds the selectors in use at the same places with the same meaning.
+    unsafe {
+        core::arch::asm!(
+            "lgdt [{pointer}]",
+            "mov {scratch:e}, {ds}",
+            "mov ds, {scratch:e}",
+            "mov es, {scratch:e}",
+            "mov ss, {scratch:e}",
+            "push {cs}",
+            "lea {scratch}, [rip + 2f]",
+            "push {scratch}",
+            "retfq",
+            "2:",
+            pointer = in(reg) &raw const pointer,
+            scratch = out(reg) _,
+            ds = const KERNEL_DS,
+            cs = const KERNEL_CS,
+        );
+    }
+    // SAFETY: the descriptor names the TSS that `init_area` wrote.
+    unsafe {
+        core::arch::asm!("ltr {0:x}", in(reg) TSS_SELECTOR);
+    }
+}

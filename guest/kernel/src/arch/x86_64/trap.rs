@@ -1,0 +1,291 @@
+//! Interrupt descriptor table and trap dispatch.
+
+use core::fmt;
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use memvisor_abi::port::ExitCode;
+
+use super::{apic, percpu, regs};
+use crate::sync::Lock;
+use crate::{console, panic, println, syscall, task};
+
+/// Vector number that `syscall_entry` reports.
+pub const VECTOR_SYSCALL: u64 = 256;
+/// Page fault.
+pub const VECTOR_PAGE_FAULT: u64 = 14;
+/// A call for this CPU waits in its mailbox.
+pub const VECTOR_CALL: u8 = 0xf0;
+/// Another CPU panicked or powers off: stop.
+pub const VECTOR_STOP: u8 = 0xf1;
+/// The local APIC withdrew an interrupt.
+pub const VECTOR_SPURIOUS: u8 = 0xff;
+
+/// What trap.s leaves on the stack.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C)]
+pub struct TrapFrame {
+    pub r15: u64,
+    pub r14: u64,
+    pub r13: u64,
+    pub r12: u64,
+    pub r11: u64,
+    pub r10: u64,
+    pub r9: u64,
+    pub r8: u64,
+    pub rdi: u64,
+    pub rsi: u64,
+    pub rbp: u64,
+    pub rbx: u64,
+    pub rdx: u64,
+    pub rcx: u64,
+    pub rax: u64,
+    pub vector: u64,
+    pub error: u64,
+    pub rip: u64,
+    pub cs: u64,
+    pub rflags: u64,
+    pub rsp: u64,
+    pub ss: u64,
+}
+
+impl TrapFrame {
+    /// Whether the trap came from ring 3.
+    pub const fn came_from_user(&self) -> bool {
+        self.cs & 3 == 3
+    }
+}
+
+impl fmt::Display for TrapFrame {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "RIP: {:04x}:{:016x} EFLAGS: {:08x}", self.cs, self.rip, self.rflags)?;
+        writeln!(f, "RSP: {:04x}:{:016x} ERR: {:x}", self.ss, self.rsp, self.error)?;
+        writeln!(f, "RAX: {:016x} RBX: {:016x} RCX: {:016x}", self.rax, self.rbx, self.rcx)?;
+        writeln!(f, "RDX: {:016x} RSI: {:016x} RDI: {:016x}", self.rdx, self.rsi, self.rdi)?;
+        writeln!(f, "RBP: {:016x} R08: {:016x} R09: {:016x}", self.rbp, self.r8, self.r9)?;
+        writeln!(f, "R10: {:016x} R11: {:016x} R12: {:016x}", self.r10, self.r11, self.r12)?;
+        writeln!(f, "R13: {:016x} R14: {:016x} R15: {:016x}", self.r13, self.r14, self.r15)?;
+        write!(
+            f,
+            "CR0: {:016x} CR2: {:016x} CR3: {:016x} CR4: {:08x}",
+            regs::cr0(),
+            regs::cr2(),
+            regs::cr3(),
+            regs::cr4()
+        )
+    }
+}
+
+const NAMES: [&str; 22] = [
+    "divide error",
+    "debug",
+    "NMI",
+    "breakpoint",
+    "overflow",
+    "bound range exceeded",
+    "invalid opcode",
+    "device not available",
+    "double fault",
+    "coprocessor segment overrun",
+    "invalid TSS",
+    "segment not present",
+    "stack fault",
+    "general protection fault",
+    "page fault",
+    "reserved",
+    "x87 error",
+    "alignment check",
+    "machine check",
+    "SIMD error",
+    "virtualization exception",
+    "control protection",
+];
+
+/// A vector's name.
+pub fn name(vector: u64) -> &'static str {
+    usize::try_from(vector).ok().and_then(|index| NAMES.get(index)).copied().unwrap_or("interrupt")
+}
+
+unsafe extern "C" {
+    static trap_stubs: [u8; 4096];
+    static probe_start: u8;
+    static probe_end: u8;
+    static probe_fault: u8;
+    fn syscall_entry();
+    fn probe_read(address: u64) -> u64;
+    fn probe_write(address: u64) -> u64;
+    fn probe_exec(address: u64) -> u64;
+    fn probe_cr4(value: u64) -> u64;
+}
+
+/// Where `syscall` enters.
+pub fn syscall_entry_address() -> u64 {
+    syscall_entry as *const () as u64
+}
+
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct Gate(u64, u64);
+
+static IDT: Lock<[Gate; 256]> = Lock::new([Gate(0, 0); 256]);
+
+/// Fills the table. The stacks of `ist` are used once [`percpu::load`] ran on every CPU; until then
+/// pass `false`.
+pub fn init_idt(ist: bool) {
+    let base = &raw const trap_stubs as u64;
+    let mut idt = IDT.lock();
+    for (vector, gate) in idt.iter_mut().enumerate() {
+        let address = base + 16 * vector as u64;
+        let stack = match vector {
+            8 if ist => percpu::IST_DF,
+            2 if ist => percpu::IST_NMI,
+            18 if ist => percpu::IST_MC,
+            14 if ist => percpu::IST_PF,
+            _ => 0,
+        };
+        // Ring 3 may raise #BP and #OF itself.
+        let dpl: u64 = if vector == 3 || vector == 4 { 3 } else { 0 };
+        let low = address & 0xffff
+            | u64::from(percpu::KERNEL_CS) << 16
+            | u64::from(stack) << 32
+            | (0x8e | dpl << 5) << 40
+            | (address >> 16 & 0xffff) << 48;
+        *gate = Gate(low, address >> 32);
+    }
+}
+
+/// Loads the table on this CPU.
+pub fn load_idt() {
+    #[repr(C, packed)]
+    struct Pointer {
+        limit: u16,
+        base: u64,
+    }
+    let pointer = Pointer { limit: 4095, base: IDT.as_ptr() as u64 };
+    // SAFETY: the table is static and its gates lead to trap.s.
+    unsafe {
+        core::arch::asm!("lidt [{}]", in(reg) &raw const pointer, options(readonly, nostack, preserves_flags));
+    }
+}
+
+/// An access that is allowed to fail.
+#[derive(Clone, Copy, Debug)]
+pub enum Probe {
+    /// Reads eight bytes.
+    Read(u64),
+    /// Reads a byte and writes it back.
+    Write(u64),
+    /// Calls a `ret` instruction at the address.
+    Exec(u64),
+    /// Writes CR4.
+    Cr4(u64),
+}
+
+static PROBE_EXEC: AtomicU64 = AtomicU64::new(0);
+
+/// Tries an access.
+///
+/// # Errors
+/// The vector of the trap that it raised.
+pub fn probe(what: Probe) -> Result<(), u64> {
+    // SAFETY (all arms): trap_entry recovers from every fault inside the probe functions; the
+    // accesses themselves keep memory as it is, and CR4 bits are chosen by the caller among those
+    // that only restrict.
+    let outcome = match what {
+        // SAFETY: as above.
+        Probe::Read(address) => unsafe { probe_read(address) },
+        // SAFETY: as above.
+        Probe::Write(address) => unsafe { probe_write(address) },
+        Probe::Exec(address) => {
+            PROBE_EXEC.store(address, Ordering::Relaxed);
+            // SAFETY: as above.
+            let outcome = unsafe { probe_exec(address) };
+            PROBE_EXEC.store(0, Ordering::Relaxed);
+            outcome
+        }
+        // SAFETY: as above.
+        Probe::Cr4(value) => unsafe { probe_cr4(value) },
+    };
+    if outcome == 0 { Ok(()) } else { Err(outcome - 1) }
+}
+
+/// Whether the trap belongs to a probe; redirects it to the probe's recovery.
+fn recover(frame: &mut TrapFrame) -> bool {
+    let range = &raw const probe_start as u64..&raw const probe_end as u64;
+    let exec = PROBE_EXEC.load(Ordering::Relaxed);
+    if exec != 0 && frame.rip == exec {
+        frame.rsp += 8; // the return address that the probe's call pushed
+    } else if !range.contains(&frame.rip) {
+        return false;
+    }
+    frame.rip = &raw const probe_fault as u64;
+    frame.rax = frame.vector + 1;
+    true
+}
+
+/// Whether this page fault is a system call in disguise: under KVM without hardware support
+/// `syscall` jumps to LSTAR in ring 3, and the fetch from a supervisor page faults.
+fn is_syscall_fault(frame: &TrapFrame) -> bool {
+    frame.vector == VECTOR_PAGE_FAULT
+        && frame.came_from_user()
+        && frame.error == 0x15
+        && frame.rip == syscall_entry_address()
+        && regs::cr2() == frame.rip
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn trap_entry(frame: &mut TrapFrame) {
+    if is_syscall_fault(frame) {
+        frame.rip = frame.rcx;
+        frame.rflags = frame.r11;
+        syscall::dispatch(frame);
+        return;
+    }
+    if !frame.came_from_user() && frame.vector < 32 && recover(frame) {
+        return;
+    }
+    match frame.vector {
+        VECTOR_SYSCALL => syscall::dispatch(frame),
+        VECTOR_PAGE_FAULT if frame.came_from_user() => task::page_fault(frame, regs::cr2()),
+        32.. => interrupt(frame.vector),
+        _ if frame.came_from_user() => task::trap(frame),
+        _ => die(frame),
+    }
+}
+
+fn interrupt(vector: u64) {
+    if let Some(percpu) = percpu::current() {
+        percpu.interrupts.fetch_add(1, Ordering::Relaxed);
+    }
+    match u8::try_from(vector) {
+        Ok(VECTOR_CALL) => {
+            apic::end_of_interrupt();
+            crate::smp::run_call();
+        }
+        Ok(VECTOR_STOP) => regs::halt_forever(),
+        Ok(VECTOR_SPURIOUS) | Err(_) => {}
+        Ok(vector) => {
+            apic::end_of_interrupt();
+            println!("irq: unexpected vector {vector}");
+        }
+    }
+}
+
+/// An unexpected trap in ring 0: report everything and stop.
+fn die(frame: &TrapFrame) -> ! {
+    panic::begin();
+    let cr2 = regs::cr2();
+    println!(
+        "Oops: {} (vector {}), error {:#x}, CPU {}",
+        name(frame.vector),
+        frame.vector,
+        frame.error,
+        percpu::cpu()
+    );
+    println!("{frame}");
+    if frame.vector == VECTOR_PAGE_FAULT {
+        panic::print_walk(cr2);
+    }
+    panic::print_backtrace(frame.rip, frame.rbp);
+    console::flush();
+    panic::end(ExitCode::Trap)
+}

@@ -1,0 +1,192 @@
+# Trap, interrupt and system-call entry.
+#
+# A stub of 16 bytes a vector pushes (error code,) vector and joins trap_common, which saves the
+# general registers: the stack then holds a TrapFrame (trap.rs). Every way back is iretq.
+# GS always holds the user's base: the kernel finds its per-CPU area by masking RSP (percpu.rs), and
+# only syscall_entry borrows the kernel's GS base for two instructions, because it arrives on the
+# user's stack.
+
+.set PERCPU_SIZE, 0x20000           # percpu.rs: AREA_SIZE
+.set PERCPU_KSTACK, 8               # percpu.rs: PerCpu::kstack_top
+.set PERCPU_SCRATCH, 16             # percpu.rs: PerCpu::scratch
+.set PERCPU_TSS_RSP0, 24            # percpu.rs: PerCpu::tss_rsp0, the address of TSS.RSP0
+
+.text
+.balign 16
+.globl trap_stubs
+trap_stubs:
+.set vector, 0
+.rept 256
+    .balign 16
+    .if vector == 14
+    jmp page_fault_entry
+    .else
+    .if !(vector == 8 || (vector >= 10 && vector <= 13) || vector == 17 || vector == 21 || vector == 29 || vector == 30)
+    pushq $0
+    .endif
+    pushq $vector
+    jmp trap_common
+    .endif
+    .set vector, vector + 1
+.endr
+
+# #PF arrives on its own IST stack, so that a kernel with a broken stack can still report. A fault
+# from ring 3 moves to the task's kernel stack, because its handler may fault in turn.
+.balign 16
+page_fault_entry:
+    testb $3, 16(%rsp)
+    jz 1f
+    pushq %rax
+    pushq %rcx
+    mov %rsp, %rax
+    and $-PERCPU_SIZE, %rax
+    mov PERCPU_KSTACK(%rax), %rax
+    sub $64, %rax
+    mov 56(%rsp), %rcx              # ss
+    mov %rcx, 56(%rax)
+    mov 48(%rsp), %rcx              # rsp
+    mov %rcx, 48(%rax)
+    mov 40(%rsp), %rcx              # rflags
+    mov %rcx, 40(%rax)
+    mov 32(%rsp), %rcx              # cs
+    mov %rcx, 32(%rax)
+    mov 24(%rsp), %rcx              # rip
+    mov %rcx, 24(%rax)
+    mov 16(%rsp), %rcx              # error code
+    mov %rcx, 16(%rax)
+    mov 8(%rsp), %rcx               # rax
+    mov %rcx, 8(%rax)
+    mov (%rsp), %rcx
+    mov %rax, %rsp
+    mov 8(%rsp), %rax
+    add $16, %rsp
+1:  pushq $14
+
+trap_common:
+    cld
+    pushq %rax
+    pushq %rcx
+    pushq %rdx
+    pushq %rbx
+    pushq %rbp
+    pushq %rsi
+    pushq %rdi
+    pushq %r8
+    pushq %r9
+    pushq %r10
+    pushq %r11
+    pushq %r12
+    pushq %r13
+    pushq %r14
+    pushq %r15
+    mov %rsp, %rdi
+    xor %ebp, %ebp
+    call trap_entry
+.globl trap_return
+trap_return:
+    popq %r15
+    popq %r14
+    popq %r13
+    popq %r12
+    popq %r11
+    popq %r10
+    popq %r9
+    popq %r8
+    popq %rdi
+    popq %rsi
+    popq %rbp
+    popq %rbx
+    popq %rdx
+    popq %rcx
+    popq %rax
+    add $16, %rsp
+    iretq
+
+# syscall on hardware that enters ring 0: RCX = return address, R11 = flags, user stack.
+.balign 16
+.globl syscall_entry
+syscall_entry:
+    swapgs
+    mov %rsp, %gs:PERCPU_SCRATCH
+    mov %gs:PERCPU_KSTACK, %rsp
+    pushq $0x1b                     # user data selector
+    pushq %gs:PERCPU_SCRATCH
+    swapgs
+    pushq %r11
+    pushq $0x23                     # user code selector
+    pushq %rcx
+    pushq $0
+    pushq $256                      # trap.rs: VECTOR_SYSCALL
+    jmp trap_common
+
+# u64 enter_user(const TrapFrame *frame): runs ring 3 until leave_user. The stack below this frame
+# becomes the task's kernel stack.
+.globl enter_user
+enter_user:
+    pushq %rbx
+    pushq %rbp
+    pushq %r12
+    pushq %r13
+    pushq %r14
+    pushq %r15
+    sub $8, %rsp                    # a trap's frame starts 16-byte aligned
+    mov %rsp, %rax
+    and $-PERCPU_SIZE, %rax
+    mov %rsp, PERCPU_KSTACK(%rax)
+    mov PERCPU_TSS_RSP0(%rax), %rcx
+    mov %rsp, (%rcx)
+    mov %rdi, %rsp
+    jmp trap_return
+
+# void leave_user(u64 status): makes enter_user return status.
+.globl leave_user
+leave_user:
+    mov %rsp, %rax
+    and $-PERCPU_SIZE, %rax
+    mov PERCPU_KSTACK(%rax), %rsp
+    mov %rdi, %rax
+    add $8, %rsp
+    popq %r15
+    popq %r14
+    popq %r13
+    popq %r12
+    popq %rbp
+    popq %rbx
+    ret
+
+# void call_on_stack(u64 stack_top, void (*entry)(void)): never returns.
+.globl call_on_stack
+call_on_stack:
+    mov %rdi, %rsp
+    xor %ebp, %ebp
+    call *%rsi
+    ud2
+
+# Accesses that may fault: trap.rs turns a fault at a probe into its recovery at probe_fault, and the
+# function returns the vector number + 1 (0 = no fault).
+.globl probe_start, probe_end, probe_fault
+probe_start:
+.globl probe_read
+probe_read:                         # rdi = address
+    mov (%rdi), %rcx
+    xor %eax, %eax
+    ret
+.globl probe_write
+probe_write:                        # rdi = address: writes back what it reads
+    mov (%rdi), %cl
+    mov %cl, (%rdi)
+    xor %eax, %eax
+    ret
+.globl probe_exec
+probe_exec:                         # rdi = address of a ret instruction
+    call *%rdi
+    xor %eax, %eax
+    ret
+.globl probe_cr4
+probe_cr4:                          # rdi = new CR4
+    mov %rdi, %cr4
+    xor %eax, %eax
+    ret
+probe_end:
+probe_fault:                        # rax = vector + 1, set by trap.rs
+    ret

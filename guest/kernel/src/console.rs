@@ -1,0 +1,82 @@
+//! The console: the memvisor device when it is there, else COM1.
+//!
+//! Output is gathered by line, because every port access is an exit and exits dominate.
+
+use core::fmt::{self, Write};
+use core::sync::atomic::{AtomicBool, Ordering};
+
+use crate::drivers::{memvisor, serial};
+use crate::sync::Lock;
+
+const BUFFER: usize = 1024;
+
+struct Console {
+    buffer: [u8; BUFFER],
+    len: usize,
+}
+
+static CONSOLE: Lock<Console> = Lock::new(Console { buffer: [0; BUFFER], len: 0 });
+static DEVICE: AtomicBool = AtomicBool::new(false);
+
+/// Finds the best output.
+pub fn init() {
+    serial::init();
+    DEVICE.store(memvisor::present(), Ordering::Relaxed);
+}
+
+impl Console {
+    fn flush(&mut self) {
+        let bytes = &self.buffer[..self.len];
+        if DEVICE.load(Ordering::Relaxed) {
+            memvisor::write(bytes);
+        } else {
+            serial::write(bytes);
+        }
+        self.len = 0;
+    }
+}
+
+impl Write for Console {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        for &byte in text.as_bytes() {
+            if self.len == BUFFER {
+                self.flush();
+            }
+            self.buffer[self.len] = byte;
+            self.len += 1;
+            if byte == b'\n' {
+                self.flush();
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Writes text; complete lines reach the outside at once.
+pub fn print(arguments: fmt::Arguments<'_>) {
+    // Console::write_str never fails, and a Display that does has nothing better to say.
+    let _ = CONSOLE.lock().write_fmt(arguments);
+}
+
+/// Writes out what is gathered.
+pub fn flush() {
+    CONSOLE.lock().flush();
+}
+
+/// For the panic path: the holder of the lock may be dead.
+pub fn break_lock() {
+    CONSOLE.break_open();
+}
+
+/// Prints a line on the console.
+#[macro_export]
+macro_rules! println {
+    () => { $crate::console::print(format_args!("\n")) };
+    ($($argument:tt)*) => { $crate::console::print(format_args!("{}\n", format_args!($($argument)*))) };
+}
+
+/// Prints on the console; shown at the end of the line.
+#[macro_export]
+macro_rules! print {
+    ($($argument:tt)*) => { $crate::console::print(format_args!($($argument)*)) };
+}

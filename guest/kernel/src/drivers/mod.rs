@@ -1,0 +1,5 @@
+//! The few devices that the kernel uses.
+
+pub mod memvisor;
+pub mod power;
+pub mod serial;

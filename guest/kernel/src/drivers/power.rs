@@ -1,0 +1,42 @@
+//! Ways to end the machine.
+
+use memvisor_abi::port::ExitCode;
+
+use super::memvisor;
+use crate::arch::regs::{halt_forever, outb, outl, outw};
+use crate::{acpi, arch, cmdline, console, println, smp};
+
+/// Powers off cleanly: ACPI S5 (ACPI 6.5 section 7.4), the ordinary way that every VMM has. An
+/// `isa-debug-exit` port named on the command line (`debug_exit=0xf4`) goes first, because it can
+/// report success.
+pub fn power_off() -> ! {
+    println!("reboot: Power down");
+    console::flush();
+    smp::stop_others();
+    debug_exit(ExitCode::Ok as u8);
+    if let Some(power) = acpi::power_off_method() {
+        outw(power.pm1a_control, power.slp_typ << 10 | 1 << 13);
+    }
+    memvisor::exit(ExitCode::Ok as u8);
+    println!("reboot: System halted: no way to power off was found");
+    halt_forever()
+}
+
+/// Ends with a code that says what went wrong.
+pub fn exit(code: ExitCode) -> ! {
+    console::flush();
+    smp::stop_others();
+    memvisor::exit(code as u8);
+    debug_exit(code as u8);
+    // The i8042's reset line; under `-no-reboot` it ends the VMM.
+    outb(0x64, 0xfe);
+    halt_forever()
+}
+
+/// QEMU's isa-debug-exit ends with status (code << 1) | 1.
+fn debug_exit(code: u8) {
+    if let Some(port) = cmdline::number("debug_exit").and_then(|port| u16::try_from(port).ok()) {
+        arch::regs::irq_save();
+        outl(port, u32::from(code));
+    }
+}

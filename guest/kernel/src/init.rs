@@ -1,0 +1,192 @@
+//! Boot, in order (Linux: init/main.c `start_kernel`, arch/x86/kernel/setup.c `setup_arch`).
+
+use memvisor_abi::port::ExitCode;
+use memvisor_abi::{BootStage, E820Type, LayoutKind};
+use mm_core::PhysAddr;
+use mm_memblock::E820Table;
+use mm_pgtable::layout as va_layout;
+
+use crate::arch::{apic, cpu, percpu, trap, user};
+use crate::bootinfo::{self, BootInfo};
+use crate::drivers::{memvisor, power, serial};
+use crate::mm::layout::{APIC_VA, levels, percpu_area};
+use crate::mm::{early, layout, memmap, page_alloc, paging, phys};
+use crate::sync::Lock;
+use crate::task::PAUSED;
+use crate::{cmdline, console, introspect, ktest, println, seeded, smp, task, topology};
+
+/// The memory map.
+pub struct E820 {
+    /// As the boot loader gave it.
+    pub raw: E820Table,
+    /// Sorted, without overlaps.
+    pub clean: E820Table,
+}
+
+/// See [`E820`].
+pub static E820: Lock<E820> = Lock::new(E820 { raw: E820Table::new(), clean: E820Table::new() });
+
+/// Where boot.s arrives: on the boot stack, early tables, interrupts off. `protocol` is an abi
+/// `BootProtocol`, `info` the loader's structure, `image` the kernel's physical base.
+#[unsafe(no_mangle)]
+extern "C" fn start_kernel(protocol: u64, info: u64, image: u64) -> ! {
+    layout::init();
+    phys::init(image);
+    console::init();
+    trap::init_idt(false);
+    trap::load_idt();
+    introspect::init();
+    println!("memvisor guest kernel {} ({} levels)", env!("CARGO_PKG_VERSION"), levels().count());
+    let boot = bootinfo::parse(protocol, info, &mut E820.lock().raw);
+    println!("Boot protocol: {:?}", boot.protocol);
+    cmdline::with(|line| println!("Command line: {line}"));
+    let features = cpu::detect(cmdline::flag("nogbpages"));
+    let (smep, smap) = cpu::init_control_registers();
+    println!(
+        "CPU: {} physical address bits, 1 GiB pages: {}, SMEP: {smep}, SMAP: {smap}",
+        features.phys_bits, features.gbpages
+    );
+    init_memory(&boot, features.phys_bits);
+    introspect::publish_memory(&boot, features.phys_bits);
+    let apic_base = topology::init(boot.rsdp);
+    topology::print();
+    print_memblock();
+    paging::init(paging::largest_leaf(features.gbpages), apic_base);
+    apic::set_base(APIC_VA.as_u64());
+    introspect::publish_paging();
+    print_layout();
+    smp::init_percpu();
+    let base = percpu_area(0).as_u64();
+    // SAFETY: the area was filled for this CPU, and its stack is fresh.
+    unsafe { percpu::load(base) };
+    trap::init_idt(true);
+    cpu::init_syscall(base);
+    apic::enable();
+    // SAFETY: as above.
+    unsafe { user::call_on_stack(percpu::kernel_stack_top(base), start_on_own_stack) }
+}
+
+extern "C" fn start_on_own_stack() -> ! {
+    memmap::init();
+    page_alloc::init();
+    paging::use_buddy();
+    introspect::publish_zones();
+    page_alloc::print();
+    smp::start_others();
+    introspect::stage(BootStage::Smp);
+    let passed = ktest::run();
+    let clean = run_init().map(|clean| clean && passed);
+    match clean {
+        Some(true) => power::power_off(),
+        Some(false) => {
+            println!("a test failed");
+            power::exit(ExitCode::TestFailed)
+        }
+        None => power::exit(ExitCode::BadMachine),
+    }
+}
+
+/// Runs the ring-3 program twice: once to its end, after which everything must be free again, and once
+/// to its `pause`, so that an audit sees a living process. `None` if a seeded fault has a wrong name.
+fn run_init() -> Option<bool> {
+    let status = task::run(1, 0);
+    introspect::stage(BootStage::Running);
+    println!("task[1]: exit status {status}");
+    task::reap();
+    checkpoint(1, c"exited");
+    let paused = task::run(2, 1);
+    if paused == PAUSED {
+        println!("task[2]: paused");
+    } else {
+        println!("task[2]: exit status {paused}, expected it to pause");
+    }
+    if !seeded::apply() {
+        return None;
+    }
+    checkpoint(2, c"running");
+    Some(status == 0 && paused == PAUSED)
+}
+
+/// Asks the VMM to audit. Under another VMM the line on the console is the request, and with
+/// `checkpoint=serial` a byte on the serial line is the answer.
+fn checkpoint(number: u32, name: &'static core::ffi::CStr) {
+    task::publish_current();
+    introspect::publish_counters();
+    if memvisor::present() {
+        memvisor::checkpoint(number, name);
+        return;
+    }
+    println!("memvisor: checkpoint {number} {}", name.to_str().unwrap_or("?"));
+    if cmdline::value("checkpoint", |value| value == "serial") == Some(true) {
+        serial::wait_for_byte();
+    }
+}
+
+fn init_memory(boot: &BootInfo, phys_bits: u32) {
+    let mut e820 = E820.lock();
+    let E820 { raw, clean } = &mut *e820;
+    print_e820("BIOS-provided physical RAM map", raw);
+    raw.sanitize_into(phys_bits, clean);
+    print_e820("sanitized physical RAM map", clean);
+    let mut memblock = early::MEMBLOCK.lock();
+    for entry in clean.entries().iter().filter(|entry| entry.kind == E820Type::Ram as u32) {
+        memblock
+            .add(PhysAddr::new(entry.addr), entry.size, memvisor_abi::NODE_NONE)
+            .expect("memblock is full");
+    }
+    let image = phys::image();
+    let mut reserve = |addr: u64, len: u64| {
+        memblock.reserve(PhysAddr::new(addr), len).expect("memblock is full");
+    };
+    reserve(image.phys, image.len);
+    reserve(boot.initrd.0, boot.initrd.1);
+    for (addr, len) in boot.occupied {
+        reserve(addr, len);
+    }
+    drop(memblock);
+    drop(e820);
+    early::own(PhysAddr::new(image.phys).pfn(), early::pages_for(image.len), memvisor_abi::PageKind::Kernel);
+    smp::reserve_trampoline();
+    // Firmware scribbles in the first MiB (Linux: `reserve_real_mode`).
+    early::MEMBLOCK.lock().reserve(PhysAddr::new(0), 1 << 20).expect("memblock is full");
+}
+
+fn print_e820(title: &str, table: &E820Table) {
+    println!("{title}:");
+    for entry in table.entries() {
+        let last = entry.addr.wrapping_add(entry.size).wrapping_sub(1);
+        println!("  [mem {:#018x}-{last:#018x}] {}", entry.addr, E820Type::name(entry.kind));
+    }
+}
+
+fn print_memblock() {
+    let memblock = early::MEMBLOCK.lock();
+    for (name, regions) in [("memory", memblock.memory()), ("reserved", memblock.reserved())] {
+        println!("memblock.{name}: {} regions", regions.len());
+        for region in regions {
+            crate::print!("  [{:#018x}-{:#018x}]", region.base, region.base + region.size - 1);
+            if region.node == memvisor_abi::NODE_NONE {
+                println!();
+            } else {
+                println!(" on node {}", region.node);
+            }
+        }
+    }
+}
+
+fn print_layout() {
+    println!("Virtual memory layout, {} levels:", levels().count());
+    for range in va_layout::layout(levels()) {
+        let name = LayoutKind::from_raw(range.kind).map_or("?", LayoutKind::name);
+        println!("  {:#018x}-{:#018x} {name}", range.start, range.last);
+    }
+    let image = phys::image();
+    println!(
+        "Kernel image at {:#x} (va {:#x}): text {} KiB, rodata {} KiB, data {} KiB",
+        image.phys,
+        image.va,
+        image.text / 1024,
+        (image.rodata - image.text) / 1024,
+        (image.len - image.rodata) / 1024
+    );
+}

@@ -1,0 +1,189 @@
+//! Publishes the root descriptor (guest/abi).
+
+use core::mem::size_of;
+use core::sync::atomic::Ordering;
+
+use memvisor_abi::{
+    AddressSpace, BootStage, Counters, CpuInfo, LAYOUT_HASH, MAX_NR_ZONES, Node, Root, TableRef,
+};
+use mm_core::{PAGE_SIZE, Pfn};
+use mm_page_alloc::Zone;
+use mm_pgtable::layout as va_layout;
+
+use crate::bootinfo::BootInfo;
+use crate::drivers::memvisor;
+use crate::init::E820;
+use crate::mm::layout::levels;
+use crate::mm::page_alloc::{self, NODES, PGALLOC, PGFREE, ZONES};
+use crate::mm::{early, memmap, paging, phys};
+use crate::sync::Lock;
+use crate::task::{FAULTS, SYSCALLS};
+use crate::topology::{CPUS, SLIT};
+
+/// The root sits alone on its page, so that a scan finds it at a page boundary.
+#[repr(C, align(4096))]
+struct RootPage(Lock<Root>);
+
+const NO_TABLE: TableRef = TableRef { gpa: 0, count: 0, stride: 0 };
+
+#[unsafe(no_mangle)]
+static MEMVISOR_ROOT: RootPage = RootPage(Lock::new(Root {
+    magic: Root::MAGIC,
+    version: Root::VERSION,
+    size: Root::SIZE,
+    layout_hash: LAYOUT_HASH,
+    self_gpa: 0,
+    stage: BootStage::Early as u32,
+    boot_protocol: 0,
+    levels: 0,
+    phys_bits: 0,
+    kernel_gpa: 0,
+    kernel_va: 0,
+    kernel_len: 0,
+    text_len: 0,
+    rodata_end: 0,
+    pgd_pfn: 0,
+    page_offset: 0,
+    vmemmap: 0,
+    layout: NO_TABLE,
+    e820_raw: NO_TABLE,
+    e820: NO_TABLE,
+    memblock_memory: NO_TABLE,
+    memblock_reserved: NO_TABLE,
+    nodes: NO_TABLE,
+    distances: NO_TABLE,
+    zones: NO_TABLE,
+    sections: NO_TABLE,
+    cpus: NO_TABLE,
+    address_spaces: NO_TABLE,
+    extra_tables: NO_TABLE,
+    counters: Counters { pgfault: 0, pgalloc: 0, pgfree: 0, syscalls: 0 },
+}));
+
+/// Address spaces that exist at once.
+const SPACES: usize = 16;
+const NO_SPACE: AddressSpace = AddressSpace { pgd_pfn: 0, pid: 0, reserved: 0, rss_pages: 0, table_pages: 0 };
+/// Live user address spaces.
+pub static ADDRESS_SPACES: Lock<[AddressSpace; SPACES]> = Lock::new([NO_SPACE; SPACES]);
+
+struct Extra {
+    pfns: [u64; 4],
+    len: u32,
+}
+static EXTRA: Lock<Extra> = Lock::new(Extra { pfns: [0; 4], len: 0 });
+
+fn table<T>(first: *const T, count: usize, stride: usize) -> TableRef {
+    TableRef {
+        gpa: phys::of_image(first as u64).as_u64(),
+        count: u32::try_from(count).expect("tables are small"),
+        stride: u32::try_from(stride).expect("structures are small"),
+    }
+}
+
+fn slice<T>(items: &[T]) -> TableRef {
+    table(items.as_ptr(), items.len(), size_of::<T>())
+}
+
+/// Changes the root under its lock.
+fn update(f: impl FnOnce(&mut Root)) {
+    f(&mut MEMVISOR_ROOT.0.lock());
+}
+
+/// First publication: who and where the kernel is.
+pub fn init() {
+    let image = phys::image();
+    let self_gpa = phys::of_image(MEMVISOR_ROOT.0.as_ptr() as u64).as_u64();
+    update(|root| {
+        root.self_gpa = self_gpa;
+        root.levels = u32::from(levels().count());
+        root.kernel_gpa = image.phys;
+        root.kernel_va = image.va;
+        root.kernel_len = image.len;
+        root.text_len = image.text;
+        root.rodata_end = image.rodata;
+        root.page_offset = va_layout::page_offset(levels()).as_u64();
+        root.vmemmap = va_layout::vmemmap_start(levels()).as_u64();
+        root.layout = slice(va_layout::layout(levels()));
+    });
+    memvisor::announce(self_gpa);
+}
+
+/// Records how far boot came.
+pub fn stage(stage: BootStage) {
+    update(|root| root.stage = stage as u32);
+}
+
+/// E820 maps and memblock.
+pub fn publish_memory(boot: &BootInfo, phys_bits: u32) {
+    let e820 = E820.lock();
+    update(|root| {
+        root.boot_protocol = boot.protocol as u32;
+        root.phys_bits = phys_bits;
+        root.e820_raw = slice(e820.raw.entries());
+        root.e820 = slice(e820.clean.entries());
+    });
+    publish_memblock();
+    stage(BootStage::Memblock);
+}
+
+/// Memblock's lists, which move as they grow.
+pub fn publish_memblock() {
+    let memblock = early::MEMBLOCK.lock();
+    update(|root| {
+        root.memblock_memory = slice(memblock.memory());
+        root.memblock_reserved = slice(memblock.reserved());
+    });
+}
+
+/// The kernel's page tables.
+pub fn publish_paging() {
+    update(|root| root.pgd_pfn = paging::kernel().root.as_u64());
+    stage(BootStage::Paging);
+}
+
+/// Nodes, zones, sections and CPUs.
+pub fn publish_zones() {
+    publish_memblock();
+    let nodes = page_alloc::nr_nodes();
+    let sections = memmap::sections();
+    let cpus = CPUS.lock();
+    let extra = EXTRA.lock();
+    update(|root| {
+        root.nodes = table(NODES.as_ptr().cast::<Node>(), nodes, size_of::<Node>());
+        let slit = SLIT.lock();
+        root.distances = table(slit.distances.as_ptr(), nodes * nodes, 1);
+        root.zones = table(ZONES[0].as_ptr(), nodes * MAX_NR_ZONES, size_of::<Lock<Zone>>());
+        root.sections = TableRef {
+            gpa: memmap::table_address().as_u64(),
+            count: u32::try_from(sections.len()).expect("sections fit"),
+            stride: u32::try_from(size_of::<memvisor_abi::Section>()).expect("structures are small"),
+        };
+        root.cpus = table(cpus.table.as_ptr(), cpus.count, size_of::<CpuInfo>());
+        root.address_spaces =
+            table(ADDRESS_SPACES.as_ptr().cast::<AddressSpace>(), SPACES, size_of::<AddressSpace>());
+        root.extra_tables = table(extra.pfns.as_ptr(), extra.len as usize, 8);
+    });
+    stage(BootStage::Buddy);
+}
+
+/// A root table that belongs to no address space.
+pub fn add_extra_table(pfn: Pfn) {
+    let mut extra = EXTRA.lock();
+    let len = extra.len as usize;
+    extra.pfns[len] = pfn.as_u64();
+    extra.len += 1;
+}
+
+/// Copies the counters to where readers see them.
+pub fn publish_counters() {
+    update(|root| {
+        root.counters = Counters {
+            pgfault: FAULTS.load(Ordering::Relaxed),
+            pgalloc: PGALLOC.load(Ordering::Relaxed),
+            pgfree: PGFREE.load(Ordering::Relaxed),
+            syscalls: SYSCALLS.load(Ordering::Relaxed),
+        };
+    });
+}
+
+const _: () = assert!(size_of::<RootPage>() as u64 == PAGE_SIZE);

@@ -1,0 +1,8 @@
+//! Wiring of the memory manager: what `guest/mm` decides, on this machine's memory.
+
+pub mod early;
+pub mod layout;
+pub mod memmap;
+pub mod page_alloc;
+pub mod paging;
+pub mod phys;

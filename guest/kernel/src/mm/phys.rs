@@ -1,0 +1,232 @@
+//! Physical memory through the direct map: the one place that turns frames into pointers.
+
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use mm_core::{PAGE_SIZE, Pfn, PhysAddr, PhysMem, VirtAddr};
+use mm_pgtable::{TABLE_ENTRIES, layout};
+
+use crate::mm::layout::levels;
+
+static PAGE_OFFSET: AtomicU64 = AtomicU64::new(0);
+static MAPPED_END: AtomicU64 = AtomicU64::new(0);
+static IMAGE_PHYS: AtomicU64 = AtomicU64::new(0);
+
+unsafe extern "C" {
+    static __kernel_start: u8;
+    static __text_end: u8;
+    static __rodata_end: u8;
+    static __kernel_end: u8;
+}
+
+/// The early tables map this much at PAGE_OFFSET (boot.s).
+const EARLY_END: u64 = 4 << 30;
+
+/// Starts with the early direct map; `image` is the physical base of the kernel.
+pub fn init(image: u64) {
+    PAGE_OFFSET.store(layout::page_offset(levels()).as_u64(), Ordering::Relaxed);
+    MAPPED_END.store(EARLY_END, Ordering::Relaxed);
+    IMAGE_PHYS.store(image, Ordering::Relaxed);
+}
+
+/// Physical end of what is mapped from now on.
+pub fn set_end(end: PhysAddr) {
+    MAPPED_END.store(end.as_u64(), Ordering::Relaxed);
+}
+
+/// Physical end of the direct map.
+pub fn end() -> PhysAddr {
+    PhysAddr::new(MAPPED_END.load(Ordering::Relaxed))
+}
+
+/// The kernel image.
+#[derive(Clone, Copy, Debug)]
+pub struct Image {
+    /// Physical address of the first byte.
+    pub phys: u64,
+    /// Virtual address of the first byte.
+    pub va: u64,
+    /// Bytes to the end of executable code.
+    pub text: u64,
+    /// Bytes to the end of read-only data.
+    pub rodata: u64,
+    /// Bytes in all.
+    pub len: u64,
+}
+
+/// Where the kernel is.
+pub fn image() -> Image {
+    let va = &raw const __kernel_start as u64;
+    Image {
+        phys: IMAGE_PHYS.load(Ordering::Relaxed),
+        va,
+        text: &raw const __text_end as u64 - va,
+        rodata: &raw const __rodata_end as u64 - va,
+        len: &raw const __kernel_end as u64 - va,
+    }
+}
+
+/// Physical address of something in the kernel image (Linux: `__pa_symbol`).
+pub fn of_image(va: u64) -> PhysAddr {
+    let image = image();
+    PhysAddr::new(va.wrapping_sub(image.va).wrapping_add(image.phys))
+}
+
+fn pointer(addr: PhysAddr) -> *mut u8 {
+    (PAGE_OFFSET.load(Ordering::Relaxed) + addr.as_u64()) as *mut u8
+}
+
+/// Panics unless `len` bytes at `addr` are inside the direct map. RAM holes inside it fault, and the
+/// trap report names the address.
+fn check(addr: PhysAddr, len: u64) {
+    let mapped =
+        addr.as_u64().checked_add(len).is_some_and(|last| last <= MAPPED_END.load(Ordering::Relaxed));
+    assert!(mapped, "physical address {addr} (+{len:#x}) is outside the direct map");
+}
+
+/// Frames by physical address. Frames handed out as Rust objects ([`leak_array`], per-CPU areas,
+/// the kernel image) are never passed in by their owners.
+#[derive(Clone, Copy, Debug)]
+pub struct DirectMap;
+
+impl PhysMem for DirectMap {
+    #[inline]
+    fn read_u64(&self, addr: PhysAddr) -> u64 {
+        check(addr, 8);
+        // SAFETY: inside the direct map, which is mapped before `set_end` admits it.
+        unsafe { pointer(addr).cast::<u64>().read_volatile() }
+    }
+
+    #[inline]
+    fn write_u64(&self, addr: PhysAddr, value: u64) {
+        check(addr, 8);
+        // SAFETY: as above; the frame belongs to no Rust object (type documentation).
+        unsafe { pointer(addr).cast::<u64>().write_volatile(value) }
+    }
+
+    fn zero_frame(&self, pfn: Pfn) {
+        check(pfn.phys(), PAGE_SIZE);
+        // Eight-byte string stores are several times cheaper than bytes where ring 0 is emulated.
+        // SAFETY: as for `write_u64`, for the whole frame.
+        unsafe {
+            core::arch::asm!(
+                "rep stosq",
+                inout("rdi") pointer(pfn.phys()) => _,
+                inout("rcx") TABLE_ENTRIES => _,
+                in("rax") 0_u64,
+                options(nostack, preserves_flags),
+            );
+        }
+    }
+}
+
+/// Reads a word through a mapping that the caller made outside the direct map.
+pub fn read_mapped(va: VirtAddr) -> u64 {
+    // SAFETY: a missing mapping faults and ends the kernel with a report; any value is a u64.
+    unsafe { (va.as_u64() as *const u64).read_volatile() }
+}
+
+/// Copies from ordinary memory into a frame.
+pub fn copy_to_frame(pfn: Pfn, offset: u64, bytes: &[u8]) {
+    assert!(offset + bytes.len() as u64 <= PAGE_SIZE, "copy crosses a frame");
+    check(pfn.phys(), PAGE_SIZE);
+    let target = pointer(PhysAddr::new(pfn.phys().as_u64() + offset));
+    // SAFETY: inside one mapped frame that belongs to no Rust object; `bytes` is ordinary memory.
+    unsafe { core::ptr::copy_nonoverlapping(bytes.as_ptr(), target, bytes.len()) }
+}
+
+/// Copies from a frame into ordinary memory.
+pub fn copy_from_frame(pfn: Pfn, offset: u64, bytes: &mut [u8]) {
+    assert!(offset + bytes.len() as u64 <= PAGE_SIZE, "copy crosses a frame");
+    check(pfn.phys(), PAGE_SIZE);
+    let source = pointer(PhysAddr::new(pfn.phys().as_u64() + offset));
+    // SAFETY: as for `copy_to_frame`.
+    unsafe { core::ptr::copy_nonoverlapping(source, bytes.as_mut_ptr(), bytes.len()) }
+}
+
+/// Turns freshly allocated frames into an array that lives for ever.
+///
+/// # Safety
+/// The caller allocated `count` * `size_of::<T>()` bytes at `addr`, page-aligned, and gives them up.
+pub unsafe fn leak_array<T: Copy>(addr: PhysAddr, count: usize, value: T) -> &'static mut [T] {
+    check(addr, (count * size_of::<T>()) as u64);
+    let first = pointer(addr).cast::<T>();
+    for index in 0..count {
+        // SAFETY: inside the allocation.
+        let slot = unsafe { first.add(index) };
+        // SAFETY: as above, aligned because the allocation is page-aligned.
+        unsafe { slot.write(value) };
+    }
+    // SAFETY: initialised above, and nobody else refers to it.
+    unsafe { core::slice::from_raw_parts_mut(first, count) }
+}
+
+/// A checked view of bytes in physical memory, for tables that firmware and boot loaders left.
+#[derive(Clone, Copy, Debug)]
+pub struct Bytes {
+    addr: PhysAddr,
+    len: usize,
+}
+
+impl Bytes {
+    /// `len` bytes at `addr`; empty if any of them is outside the direct map.
+    pub fn at(addr: PhysAddr, len: usize) -> Bytes {
+        let inside = addr.checked_add(len as u64).is_some_and(|last| last <= end());
+        Bytes { addr, len: if inside { len } else { 0 } }
+    }
+
+    /// Physical address of the first byte.
+    pub fn address(&self) -> u64 {
+        self.addr.as_u64()
+    }
+
+    /// Bytes in view.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// A part; `None` if it does not fit.
+    pub fn slice(&self, start: usize, len: usize) -> Option<Bytes> {
+        let inside = start.checked_add(len).is_some_and(|last| last <= self.len);
+        inside.then(|| Bytes { addr: PhysAddr::new(self.addr.as_u64() + start as u64), len })
+    }
+
+    fn read<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
+        let at = self.slice(offset, N)?.addr;
+        // SAFETY: inside the direct map; an array of bytes has no alignment.
+        Some(unsafe { pointer(at).cast::<[u8; N]>().read_volatile() })
+    }
+
+    /// The byte at an offset; `None` outside the view. Words are little-endian and need no alignment.
+    pub fn u8(&self, offset: usize) -> Option<u8> {
+        self.read(offset).map(u8::from_le_bytes)
+    }
+
+    /// The 16-bit word at an offset.
+    pub fn u16(&self, offset: usize) -> Option<u16> {
+        self.read(offset).map(u16::from_le_bytes)
+    }
+
+    /// The 32-bit word at an offset.
+    pub fn u32(&self, offset: usize) -> Option<u32> {
+        self.read(offset).map(u32::from_le_bytes)
+    }
+
+    /// The 64-bit word at an offset.
+    pub fn u64(&self, offset: usize) -> Option<u64> {
+        self.read(offset).map(u64::from_le_bytes)
+    }
+
+    /// Sum of all bytes, modulo 256.
+    pub fn checksum(&self) -> u8 {
+        (0..self.len).fold(0_u8, |sum, index| sum.wrapping_add(self.u8(index).unwrap_or(0)))
+    }
+}
+
+/// Replaces the word at `addr` if it is `old`, in one locked instruction; else returns what it is.
+pub fn compare_exchange(addr: PhysAddr, old: u64, new: u64) -> Result<(), u64> {
+    check(addr, 8);
+    // SAFETY: inside the direct map and aligned like every table entry; the frame belongs to no
+    // Rust object (`DirectMap`).
+    let word = unsafe { AtomicU64::from_ptr(pointer(addr).cast()) };
+    word.compare_exchange(old, new, Ordering::AcqRel, Ordering::Acquire).map(|_| ())
+}

@@ -1,0 +1,60 @@
+//! Seeded faults: known corruptions, switched on with `seeded=NAME`, that the audit must find. Each is
+//! made just before the last checkpoint, on a healthy machine, and is the only thing wrong.
+
+mod buddy;
+mod owners;
+mod tables;
+mod topology;
+
+use crate::{cmdline, println};
+
+/// A corruption; `Err` says why this machine cannot have it.
+type Fault = fn() -> Result<(), &'static str>;
+
+/// Names as the command line gives them. docs/audit.md names the rule that finds each.
+const FAULTS: [(&str, Fault); 22] = [
+    ("buddy-misaligned", buddy::misaligned),
+    ("buddy-unmerged", buddy::unmerged),
+    ("buddy-wrong-zone", buddy::wrong_zone),
+    ("buddy-cycle", buddy::cycle),
+    ("buddy-nr-free", buddy::nr_free),
+    ("zone-free-pages", buddy::free_pages),
+    ("zone-present", buddy::present),
+    ("zone-watermark", buddy::watermark),
+    ("double-owner", owners::double_owner),
+    ("leak", owners::leak),
+    ("wrong-kind", owners::wrong_kind),
+    ("memmap-node", owners::memmap_node),
+    ("user-refcount", owners::user_refcount),
+    ("percpu-overlap", owners::percpu_overlap),
+    ("wx-mapping", tables::wx_mapping),
+    ("user-kernel-mapping", tables::user_kernel_mapping),
+    ("pte-reserved-bit", tables::reserved_bit),
+    ("table-outside-ram", tables::table_outside_ram),
+    ("cache-alias", tables::cache_alias),
+    ("exec-alias", tables::exec_alias),
+    ("e820-clean", topology::e820_clean),
+    ("numa-distance", topology::numa_distance),
+];
+
+/// Applies the fault that the command line names, if it names one. `false` if it cannot.
+pub fn apply() -> bool {
+    let Some(position) = cmdline::value("seeded", |name| FAULTS.iter().position(|fault| fault.0 == name))
+    else {
+        return true;
+    };
+    let Some(index) = position else {
+        println!("seeded: no such fault; known are:");
+        for (name, _) in FAULTS {
+            println!("  {name}");
+        }
+        return false;
+    };
+    let (name, fault) = FAULTS[index];
+    let outcome = fault();
+    match outcome {
+        Ok(()) => println!("seeded: {name}"),
+        Err(reason) => println!("seeded: {name} is impossible on this machine: {reason}"),
+    }
+    outcome.is_ok()
+}

@@ -1,0 +1,227 @@
+//! Starting and talking to the other CPUs (SDM 3A 8.4.4; Linux: arch/x86/kernel/smpboot.c).
+
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use memvisor_abi::{CpuState, PageKind};
+use mm_core::{PAGE_SIZE, PhysAddr, PhysMem, VirtAddr};
+use mm_memblock::{AllocRange, Direction};
+use mm_pgtable::{LeafSize, PageTable, Prot};
+
+use crate::arch::{apic, cpu, percpu, regs, trap};
+use crate::mm::layout::{levels, percpu_area};
+use crate::mm::paging::{self, Tables};
+use crate::mm::phys::{self, DirectMap};
+use crate::mm::{early, page_alloc};
+use crate::sync::Lock;
+use crate::topology::CPUS;
+use crate::{introspect, println};
+
+unsafe extern "C" {
+    static ap_trampoline: u8;
+    static ap_trampoline_end: u8;
+    static ap_jump: u8;
+    static ap_gdt_base: u8;
+    static ap_cr3: u8;
+    static ap_cr4: u8;
+    static ap_stack: u8;
+    static ap_cpu: u8;
+    static ap_entry: u8;
+}
+
+static ONLINE: AtomicU32 = AtomicU32::new(1);
+static TRAMPOLINE: AtomicU64 = AtomicU64::new(0);
+static IDENTITY: AtomicU64 = AtomicU64::new(0);
+
+/// Reserves a frame below 1 MiB for the trampoline, while memblock still hands it out. The boot
+/// data of loaders lies low, so the highest free frame is taken.
+pub fn reserve_trampoline() {
+    let range = AllocRange { min: PhysAddr::new(PAGE_SIZE), max: PhysAddr::new(0xa_0000) };
+    let frame = early::MEMBLOCK.lock().alloc(PAGE_SIZE, PAGE_SIZE, range, None, Direction::TopDown);
+    match frame {
+        Some(frame) => TRAMPOLINE.store(frame.as_u64(), Ordering::Relaxed),
+        None => println!("smp: no RAM below 640 KiB: only the boot CPU can run"),
+    }
+}
+
+/// Allocates and maps the areas of all CPUs, on their nodes.
+pub fn init_percpu() {
+    let count = CPUS.lock().count;
+    for number in 0..count {
+        let node = CPUS.lock().table[number].node;
+        let frames = early::alloc(percpu::AREA_FRAMES, 1, Some(node), PageKind::PerCpu)
+            .expect("no memory for per-CPU areas");
+        for index in 0..percpu::AREA_FRAMES {
+            DirectMap.zero_frame(frames.offset(index));
+        }
+        let number_u32 = u32::try_from(number).expect("CPU numbers are small");
+        paging::map_percpu(number_u32, frames);
+        // SAFETY: mapped and zeroed just now, and used by nobody before `load`.
+        unsafe { percpu::init_area(percpu_area(number_u32).as_u64(), number_u32) };
+        let info = &mut CPUS.lock().table[number];
+        info.percpu_gpa = frames.phys().as_u64();
+        info.percpu_len = percpu::AREA_FRAMES * PAGE_SIZE;
+    }
+}
+
+/// Starts every other CPU, one after the other, and waits for it.
+pub fn start_others() {
+    let count = CPUS.lock().count;
+    let page = TRAMPOLINE.load(Ordering::Relaxed);
+    set_state(0, CpuState::Online);
+    if count > 1 && page != 0 {
+        install(page);
+        for number in 1..count {
+            start(number, page);
+        }
+    }
+    println!("smp: Brought up {} node(s), {} CPU(s)", page_alloc::nr_nodes(), ONLINE.load(Ordering::Relaxed));
+}
+
+fn set_state(number: usize, state: CpuState) {
+    CPUS.lock().table[number].state = state as u32;
+}
+
+/// Builds the tree that CPUs start on: the kernel half and an identity mapping of the trampoline's
+/// page. Called while tables come from below 4 GiB, because the trampoline loads CR3 in 32-bit code.
+pub fn init_identity(kernel: PageTable) {
+    let page = TRAMPOLINE.load(Ordering::Relaxed);
+    if page == 0 {
+        return;
+    }
+    let table = PageTable::new(&mut Tables, levels()).expect("no memory for the trampoline's tables");
+    table.share_upper_half(&Tables, kernel);
+    let prot = Prot { write: true, exec: true, global: false, ..Prot::KERNEL_RO };
+    let (va, pa) = (VirtAddr::new(page), PhysAddr::new(page));
+    table.map(&mut Tables, va, pa, PAGE_SIZE, prot, LeafSize::Size4K).expect("mapping the trampoline");
+    introspect::add_extra_table(table.root);
+    IDENTITY.store(table.root.phys().as_u64(), Ordering::Relaxed);
+}
+
+/// Offset of a symbol of the trampoline.
+fn offset(symbol: *const u8) -> u64 {
+    symbol as u64 - &raw const ap_trampoline as u64
+}
+
+/// Copies the trampoline to its page and fills in what does not depend on the CPU.
+fn install(page: u64) {
+    let start = &raw const ap_trampoline;
+    let len = usize::try_from(offset(&raw const ap_trampoline_end)).expect("one page");
+    // SAFETY: the symbols enclose the trampoline's code in the kernel image.
+    let code = unsafe { core::slice::from_raw_parts(start, len) };
+    let pfn = PhysAddr::new(page).pfn();
+    phys::copy_to_frame(pfn, 0, code);
+    let patch = |symbol, len: usize, value: u64| {
+        phys::copy_to_frame(pfn, offset(symbol), &value.to_le_bytes()[..len]);
+    };
+    let linear = |symbol| {
+        let at = usize::try_from(offset(symbol)).expect("one page");
+        let relative: [u8; 4] = code[at..at + 4].try_into().expect("four bytes");
+        page + u64::from(u32::from_le_bytes(relative))
+    };
+    patch(&raw const ap_jump, 4, linear(&raw const ap_jump));
+    patch(&raw const ap_gdt_base, 4, linear(&raw const ap_gdt_base));
+    patch(&raw const ap_cr3, 8, IDENTITY.load(Ordering::Relaxed));
+    patch(&raw const ap_cr4, 8, regs::cr4() & (regs::CR4_LA57 | 1 << 5));
+    patch(&raw const ap_entry, 8, ap_main as *const () as u64);
+}
+
+fn start(number: usize, page: u64) {
+    /// About a second on a fast machine, and far more than an emulated one needs.
+    const SPINS: u64 = 2_000_000_000;
+    let number_u32 = u32::try_from(number).expect("CPU numbers are small");
+    let apic_id = CPUS.lock().table[number].apic_id;
+    let base = percpu_area(number_u32).as_u64();
+    let pfn = PhysAddr::new(page).pfn();
+    phys::copy_to_frame(pfn, offset(&raw const ap_stack), &percpu::kernel_stack_top(base).to_le_bytes());
+    phys::copy_to_frame(pfn, offset(&raw const ap_cpu), &u64::from(number_u32).to_le_bytes());
+    set_state(number, CpuState::Starting);
+    let before = ONLINE.load(Ordering::Acquire);
+    apic::send_init(apic_id);
+    // A second STARTUP is for CPUs that missed the first; sent to a running CPU it is ignored.
+    for _ in 0..2 {
+        let begin = regs::rdtsc();
+        apic::send_startup(apic_id, u8::try_from(page >> 12).expect("below 1 MiB"));
+        while ONLINE.load(Ordering::Acquire) == before {
+            if regs::rdtsc() - begin > SPINS {
+                break;
+            }
+            core::hint::spin_loop();
+        }
+        if ONLINE.load(Ordering::Acquire) != before {
+            return;
+        }
+    }
+    set_state(number, CpuState::Failed);
+    println!("smp: CPU {number} (APIC {apic_id:#x}) did not answer");
+}
+
+/// Where the trampoline arrives, on the CPU's own kernel stack.
+extern "C" fn ap_main(number: u64) -> ! {
+    let number_u32 = u32::try_from(number).expect("CPU numbers are small");
+    let base = percpu_area(number_u32).as_u64();
+    // SAFETY: the kernel's tables map what the identity tree maps in the upper half.
+    unsafe { regs::write_cr3(paging::kernel().root.phys().as_u64()) };
+    // SAFETY: the boot CPU filled the area for this CPU.
+    unsafe { percpu::load(base) };
+    trap::load_idt();
+    cpu::init_control_registers();
+    cpu::init_syscall(base);
+    apic::enable();
+    set_state(usize::try_from(number).unwrap_or(0), CpuState::Online);
+    ONLINE.fetch_add(1, Ordering::AcqRel);
+    idle()
+}
+
+/// The idle loop: waits for calls.
+pub fn idle() -> ! {
+    loop {
+        regs::wait_for_interrupt();
+        run_call();
+    }
+}
+
+// One call at a time; every CPU that has work finds it in its mailbox.
+static CALL: Lock<()> = Lock::new(());
+
+/// Runs `f` on every other online CPU and waits for all (Linux: `smp_call_function`).
+pub fn call_others(f: fn()) {
+    let _one = CALL.lock();
+    let own = percpu::cpu() as usize;
+    let cpus = CPUS.lock();
+    let (table, count) = (cpus.table, cpus.count);
+    drop(cpus);
+    let online = |number: &usize| *number != own && table[*number].state == CpuState::Online as u32;
+    for number in (0..count).filter(online) {
+        let mailbox = mailbox(number);
+        mailbox.call.store(f as usize as u64, Ordering::Release);
+        apic::send_ipi(table[number].apic_id, trap::VECTOR_CALL);
+    }
+    for number in (0..count).filter(online) {
+        while mailbox(number).call.load(Ordering::Acquire) != 0 {
+            core::hint::spin_loop();
+        }
+    }
+}
+
+fn mailbox(number: usize) -> &'static percpu::PerCpu {
+    percpu::of(u32::try_from(number).unwrap_or(0))
+}
+
+/// Runs the call in this CPU's mailbox, if there is one.
+pub fn run_call() {
+    let Some(percpu) = percpu::current() else { return };
+    let call = percpu.call.load(Ordering::Acquire);
+    if call != 0 {
+        // SAFETY: `call_others` stores nothing but a `fn()`, and it lives in the kernel image.
+        let f: fn() = unsafe { core::mem::transmute::<u64, fn()>(call) };
+        f();
+        percpu.call.store(0, Ordering::Release);
+    }
+}
+
+/// Stops all other CPUs for good.
+pub fn stop_others() {
+    if ONLINE.load(Ordering::Relaxed) > 1 {
+        apic::send_ipi_others(trap::VECTOR_STOP);
+    }
+}

@@ -1,0 +1,85 @@
+//! Locks.
+
+use core::cell::UnsafeCell;
+use core::fmt;
+use core::ops::{Deref, DerefMut};
+use core::sync::atomic::{AtomicU32, Ordering};
+
+use crate::arch::regs;
+
+/// A ticket lock that keeps interrupts off while held (Linux: `spin_lock_irqsave`). The data comes
+/// first, so that a published array of locked structures is an array with a stride.
+#[repr(C)]
+pub struct Lock<T> {
+    data: UnsafeCell<T>,
+    next: AtomicU32,
+    serving: AtomicU32,
+}
+
+// SAFETY: the ticket protocol gives one CPU at a time access to the data.
+unsafe impl<T: Send> Sync for Lock<T> {}
+
+impl<T> Lock<T> {
+    /// An open lock.
+    pub const fn new(data: T) -> Self {
+        Self { data: UnsafeCell::new(data), next: AtomicU32::new(0), serving: AtomicU32::new(0) }
+    }
+
+    /// Takes the lock, in the order of asking.
+    pub fn lock(&self) -> Guard<'_, T> {
+        let flags = regs::irq_save();
+        let ticket = self.next.fetch_add(1, Ordering::Relaxed);
+        while self.serving.load(Ordering::Acquire) != ticket {
+            core::hint::spin_loop();
+        }
+        Guard { lock: self, flags }
+    }
+
+    /// Address of the data, for descriptor tables and the root descriptor.
+    pub const fn as_ptr(&self) -> *const T {
+        self.data.get()
+    }
+
+    /// Opens the lock whoever holds it. For the panic path, where the holder never comes back.
+    pub fn break_open(&self) {
+        self.serving.store(self.next.load(Ordering::Relaxed), Ordering::Release);
+    }
+}
+
+impl<T> fmt::Debug for Lock<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Lock")
+            .field("next", &self.next)
+            .field("serving", &self.serving)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Holds a [`Lock`].
+#[must_use]
+pub struct Guard<'a, T> {
+    lock: &'a Lock<T>,
+    flags: u64,
+}
+
+impl<T> Deref for Guard<'_, T> {
+    type Target = T;
+    fn deref(&self) -> &T {
+        // SAFETY: the guard holds the ticket.
+        unsafe { &*self.lock.data.get() }
+    }
+}
+
+impl<T> DerefMut for Guard<'_, T> {
+    fn deref_mut(&mut self) -> &mut T {
+        // SAFETY: the guard holds the ticket, and `&mut self` shows nobody else uses the guard.
+        unsafe { &mut *self.lock.data.get() }
+    }
+}
+
+impl<T> Drop for Guard<'_, T> {
+    fn drop(&mut self) {
+        self.lock.serving.fetch_add(1, Ordering::Release);
+        regs::irq_restore(self.flags);
+    }
+}

@@ -1,0 +1,87 @@
+//! Units over small widths exhaustively, descriptors against the published layout.
+
+use memvisor_abi::PFN_NONE;
+use proptest::prelude::*;
+
+use crate::{MemMap, Order, Page, PageFlags, PageKind, Pfn, PhysAddr, ZoneKind};
+
+#[test]
+fn buddies_are_mutual_and_make_the_next_block() {
+    for raw in 0..4096 {
+        for order in Order::all() {
+            let pfn = Pfn::new(raw);
+            let buddy = pfn.buddy(order);
+            assert_eq!(buddy.buddy(order), pfn);
+            assert_eq!(buddy.as_u64().abs_diff(raw), order.pages());
+            if let Some(up) = order.up() {
+                assert_eq!(pfn.block(up), buddy.block(up));
+                assert_eq!(pfn.block(up), pfn.block(order).min(buddy.block(order)));
+            }
+        }
+    }
+}
+
+#[test]
+fn orders_cover_what_they_say() {
+    for pages in 1..=1024 {
+        let order = Order::covering(pages).expect("up to 1024 pages fit");
+        assert!(order.pages() >= pages);
+        assert!(order.down().is_none_or(|down| down.pages() < pages));
+    }
+    assert_eq!((Order::covering(1025), Order::MAX.up(), Order::ZERO.down()), (None, None, None));
+    assert_eq!(Order::all().count(), 11);
+}
+
+#[test]
+fn a_fresh_descriptor_is_free_of_owners_or_reserved() {
+    let pages = [Page::default(), Page::default(), Page::default()];
+    Page::init_all(&pages[..2], 1023, ZoneKind::Movable, PageKind::BuddyTail);
+    pages[2].init(5, ZoneKind::Normal, PageKind::Kernel);
+    for page in &pages {
+        assert_eq!((page.next(), page.prev(), page.mapcount()), (PFN_NONE, PFN_NONE, -1));
+    }
+    for page in &pages[..2] {
+        assert_eq!((page.node(), page.zone(), page.kind()), (1023, ZoneKind::Movable, PageKind::BuddyTail));
+        assert_eq!((page.refcount(), page.has(PageFlags::RESERVED)), (0, false));
+    }
+    assert_eq!((pages[2].node(), pages[2].zone(), pages[2].kind()), (5, ZoneKind::Normal, PageKind::Kernel));
+    assert_eq!((pages[2].refcount(), pages[2].has(PageFlags::RESERVED)), (1, true));
+}
+
+#[test]
+fn links_and_flags_do_not_disturb_each_other() {
+    let page = Page::default();
+    page.init(3, ZoneKind::Dma, PageKind::None);
+    page.insert(PageFlags::DIRTY | PageFlags::LOCKED);
+    page.set_links(64, ZoneKind::Dma32);
+    page.remove(PageFlags::LOCKED);
+    assert_eq!((page.node(), page.zone()), (64, ZoneKind::Dma32));
+    assert_eq!((page.has(PageFlags::DIRTY), page.has(PageFlags::LOCKED)), (true, false));
+}
+
+struct OnePage(Page);
+
+impl MemMap for OnePage {
+    fn page(&self, pfn: Pfn) -> Option<&Page> {
+        (pfn == Pfn::new(7)).then_some(&self.0)
+    }
+}
+
+#[test]
+fn a_map_without_runs_gives_runs_of_one() {
+    let map = OnePage(Page::default());
+    assert_eq!((map.pages(Pfn::new(7)).len(), map.pages(Pfn::new(8)).len()), (1, 0));
+}
+
+proptest! {
+    #[test]
+    fn alignment_brackets_the_address(raw in any::<u64>(), shift in 0u32..63) {
+        let (addr, align) = (PhysAddr::new(raw), 1u64 << shift);
+        let down = addr.align_down(align);
+        prop_assert!(down <= addr && raw - down.as_u64() < align && down.is_aligned(align));
+        match addr.align_up(align) {
+            Some(up) => prop_assert!(up >= addr && up.as_u64() - raw < align && up.is_aligned(align)),
+            None => prop_assert!(raw > u64::MAX - (align - 1)),
+        }
+    }
+}

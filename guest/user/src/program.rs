@@ -1,0 +1,109 @@
+//! The checks.
+
+use core::cell::UnsafeCell;
+use core::fmt::Write;
+use core::hint::black_box;
+use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use crate::sys::{self, Out};
+
+const PAGE: usize = 4096;
+const BSS_PAGES: usize = 16;
+const HEAP_PAGES: usize = 16;
+const STACK_PAGES: usize = 8;
+
+const EBADF: u64 = 9_u64.wrapping_neg();
+const EFAULT: u64 = 14_u64.wrapping_neg();
+const ENOSYS: u64 = 38_u64.wrapping_neg();
+
+/// Zero-initialised memory that one thread takes once.
+struct Area(UnsafeCell<[u8; BSS_PAGES * PAGE]>);
+// SAFETY: the program has one thread.
+unsafe impl Sync for Area {}
+static BSS: Area = Area(UnsafeCell::new([0; BSS_PAGES * PAGE]));
+static DATA: [AtomicU64; 4] = [const { AtomicU64::new(0x1122_3344_5566_7788) }; 4];
+static RODATA: [u64; 4] = [0x8877_6655_4433_2211; 4];
+
+struct Checks {
+    failed: u64,
+    run: u64,
+}
+
+impl Checks {
+    fn check(&mut self, what: &str, holds: bool) {
+        self.run += 1;
+        if !holds {
+            self.failed += 1;
+            let _ = writeln!(Out, "user: FAILED: {what}");
+        }
+    }
+
+    /// Every page is zero at first touch, and keeps what is written.
+    fn memory(&mut self, what: &str, memory: &mut [u8]) {
+        for (number, page) in memory.chunks_mut(PAGE).enumerate() {
+            let zero = page.iter().step_by(61).all(|&byte| byte == 0);
+            self.check(what, zero);
+            // Volatile in effect: the second loop reads through black_box.
+            page[number] = number.to_le_bytes()[0].wrapping_add(0x5a);
+        }
+        for (number, page) in black_box(&*memory).chunks(PAGE).enumerate() {
+            self.check(what, page[number] == number.to_le_bytes()[0].wrapping_add(0x5a));
+        }
+    }
+}
+
+/// Uses a few pages of stack below the caller's.
+#[inline(never)]
+fn deep_stack(checks: &mut Checks) {
+    let mut area = [0_u8; STACK_PAGES * PAGE];
+    let area = black_box(&mut area);
+    for page in area.chunks_mut(PAGE) {
+        page[7] = 7;
+    }
+    checks.check("stack keeps what is written", black_box(&*area).chunks(PAGE).all(|page| page[7] == 7));
+}
+
+/// Where `_start` jumps.
+pub extern "C" fn main(mode: u64) -> ! {
+    let mut checks = Checks { failed: 0, run: 0 };
+    let pid = sys::getpid();
+    // SAFETY: one thread, and the only reference.
+    let bss = unsafe { &mut *BSS.0.get() };
+    checks.memory("bss is zero at first touch", bss);
+    checks.check(
+        "data comes from the file",
+        DATA.iter().all(|word| word.load(Relaxed) == 0x1122_3344_5566_7788),
+    );
+    DATA[0].store(1, Relaxed);
+    checks.check("data keeps what is written", DATA[0].load(Relaxed) == 1);
+    checks.check(
+        "read-only data comes from the file",
+        black_box(&RODATA).iter().all(|&word| word == 0x8877_6655_4433_2211),
+    );
+    let start = sys::brk(0);
+    let end = start + (HEAP_PAGES * PAGE) as u64;
+    checks.check("brk grows the heap", sys::brk(end) == end);
+    // SAFETY: `brk` just gave this range to the program, and nobody else has it.
+    let heap = unsafe { core::slice::from_raw_parts_mut(start as *mut u8, HEAP_PAGES * PAGE) };
+    checks.memory("heap is zero at first touch", heap);
+    deep_stack(&mut checks);
+    checks.check("write to a bad descriptor is EBADF", sys::write_raw(9, RODATA.as_ptr() as u64, 1) == EBADF);
+    checks.check("write from an unmapped address is EFAULT", sys::write_raw(1, 0x1000, 1) == EFAULT);
+    checks.check(
+        "write from a kernel address is EFAULT",
+        sys::write_raw(1, 0xffff_ffff_8100_0000, 8) == EFAULT,
+    );
+    checks.check("write over the end of memory is EFAULT", sys::write_raw(1, u64::MAX - 4, 8) == EFAULT);
+    checks.check("an unknown call is ENOSYS", sys::nonsense() == ENOSYS);
+    let _ = writeln!(
+        Out,
+        "user[{pid}]: touched {} pages by demand faults, {} checks, {} failed",
+        BSS_PAGES + HEAP_PAGES + STACK_PAGES,
+        checks.run,
+        checks.failed
+    );
+    if mode == 1 && checks.failed == 0 {
+        sys::pause();
+    }
+    sys::exit(checks.failed.min(100))
+}

@@ -1,0 +1,82 @@
+//! Linux system calls and the entry point.
+
+use core::arch::{asm, global_asm};
+use core::fmt;
+
+// The kernel enters with RSP = 16n + 8, as after a call.
+global_asm!(".globl _start", "_start:", "xor ebp, ebp", "jmp {main}", main = sym crate::program::main);
+
+fn call(number: u64, arguments: [u64; 3]) -> u64 {
+    let result;
+    // SAFETY: the calls of this program read its own live buffers and change its address space only
+    // where nothing is.
+    unsafe {
+        asm!(
+            "syscall",
+            inout("rax") number => result,
+            in("rdi") arguments[0],
+            in("rsi") arguments[1],
+            in("rdx") arguments[2],
+            out("rcx") _,
+            out("r11") _,
+            options(nostack),
+        );
+    }
+    result
+}
+
+/// `write(2)` to standard output; returns its result.
+pub fn write(bytes: &[u8]) -> u64 {
+    call(1, [1, bytes.as_ptr() as u64, bytes.len() as u64])
+}
+
+/// `write(2)` of arbitrary arguments, to see how the kernel refuses them.
+pub fn write_raw(fd: u64, address: u64, len: u64) -> u64 {
+    call(1, [fd, address, len])
+}
+
+/// `brk(2)`.
+pub fn brk(to: u64) -> u64 {
+    call(12, [to, 0, 0])
+}
+
+/// `pause(2)`.
+pub fn pause() {
+    call(34, [0; 3]);
+}
+
+/// `getpid(2)`.
+pub fn getpid() -> u64 {
+    call(39, [0; 3])
+}
+
+/// A call that no Linux has.
+pub fn nonsense() -> u64 {
+    call(100_000, [0; 3])
+}
+
+/// `exit(2)`.
+pub fn exit(status: u64) -> ! {
+    call(60, [status, 0, 0]);
+    // `exit` does not return; ring 3 has nothing else to stop with.
+    loop {
+        core::hint::spin_loop();
+    }
+}
+
+/// Standard output, unbuffered.
+#[derive(Debug)]
+pub struct Out;
+
+impl fmt::Write for Out {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        write(text.as_bytes());
+        Ok(())
+    }
+}
+
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
+    write(b"user: panic\n");
+    exit(101)
+}

@@ -1,0 +1,101 @@
+//! What travels through the control socket.
+
+use std::collections::BTreeMap;
+
+use memvisor_inspect::CpuRegisters;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    memory::SlotInfo,
+    run::VmState,
+    vcpu::{State, Translation},
+};
+
+/// Answer of `GET /vm`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VmInfo {
+    /// Name of the guest.
+    pub name: String,
+    /// State.
+    pub state: VmState,
+    /// Process id of its VMM.
+    pub pid: u32,
+    /// Name of the machine.
+    pub machine: String,
+    /// Memory slots.
+    pub regions: Vec<SlotInfo>,
+    /// Guest-physical address of the announced root descriptor.
+    pub root_gpa: Option<u64>,
+    /// Statistics.
+    pub stats: Stats,
+}
+
+/// Answer of `GET /vm/memory`; the descriptors come in the same order.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemoryInfo {
+    /// Memory slots.
+    pub regions: Vec<SlotInfo>,
+}
+
+/// Answer of `GET /vm/registers`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RegistersInfo {
+    /// By CPU index.
+    pub cpus: Vec<CpuRegisters>,
+}
+
+/// Answer of `GET /vm/stats`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stats {
+    /// Time since the guest was built, microseconds.
+    pub uptime_us: u64,
+    /// By CPU index.
+    pub vcpus: Vec<VcpuStats>,
+    /// Port and MMIO accesses that no device answered.
+    pub unclaimed_accesses: u64,
+}
+
+/// Statistics of a vCPU.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VcpuStats {
+    /// CPU index.
+    pub index: u32,
+    /// State.
+    pub state: State,
+    /// Exits by reason.
+    pub exits: BTreeMap<String, u64>,
+}
+
+/// Body of `POST /vm/translate`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TranslateRequest {
+    /// CPU whose page tables are used.
+    #[serde(default)]
+    pub vcpu: u32,
+    /// Guest virtual addresses, at most [`TRANSLATE_MAX`].
+    pub vas: Vec<u64>,
+}
+
+/// Answer of `POST /vm/translate`, in the order of the request.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TranslateAnswer {
+    /// KVM's answers.
+    pub translations: Vec<Translation>,
+}
+
+/// Most addresses in one request.
+pub const TRANSLATE_MAX: usize = 100_000;
+
+/// Answer of pause, resume and shutdown.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StateInfo {
+    /// State after the request.
+    pub state: VmState,
+}
+
+/// Body of every answer that is not a success.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ErrorInfo {
+    /// What is wrong.
+    pub error: String,
+}
