@@ -73,7 +73,7 @@ pub enum MapError {
         need: u64,
     },
     /// The mapping failed.
-    #[error("map the RAM at {gpa:#x} ({len:#x} bytes): {source}")]
+    #[error("map the RAM at {gpa:#x} ({len:#x} bytes)")]
     Map {
         /// First byte of the region.
         gpa: u64,

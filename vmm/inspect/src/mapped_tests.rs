@@ -1,3 +1,5 @@
+#![expect(clippy::cast_possible_truncation, reason = "the pattern repeats")]
+
 use std::fs;
 use std::io::{Seek, SeekFrom, Write};
 

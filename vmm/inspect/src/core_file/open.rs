@@ -25,7 +25,7 @@ const NOTES_MAX: u64 = 64 << 20;
 #[derive(Debug, Error)]
 pub enum OpenError {
     /// The file cannot be opened or read.
-    #[error("read dump {}: {source}", path.display())]
+    #[error("read dump {}", path.display())]
     Read {
         /// The file.
         path: PathBuf,

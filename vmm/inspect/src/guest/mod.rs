@@ -100,17 +100,25 @@ impl<'a, S: MemorySource + ?Sized> Guest<'a, S> {
     }
 }
 
+/// Pages that a scan looks at before it asks for the next data again: asking is a system call, and
+/// looking at a hole of a memory file may allocate its frame.
+const SCAN_PAGES: u32 = 64;
+
 /// Scans RAM for a root descriptor; the first acceptable one. Copies that the guest may hold (its
 /// image in an initramfs, an earlier kernel) are told apart by [`Root::self_gpa`].
 pub fn find_root<S: MemorySource + ?Sized>(source: &S) -> Option<u64> {
     let mut at = source.next_data(0)?;
     loop {
-        let gpa = at.checked_next_multiple_of(Root::ALIGN)?;
-        let mut magic = [0; Root::MAGIC.len()];
-        if source.read(gpa, &mut magic).is_ok() && magic == Root::MAGIC && read_root(source, gpa).is_ok() {
-            return Some(gpa);
+        let mut gpa = at.checked_next_multiple_of(Root::ALIGN)?;
+        for _ in 0..SCAN_PAGES {
+            let mut magic = [0; Root::MAGIC.len()];
+            if source.read(gpa, &mut magic).is_ok() && magic == Root::MAGIC && read_root(source, gpa).is_ok()
+            {
+                return Some(gpa);
+            }
+            gpa = gpa.checked_add(Root::ALIGN)?;
         }
-        at = source.next_data(gpa.checked_add(PAGE_SIZE)?)?;
+        at = source.next_data(gpa)?;
     }
 }
 

@@ -47,7 +47,7 @@ fn a_guest_is_read_back_as_it_was_built() {
     assert_eq!(reader.e820_raw().unwrap().len(), 4);
     assert_eq!(reader.e820().unwrap().len(), 3, "the adjacent entries are merged");
     assert_eq!(reader.address_spaces().unwrap().len(), 0, "unused slots are left out");
-    assert_eq!(reader.extra_tables().unwrap(), []);
+    assert!(reader.extra_tables().unwrap().is_empty());
     assert_eq!(reader.counters().unwrap(), guest.root.counters);
     let present: u64 = reader.zones().unwrap().iter().map(|zone| zone.present_pages).sum();
     assert_eq!(present << 12, guest.memory.ram_bytes());
@@ -137,7 +137,7 @@ fn what_is_no_root_is_refused_by_name() {
         assert!(error.contains(message), "{error}");
     }
     let guest = small();
-    for gpa in [1, 1 << 40, u64::MAX & !0xfff] {
+    for gpa in [1, 1 << 40, !0xfff] {
         assert_eq!(Guest::attach(&guest.memory, gpa).unwrap_err(), AttachError::Address { gpa });
     }
 }

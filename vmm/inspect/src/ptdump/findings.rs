@@ -97,16 +97,10 @@ struct Run {
 }
 
 impl AliasFinder {
-    #[inline]
-    pub(super) fn leaf(&mut self, gpa: u64, bytes: u64, pat: u8, va: u64) {
-        if let Some(run) = self.runs.last_mut()
-            && run.end == gpa
-            && run.pat == pat
-            && run.va.wrapping_add(gpa - run.gpa) == va
-        {
-            run.end = gpa + bytes;
-        } else if self.runs.len() < RUNS_MAX {
-            self.runs.push(Run { gpa, end: gpa + bytes, pat, va });
+    /// Takes a run: `gpa..end` mapped at `va` with PAT index `pat`.
+    pub(super) fn run(&mut self, gpa: u64, end: u64, pat: u8, va: u64) {
+        if self.runs.len() < RUNS_MAX {
+            self.runs.push(Run { gpa, end, pat, va });
         } else {
             self.cut = true;
         }

@@ -149,6 +149,9 @@ struct Open {
     /// First address past it, wrapping to 0 at the very end.
     end: u64,
     gpa: u64,
+    /// Where the last physically contiguous run starts.
+    run_va: u64,
+    run_gpa: u64,
     next_gpa: u64,
     key: Key,
     contiguous: bool,
@@ -179,6 +182,12 @@ struct Merger {
     cut: bool,
 }
 
+impl Open {
+    fn end_run(&self, aliases: &mut AliasFinder) {
+        aliases.run(self.run_gpa, self.next_gpa, self.key.pat, self.run_va);
+    }
+}
+
 impl Visitor for Merger {
     #[inline]
     fn leaf(&mut self, leaf: &Leaf) {
@@ -191,14 +200,17 @@ impl Visitor for Merger {
             global: leaf.entry.has(Entry::GLOBAL),
             pat: leaf.entry.pat_index(leaf.size),
         };
-        self.aliases.leaf(leaf.gpa, leaf.size.bytes(), key.pat, leaf.va);
         let bytes = leaf.size.bytes();
         if let Some(open) = &mut self.open
             && open.end == leaf.va
             && open.key == key
             && leaf.va <= self.mark_last
         {
-            open.contiguous &= open.next_gpa == leaf.gpa;
+            if open.next_gpa != leaf.gpa {
+                open.contiguous = false;
+                open.end_run(&mut self.aliases);
+                (open.run_va, open.run_gpa) = (leaf.va, leaf.gpa);
+            }
             open.end = leaf.va.wrapping_add(bytes);
             open.next_gpa = leaf.gpa + bytes;
             return;
@@ -209,6 +221,8 @@ impl Visitor for Merger {
             start: leaf.va,
             end: leaf.va.wrapping_add(bytes),
             gpa: leaf.gpa,
+            run_va: leaf.va,
+            run_gpa: leaf.gpa,
             next_gpa: leaf.gpa + bytes,
             key,
             contiguous: true,
@@ -234,6 +248,7 @@ impl Visitor for Merger {
 impl Merger {
     fn close(&mut self) {
         let Some(open) = self.open.take() else { return };
+        open.end_run(&mut self.aliases);
         if self.ranges.len() >= RANGES_MAX {
             self.cut = true;
             return;

@@ -1,6 +1,6 @@
 //! Synthetic machines for tests, of this crate and of the rules.
 //!
-//! [`Tables`] builds page tables in any [`SparseMemory`]; [`SyntheticGuest`] a whole guest that
+//! [`Tables`] builds page tables in any [`SparseMemory`](crate::SparseMemory); [`SyntheticGuest`] a whole guest that
 //! publishes everything and is right in every detail, to be damaged by a test afterwards. Mistakes of
 //! the test (addresses outside RAM, too little RAM) panic with the reason.
 

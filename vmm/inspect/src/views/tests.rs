@@ -147,10 +147,10 @@ fn a_translation_shows_every_level() {
     let walker = attach(&guest).kernel_walker();
     let view = TranslateView::new(walker.translate(&guest.memory, guest.root.kernel_va + 0x123), None);
     let text = view.to_string();
-    for part in ["pgd", "pud", "pmd", "pte", "4K page, r-x kernel", "0x200123"] {
+    for part in ["pgd", "pud", "pmd", "pte", "4K page, r-x kernel", "0x1000123"] {
         assert!(text.contains(part), "{part} in {text}");
     }
-    assert_eq!(json(&view)["outcome"]["gpa"], "0x200123");
+    assert_eq!(json(&view)["outcome"]["gpa"], "0x1000123");
     let view = TranslateView::new(walker.translate(&guest.memory, 0x1000), None);
     assert!(
         view.to_string().contains("no translation: level 4 entry 0x0000000000000000 is not present"),

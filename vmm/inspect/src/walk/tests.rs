@@ -71,7 +71,8 @@ fn cr3_flags_and_pcid_are_not_part_of_the_root() {
 fn reserved_bits_fault_as_on_hardware() {
     let va = 0x4000_0000;
     let base = |walker: Walker| walker.with_phys_bits(46);
-    let cases: [(&str, PageSize, u64, fn(Walker) -> Walker, u64); 9] = [
+    type Case = (&'static str, PageSize, u64, fn(Walker) -> Walker, u64);
+    let cases: [Case; 9] = [
         ("address bit past the width", PageSize::Size4K, 1 << 46, |w| w, 1 << 46),
         ("last address bit", PageSize::Size4K, 1 << 51, |w| w, 1 << 51),
         ("bits for software", PageSize::Size4K, 0x7ff << 52 | 0x7 << 9, |w| w, 0),
