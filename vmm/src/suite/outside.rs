@@ -8,6 +8,7 @@ use memvisor_inspect::{CpuRegisters, Facts, MemorySource};
 use serde::Deserialize;
 
 use super::bed::{Audit, EXAMPLES};
+use crate::loader;
 
 /// Audits a guest that stands still.
 pub fn audit(source: &dyn MemorySource, root_gpa: u64, facts: &Facts, registers: &[CpuRegisters]) -> Audit {
@@ -73,8 +74,13 @@ pub fn read_report(json: serde_json::Value) -> anyhow::Result<Audit> {
 /// # Errors
 /// If the file cannot be written.
 pub fn bundled_kernel(folder: &Path) -> anyhow::Result<Option<PathBuf>> {
-    let _ = folder;
-    Ok(None)
+    if !loader::has_bundled_kernel() {
+        return Ok(None);
+    }
+    let (_, image) = loader::read_kernel(None)?;
+    let path = folder.join("memvisor-guest.elf");
+    std::fs::write(&path, image).with_context(|| format!("write {}", path.display()))?;
+    Ok(Some(path))
 }
 
 #[cfg(test)]
@@ -107,7 +113,10 @@ mod tests {
         let audit = read_report(serde_json::from_str(&report.to_json().unwrap()).unwrap()).unwrap();
         assert_eq!((audit.rules, audit.frames, audit.findings), (2, 8192, 2));
         assert_eq!(audit.found.into_iter().collect::<Vec<_>>(), ["buddy.merge"]);
-        assert_eq!(audit.examples, ["buddy.merge: two free buddies"]);
+        assert_eq!(
+            audit.examples,
+            ["buddy.merge: two free buddies: the guest says free, outside says mergeable"]
+        );
         assert!(read_report(serde_json::json!({ "rules": 3 })).is_err());
     }
 

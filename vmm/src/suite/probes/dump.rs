@@ -7,6 +7,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, bail};
 use serde_json::Value;
 
+use super::super::command::memvisor;
 use super::{Control, Held, Outcome};
 
 pub fn probe(held: &mut Held<'_>) -> anyhow::Result<Outcome> {
@@ -16,11 +17,11 @@ pub fn probe(held: &mut Held<'_>) -> anyhow::Result<Outcome> {
     let folder = tempfile::tempdir()?;
     let file = folder.path().join("guest.core");
     let path = file.to_str().context("the temporary folder's name is not UTF-8")?;
-    vm.cli(&["dump", "--vm", vm.name(), "-o", path])?.succeed()?;
+    vm.command(&["dump", "-o", path])?.succeed()?;
 
     let mut problems = Vec::new();
-    let live: Value = serde_json::from_str(&vm.cli(&["check", "--vm", vm.name(), "--json"])?.audited()?)?;
-    let dump: Value = serde_json::from_str(&vm.cli(&["check", "--dump", path, "--json"])?.audited()?)?;
+    let live: Value = serde_json::from_str(vm.command(&["check", "--json"])?.audited()?)?;
+    let dump: Value = serde_json::from_str(memvisor(&["check", "--dump", path, "--json"])?.audited()?)?;
     for field in ["rules", "frames_audited", "ram_bytes", "owners", "findings"] {
         let (Some(live), Some(dump)) = (live.get(field), dump.get(field)) else {
             bail!("`check --json` has no field {field}");

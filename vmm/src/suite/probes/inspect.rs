@@ -15,7 +15,7 @@ pub fn probe(held: &mut Held<'_>) -> anyhow::Result<Outcome> {
     let root_pfn = format!("{:#x}", held.root_gpa >> 12);
     let va = format!("{:#x}", cpu.rip);
     let source: Vec<String> = match &held.control {
-        Control::Kvm(vm) => vec!["--vm".to_owned(), vm.name().to_owned()],
+        Control::Kvm(vm) => vec!["--vm".to_owned(), vm.name()?.to_owned()],
         Control::Qemu(_, files) => {
             let mut words = Vec::new();
             for (path, gpa) in *files {

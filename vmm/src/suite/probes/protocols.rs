@@ -25,10 +25,11 @@ pub fn probe(held: &mut Held<'_>) -> anyhow::Result<Outcome> {
     if let Setup::Kvm(setup) = &mut second.setup {
         setup.boot = Some(other.to_owned());
     }
-    let second = HeldVm::start(&second, vm.deadline()).with_context(|| format!("start by {other}"))?;
-    let (first_view, second_view) =
-        (view(held.memory, held.root_gpa)?, view(second.memory(), second.root_gpa())?);
-    second.release()?;
+    let second =
+        HeldVm::start(&second, vm.kernel(), vm.deadline()).with_context(|| format!("start by {other}"))?;
+    let (memory, root_gpa) = second.memory().with_context(|| format!("start by {other}"))?;
+    let (first_view, second_view) = (view(held.memory, held.root_gpa)?, view(memory, root_gpa)?);
+    second.finish()?;
     let problems = first_view
         .into_iter()
         .zip(second_view)
