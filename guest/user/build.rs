@@ -6,5 +6,7 @@ fn main() {
         let dir = std::env::var("CARGO_MANIFEST_DIR").expect("cargo sets CARGO_MANIFEST_DIR");
         println!("cargo::rustc-link-arg=-T{dir}/user.ld");
         println!("cargo::rustc-link-arg=--no-pie");
+        // The kernel carries the file in its image.
+        println!("cargo::rustc-link-arg=--strip-all");
     }
 }

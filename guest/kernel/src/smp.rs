@@ -21,6 +21,7 @@ unsafe extern "C" {
     static ap_trampoline_end: u8;
     static ap_jump: u8;
     static ap_gdt_base: u8;
+    static ap_long_pointer: u8;
     static ap_cr3: u8;
     static ap_cr4: u8;
     static ap_stack: u8;
@@ -90,7 +91,7 @@ pub fn init_identity(kernel: PageTable) {
     }
     let table = PageTable::new(&mut Tables, levels()).expect("no memory for the trampoline's tables");
     table.share_upper_half(&Tables, kernel);
-    let prot = Prot { write: true, exec: true, global: false, ..Prot::KERNEL_RO };
+    let prot = Prot { exec: true, global: false, ..Prot::KERNEL_RO };
     let (va, pa) = (VirtAddr::new(page), PhysAddr::new(page));
     table.map(&mut Tables, va, pa, PAGE_SIZE, prot, LeafSize::Size4K).expect("mapping the trampoline");
     introspect::add_extra_table(table.root);
@@ -120,6 +121,7 @@ fn install(page: u64) {
     };
     patch(&raw const ap_jump, 4, linear(&raw const ap_jump));
     patch(&raw const ap_gdt_base, 4, linear(&raw const ap_gdt_base));
+    patch(&raw const ap_long_pointer, 4, linear(&raw const ap_long_pointer));
     patch(&raw const ap_cr3, 8, IDENTITY.load(Ordering::Relaxed));
     patch(&raw const ap_cr4, 8, regs::cr4() & (regs::CR4_LA57 | 1 << 5));
     patch(&raw const ap_entry, 8, ap_main as *const () as u64);

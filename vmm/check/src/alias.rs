@@ -7,10 +7,10 @@ use crate::paging::Run;
 
 /// Overlaps of runs of different classes, in physical memory. Every run that overlaps a run of
 /// another class is named at least once; a run without a class overlaps nothing.
-pub(crate) fn overlaps<'r, C: Ord + Copy>(
-    runs: &'r [Run],
+pub(crate) fn overlaps<C: Ord + Copy>(
+    runs: &[Run],
     class: impl Fn(&Run) -> Option<C>,
-) -> Vec<(Frames, &'r Run, &'r Run)> {
+) -> Vec<(Frames, &Run, &Run)> {
     let mut sorted: Vec<(C, &Run)> = runs.iter().filter_map(|run| Some((class(run)?, run))).collect();
     sorted.sort_by_key(|(_, run)| run.frames.start);
     // By class, the run that reaches furthest so far: a later run that overlaps any run of that

@@ -16,7 +16,7 @@ use crate::{Rule, attach};
 pub(crate) type AuditedGuest<'a> = Guest<'a, dyn MemorySource + 'a>;
 
 /// The evidence, read and checked for being readable. A table that could not be read is a finding
-/// of `attach.tables` and empty here; [`Context::lost`] then says which.
+/// of `attach.tables` and empty here; [`Context::no_zones`] then says so.
 pub(crate) struct Context<'a> {
     pub source: &'a dyn MemorySource,
     pub guest: AuditedGuest<'a>,

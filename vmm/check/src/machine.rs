@@ -113,6 +113,12 @@ impl Machine {
         normalize(of_zone.map(|part| part.frames).collect())
     }
 
+    /// The RAM of a node, normalized.
+    pub fn node_ram(&self, node: u32) -> Vec<Frames> {
+        let of_node = self.parts.iter().filter(|part| part.node == node);
+        normalize(of_node.map(|part| part.frames).collect())
+    }
+
     /// Nodes with memory or CPUs, plus those that only the highest number implies: 0..count.
     pub fn node_count(&self) -> u32 {
         self.nodes.last().map_or(0, |last| last + 1)

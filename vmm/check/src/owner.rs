@@ -13,7 +13,7 @@
 
 use std::collections::BTreeMap;
 
-use memvisor_abi::{NR_ORDERS, PAGE_SHIFT, Page, PageKind, SectionState};
+use memvisor_abi::{NR_ORDERS, PAGE_SHIFT, PFN_NONE, Page, PageKind};
 use memvisor_inspect::section_start_pfn;
 
 use crate::Rule;
@@ -103,7 +103,8 @@ impl Deriver<'_, '_> {
         let image = Frames::touching(root.kernel_gpa, root.kernel_gpa.saturating_add(root.kernel_len));
         self.claim(image, Owner::Kernel);
         for section in &context.sections {
-            if section.state == SectionState::Online as u32 {
+            // A deferred section may have its memmap reserved already.
+            if section.memmap_pfn != PFN_NONE {
                 self.claim(Frames::from_count(section.memmap_pfn, MEMMAP_FRAMES), Owner::Memmap);
             }
         }
@@ -114,22 +115,20 @@ impl Deriver<'_, '_> {
         for area in normalize(areas.collect()) {
             self.claim(area, Owner::PerCpu);
         }
+        // Tables and free blocks outside RAM are the business of pgtable.table-in-ram and buddy.in-ram.
         for table in &paging.tables {
-            self.claim(Frames::from_count(table.gpa >> PAGE_SHIFT, 1), Owner::Table);
+            self.claim_in_ram(Frames::from_count(table.gpa >> PAGE_SHIFT, 1), Owner::Table);
         }
         for &pfn in &context.extra_tables {
             self.claim(Frames::from_count(pfn, 1), Owner::Table);
         }
         for run in paging.runs.iter().filter(|run| run.access.user && !run.upper) {
             // A device mapped for a program is no frame of RAM.
-            let parts: Vec<Frames> = clip(&context.machine.ram, run.frames).collect();
-            for part in parts {
-                self.claim(part, Owner::User);
-            }
+            self.claim_in_ram(run.frames, Owner::User);
         }
         for list in &context.free_lists {
             for &block in &list.blocks {
-                self.claim(block_frames(list, block), Owner::Buddy);
+                self.claim_in_ram(block_frames(list, block), Owner::Buddy);
             }
         }
     }
@@ -154,9 +153,10 @@ impl Deriver<'_, '_> {
             }
         }
         for range in context.deferred() {
-            let parts: Vec<Frames> = clip(&context.machine.ram, range).collect();
-            for free in parts.into_iter().flat_map(|part| gaps(&context.reserved, part)) {
-                self.claim(free, Owner::Deferred);
+            for part in clip(&context.machine.ram, range) {
+                for free in gaps(&context.reserved, part) {
+                    self.claim(free, Owner::Deferred);
+                }
             }
         }
     }
@@ -180,17 +180,21 @@ impl Deriver<'_, '_> {
         }
     }
 
+    /// Claims the frames of `frames` that are RAM.
+    fn claim_in_ram(&mut self, frames: Frames, owner: Owner) {
+        for part in clip(&self.context.machine.ram, frames) {
+            self.claim(part, owner);
+        }
+    }
+
     fn claim(&mut self, frames: Frames, owner: Owner) {
         for clash in self.map.claim(frames, owner) {
-            match (clash.held_by, owner) {
-                // pgtable.table-in-ram and buddy.in-ram name these.
-                (Owner::Hole, Owner::Table | Owner::Buddy) => {}
-                (Owner::Hole, _) => {
-                    let claim = format!("{} is here", owner.name());
-                    let what = finding(&SUM, clash.frames, claim, "no RAM").frame(clash.frames.start);
-                    self.ledger.report(&SUM, what);
-                }
-                (held_by, _) => self.dispute(clash.frames, held_by, owner),
+            if clash.held_by == Owner::Hole {
+                let claim = format!("{} is here", owner.name());
+                let what = finding(&SUM, clash.frames, claim, "no RAM").frame(clash.frames.start);
+                self.ledger.report(&SUM, what);
+            } else {
+                self.dispute(clash.frames, clash.held_by, owner);
             }
         }
     }

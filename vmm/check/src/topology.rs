@@ -206,7 +206,7 @@ fn cpus(context: &Context<'_>, ledger: &mut Ledger) {
     guest.sort_unstable();
     built.sort_unstable();
     ledger.checked(&CPUS, built.len() as u64);
-    let text = |cpu: &(u32, u32)| format!("APIC id {} on node {}", cpu.0, cpu.1 as i32);
+    let text = |cpu: &(u32, u32)| format!("APIC id {} on node {}", cpu.0, cpu.1.cast_signed());
     for cpu in guest.iter().filter(|cpu| !built.contains(cpu)) {
         ledger.report(&CPUS, finding(&CPUS, "a CPU", text(cpu), "no such CPU"));
     }
@@ -238,10 +238,10 @@ fn memory(context: &Context<'_>, ledger: &mut Ledger) {
         for gap in gaps(&machine.ram, frames) {
             ledger.report(&MEMORY, finding(&MEMORY, gap, "memory", "not E820 RAM").frame(gap.start));
         }
-        for part in machine.parts.iter().filter(|part| part.node != region.node) {
-            for wrong in clip(&[part.frames], frames) {
-                let guest = format!("node {}", region.node as i32);
-                let what = finding(&MEMORY, wrong, guest, format!("node {}", part.node));
+        for &node in machine.nodes.iter().filter(|&&node| node != region.node) {
+            for wrong in clip(&machine.node_ram(node), frames) {
+                let guest = format!("node {}", region.node.cast_signed());
+                let what = finding(&MEMORY, wrong, guest, format!("node {node}"));
                 ledger.report(&MEMORY, what.frame(wrong.start));
             }
         }

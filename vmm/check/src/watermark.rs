@@ -1,7 +1,7 @@
 //! Linux's arithmetic for watermarks and reserves, written from its documentation
 //! (Documentation/admin-guide/sysctl/vm.rst) and computed in 128 bits.
 
-use memvisor_abi::{MAX_NR_ZONES, PAGE_SHIFT, ZoneKind};
+use memvisor_abi::{MAX_NR_ZONES, PAGE_SHIFT};
 
 /// `min_free_kbytes` for this many kibibytes of memory in zones that are neither high nor movable:
 /// four times the square root, between 128 KiB and 256 MiB.
@@ -9,21 +9,16 @@ pub(crate) fn min_free_kbytes(lowmem_kbytes: u64) -> u64 {
     lowmem_kbytes.saturating_mul(16).isqrt().clamp(128, 262_144)
 }
 
-/// min, low and high of a zone, in pages (Linux: `__setup_per_zone_wmarks` with
-/// `watermark_scale_factor` 10). `lowmem_pages` is the sum of managed pages of all zones that are
-/// not movable.
-pub(crate) fn watermarks(zone: ZoneKind, managed: u64, lowmem_pages: u64) -> [u64; 3] {
+/// min, low and high of a zone, in pages (Linux 6.1: `__setup_per_zone_wmarks` with
+/// `watermark_scale_factor` 10). `lowmem` and `total` are the managed pages of all zones, without and
+/// with movable ones: movable memory does not enlarge the reserve but takes its share of it.
+pub(crate) fn watermarks(managed: u64, lowmem: u64, total: u64) -> [u64; 3] {
     const SCALE_FACTOR: u128 = 10;
-    let pages_min = min_free_kbytes(lowmem_pages << (PAGE_SHIFT - 10)) >> (PAGE_SHIFT - 10);
-    let share = u128::from(pages_min) * u128::from(managed) / u128::from(lowmem_pages.max(1));
-    // Movable memory needs no reserve for atomic allocations, only what reclaim itself takes.
-    let min = match zone {
-        ZoneKind::Movable => (managed / 1024).clamp(32, 128),
-        _ => u64::try_from(share).unwrap_or(u64::MAX),
-    };
-    let distance = (share / 4).max(u128::from(managed) * SCALE_FACTOR / 10_000);
-    let distance = u64::try_from(distance).unwrap_or(u64::MAX);
-    [min, min.saturating_add(distance), min.saturating_add(distance.saturating_mul(2))]
+    let lowmem_kbytes = lowmem.saturating_mul(1 << (PAGE_SHIFT - 10));
+    let pages_min = min_free_kbytes(lowmem_kbytes) >> (PAGE_SHIFT - 10);
+    let min = u128::from(pages_min) * u128::from(managed) / u128::from(total.max(1));
+    let distance = (min / 4).max(u128::from(managed) * SCALE_FACTOR / 10_000);
+    [min, min + distance, min + 2 * distance].map(|pages| u64::try_from(pages).unwrap_or(u64::MAX))
 }
 
 /// `lowmem_reserve` of each zone of a node, from the zones' managed pages: against an allocation
@@ -51,7 +46,8 @@ mod tests {
 
     #[test]
     fn min_free_kbytes_is_the_table_in_linux_documentation() {
-        // The table above init_per_zone_wmark_min in mm/page_alloc.c: MiB and kbytes.
+        // The table above init_per_zone_wmark_min in mm/page_alloc.c, MiB and kbytes; it says 11584 for
+        // 8 GiB, where the code it stands above gives 11585.
         let table = [
             (16, 512),
             (32, 724),
@@ -62,7 +58,7 @@ mod tests {
             (1024, 4096),
             (2048, 5792),
             (4096, 8192),
-            (8192, 11584),
+            (8192, 11585),
             (16384, 16384),
         ];
         for (mebibytes, kbytes) in table {
@@ -79,11 +75,13 @@ mod tests {
     #[test]
     fn a_zone_gets_its_share_and_low_and_high_are_evenly_apart() {
         // 256 MiB in all: 2048 kB, 512 pages; a quarter of the memory gets 128 of them.
-        assert_eq!(watermarks(ZoneKind::Dma32, 16384, 65536), [128, 160, 192]);
+        assert_eq!(watermarks(16384, 65536, 65536), [128, 160, 192]);
         // A large zone: the scale factor's 0.1 % exceeds a quarter of the share.
         let pages = 64 << 18;
-        assert_eq!(watermarks(ZoneKind::Normal, pages, pages), [8192, 8192 + 16777, 8192 + 2 * 16777]);
-        assert_eq!(watermarks(ZoneKind::Dma, 0, 65536), [0, 0, 0]);
+        assert_eq!(watermarks(pages, pages, pages), [8192, 8192 + 16777, 8192 + 2 * 16777]);
+        assert_eq!(watermarks(0, 65536, 65536), [0, 0, 0]);
+        // Half of the memory is movable: the reserve is that of the other half, shared by both.
+        assert_eq!(watermarks(65536, 65536, 131_072)[0], 256);
     }
 
     #[test]

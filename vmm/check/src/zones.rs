@@ -149,21 +149,17 @@ fn counters(context: &Context<'_>, ledger: &mut Ledger) {
 }
 
 fn watermark(context: &Context<'_>, ledger: &mut Ledger) {
-    let lowmem = context
-        .zones
-        .iter()
-        .enumerate()
-        .filter(|(index, _)| zone_kind(*index) != ZoneKind::Movable)
-        .map(|(_, zone)| zone.managed_pages)
-        .fold(0, u64::saturating_add);
+    let (mut lowmem, mut total) = (0_u64, 0_u64);
     for (index, zone) in context.zones.iter().enumerate() {
-        // Linux gives an empty movable zone a minimum that means nothing.
-        if zone.managed_pages == 0 {
-            continue;
+        total = total.saturating_add(zone.managed_pages);
+        if zone_kind(index) != ZoneKind::Movable {
+            lowmem = lowmem.saturating_add(zone.managed_pages);
         }
+    }
+    for (index, zone) in context.zones.iter().enumerate() {
         ledger.checked(&WATERMARK, 1);
         let [min, low, high] = zone.watermark;
-        let wanted = watermarks(zone_kind(index), zone.managed_pages, lowmem);
+        let wanted = watermarks(zone.managed_pages, lowmem, total);
         let text = |[min, low, high]: [u64; 3]| format!("min {min} low {low} high {high}");
         if zone.watermark != wanted {
             let what = finding(&WATERMARK, zone_name(index), text(zone.watermark), text(wanted));

@@ -194,7 +194,7 @@ pub fn alloc_pages(order: Order, node: Option<u32>, kind: PageKind) -> Option<Pf
             let info = zone.info();
             let floor =
                 info.watermark[Watermark::Min as usize] + info.lowmem_reserve[ZoneKind::Normal as usize];
-            let enough = info.free_pages >= floor + order.pages();
+            let enough = info.free_pages > floor + order.pages();
             let deferred = info.deferred_pages;
             if enough && let Some(pfn) = zone.alloc_block(&Vmemmap, order) {
                 drop(zone);

@@ -105,16 +105,13 @@ impl Zone {
         order: Order,
     ) -> Result<(), FreeError> {
         self.check_place(pfn, order)?;
-        self.check_block(map, pfn, order)?;
-        for_each_page(map, pfn, order, |_, page| {
-            page.set_mapping(0);
-            page.set_index(0);
-            page.set_private(0);
-            page.set_kind(PageKind::BuddyTail);
-        });
-        if let Some(head) = map.page(pfn) {
-            head.set_refcount(0);
-            head.set_order(Order::ZERO);
+        if order == Order::ZERO {
+            // The common case, with one look at the memmap.
+            let page = self.check_page(pfn, map.page(pfn), Some(order))?;
+            retire(page);
+        } else {
+            self.check_block(map, pfn, order)?;
+            for_each_page(map, pfn, order, |_, page| retire(page));
         }
         self.free_one_page(map, pfn, order, None);
         Ok(())
@@ -207,31 +204,43 @@ impl Zone {
 
     /// Whether every frame is an allocated one of this zone and the first heads a block of `order`.
     fn check_block<M: MemMap + ?Sized>(&self, map: &M, start: Pfn, order: Order) -> Result<(), FreeError> {
+        let end = start.offset(order.pages());
         let mut pfn = start;
-        while pfn < start.offset(order.pages()) {
+        while pfn < end {
             let pages = map.pages(pfn);
             if pages.is_empty() {
                 return Err(FreeError::NoDescriptor { pfn });
             }
-            let left = start.as_u64() + order.pages() - pfn.as_u64();
-            for (page, _) in pages.iter().zip(0..left) {
-                self.check_frame(pfn, Some(page))?;
-                if matches!(page.kind(), PageKind::Buddy | PageKind::BuddyTail) {
-                    return Err(FreeError::DoubleFree { pfn });
-                }
-                if pfn == start && page.order() != order {
-                    return Err(FreeError::WrongOrder { pfn, order, allocated: page.order() });
-                }
-                if page.refcount() != i32::from(pfn == start) {
-                    return Err(FreeError::InUse { pfn, refcount: page.refcount() });
-                }
-                if page.mapcount() != -1 {
-                    return Err(FreeError::Mapped { pfn, mapcount: page.mapcount() });
-                }
+            for (page, _) in pages.iter().zip(pfn.as_u64()..end.as_u64()) {
+                self.check_page(pfn, Some(page), (pfn == start).then_some(order))?;
                 pfn = pfn.offset(1);
             }
         }
         Ok(())
+    }
+
+    /// Whether a frame is an allocated one of this zone, unmapped, and heads a block of the order given
+    /// or none.
+    fn check_page<'m>(
+        &self,
+        pfn: Pfn,
+        page: Option<&'m Page>,
+        heads: Option<Order>,
+    ) -> Result<&'m Page, FreeError> {
+        let page = self.check_frame(pfn, page)?;
+        if matches!(page.kind(), PageKind::Buddy | PageKind::BuddyTail) {
+            return Err(FreeError::DoubleFree { pfn });
+        }
+        if let Some(order) = heads.filter(|order| *order != page.order()) {
+            return Err(FreeError::WrongOrder { pfn, order, allocated: page.order() });
+        }
+        if page.refcount() != i32::from(heads.is_some()) {
+            return Err(FreeError::InUse { pfn, refcount: page.refcount() });
+        }
+        if page.mapcount() != -1 {
+            return Err(FreeError::Mapped { pfn, mapcount: page.mapcount() });
+        }
+        Ok(page)
     }
 
     /// Whether a frame has a descriptor, this zone's links and no reservation.
@@ -260,6 +269,16 @@ impl Zone {
     fn area_mut(&mut self, order: Order) -> &mut FreeArea {
         &mut self.0.free_area[order.index()]
     }
+}
+
+/// Makes an allocated frame an inner one of a free block; `free_list::add` says if it is the head.
+fn retire(page: &Page) {
+    page.set_mapping(0);
+    page.set_index(0);
+    page.set_private(0);
+    page.set_refcount(0);
+    page.set_order(Order::ZERO);
+    page.set_kind(PageKind::BuddyTail);
 }
 
 /// The free block of an order above `order` that covers `pfn`. Nothing to look up for the largest.

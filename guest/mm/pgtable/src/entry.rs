@@ -147,6 +147,12 @@ impl Entry {
         self.0 & flags.bits() == flags.bits()
     }
 
+    /// A table entry that grants what both of two do.
+    pub(crate) const fn and(self, other: Entry) -> Self {
+        let nx = PteFlags::NX.bits();
+        Self((self.0 ^ nx) & (other.0 ^ nx) ^ nx)
+    }
+
     /// This entry with `flags`, none of them PAT or PSE, set.
     pub(crate) const fn with(self, flags: PteFlags) -> Self {
         Self(self.0 | flags.bits())

@@ -159,7 +159,9 @@ impl Gather {
     pub(crate) fn leaf(&mut self, start: u64, level: u8, entry: Entry) {
         self.global |= entry.has(PteFlags::GLOBAL);
         self.widen(start, start, Levels::page_size(level));
-        self.spilled |= !self.pages.push(VirtAddr::new(start));
+        if !self.spilled {
+            self.spilled = !self.pages.push(VirtAddr::new(start));
+        }
     }
 
     /// Records that all 512 leaves of a table of `level` at `start` changed.

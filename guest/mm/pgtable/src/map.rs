@@ -82,6 +82,12 @@ impl<M: TableMem> Visitor for Mapper<'_, M> {
         Entry::new(self.mem.read(table, index))
     }
 
+    #[inline]
+    fn pass(&self, entry: Entry, level: u8) -> Option<Pfn> {
+        let granted = !self.user || entry.has(PteFlags::USER);
+        (granted && entry.is_table(level)).then(|| entry.table_pfn())
+    }
+
     fn entry(&mut self, slot: &Slot) -> Result<Step, MapError> {
         if slot.entry.is_table(slot.level) {
             if self.user && !slot.entry.has(PteFlags::USER) {

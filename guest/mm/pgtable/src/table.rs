@@ -235,13 +235,7 @@ impl<M: TableMem, F: FnMut(u8, Pfn)> Visitor for Tables<'_, M, F> {
 impl Slot {
     /// What a leaf with `flags` in this slot allows.
     fn effective(&self, flags: PteFlags) -> Prot {
-        let leaf = Prot::from_flags(flags);
-        Prot {
-            write: leaf.write && self.above.write,
-            exec: leaf.exec && self.above.exec,
-            user: leaf.user && self.above.user,
-            ..leaf
-        }
+        Prot::from_flags(flags).below(self.above)
     }
 }
 

@@ -7,7 +7,7 @@
 
 use mm_core::{Pfn, VirtAddr};
 
-use crate::{Entry, Levels, Prot, TABLE_ENTRIES};
+use crate::{Entry, Levels, TABLE_ENTRIES};
 
 /// An entry on the way, and the part of the range under it.
 #[derive(Debug)]
@@ -23,8 +23,8 @@ pub(crate) struct Slot {
     pub last: u64,
     /// Last address of the range under the table.
     pub table_last: u64,
-    /// What the table entries above allow.
-    pub above: Prot,
+    /// The least that the table entries above grant, as one of them.
+    pub above: Entry,
 }
 
 impl Slot {
@@ -65,6 +65,12 @@ pub(crate) trait Visitor {
 
     fn read(&self, table: Pfn, index: usize) -> Entry;
 
+    /// The table that the entry points to, if the visitor has nothing to do at the entry, neither
+    /// now nor on leaving.
+    fn pass(&self, _entry: Entry, _level: u8) -> Option<Pfn> {
+        None
+    }
+
     fn entry(&mut self, slot: &Slot) -> Result<Step, Self::Error>;
 
     /// The walk comes back from `table`, which [`Visitor::entry`] returned for `slot`, with
@@ -88,8 +94,14 @@ pub(crate) fn walk<V: Visitor>(
     first: u64,
     last: u64,
 ) -> Result<(), V::Error> {
-    let above = Prot { write: true, exec: true, user: true, ..Prot::default() };
-    visit(visitor, root, levels.count(), first, last, above)
+    let (mut table, mut level, mut above) = (root, levels.count(), Entry::table(root, true));
+    // A page fault maps one page: go down to its table without the ceremony of a visit.
+    while level > 1 && (first ^ last) >> Levels::page_shift(level) == 0 {
+        let entry = visitor.read(table, Levels::index(VirtAddr::new(first), level));
+        let Some(child) = visitor.pass(entry, level) else { break };
+        (table, level, above) = (child, level - 1, above.and(entry));
+    }
+    visit(visitor, table, level, first, last, above)
 }
 
 fn visit<V: Visitor>(
@@ -98,7 +110,7 @@ fn visit<V: Visitor>(
     level: u8,
     first: u64,
     last: u64,
-    above: Prot,
+    above: Entry,
 ) -> Result<(), V::Error> {
     let shift = Levels::page_shift(level);
     let in_entry = Levels::page_size(level) - 1;
@@ -127,7 +139,7 @@ fn visit<V: Visitor>(
         index += match visitor.entry(&slot)? {
             Step::Next(entries) => entries,
             Step::Enter(child) => {
-                let result = visit(visitor, child, level - 1, slot.first, slot.last, above.below(entry));
+                let result = visit(visitor, child, level - 1, slot.first, slot.last, above.and(entry));
                 visitor.leave(&slot, child, result)?;
                 1
             }

@@ -210,13 +210,14 @@ fn zone_of(pfn: u64) -> ZoneKind {
 }
 
 /// Reservations of memblock, and what they hold.
-const RESERVED: [(u64, u64, PageKind); 6] = [
+const RESERVED: [(u64, u64, PageKind); 7] = [
     (0, 0x10, PageKind::Reserved),
     (0x1000, 0x1200, PageKind::Kernel),
     (0x2000, 0x2400, PageKind::Memmap),
     (KERNEL_TABLES, KERNEL_TABLES + 0x100, PageKind::Reserved),
     (0x2500, 0x2520, PageKind::PerCpu),
     (0x2600, 0x2700, PageKind::Reserved),
+    (0x2800, 0x2a00, PageKind::Memmap),
 ];
 
 fn reserved(pfn: u64) -> Option<PageKind> {
@@ -413,10 +414,7 @@ impl Builder {
             let managed = [0, 1, 2, 3].map(|kind: usize| zones[kind].managed_pages);
             for (zone, reserve) in zones.iter_mut().zip(lowmem_reserves(managed)) {
                 zone.lowmem_reserve = reserve;
-                if zone.managed_pages > 0 {
-                    let kind = ZoneKind::from_raw(zone.kind).unwrap();
-                    zone.watermark = watermarks(kind, zone.managed_pages, lowmem);
-                }
+                zone.watermark = watermarks(zone.managed_pages, lowmem, lowmem);
             }
         }
         zones
@@ -475,7 +473,7 @@ impl Builder {
             Node { id: 1, online: 1, start_pfn: 0x6000, spanned_pages: 0xf_b000, present_pages: present(1) },
         ];
         let online = SectionState::Online as u32;
-        let sections = [(0, 0x2000, online), (1, PFN_NONE, 0), (32, 0x2200, online)]
+        let sections = [(0, 0x2000, online), (1, 0x2800, 0), (32, 0x2200, online)]
             .map(|(number, memmap_pfn, state)| Section { number, memmap_pfn, state, reserved: 0 });
         let cpu = |index: u32| CpuInfo {
             apic_id: index,

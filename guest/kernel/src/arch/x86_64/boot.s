@@ -219,6 +219,10 @@ long_mode:
     xor %eax, %eax
     mov %eax, %fs
     mov %eax, %gs
+    mov $MSR_EFER, %ecx             # a loader that entered in long mode need not have set NXE
+    rdmsr
+    or $0x800, %eax
+    wrmsr
     movabs $LINK_BASE, %r8
     lea high(%rip), %rax
     sub %rbp, %rax
@@ -248,6 +252,8 @@ high:
     ud2
 
 # ---- Application processors: real mode at a page below 1 MiB, copied there by smp.rs ---------------
+# The page is mapped read-only, so the code uses no stack before its CPU's own, and the descriptors
+# carry the accessed bit.
 .code16
 .globl ap_trampoline
 ap_trampoline:
@@ -273,7 +279,6 @@ ap_protected:
     mov %eax, %ds
     mov %eax, %es
     mov %eax, %ss
-    lea 4096(%ebx), %esp
     mov ap_cr4 - ap_trampoline(%ebx), %eax
     mov %eax, %cr4
     mov ap_cr3 - ap_trampoline(%ebx), %eax
@@ -282,12 +287,9 @@ ap_protected:
     rdmsr
     or $0x900, %eax
     wrmsr
-    push $8
-    lea ap_long - ap_trampoline(%ebx), %eax
-    push %eax
     mov $0x80010033, %eax
     mov %eax, %cr0
-    lret
+    ljmp *ap_long_pointer - ap_trampoline(%ebx)
 .code64
 ap_long:
     xor %eax, %eax
@@ -309,6 +311,10 @@ ap_gdt_base:
     .quad 0x00af9b000000ffff
     .quad 0x00cf93000000ffff
     .quad 0x00cf9b000000ffff
+.globl ap_long_pointer
+ap_long_pointer:
+    .long ap_long - ap_trampoline   # smp.rs adds the page's address
+    .word 8, 0
 .globl ap_cr3, ap_cr4, ap_stack, ap_cpu, ap_entry, ap_trampoline_end
 ap_cr3:   .quad 0
 ap_cr4:   .quad 0

@@ -3,6 +3,7 @@
 use memvisor_abi::MemblockRegion;
 use mm_core::{Pfn, ZoneKind};
 use proptest::prelude::*;
+use proptest::test_runner::RngSeed;
 
 use crate::{Extent, ZoneLimits, find_zone_movable_pfns, zone_extents};
 
@@ -140,6 +141,7 @@ fn memory() -> impl Strategy<Value = Vec<MemblockRegion>> {
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig { rng_seed: RngSeed::Fixed(4), ..ProptestConfig::default() })]
     #[test]
     fn every_frame_of_ram_is_present_in_one_zone(memory in memory(), movablecore in 0u64..20_000) {
         let starts = find_zone_movable_pfns(&memory, movablecore, ZoneLimits::X86_64);

@@ -42,9 +42,17 @@ fn distances_may_be_asymmetric() {
 }
 
 #[test]
-fn equal_nodes_take_turns() {
-    // Node 3 finds all others before it; 1 and 2 have been first choice, so 0 is.
+fn nodes_after_the_local_one_precede_those_before() {
     assert_eq!(orders(&[], &mut [USUAL; 4]), [[0, 1, 2, 3], [1, 2, 3, 0], [2, 3, 0, 1], [3, 0, 1, 2]]);
+}
+
+#[test]
+fn equal_nodes_take_turns() {
+    // Nodes 0 and 1 have CPUs only. Node 2 was node 0's first choice, so it is node 1's second.
+    let mut states = [USUAL; 4];
+    (states[0].has_memory, states[1].has_memory) = (false, false);
+    let orders = orders(&[], &mut states);
+    assert_eq!(orders[..2], [[2, 3], [3, 2]]);
 }
 
 #[test]
