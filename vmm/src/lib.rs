@@ -1,5 +1,6 @@
 //! The memvisor virtual machine monitor as a library; the binary is a thin shell around it.
 
+pub mod cli;
 pub mod control;
 pub mod devices;
 pub mod event_loop;

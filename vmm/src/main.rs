@@ -1,2 +1,7 @@
-//! memvisor.
-fn main() {}
+//! The `memvisor` command.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    memvisor::cli::main()
+}

@@ -66,6 +66,9 @@ pub enum RunError {
         /// KVM's answer.
         source: io::Error,
     },
+    /// The event loop.
+    #[error("{0}")]
+    Loop(String),
     /// The host refused something else.
     #[error("cannot {step}")]
     Host {
@@ -186,13 +189,21 @@ pub enum AtEnd {
 /// How often the conductor looks whether the console still has a reader.
 const CONSOLE_CHECK: Duration = Duration::from_millis(200);
 
-/// Starts the guest and runs it to its end. `on_end` is called once when the guest has ended and
-/// its final audit is done, before a hold.
+/// What a run has come to, for whoever watches.
+#[derive(Clone, Copy, Debug)]
+pub enum Progress<'a> {
+    /// A checkpoint is done; its vCPU goes on.
+    Checkpoint(&'a CheckpointRecord),
+    /// The guest has ended and its final audit is done. A hold may follow.
+    End(&'a Outcome),
+}
+
+/// Starts the guest and runs it to its end.
 pub fn conduct(
     vm: &Vm,
     events: &Receiver<RunEvent>,
     at_end: AtEnd,
-    on_end: impl FnOnce(&Outcome),
+    mut watch: impl FnMut(Progress<'_>),
 ) -> Outcome {
     let started = Instant::now();
     let mut checkpoints = Vec::new();
@@ -214,7 +225,8 @@ pub fn conduct(
                 Effect::Reset => break End::Reset,
                 Effect::Exit(code) => break End::exit(code),
                 Effect::Checkpoint { number, name } => {
-                    checkpoints.push(run_checkpoint(vm, cpu, number, name));
+                    let record = run_checkpoint(vm, cpu, number, name, &mut watch);
+                    checkpoints.push(record);
                 }
             },
         }
@@ -225,7 +237,7 @@ pub fn conduct(
         checkpoints.push(record(None, "end".into(), None, audit(vm)));
     }
     let outcome = Outcome { end, epitaph: vm.device.epitaph(), checkpoints, duration: started.elapsed() };
-    on_end(&outcome);
+    watch(Progress::End(&outcome));
     if at_end == AtEnd::Hold && !matches!(outcome.end, End::Stopped { .. }) {
         wait_for_quit(events);
     }
@@ -241,7 +253,13 @@ fn wait_for_quit(events: &Receiver<RunEvent>) {
     }
 }
 
-fn run_checkpoint(vm: &Vm, cpu: u32, number: u32, name: String) -> CheckpointRecord {
+fn run_checkpoint(
+    vm: &Vm,
+    cpu: u32,
+    number: u32,
+    name: String,
+    watch: &mut impl FnMut(Progress<'_>),
+) -> CheckpointRecord {
     // The vCPU that asked waits for its answer anyway.
     let others = || vm.vcpus().iter().filter(|vcpu| vcpu.index() != cpu);
     others().for_each(|vcpu| vcpu.hold(Hold::Checkpoint));
@@ -252,11 +270,14 @@ fn run_checkpoint(vm: &Vm, cpu: u32, number: u32, name: String) -> CheckpointRec
     };
     let found = result.as_ref().is_ok_and(|report| !report.is_clean());
     vm.set_status(if found { Status::Findings } else { Status::Ok });
+    let record = record(Some(number), name, Some(cpu), result);
+    vm.console().flush_line();
+    watch(Progress::Checkpoint(&record));
     others().for_each(|vcpu| vcpu.release(Hold::Checkpoint));
     if let Some(vcpu) = vm.vcpus().iter().find(|vcpu| vcpu.index() == cpu) {
         vcpu.answer();
     }
-    record(Some(number), name, Some(cpu), result)
+    record
 }
 
 fn record(

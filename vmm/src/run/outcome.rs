@@ -18,10 +18,10 @@ pub enum ExitStatus {
     Error = 1,
     /// Wrong usage, or a machine file, kernel or flag that cannot be used.
     BadInput = 2,
-    /// /dev/kvm is missing, not permitted or too old.
-    NoKvm = 3,
     /// The audit found something.
-    Findings = 4,
+    Findings = AuditReport::EXIT_FINDINGS,
+    /// /dev/kvm is missing, not permitted or too old: nothing could run on this machine.
+    NoKvm = 4,
     /// The guest failed: panic, failed test, triple fault, reset.
     GuestFailed = 5,
     /// KVM or memvisor failed.
@@ -111,6 +111,26 @@ pub struct Outcome {
 
 fn as_microseconds<S: serde::Serializer>(duration: &Duration, to: S) -> Result<S::Ok, S::Error> {
     to.serialize_u64(u64::try_from(duration.as_micros()).unwrap_or(u64::MAX))
+}
+
+impl CheckpointRecord {
+    /// One line for people.
+    pub fn describe(&self) -> String {
+        let mut text = match self.number {
+            Some(number) => format!("checkpoint {number}"),
+            None => "final audit".into(),
+        };
+        if self.number.is_some() && !self.name.is_empty() {
+            text.push_str(&format!(" ({})", self.name));
+        }
+        match (&self.audit, &self.no_audit) {
+            (Some(report), _) => {
+                format!("{text}: {} in {} ms", report.summary(), report.duration.as_millis())
+            }
+            (None, Some(reason)) => format!("{text}: no audit: {reason}"),
+            (None, None) => text,
+        }
+    }
 }
 
 impl Outcome {

@@ -183,3 +183,29 @@ fn a_busy_guest_pauses_resumes_and_quits() {
     });
     assert_eq!(vm.state(), VmState::Held);
 }
+
+#[test]
+fn tmp_kernel() {
+    let Ok(path) = std::env::var("TMP_KERNEL") else { return };
+    let mut config = config_of(&ElfBuilder::new(CODE, &[0xf4]));
+    config.kernel = std::fs::read(path).unwrap();
+    config.slots = vec![RamRegion { gpa: 0, len: 0x9f000 }, RamRegion { gpa: 1 << 20, len: 127 << 20 }];
+    config.ram = vec![(0, 0x9f000), (1 << 20, 127 << 20)];
+    config.facts.e820 =
+        config.ram.iter().map(|&(addr, size)| memvisor_inspect::FactE820 { addr, size, kind: 1 }).collect();
+    config.facts.node_memory = config.ram.iter().map(|&(base, len)| memvisor_inspect::FactNodeMemory { node: 0, base, len }).collect();
+    config.rsdp = 0;
+    config.console = ConsoleTarget::Stderr;
+    if std::env::var("TMP_PVH").is_ok() {
+        config.boot = Boot::Pvh;
+    }
+    config.cmdline = std::env::var("TMP_CMDLINE").unwrap_or_default();
+    let (vm, _sender, events) = Vm::build(&config).expect("a plain machine");
+    let outcome = conduct(&vm, &events, AtEnd::Return, |p| match p {
+        Progress::Checkpoint(r) => eprintln!("== {}", r.describe()),
+        Progress::End(o) => eprintln!("== {}", o.end.describe()),
+    });
+    if let Some(report) = outcome.audit() {
+        eprintln!("{report}");
+    }
+}

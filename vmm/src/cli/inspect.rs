@@ -1,0 +1,131 @@
+//! `memvisor inspect`.
+
+use std::{fmt, process::ExitCode};
+
+use clap::{Args, Subcommand};
+use memvisor_inspect::{
+    ptdump::{PtDump, Span},
+    views::{
+        BuddyView, CpusView, E820View, LayoutView, MemblockView, NumaView, PageView, TranslateView, ZonesView,
+    },
+};
+use serde::Serialize;
+
+use super::{
+    out::{self, parse_address},
+    source::{Source, SourceArgs},
+};
+
+const AFTER_HELP: &str = "\
+Examples:
+  memvisor inspect zones                                     the only running guest
+  memvisor inspect translate 0xffff888000100000 --vm lab     all levels, and the host behind each
+  memvisor inspect pagetables --va 0xffff800000000000..0xffff900000000000
+  memvisor inspect page 0x1a400 --dump guest.core --json
+  memvisor inspect pagetables --mem ram.mem --mem high.mem@0x100000000 --cr3 0x2000 --la57";
+
+/// Arguments of `inspect`.
+#[derive(Clone, Debug, Args)]
+#[command(after_help = AFTER_HELP)]
+pub(super) struct InspectArgs {
+    #[command(subcommand)]
+    view: View,
+    #[command(flatten)]
+    source: SourceArgs,
+    /// Print JSON
+    #[arg(long, global = true)]
+    json: bool,
+}
+
+#[derive(Clone, Debug, Subcommand)]
+enum View {
+    /// E820 map: as built, as the guest got it, as it sanitized it
+    E820,
+    /// Nodes, distances and the memory of each
+    Numa,
+    /// CPUs: state, node and per-CPU area
+    Cpus,
+    /// The kernel's address-space layout
+    Layout,
+    /// Memory and reservations of the early allocator
+    Memblock,
+    /// Zones with their pages and watermarks
+    Zones,
+    /// Free blocks by zone and order
+    Buddy,
+    /// The descriptor of a page frame
+    Page {
+        /// Page frame number
+        #[arg(value_parser = parse_address)]
+        pfn: u64,
+    },
+    /// Mapped ranges, merged by attributes, with findings
+    Pagetables {
+        /// Only these addresses, both ends included
+        #[arg(long, value_name = "A..B", value_parser = parse_span)]
+        va: Option<Span>,
+    },
+    /// The walk of a virtual address, with the host behind each table
+    Translate {
+        /// Virtual address
+        #[arg(value_parser = parse_address)]
+        va: u64,
+    },
+}
+
+/// `A..B`, both included.
+fn parse_span(text: &str) -> Result<Span, String> {
+    let (start, last) = text.split_once("..").ok_or_else(|| format!("{text:?} is not A..B"))?;
+    let start = if start.is_empty() { 0 } else { parse_address(start)? };
+    let last = if last.is_empty() { u64::MAX } else { parse_address(last)? };
+    if start > last {
+        return Err(format!("{text:?}: the first address is above the last"));
+    }
+    Ok(Span { start, last })
+}
+
+pub(super) fn run(args: &InspectArgs) -> anyhow::Result<ExitCode> {
+    let mut source = args.source.open()?;
+    let source = &mut source;
+    let json = args.json;
+    match args.view {
+        View::E820 => show(source, json, |s| Ok(E820View::new(&s.guest()?, s.facts.as_ref())?))?,
+        View::Numa => show(source, json, |s| Ok(NumaView::new(&s.guest()?, s.facts.as_ref())?))?,
+        View::Cpus => show(source, json, |s| Ok(CpusView::new(&s.guest()?, s.facts.as_ref())?))?,
+        View::Layout => show(source, json, |s| Ok(LayoutView::new(&s.guest()?)?))?,
+        View::Memblock => show(source, json, |s| Ok(MemblockView::new(&s.guest()?)?))?,
+        View::Zones => show(source, json, |s| Ok(ZonesView::new(&s.guest()?)?))?,
+        View::Buddy => show(source, json, |s| Ok(BuddyView::new(&s.guest()?)?))?,
+        View::Page { pfn } => show(source, json, |s| Ok(PageView::new(&s.guest()?, pfn)?))?,
+        View::Pagetables { va } => show(source, json, |s| {
+            // Where the layout is not published, ranges have no names; they are as right.
+            let layout = s.guest().and_then(|guest| Ok(guest.layout()?)).unwrap_or_default();
+            Ok(PtDump::new(&s.walker()?, s.memory(), va.unwrap_or(Span::ALL), &layout))
+        })?,
+        View::Translate { va } => {
+            show(source, json, |s| Ok(TranslateView::new(s.walker()?.translate(s.memory(), va), s.stage2())))?
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn show<T: fmt::Display + Serialize>(
+    source: &mut Source,
+    json: bool,
+    view: impl Fn(&Source) -> anyhow::Result<T>,
+) -> anyhow::Result<()> {
+    Ok(out::show(&source.read(view)?, json)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn spans_include_both_ends_and_may_be_open() {
+        assert_eq!(parse_span("0x1000..0x1fff").expect("both"), Span { start: 0x1000, last: 0x1fff });
+        assert_eq!(parse_span("..").expect("all"), Span::ALL);
+        assert!(parse_span("5").is_err());
+        assert!(parse_span("0x2000..0x1000").is_err());
+    }
+}

@@ -1,0 +1,137 @@
+//! The command line. Thin: it reads arguments, calls the library and prints.
+//!
+//! Exit codes are [`crate::run::ExitStatus`]; `memvisor --help` lists them.
+
+mod check;
+mod dump;
+mod inspect;
+mod list;
+mod out;
+mod run;
+mod source;
+mod stage2;
+#[cfg(test)]
+mod tests;
+
+use std::{io, process::ExitCode};
+
+use clap::{CommandFactory, Parser, Subcommand};
+
+use crate::{
+    machine::MachineError,
+    run::{ExitStatus, RunError},
+};
+
+pub use out::BadInput;
+
+const AFTER_HELP: &str = "\
+Examples:
+  memvisor run                               the default machine: boot, audit, exit
+  memvisor run numa4 --dry-run               show the machine, start nothing
+  memvisor run --hold --name lab &           keep the guest after its end, then
+  memvisor inspect zones --vm lab            look at it from outside
+
+Exit codes:
+  0  the guest powered off cleanly and the audit has no findings; other commands: done
+  1  the command failed for a reason without a code of its own
+  2  wrong usage, or a machine file, kernel or flag that cannot be used
+  3  the audit found something
+  4  /dev/kvm is missing or not permitted
+  5  the guest failed: panic, failed test, triple fault, reset
+  6  KVM or memvisor failed
+  7  stopped from outside before the guest ended
+
+Messages of memvisor itself: MEMVISOR_LOG=info (or debug, trace).";
+
+/// A test bench for kernel memory management: runs a guest on the machine that a file describes and
+/// proves from outside, by reading its memory, that what it believes about its memory is true.
+#[derive(Debug, Parser)]
+#[command(name = "memvisor", version, after_help = AFTER_HELP)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Build a machine, boot a guest on it and audit its memory
+    Run(run::RunArgs),
+    /// Look into the memory of a running guest, a dump, or another VMM's memory file
+    Inspect(inspect::InspectArgs),
+    /// Audit the memory of a running guest, a dump, or a memory file
+    Check(check::CheckArgs),
+    /// Write a running guest's memory and registers to an ELF core file
+    Dump(dump::DumpArgs),
+    /// List running guests
+    #[command(visible_alias = "list")]
+    Vms(list::VmsArgs),
+    /// List the machines that `run` knows by name
+    Machines(list::MachinesArgs),
+    /// Print completions for a shell
+    #[command(
+        after_help = "Example:\n  memvisor completions bash > ~/.local/share/bash-completion/completions/memvisor"
+    )]
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+}
+
+/// Runs the command that the process's arguments name.
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Fails only if nobody reads; the exit code tells the rest.
+            let _ = error.print();
+            return ExitCode::from(if error.use_stderr() { ExitStatus::BadInput as u8 } else { 0 });
+        }
+    };
+    let filter = tracing_subscriber::EnvFilter::try_from_env("MEMVISOR_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).without_time().init();
+
+    match dispatch(cli.command) {
+        Ok(code) => code,
+        Err(error) if is_broken_pipe(&error) => ExitCode::from(128 + 13),
+        Err(error) => {
+            eprintln!("memvisor: {error:#}");
+            ExitCode::from(status_of(&error) as u8)
+        }
+    }
+}
+
+fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
+    match command {
+        Command::Run(args) => run::run(&args),
+        Command::Inspect(args) => inspect::run(&args),
+        Command::Check(args) => check::run(&args),
+        Command::Dump(args) => dump::run(&args),
+        Command::Vms(args) => list::vms(&args),
+        Command::Machines(args) => list::machines(&args),
+        Command::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "memvisor", &mut script);
+            out::write(&script)?;
+            Ok(ExitCode::SUCCESS)
+        }
+    }
+}
+
+/// Whether whoever read our output went away: not an error of ours, and told as a shell would.
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error
+        .chain()
+        .filter_map(|cause| cause.downcast_ref::<io::Error>())
+        .any(|cause| cause.kind() == io::ErrorKind::BrokenPipe)
+}
+
+fn status_of(error: &anyhow::Error) -> ExitStatus {
+    if let Some(error) = error.downcast_ref::<RunError>() {
+        error.status()
+    } else if error.is::<MachineError>() || error.is::<BadInput>() {
+        ExitStatus::BadInput
+    } else {
+        ExitStatus::Error
+    }
+}

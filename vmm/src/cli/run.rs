@@ -1,0 +1,280 @@
+//! `memvisor run`.
+
+use std::{path::PathBuf, process::ExitCode, sync::Arc, time::Duration};
+
+use clap::{Args, ValueEnum};
+use serde::Serialize;
+
+use super::out;
+use crate::{
+    control::Claim,
+    devices::ConsoleTarget,
+    event_loop::{EventLoop, LoopConfig},
+    machine::{self, Boot, Overrides, Paging, Size},
+    run::{AtEnd, AuditMode, Irqchip, Outcome, Progress, RunError, Vm, VmConfig, conduct},
+};
+
+const AFTER_HELP: &str = "\
+Examples:
+  memvisor run                                     the default machine
+  memvisor run numa4 --cmdline 'seeded=leak'       with a fault that the audit must find
+  memvisor run tiny --memory 64M --cpus 2          a machine file, changed
+  memvisor run ./my.toml --dry-run --json          what would be built, for a program
+  memvisor run --kernel vmlinux --boot pvh         another kernel
+  memvisor run --hold --name lab                   keep the guest after its end for `inspect --vm lab`
+
+While it runs: Ctrl-C or Ctrl-A x ends it. Its control socket is $XDG_RUNTIME_DIR/memvisor/NAME.sock.";
+
+/// Arguments of `run`.
+#[derive(Clone, Debug, Args)]
+#[command(after_help = AFTER_HELP)]
+pub(super) struct RunArgs {
+    /// Name of a machine (see `memvisor machines`) or path of a machine file
+    #[arg(default_value = "default")]
+    machine: String,
+    /// Kernel to boot, an uncompressed ELF file [default: the bundled guest kernel]
+    #[arg(long, value_name = "FILE")]
+    kernel: Option<PathBuf>,
+    /// Initial ramdisk
+    #[arg(long, value_name = "FILE")]
+    initrd: Option<PathBuf>,
+    /// Text to append to the kernel's command line
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    cmdline: Option<String>,
+    /// Boot protocol
+    #[arg(long, value_enum)]
+    boot: Option<BootArg>,
+    /// Paging levels; `auto` takes what KVM really accepts
+    #[arg(long, value_enum)]
+    paging: Option<PagingArg>,
+    /// Size of all RAM together, such as 512M or 4G
+    #[arg(long, value_name = "SIZE")]
+    memory: Option<Size>,
+    /// Number of CPUs
+    #[arg(long, value_name = "N")]
+    cpus: Option<u32>,
+    /// Memory range: id=ID,size=SIZE[,at=ADDRESS]; may be repeated, replaces the machine's memory
+    #[arg(long, value_name = "ZONE")]
+    memory_zone: Vec<String>,
+    /// Node: guest_numa_id=N[,cpus=[0-1,3]][,distances=[1@20]][,memory_zones=[ID]]; may be repeated
+    #[arg(long, value_name = "NODE")]
+    numa: Vec<String>,
+    /// Name under which `inspect`, `check` and `dump` find the guest [default: the machine's]
+    #[arg(long, value_name = "NAME")]
+    name: Option<String>,
+    /// Print the machine that would be built and start nothing
+    #[arg(long)]
+    dry_run: bool,
+    /// One JSON document on standard output; the guest's console goes to standard error
+    #[arg(long)]
+    json: bool,
+    /// Keep the guest's memory and registers after its end until Ctrl-C or a shutdown request
+    #[arg(long)]
+    hold: bool,
+    /// When to audit
+    #[arg(long, value_enum, default_value = "every")]
+    audit: AuditArg,
+    /// End the guest after so many seconds
+    #[arg(long, value_name = "SECONDS")]
+    timeout: Option<u64>,
+    /// Interrupt controllers; `full` adds PIC, I/O APIC and PIT for kernels that need them
+    #[arg(long, value_enum, default_value = "split")]
+    irqchip: IrqchipArg,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum BootArg {
+    /// Linux 64-bit boot protocol
+    Linux,
+    /// PVH
+    Pvh,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum PagingArg {
+    Auto,
+    #[value(name = "4")]
+    Four,
+    #[value(name = "5")]
+    Five,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum AuditArg {
+    /// When the guest has ended
+    Final,
+    /// At every checkpoint too
+    Every,
+    /// Never
+    Off,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum IrqchipArg {
+    Split,
+    Full,
+}
+
+impl RunArgs {
+    fn overrides(&self) -> Overrides {
+        Overrides {
+            kernel: self.kernel.clone(),
+            initrd: self.initrd.clone(),
+            cmdline: self.cmdline.clone(),
+            boot: self.boot.map(|boot| match boot {
+                BootArg::Linux => Boot::Linux,
+                BootArg::Pvh => Boot::Pvh,
+            }),
+            paging: self.paging.map(|paging| match paging {
+                PagingArg::Auto => Paging::Auto,
+                PagingArg::Four => Paging::Four,
+                PagingArg::Five => Paging::Five,
+            }),
+            memory: self.memory,
+            cpus: self.cpus,
+            memory_zone: self.memory_zone.clone(),
+            numa: self.numa.clone(),
+            name: self.name.clone(),
+        }
+    }
+}
+
+/// What `--json` prints.
+#[derive(Serialize)]
+struct Document<'a, M: Serialize> {
+    machine: M,
+    levels: u32,
+    cmdline: &'a str,
+    console: String,
+    #[serde(flatten)]
+    outcome: &'a Outcome,
+    audit: Option<&'a memvisor_report::AuditReport>,
+    exit_status: u8,
+}
+
+pub(super) fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
+    let machine = machine::resolve(machine::load(&args.machine)?, &args.overrides())?;
+    let description = machine::describe(&machine)?;
+    if args.dry_run {
+        out::show(&description, args.json)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let mut config = VmConfig::from_machine(&machine)?;
+    config.console = if args.json { ConsoleTarget::Stderr } else { ConsoleTarget::Stdout };
+    config.audit = match args.audit {
+        AuditArg::Final => AuditMode::Final,
+        AuditArg::Every => AuditMode::Every,
+        AuditArg::Off => AuditMode::Off,
+    };
+    config.irqchip = match args.irqchip {
+        IrqchipArg::Split => Irqchip::Split,
+        IrqchipArg::Full => Irqchip::Full,
+    };
+    let (vm, sender, events) = Vm::build(&config)?;
+    let vm = Arc::new(vm);
+    let claim = Arc::new(Claim::new(&vm.name)?);
+    if !args.json {
+        out::text(&description)?;
+        out::text(&started(&vm, &config, &claim))?;
+    }
+    let event_loop = EventLoop::start(LoopConfig {
+        vm: vm.clone(),
+        claim: Some(claim),
+        events: sender,
+        time_limit: args.timeout.map(Duration::from_secs),
+        keyboard: !args.json,
+    })
+    .map_err(|error| RunError::Loop(error.to_string()))?;
+
+    let mut printed = Ok(());
+    let at_end = if args.hold { AtEnd::Hold } else { AtEnd::Return };
+    let outcome = conduct(&vm, &events, at_end, |progress| {
+        let result = match progress {
+            Progress::Checkpoint(record) if args.json => {
+                eprintln!("memvisor: {}", record.describe());
+                Ok(())
+            }
+            Progress::Checkpoint(record) => out::text(&format!("memvisor: {}", record.describe())),
+            Progress::End(outcome) if args.json => {
+                eprintln!("memvisor: {}", outcome.end.describe());
+                Ok(())
+            }
+            Progress::End(outcome) => print_end(&vm, outcome, args.hold),
+        };
+        if printed.is_ok() {
+            printed = result;
+        }
+    });
+    // Gives the terminal back and the name up.
+    drop(event_loop);
+    let status = outcome.status();
+    if args.json {
+        out::json(&Document {
+            machine: &description,
+            levels: vm.facts.levels,
+            cmdline: &vm.facts.cmdline,
+            console: vm.console().transcript(),
+            outcome: &outcome,
+            audit: outcome.audit(),
+            exit_status: status as u8,
+        })?;
+    }
+    printed?;
+    Ok(ExitCode::from(status as u8))
+}
+
+fn started(vm: &Vm, config: &VmConfig, claim: &Claim) -> String {
+    let (base, len) = vm.entry.image;
+    let levels = vm.facts.levels;
+    format!(
+        "memvisor: kernel {} at {base:#x} (+{len:#x}), entry {:#x}, {levels}-level paging, {} CPUs\n\
+         memvisor: command line: {}\n\
+         memvisor: control socket {}\n",
+        config.kernel_name,
+        vm.entry.rip,
+        vm.vcpus().len(),
+        vm.facts.cmdline,
+        claim.path().display(),
+    )
+}
+
+/// How it ended, audits with findings in full, and the last audit, whose summary is the last line.
+fn print_end(vm: &Vm, outcome: &Outcome, hold: bool) -> std::io::Result<()> {
+    if !vm.console().at_line_start() {
+        out::text(&"")?;
+    }
+    if let Some(epitaph) = &outcome.epitaph
+        && !vm.console().transcript().contains(epitaph.trim())
+    {
+        out::text(epitaph)?;
+    }
+    out::text(&format!(
+        "memvisor: {} ({} ms, {} audits)",
+        outcome.end.describe(),
+        outcome.duration.as_millis(),
+        outcome.checkpoints.iter().filter(|record| record.audit.is_some()).count(),
+    ))?;
+    if hold {
+        out::text(&format!("memvisor: held for inspection as {:?}; Ctrl-C ends it", vm.name))?;
+    }
+    let audits: Vec<_> =
+        outcome.checkpoints.iter().filter_map(|record| Some((record, record.audit.as_ref()?))).collect();
+    let Some(((_, last), earlier)) = audits.split_last() else {
+        let reasons = outcome.checkpoints.iter().find_map(|record| record.no_audit.as_deref());
+        return out::text(&format!(
+            "memvisor: no audit: {}",
+            reasons.unwrap_or("the guest did not end cleanly")
+        ));
+    };
+    for (record, report) in earlier.iter().filter(|(_, report)| !report.is_clean()) {
+        out::text(&format!("\n{}", record.describe()))?;
+        out::text(report)?;
+    }
+    out::text(&"")?;
+    out::text(last)?;
+    let total = outcome.findings();
+    if total != last.count() {
+        out::text(&format!("all audits: {total} findings"))?;
+    }
+    Ok(())
+}

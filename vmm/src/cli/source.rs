@@ -1,0 +1,201 @@
+//! Where guest memory comes from: a running guest, a dump, or memory files.
+
+use std::path::PathBuf;
+
+use anyhow::Context;
+use clap::Args;
+use memvisor_inspect::{
+    CoreFile, CpuRegisters, Facts, Guest, Levels, MappedMemory, MemorySource, Stage2, Walker, find_root,
+};
+
+use super::{
+    out::{BadInput, parse_address},
+    stage2::LiveStage2,
+};
+use crate::{control::Client, run::VmState};
+
+/// Arguments that choose a source.
+#[derive(Clone, Debug, Args)]
+pub(super) struct SourceArgs {
+    /// A running guest [default: the only one]
+    #[arg(long, value_name = "NAME", global = true, conflicts_with_all = ["dump", "mem"])]
+    vm: Option<String>,
+    /// A dump that `memvisor dump` wrote
+    #[arg(long, value_name = "FILE", global = true, conflicts_with = "mem")]
+    dump: Option<PathBuf>,
+    /// Another VMM's memory file and the guest-physical address of its first byte; may be repeated
+    #[arg(long, value_name = "FILE[@GPA]", global = true)]
+    mem: Vec<String>,
+    /// Top-level page table, instead of a CPU's CR3
+    #[arg(long, value_name = "ADDRESS", global = true, value_parser = parse_address)]
+    cr3: Option<u64>,
+    /// --cr3 names a 5-level table
+    #[arg(long, global = true, requires = "cr3")]
+    la57: bool,
+    /// CPU whose page tables are used
+    #[arg(long, value_name = "N", global = true, default_value_t = 0)]
+    vcpu: u32,
+}
+
+/// A source with all that is known about its guest.
+#[derive(Debug)]
+pub(super) struct Source {
+    memory: Memory,
+    pub registers: Vec<CpuRegisters>,
+    pub facts: Option<Facts>,
+    stage2: Option<LiveStage2>,
+    client: Option<Client>,
+    /// Announced or noted root descriptor.
+    pub root_gpa: Option<u64>,
+    cr3: Option<(u64, Levels)>,
+    vcpu: u32,
+}
+
+#[derive(Debug)]
+enum Memory {
+    Mapped(MappedMemory),
+    Core(Box<CoreFile>),
+}
+
+impl SourceArgs {
+    pub(super) fn open(&self) -> anyhow::Result<Source> {
+        let depth = if self.la57 { 5 } else { 4 };
+        let cr3 = self.cr3.zip(Levels::new(depth));
+        let vcpu = self.vcpu;
+        if let Some(path) = &self.dump {
+            let core = CoreFile::open(path)?;
+            return Ok(Source {
+                registers: core.registers().to_vec(),
+                facts: Some(core.facts().clone()),
+                root_gpa: core.root_gpa(),
+                memory: Memory::Core(Box::new(core)),
+                stage2: None,
+                client: None,
+                cr3,
+                vcpu,
+            });
+        }
+        if !self.mem.is_empty() {
+            let files = self.mem.iter().map(|text| parse_mem(text)).collect::<Result<Vec<_>, _>>()?;
+            let memory = MappedMemory::from_mem_files(&files)?;
+            return Ok(Source {
+                root_gpa: find_root(&memory),
+                memory: Memory::Mapped(memory),
+                registers: Vec::new(),
+                facts: None,
+                stage2: None,
+                client: None,
+                cr3,
+                vcpu,
+            });
+        }
+        let client = Client::find(self.vm.as_deref())?;
+        let info = client.info()?;
+        Ok(Source {
+            memory: Memory::Mapped(client.map_memory()?),
+            registers: client.registers()?,
+            facts: Some(client.facts()?),
+            stage2: Some(LiveStage2::new(info.regions, info.pid)),
+            root_gpa: info.root_gpa,
+            client: Some(client),
+            cr3,
+            vcpu,
+        })
+    }
+}
+
+/// `FILE` or `FILE@GPA`.
+fn parse_mem(text: &str) -> Result<(PathBuf, u64), BadInput> {
+    match text.rsplit_once('@') {
+        Some((file, gpa)) if !file.is_empty() => Ok((
+            PathBuf::from(file),
+            parse_address(gpa).map_err(|error| BadInput(format!("--mem {text}: {error}")))?,
+        )),
+        _ => Ok((PathBuf::from(text), 0)),
+    }
+}
+
+impl Source {
+    pub(super) fn memory(&self) -> &dyn MemorySource {
+        match &self.memory {
+            Memory::Mapped(memory) => memory,
+            Memory::Core(core) => &**core,
+        }
+    }
+
+    pub(super) fn stage2(&self) -> Option<&dyn Stage2> {
+        self.stage2.as_ref().map(|stage2| stage2 as &dyn Stage2)
+    }
+
+    /// The guest's own account of itself.
+    pub(super) fn guest(&self) -> anyhow::Result<Guest<'_, dyn MemorySource + '_>> {
+        let root = self.root_gpa.or_else(|| find_root(self.memory())).context(
+            "this guest publishes no root descriptor: only the page-table views (pagetables, translate) can be shown",
+        )?;
+        Ok(Guest::attach(self.memory(), root)?)
+    }
+
+    /// A walker of the page tables that were asked for.
+    pub(super) fn walker(&self) -> anyhow::Result<Walker> {
+        let walker = if let Some((cr3, levels)) = self.cr3 {
+            Walker::new(cr3, levels)
+        } else if self.registers.is_empty() {
+            return Err(BadInput(
+                "a memory file has no registers: say --cr3 ADDRESS (and --la57 for 5 levels)".into(),
+            )
+            .into());
+        } else {
+            let Some(cpu) = self.registers.iter().find(|cpu| cpu.index == self.vcpu) else {
+                let count = self.registers.len();
+                return Err(BadInput(format!("no cpu {}: the guest has {count}", self.vcpu)).into());
+            };
+            Walker::from_registers(cpu).with_context(|| {
+                format!("cpu {} is not in long mode with paging: it has no page tables", self.vcpu)
+            })?
+        };
+        Ok(match self.root_gpa.and_then(|root| Guest::attach(self.memory(), root).ok()) {
+            Some(guest) => walker.with_phys_bits(guest.root().phys_bits),
+            None => walker,
+        })
+    }
+
+    /// Reads something that a running guest may change meanwhile: if it fails, again with the guest
+    /// paused.
+    pub(super) fn read<T>(&mut self, read: impl Fn(&Source) -> anyhow::Result<T>) -> anyhow::Result<T> {
+        match read(self) {
+            Err(_) if self.client.is_some() => self.paused(read),
+            result => result,
+        }
+    }
+
+    /// Reads something with the guest standing still.
+    pub(super) fn paused<T>(&mut self, read: impl Fn(&Source) -> anyhow::Result<T>) -> anyhow::Result<T> {
+        let Some(client) = self.client.clone() else { return read(self) };
+        let running = client.info()?.state == VmState::Running;
+        if running {
+            client.pause()?;
+        }
+        let result = client.registers().map_err(anyhow::Error::from).and_then(|registers| {
+            self.registers = registers;
+            // The guest may have announced itself only now.
+            self.root_gpa = client.info()?.root_gpa;
+            read(self)
+        });
+        if running {
+            client.resume()?;
+        }
+        result
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_files_have_an_optional_address() {
+        assert_eq!(parse_mem("a/b.mem").expect("plain"), ("a/b.mem".into(), 0));
+        assert_eq!(parse_mem("b.mem@0x1_0000_0000").expect("hex"), ("b.mem".into(), 1 << 32));
+        assert!(parse_mem("b.mem@high").expect_err("word").to_string().contains("high"));
+    }
+}

@@ -1,0 +1,45 @@
+use clap::CommandFactory;
+
+use super::*;
+
+#[test]
+fn the_command_line_is_consistent() {
+    Cli::command().debug_assert();
+}
+
+fn parse(words: &str) -> Result<Cli, clap::Error> {
+    Cli::try_parse_from(words.split_whitespace())
+}
+
+#[test]
+fn sources_may_stand_before_or_after_the_view() {
+    for words in [
+        "memvisor inspect zones --vm lab --json",
+        "memvisor inspect --vm lab --json zones",
+        "memvisor inspect translate 0xffff888000000000 --vcpu 1",
+        "memvisor inspect pagetables --va 0x0..0xffff --mem a --mem b@0x1000 --cr3 0x2000 --la57",
+        "memvisor inspect page 0x100 --dump f",
+        "memvisor check --dump f --json",
+        "memvisor dump -o f --vm lab",
+        "memvisor list",
+        "memvisor run numa4 --paging 5 --boot pvh --memory 1G --cpus 3 --cmdline -x --dry-run --json --hold",
+        "memvisor completions zsh",
+    ] {
+        assert!(parse(words).is_ok(), "{words}: {:?}", parse(words).err());
+    }
+    for words in
+        ["memvisor inspect zones --vm a --dump b", "memvisor run --paging 6", "memvisor inspect page x"]
+    {
+        assert!(parse(words).is_err(), "{words}");
+    }
+}
+
+#[test]
+fn errors_have_their_exit_codes() {
+    assert_eq!(status_of(&RunError::NoLa57.into()), ExitStatus::BadInput);
+    assert_eq!(status_of(&BadInput("x".into()).into()), ExitStatus::BadInput);
+    assert_eq!(status_of(&RunError::Open(crate::vcpu::KvmOpenError::Missing).into()), ExitStatus::NoKvm);
+    assert_eq!(status_of(&anyhow::anyhow!("x")), ExitStatus::Error);
+    let pipe = anyhow::Error::from(io::Error::from(io::ErrorKind::BrokenPipe)).context("print");
+    assert!(is_broken_pipe(&pipe));
+}
