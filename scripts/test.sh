@@ -9,7 +9,7 @@ cd "$(dirname "$0")/.."
 readonly LOGS=$TARGET/test
 readonly MEMVISOR=$TARGET/release/memvisor
 # What `memvisor test` exits with when no case could run (vmm/src/suite/mod.rs).
-readonly NOTHING_RAN=4
+readonly NOTHING_RAN=8
 
 mkdir -p "$LOGS"
 passed=0 failed=0 skipped=0
@@ -67,9 +67,11 @@ suites() { # BED
     tally "$1" "$(count "$log" '^suites: ' passed)" "$(count "$log" '^suites: ' failed)" \
         "$(count "$log" '^suites: ' skipped)"
     mapfile -t -O ${#failures[@]} failures < <(grep -E '^FAIL ' "$log" | sed 's/^FAIL */'"$1"': /')
+    mapfile -t -O ${#unable[@]} unable < <(sed -n "s/^NOT RUN: /bed $1: /p" "$log")
     case $code in
     0) ;;
-    "$NOTHING_RAN") unable+=("bed $1: $(sed -n 's/^SKIP .*: //p' "$log" | sort | uniq -c | sort -rn | sed 's/^ *[0-9]* //' | head -n 1)") ;;
+    "$NOTHING_RAN") ;; # the reasons are in the list
+
     1) ;; # the failures are in the list
     *) failures+=("$1: memvisor test exited with $code") ;;
     esac

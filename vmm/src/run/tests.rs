@@ -193,7 +193,11 @@ fn tmp_kernel() {
     config.ram = vec![(0, 0x9f000), (1 << 20, 127 << 20)];
     config.facts.e820 =
         config.ram.iter().map(|&(addr, size)| memvisor_inspect::FactE820 { addr, size, kind: 1 }).collect();
-    config.facts.node_memory = config.ram.iter().map(|&(base, len)| memvisor_inspect::FactNodeMemory { node: 0, base, len }).collect();
+    config.facts.node_memory = config
+        .ram
+        .iter()
+        .map(|&(base, len)| memvisor_inspect::FactNodeMemory { node: 0, base, len })
+        .collect();
     config.rsdp = 0;
     config.console = ConsoleTarget::Stderr;
     if std::env::var("TMP_PVH").is_ok() {

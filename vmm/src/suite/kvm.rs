@@ -1,7 +1,6 @@
 //! Bed kvm: memvisor itself, as a process of its own, watched through its output and its control socket.
 //!
-//! `memvisor run --json` prints the guest's console and ends its standard output with one JSON document
-//! that has the audits of all checkpoints. With probes the guest is started with `--hold`: ended, but with its memory and
+//! `memvisor run --json` prints one JSON document with the guest's console and the audits of all checkpoints. With probes the guest is started with `--hold`: ended, but with its memory and
 //! registers kept, until the probes are done and ask for its end.
 
 use std::io::Read;
@@ -49,7 +48,7 @@ pub fn run(case: &Case, kernel: Option<&Path>, deadline: Instant) -> anyhow::Res
         let ended = process.wait(deadline);
         return process.observe(ended, case);
     }
-    let mut vm = HeldVm::start(case, kernel, deadline)?;
+    let vm = HeldVm::start(case, kernel, deadline)?;
     let mut probes = Vec::new();
     // A guest that did not come to a clean end has nothing to show to the probes; the run says why.
     if vm.held.is_some() {
@@ -270,6 +269,7 @@ fn arguments(setup: &KvmSetup, cmdline: &str) -> Vec<String> {
 /// What `memvisor run --json` says at its end, as far as it is used here.
 #[derive(Debug, Deserialize)]
 struct Document {
+    console: String,
     end: End,
     checkpoints: Vec<Checkpoint>,
 }
@@ -293,19 +293,19 @@ fn observed(
     messages: String,
     case: &Case,
 ) -> anyhow::Result<Observed> {
-    let (console, document) = split(output);
+    let document: Option<Document> = match output.trim() {
+        "" => None,
+        text => Some(serde_json::from_str(text).context("read what `memvisor run --json` printed")?),
+    };
     let mut observed = Observed {
         ended: Ended::Other(format!("no end within {} s", case.timeout.as_secs())),
-        console: console.to_owned(),
+        // Killed, it prints no document; the error output then has the console.
+        console: document.as_ref().map_or_else(|| messages.clone(), |document| document.console.clone()),
         messages,
         audits: Vec::new(),
         probes: Vec::new(),
         problems: Vec::new(),
     };
-    let document: Option<Document> = document
-        .map(serde_json::from_value)
-        .transpose()
-        .context("`memvisor run --json` ends with a document that cannot be read")?;
     if let Some(document) = &document {
         for point in &document.checkpoints {
             match (&point.audit, &point.no_audit) {
@@ -343,19 +343,6 @@ fn meaning(code: Option<i32>, document: Option<&Document>, audits: &[Audit]) -> 
     }
 }
 
-/// The console and the document at the end of the output. The document begins at the start of a line.
-fn split(output: &str) -> (&str, Option<Value>) {
-    let starts = output.match_indices('{').map(|(at, _)| at);
-    let lines = starts.filter(|&at| at == 0 || output.as_bytes().get(at - 1) == Some(&b'\n'));
-    for at in lines {
-        let (console, rest) = output.split_at(at);
-        if let Ok(document @ Value::Object(_)) = serde_json::from_str(rest) {
-            return (console, Some(document));
-        }
-    }
-    (output, None)
-}
-
 /// Reads a pipe to its end on a thread of its own, so that its writer never blocks.
 fn pump(mut pipe: impl Read + Send + 'static) -> JoinHandle<Vec<u8>> {
     std::thread::spawn(move || {
@@ -378,13 +365,13 @@ mod tests {
         parse("boot", text).unwrap().remove(0)
     }
 
-    fn end(code: i32, output: &str) -> Observed {
-        observed(Some(ExitedWith(Some(code))), output, "error: why".to_owned(), &case()).unwrap()
+    fn end(code: ExitStatus, output: &str) -> Observed {
+        observed(Some(ExitedWith(Some(code as i32))), output, "error: why".to_owned(), &case()).unwrap()
     }
 
-    const CLEAN: &str = "hello\n{ not json\n{\"end\": {\"kind\": \"exit\", \"code\": 0}, \"checkpoints\": [{\"name\": \"end\",\n\
-        \"no_audit\": null, \"audit\": {\"rules\": [{\"name\": \"owner.none\", \"findings\": 0, \"skipped\": null}],\n\
-        \"frames_audited\": 8, \"findings\": []}}]}\n";
+    const CLEAN: &str = r#"{"console": "hello\n", "end": {"kind": "exit", "code": 0}, "checkpoints": [{"name": "end",
+        "no_audit": null, "audit": {"rules": [{"name": "owner.none", "findings": 0, "skipped": null}],
+        "frames_audited": 8, "findings": []}}]}"#;
 
     #[test]
     fn flags_say_what_the_stanza_says() {
@@ -396,40 +383,46 @@ mod tests {
     }
 
     #[test]
-    fn the_document_is_told_from_the_console() {
-        let observed = end(0, CLEAN);
+    fn the_document_says_console_and_audits() {
+        let observed = end(ExitStatus::Clean, CLEAN);
         assert_eq!(observed.ended, Ended::Clean);
-        assert_eq!(observed.console, "hello\n{ not json\n");
+        assert_eq!(observed.console, "hello\n");
         assert_eq!((observed.audits[0].rules, observed.audits[0].frames), (1, 8));
     }
 
     #[test]
     fn an_exit_code_that_the_document_contradicts_is_not_clean() {
-        assert!(matches!(end(4, CLEAN).ended, Ended::Other(_)));
+        assert!(matches!(end(ExitStatus::Findings, CLEAN).ended, Ended::Other(_)));
         let findings = CLEAN.replace("\"findings\": 0", "\"findings\": 3");
-        assert!(matches!(end(0, &findings).ended, Ended::Other(_)));
-        assert_eq!(end(4, &findings).ended, Ended::Clean);
+        assert!(matches!(end(ExitStatus::Clean, &findings).ended, Ended::Other(_)));
+        assert_eq!(end(ExitStatus::Findings, &findings).ended, Ended::Clean);
     }
 
     #[test]
     fn a_refusal_needs_no_document() {
-        assert_eq!(end(2, "").ended, Ended::Refused);
-        assert!(matches!(end(0, "hello").ended, Ended::Other(_)));
+        assert_eq!(end(ExitStatus::BadInput, "").ended, Ended::Refused);
+        assert!(matches!(end(ExitStatus::Clean, "").ended, Ended::Other(_)));
         let killed = observed(Some(ExitedWith(None)), CLEAN, String::new(), &case()).unwrap();
         assert!(matches!(killed.ended, Ended::Other(_)));
-        let late = observed(None, "hello", String::new(), &case()).unwrap();
+        let late = observed(None, "", "hello".to_owned(), &case()).unwrap();
+        assert_eq!(late.console, "hello");
         assert!(matches!(late.ended, Ended::Other(text) if text.contains("180 s")));
+        assert!(observed(Some(ExitedWith(Some(0))), "no json", String::new(), &case()).is_err());
     }
 
     #[test]
     fn a_guest_that_gave_up_is_named() {
         let panicked = CLEAN.replace("\"code\": 0", "\"code\": 101");
-        assert_eq!(end(5, &panicked).ended, Ended::Guest(101, "the guest kernel panicked"));
+        assert_eq!(
+            end(ExitStatus::GuestFailed, &panicked).ended,
+            Ended::Guest(101, "the guest kernel panicked")
+        );
     }
 
     #[test]
     fn a_checkpoint_without_an_audit_is_a_problem() {
-        let none = "{\"end\":{\"kind\":\"power_off\"},\"checkpoints\":[{\"name\":\"smp\",\"audit\":null,\"no_audit\":\"off\"}]}";
-        assert!(end(0, none).problems[0].contains("smp: off"));
+        let none = r#"{"console": "", "end": {"kind": "power_off"},
+            "checkpoints": [{"name": "smp", "audit": null, "no_audit": "off"}]}"#;
+        assert!(end(ExitStatus::Clean, none).problems[0].contains("smp: off"));
     }
 }

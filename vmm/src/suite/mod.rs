@@ -34,8 +34,9 @@ use report::ReportFile;
 use shard::{Found, Shard};
 use show::Show;
 
-/// Exit code when no case failed because none could run.
-pub const EXIT_NOTHING_RAN: u8 = 4;
+/// Exit code when no case failed because none could run; the numbers below are
+/// [`crate::run::ExitStatus`].
+pub const EXIT_NOTHING_RAN: u8 = 8;
 
 /// Arguments of `memvisor test`.
 #[derive(Clone, Debug, clap::Args)]
