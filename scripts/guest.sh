@@ -17,8 +17,12 @@ readonly PRODUCTS=$OUT/$GUEST_TRIPLE/guest
 . "$TARGET/guest-toolchain.env"
 
 # Flags meant for the host (sanitizers, target-cpu) must not reach ring 0.
-unset RUSTFLAGS CARGO_ENCODED_RUSTFLAGS CARGO_BUILD_RUSTFLAGS CARGO_BUILD_TARGET
+unset CARGO_ENCODED_RUSTFLAGS CARGO_BUILD_RUSTFLAGS CARGO_BUILD_TARGET
 export CARGO_TARGET_DIR=$OUT
+# Both toolchains link with GNU ld: the linker script is written for it.
+export RUSTFLAGS="-Clinker=ld -Clinker-flavor=ld"
+# The kernel's first page tables map it as one block, which ld warns about since binutils 2.39.
+ld --help | grep -q no-warn-rwx-segments && RUSTFLAGS+=" -Clink-arg=--no-warn-rwx-segments"
 case $GUEST_TOOLCHAIN in
 rustup)
     cargo=cargo
@@ -27,7 +31,7 @@ rustup)
 source)
     # cargo finds rustc, and clippy its driver, through PATH.
     cargo=/usr/bin/cargo
-    export PATH=/usr/bin:$PATH RUSTC_BOOTSTRAP=1 RUSTFLAGS="-Clinker=ld -Clinker-flavor=ld"
+    export PATH=/usr/bin:$PATH RUSTC_BOOTSTRAP=1
     flags=(-Zbuild-std=core,alloc,compiler_builtins -Zbuild-std-features=compiler-builtins-mem)
     ;;
 *) die "$TARGET/guest-toolchain.env names no toolchain; run 'make setup'" ;;

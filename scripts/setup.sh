@@ -65,9 +65,9 @@ need_rust() {
 }
 
 need_linker() {
-    have cc && return
-    say "no C linker (cc), which cargo needs for host programs"
-    apt_install gcc libc6-dev || die "install a C linker: $(by_hand gcc libc6-dev)"
+    have cc && have ld && return
+    say "no C linker (cc, for host programs) or no GNU ld (for the guest)"
+    apt_install gcc libc6-dev binutils || die "install a C linker: $(by_hand gcc libc6-dev binutils)"
 }
 
 target_installed() {
@@ -81,7 +81,7 @@ minor_of() {
 
 # A rustc outside of rustup with its library's source: what building core needs.
 source_installed() {
-    [ -x /usr/bin/cargo ] && [ -x /usr/bin/rustc ] && have ld || return 1
+    [ -x /usr/bin/cargo ] && [ -x /usr/bin/rustc ] || return 1
     [ "$(minor_of /usr/bin/rustc)" -ge $MIN_RUST ] || return 1
     [ -f "$(/usr/bin/rustc --print sysroot)/lib/rustlib/src/rust/library/core/src/lib.rs" ]
 }
@@ -94,7 +94,7 @@ rustup_add() {
     return 1
 }
 
-SOURCE_PACKAGES="rustc-web cargo-web rust-web-src rust-web-clippy binutils"
+SOURCE_PACKAGES="rustc-web cargo-web rust-web-src rust-web-clippy"
 
 source_add() {
     say "taking the distribution's compiler with the library's source instead"

@@ -71,7 +71,6 @@ suites() { # BED
     case $code in
     0) ;;
     "$NOTHING_RAN") ;; # the reasons are in the list
-
     1) ;; # the failures are in the list
     *) failures+=("$1: memvisor test exited with $code") ;;
     esac

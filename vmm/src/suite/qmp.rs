@@ -104,7 +104,10 @@ impl Qmp {
             let answer = self.monitor(&command)?;
             match read_registers(index, &answer) {
                 Some(registers) => all.push(registers),
-                None => return Err(QmpError::Answer { command, answer }),
+                None => {
+                    let answer = answer.lines().take(3).collect::<Vec<_>>().join(" / ");
+                    return Err(QmpError::Answer { command, answer });
+                }
             }
         }
         // `gva2gpa` means the CPU that was chosen last.
@@ -155,14 +158,14 @@ fn parse_hex(text: &str) -> Option<u64> {
 
 /// Reads `NAME=HEX` words out of `info registers`. Segment lines are `CS =0008 base limit flags`.
 fn read_registers(index: u32, text: &str) -> Option<CpuRegisters> {
+    // "DS" also stands among the flags of other segments, so an occurrence counts only with its value.
     let word = |name: &str| {
-        let at = text.match_indices(name).find(|(at, _)| {
-            let before = text.get(..*at).and_then(|head| head.chars().next_back());
-            let after = text.get(at + name.len()..).and_then(|tail| tail.chars().next());
-            before.is_none_or(|c| !c.is_ascii_alphanumeric()) && matches!(after, Some('=' | ' '))
-        })?;
-        let rest = text.get(at.0 + name.len()..)?.trim_start().strip_prefix('=')?;
-        rest.split_whitespace().next().and_then(parse_hex)
+        text.match_indices(name).find_map(|(at, _)| {
+            let before = text.get(..at)?.chars().next_back();
+            let rest = text.get(at + name.len()..)?.trim_start_matches(' ').strip_prefix('=')?;
+            let alone = before.is_none_or(|c| !c.is_ascii_alphanumeric());
+            rest.split_whitespace().next().filter(|_| alone).and_then(parse_hex)
+        })
     };
     let base = |name: &str| {
         let line = text.lines().find(|line| line.starts_with(name))?;

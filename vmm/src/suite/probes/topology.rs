@@ -16,12 +16,13 @@ pub fn probe(held: &mut Held<'_>) -> anyhow::Result<Outcome> {
     compare_e820(facts, &guest.e820_raw()?, &mut problems);
 
     let believed = guest.memblock_memory()?;
+    let believed = merged(believed.iter().filter_map(whole_frames).collect());
     let expected = memory_by_node(facts, &guest.e820()?);
-    if merged(believed.iter().map(|region| (region.base, end(region), region.node)).collect()) != expected {
+    if believed != expected {
         problems.push(format!(
             "memory by node: built {}, the guest says {}",
             list(&expected),
-            list(&merged(believed.iter().map(|region| (region.base, end(region), region.node)).collect()))
+            list(&believed)
         ));
     }
 
@@ -73,8 +74,11 @@ fn compare_e820(facts: &Facts, raw: &[E820Entry], problems: &mut Vec<String>) {
 /// A range of bytes and its node.
 type Part = (u64, u64, u32);
 
-const fn end(region: &MemblockRegion) -> u64 {
-    region.base.saturating_add(region.size)
+/// A region without the parts of frames at its ends; `None` if nothing remains.
+fn whole_frames(region: &MemblockRegion) -> Option<Part> {
+    let first = region.base.checked_next_multiple_of(PAGE_SIZE)?;
+    let last = region.base.saturating_add(region.size) / PAGE_SIZE * PAGE_SIZE;
+    (first < last).then_some((first, last, region.node))
 }
 
 /// The built ranges of each node, as far as they are whole frames of RAM. Which addresses are RAM the audit
