@@ -5,7 +5,7 @@ use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use memvisor_abi::{CpuState, PageKind};
 use mm_core::{PAGE_SIZE, PhysAddr, PhysMem, VirtAddr};
 use mm_memblock::{AllocRange, Direction};
-use mm_pgtable::{LeafSize, PageTable, Prot};
+use mm_pgtable::{LeafSize, PageTable, Prot, layout};
 
 use crate::arch::{apic, cpu, percpu, regs, trap};
 use crate::mm::layout::{levels, percpu_area};
@@ -74,6 +74,11 @@ pub fn start_others() {
         for number in 1..count {
             start(number, page);
         }
+    }
+    if page != 0 {
+        // The identity tree keeps the page executable, so no other mapping may write it.
+        let alias = layout::phys_to_virt(levels(), PhysAddr::new(page)).expect("below 1 MiB");
+        paging::protect_kernel(alias, PAGE_SIZE, Prot::KERNEL_RO);
     }
     println!("smp: Brought up {} node(s), {} CPU(s)", page_alloc::nr_nodes(), ONLINE.load(Ordering::Relaxed));
 }

@@ -88,8 +88,8 @@ pub(crate) struct Paging {
 }
 
 impl Paging {
-    /// Walks the kernel's tables, the user half of every address space, kernel entries of address
-    /// spaces that differ from the kernel's, and whatever else a CPU has in CR3.
+    /// Walks the kernel's tables, the lower half of every address space and of every extra tree, kernel
+    /// entries of those that differ from the kernel's, and whatever else a CPU has in CR3.
     pub fn of_guest(context: &Context<'_>) -> Paging {
         let levels = context.guest.levels();
         let nx = context.registers.iter().all(|cpu| cpu.efer & CpuRegisters::EFER_NXE != 0);
@@ -100,17 +100,18 @@ impl Paging {
         let mut paging = Paging { levels: Some(levels), ..Paging::default() };
         paging.gather(context.source, &walker(init), Span::ALL);
         paging.roots.insert(init);
-        for space in &context.spaces {
-            if paging.roots.insert(space.pgd_pfn) {
-                paging.gather(context.source, &walker(space.pgd_pfn), user_half(levels));
-                for slot in differing_slots(context.source, init, space.pgd_pfn) {
-                    paging.gather(context.source, &walker(space.pgd_pfn), slot_span(levels, slot));
+        let spaces = context.spaces.iter().map(|space| space.pgd_pfn);
+        for pgd in spaces.chain(context.extra_tables.iter().copied()) {
+            if paging.roots.insert(pgd) {
+                paging.gather(context.source, &walker(pgd), user_half(levels));
+                for slot in differing_slots(context.source, init, pgd) {
+                    paging.gather(context.source, &walker(pgd), slot_span(levels, slot));
                 }
             }
         }
         let known = paging.roots.clone();
         for pfn in cr3_frames(context.registers) {
-            if !known.contains(&pfn) && !context.extra_tables.contains(&pfn) {
+            if !known.contains(&pfn) {
                 paging.gather(context.source, &walker(pfn), Span::ALL);
             }
         }
