@@ -216,7 +216,7 @@ impl MutEventSubscriber for Clock {
         if let Err(errno) = self.timer.wait() {
             tracing::warn!("timer: {errno}");
         }
-        self.vm.console().flush_line();
+        self.vm.flush_console();
         if self.deadline.is_some_and(|deadline| Instant::now() >= deadline) {
             self.deadline = None;
             let seconds = self.limit.unwrap_or_default().as_secs();

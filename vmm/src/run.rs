@@ -211,7 +211,7 @@ pub fn conduct(
     let end = loop {
         let event = match events.recv_timeout(CONSOLE_CHECK) {
             Ok(event) => event,
-            Err(RecvTimeoutError::Timeout) if vm.console().stream_closed() => {
+            Err(RecvTimeoutError::Timeout) if vm.console_closed() => {
                 break End::Stopped { by: "the reader of its console, which went away,".into() };
             }
             Err(RecvTimeoutError::Timeout) => continue,

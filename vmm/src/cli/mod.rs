@@ -18,6 +18,7 @@ use std::{io, process::ExitCode};
 use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::{
+    control::{ClientError, SocketError},
     machine::MachineError,
     run::{ExitStatus, RunError},
     suite::{self, TestArgs},
@@ -134,7 +135,9 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
 fn status_of(error: &anyhow::Error) -> ExitStatus {
     if let Some(error) = error.downcast_ref::<RunError>() {
         error.status()
-    } else if error.is::<MachineError>() || error.is::<BadInput>() {
+    } else if let Some(ClientError::Name(_)) = error.downcast_ref() {
+        ExitStatus::BadInput
+    } else if error.is::<MachineError>() || error.is::<BadInput>() || error.is::<SocketError>() {
         ExitStatus::BadInput
     } else {
         ExitStatus::Error

@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::out;
 use crate::{
-    control::Claim,
+    control::{Claim, SocketError},
     devices::ConsoleTarget,
     event_loop::{EventLoop, LoopConfig},
     machine::{self, Boot, Overrides, Paging, Size},
@@ -170,9 +170,10 @@ pub(super) fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
         IrqchipArg::Split => Irqchip::Split,
         IrqchipArg::Full => Irqchip::Full,
     };
+    let claim = Arc::new(claim(&config.name, args.name.is_some())?);
+    claim.name().clone_into(&mut config.name);
     let (vm, sender, events) = Vm::build(&config)?;
     let vm = Arc::new(vm);
-    let claim = Arc::new(Claim::new(&vm.name)?);
     if !args.json {
         out::text(&description)?;
         out::text(&started(&vm, &config, &claim))?;
@@ -221,6 +222,18 @@ pub(super) fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
     }
     printed?;
     Ok(ExitCode::from(status as u8))
+}
+
+/// The name that was asked for; without a wish NAME, NAME-2, NAME-3 and so on, whichever is free.
+fn claim(name: &str, wished: bool) -> Result<Claim, SocketError> {
+    let mut result = Claim::new(name);
+    for number in 2..100 {
+        match result {
+            Err(SocketError::Taken(_)) if !wished => result = Claim::new(&format!("{name}-{number}")),
+            _ => break,
+        }
+    }
+    result
 }
 
 fn started(vm: &Vm, config: &VmConfig, claim: &Claim) -> String {

@@ -53,6 +53,9 @@ pub struct Stats {
     pub vcpus: Vec<VcpuStats>,
     /// Port and MMIO accesses that no device answered.
     pub unclaimed_accesses: u64,
+    /// KVM's own counters of the VM (`pages_4k`, `mmu_*`, ...); empty where KVM has none.
+    #[serde(default)]
+    pub kvm: BTreeMap<String, u64>,
 }
 
 /// Statistics of a vCPU.

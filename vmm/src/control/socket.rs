@@ -79,6 +79,7 @@ pub fn socket_path(name: &str) -> Result<PathBuf, SocketError> {
 /// A name that this process owns, and its socket. Dropping it gives both up.
 #[derive(Debug)]
 pub struct Claim {
+    name: String,
     listener: UnixListener,
     socket: PathBuf,
     lock_path: PathBuf,
@@ -117,7 +118,12 @@ impl Claim {
         let listener = UnixListener::bind(&socket)
             .and_then(|listener| listener.set_nonblocking(true).map(|()| listener))
             .map_err(|source| SocketError::Host { step: "listen on", path: socket.clone(), source })?;
-        Ok(Claim { listener, socket, lock_path, _lock: lock })
+        Ok(Claim { name: name.to_owned(), listener, socket, lock_path, _lock: lock })
+    }
+
+    /// The name.
+    pub fn name(&self) -> &str {
+        &self.name
     }
 
     /// The listening socket; it does not block.

@@ -140,8 +140,8 @@ pub enum Problem {
     AllLegacyHole(Shown),
     #[error("RAM at {range} is past {bits} physical address bits; end it at {:#x} or below{}", 1_u64 << .bits, if *.bits == layout::PHYS_BITS_4_LEVEL { ", or ask for 5 levels, which reach 52 bits" } else { "" })]
     PastPhysBits { range: Shown, bits: u32 },
-    #[error("{0} bytes at {1:#x} go past 2^64; make the range smaller")]
-    Wraps(u64, u64),
+    #[error("{len} from {base:#x} on go past 2^64; make it smaller")]
+    Wraps { base: u64, len: Size },
     #[error("RAM at {0} belongs to no node; add it to a node's memory, or make the entry another type")]
     RamWithoutNode(Shown),
     #[error("the E820 map leaves none of this range as RAM; add an entry of type \"usable\" that covers it")]

@@ -6,12 +6,15 @@
 
 pub mod acpi;
 mod describe;
+mod draft;
 mod e820;
 mod error;
 mod file;
+mod flags;
 pub mod layout;
 mod library;
 mod model;
+mod place;
 mod resolve;
 mod size;
 

@@ -286,3 +286,32 @@ pub struct Overrides {
     /// `--name`.
     pub name: Option<String>,
 }
+
+impl HmatKind {
+    /// Whether figures are nanoseconds; else they are MB/s.
+    pub const fn is_latency(self) -> bool {
+        matches!(self, HmatKind::AccessLatency | HmatKind::ReadLatency | HmatKind::WriteLatency)
+    }
+
+    /// The largest figure. Linux computes entry * base unit in 32 bits, and the base unit of latencies is
+    /// picoseconds (drivers/acpi/numa/hmat.c, `hmat_normalize`).
+    pub(super) const fn largest_figure(self) -> u32 {
+        if self.is_latency() { u32::MAX / 1000 } else { u32::MAX - 1 }
+    }
+}
+
+impl HmatMatrix {
+    /// An entry of 16 bits that says "unreachable"; figures stay below.
+    pub(super) const UNREACHABLE: u16 = 0xffff;
+
+    /// The largest unit, in the figures' own, of which every figure is a multiple.
+    pub(super) fn unit(&self) -> u64 {
+        let gcd = |mut a: u64, mut b: u64| {
+            while b != 0 {
+                (a, b) = (b, a % b);
+            }
+            a
+        };
+        self.figures.iter().flatten().fold(0, |unit, figure| gcd(unit, u64::from(*figure)))
+    }
+}

@@ -104,6 +104,9 @@ fn a_triple_fault_is_reported_with_registers_and_bytes() {
     assert!(failure.reason.contains("triple fault"), "{failure}");
     let registers = failure.registers.as_ref().expect("readable");
     assert_eq!(registers.gpr[1], 0x5eed, "{failure}");
+    assert_eq!(failure.instruction.first_chunk(), Some(&[0x0f, 0x0b]), "{failure}");
+    let walk = failure.walk.as_ref().and_then(|walk| walk.mapped()).expect("mapped");
+    assert_eq!((walk.gpa, failure.rip_gpa), (CODE + 5, Some(CODE + 5)), "{failure}");
     assert_eq!(outcome.status(), ExitStatus::GuestFailed);
 }
 
@@ -182,6 +185,46 @@ fn a_busy_guest_pauses_resumes_and_quits() {
         assert_eq!(outcome.status(), ExitStatus::Stopped);
     });
     assert_eq!(vm.state(), VmState::Held);
+}
+
+#[test]
+fn the_full_interrupt_controller_can_be_had() {
+    if !has_kvm() {
+        return;
+    }
+    let code = [print("full\n"), exit_with(0)].concat();
+    let config = VmConfig { irqchip: Irqchip::Full, ..config_of(&ElfBuilder::new(CODE, &code)) };
+    let (outcome, text) = run(&config);
+    assert_eq!(
+        (text.as_str(), outcome.status()),
+        ("full\n", ExitStatus::Clean),
+        "{}",
+        outcome.end.describe()
+    );
+}
+
+#[test]
+fn cpus_that_wait_for_their_start_can_be_held_and_read() {
+    use memvisor_inspect::FactCpu;
+    if !has_kvm() {
+        return;
+    }
+    let mut config = config_of(&ElfBuilder::new(CODE, &[0xeb, 0xfe]));
+    config.facts.cpus = (0..3).map(|apic_id| FactCpu { apic_id, node: 0 }).collect();
+    let (vm, sender, events) = Vm::build(&config).expect("a plain machine");
+    let vm = &vm;
+    std::thread::scope(|scope| {
+        let runner = scope.spawn(move || conduct(vm, &events, AtEnd::Return, |_| ()));
+        for _ in 0..20 {
+            vm.pause();
+            let registers = vm.registers().expect("alive");
+            assert_eq!(registers.iter().map(|cpu| cpu.index).collect::<Vec<_>>(), [0, 1, 2]);
+            assert_eq!((registers[0].rip, registers[1].levels()), (CODE, None));
+            vm.resume();
+        }
+        sender.send(RunEvent::Quit("the test".into())).expect("conductor listens");
+        runner.join().expect("no panic");
+    });
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::{
     os::fd::OwnedFd,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU8, Ordering},
+        atomic::{AtomicBool, Ordering},
         mpsc::{self, Receiver, Sender},
     },
     time::{Duration, Instant},
@@ -29,8 +29,8 @@ use crate::{
     machine::{Paging, layout},
     memory::{Memory, SlotInfo},
     vcpu::{
-        Features, Hold, HostOffer, SharedBus, State, Vcpu, VcpuError, build_cpuid, install_kick_handler,
-        open_kvm, set_boot_registers,
+        Features, Hold, HostOffer, KvmStats, SharedBus, State, Vcpu, VcpuError, build_cpuid,
+        install_kick_handler, open_kvm, set_boot_registers,
     },
 };
 
@@ -47,16 +47,15 @@ pub enum Irqchip {
 /// State of a guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-#[repr(u8)]
 pub enum VmState {
     /// Built, not started.
-    Created = 0,
+    Created,
     /// vCPUs run.
-    Running = 1,
+    Running,
     /// A person paused it.
-    Paused = 2,
+    Paused,
     /// It has ended; memory and registers are kept for readers (`--hold`).
-    Held = 3,
+    Held,
 }
 
 /// A guest.
@@ -74,12 +73,15 @@ pub struct Vm {
     pub audit: AuditMode,
     console: Arc<Mutex<Console>>,
     serial: Arc<Mutex<SerialPort>>,
-    started: Instant,
+    built: Instant,
     bus: Arc<SharedBus>,
-    state: AtomicU8,
+    started: AtomicBool,
+    paused: AtomicBool,
+    ended: AtomicBool,
     // Dropped in this order: threads, the VM, its memory (see `Memory::attach`).
     vcpus: Vec<Vcpu>,
-    vm: VmFd,
+    stats: Option<KvmStats>,
+    _vm: VmFd,
     memory: Arc<Memory>,
 }
 
@@ -132,6 +134,8 @@ impl Vm {
             let report = Box::new(move |event| events.send(RunEvent::Vcpu(event)).is_ok());
             vcpus.push(Vcpu::spawn(index, fd, memory.clone(), bus.clone(), report)?);
         }
+        let stats =
+            KvmStats::open(&vm).inspect_err(|error| tracing::info!("no KVM statistics: {error}")).ok();
         let facts = Facts { levels, cmdline, ..config.facts.clone() };
         let vm = Vm {
             name: config.name.clone(),
@@ -141,11 +145,14 @@ impl Vm {
             audit: config.audit,
             console,
             serial,
-            started: Instant::now(),
+            built: Instant::now(),
             bus,
-            state: AtomicU8::new(VmState::Created as u8),
+            started: AtomicBool::new(false),
+            paused: AtomicBool::new(false),
+            ended: AtomicBool::new(false),
             vcpus,
-            vm,
+            stats,
+            _vm: vm,
             memory,
         };
         Ok((vm, sender, receiver))
@@ -174,9 +181,11 @@ impl Vm {
         &self.vcpus
     }
 
-    /// The VM's KVM file descriptor.
-    pub fn kvm(&self) -> &VmFd {
-        &self.vm
+    /// KVM's own counters; empty where it has none.
+    pub fn kvm_stats(&self) -> Vec<(String, u64)> {
+        let read =
+            |stats: &KvmStats| stats.read().inspect_err(|error| tracing::warn!("KVM statistics: {error}"));
+        self.stats.as_ref().and_then(|stats| read(stats).ok()).unwrap_or_default()
     }
 
     /// Accesses that no device answered.
@@ -189,48 +198,64 @@ impl Vm {
         self.console.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Whether the reader of the console went away. Does not wait for one that is only slow.
+    pub fn console_closed(&self) -> bool {
+        self.console.try_lock().is_ok_and(|console| console.stream_closed())
+    }
+
+    /// Shows what the guest has not ended with a newline yet, unless output is stuck.
+    pub fn flush_console(&self) {
+        if let Ok(mut console) = self.console.try_lock() {
+            console.flush_line();
+        }
+    }
+
     /// Input for the guest's serial port.
     pub fn type_bytes(&self, bytes: &[u8]) {
         self.serial.lock().unwrap_or_else(PoisonError::into_inner).type_bytes(bytes);
     }
 
-    /// State now.
+    /// State now. A guest may be paused before it starts; one that has ended stays so.
     pub fn state(&self) -> VmState {
-        match self.state.load(Ordering::Acquire) {
-            0 => VmState::Created,
-            1 => VmState::Running,
-            2 => VmState::Paused,
-            _ => VmState::Held,
+        let is = |flag: &AtomicBool| flag.load(Ordering::Acquire);
+        if is(&self.ended) {
+            VmState::Held
+        } else if is(&self.paused) {
+            VmState::Paused
+        } else if is(&self.started) {
+            VmState::Running
+        } else {
+            VmState::Created
         }
     }
 
     /// Time since it was built.
     pub fn uptime(&self) -> Duration {
-        self.started.elapsed()
+        self.built.elapsed()
     }
 
     /// Lets the vCPUs go.
     pub fn start(&self) {
-        self.state.store(VmState::Running as u8, Ordering::Release);
+        self.started.store(true, Ordering::Release);
         self.vcpus.iter().for_each(|vcpu| vcpu.release(Hold::Created));
     }
 
-    /// Pauses the guest; returns when it stands still. An ended guest stays held.
+    /// Pauses the guest; returns when it stands still.
     pub fn pause(&self) {
         self.vcpus.iter().for_each(|vcpu| vcpu.hold(Hold::User));
-        self.change_state(VmState::Running, VmState::Paused);
+        self.paused.store(true, Ordering::Release);
     }
 
     /// Ends a pause.
     pub fn resume(&self) {
-        self.change_state(VmState::Paused, VmState::Running);
+        self.paused.store(false, Ordering::Release);
         self.vcpus.iter().for_each(|vcpu| vcpu.release(Hold::User));
     }
 
     /// Stops the guest where it is and keeps it for readers.
     pub fn end(&self) {
         self.vcpus.iter().for_each(|vcpu| vcpu.hold(Hold::Ended));
-        self.state.store(VmState::Held as u8, Ordering::Release);
+        self.ended.store(true, Ordering::Release);
     }
 
     /// Registers of all vCPUs, by index.
@@ -244,11 +269,6 @@ impl Vm {
     /// Whether a vCPU is in the middle of running.
     pub fn is_running(&self) -> bool {
         self.vcpus.iter().any(|vcpu| vcpu.state() == State::Running)
-    }
-
-    fn change_state(&self, from: VmState, to: VmState) {
-        // A failed exchange means that the guest ended meanwhile, which wins.
-        let _ = self.state.compare_exchange(from as u8, to as u8, Ordering::AcqRel, Ordering::Acquire);
     }
 
     pub(super) fn set_status(&self, status: Status) {

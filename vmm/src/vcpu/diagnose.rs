@@ -6,7 +6,7 @@ use kvm_bindings::{
     KVM_INTERNAL_ERROR_DELIVERY_EV, KVM_INTERNAL_ERROR_EMULATION, KVM_INTERNAL_ERROR_SIMUL_EX,
 };
 use kvm_ioctls::VcpuFd;
-use memvisor_inspect::{CpuRegisters, MemorySource};
+use memvisor_inspect::{CpuRegisters, MemorySource, Translation, Walker, views::TranslateView};
 use serde::Serialize;
 
 use super::read_registers;
@@ -27,6 +27,8 @@ pub struct Failure {
     pub rip_gpa: Option<u64>,
     /// Bytes at RIP.
     pub instruction: Vec<u8>,
+    /// Our own walk of RIP; `None` without paging.
+    pub walk: Option<Translation>,
 }
 
 /// Longest x86 instruction, bytes.
@@ -57,7 +59,10 @@ impl Failure {
                 None => break,
             }
         }
-        Failure { cpu, reason, guest_fault, registers, rip_gpa, instruction }
+        let walk = registers
+            .as_ref()
+            .and_then(|registers| Some(Walker::from_registers(registers)?.translate(memory, registers.rip)));
+        Failure { cpu, reason, guest_fault, registers, rip_gpa, instruction, walk }
     }
 
     /// The words for a KVM_INTERNAL_ERROR_* number.
@@ -96,6 +101,10 @@ impl fmt::Display for Failure {
             "\n  cr0 {:#x} cr2 {:#x} cr3 {:#x} cr4 {:#x} efer {:#x}",
             r.cr0, r.cr2, r.cr3, r.cr4, r.efer
         )?;
-        write!(f, " rflags {:#x} cs {:#x} ss {:#x}", r.rflags, r.selectors[0], r.selectors[5])
+        write!(f, " rflags {:#x} cs {:#x} ss {:#x}", r.rflags, r.selectors[0], r.selectors[5])?;
+        match &self.walk {
+            Some(walk) => write!(f, "\n{}", TranslateView::new(walk.clone(), None).to_string().trim_end()),
+            None => Ok(()),
+        }
     }
 }

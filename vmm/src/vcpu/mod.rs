@@ -4,12 +4,14 @@ mod cpuid;
 mod diagnose;
 mod probe;
 mod regs;
+mod stats;
 mod thread;
 
 pub use cpuid::{Features, build_cpuid};
 pub use diagnose::Failure;
 pub use probe::{HostOffer, KvmOpenError, open_kvm};
 pub use regs::{read_registers, set_boot_registers};
+pub use stats::KvmStats;
 pub use thread::{
     ExitCounts, Hold, Report, SharedBus, State, Translation, Vcpu, VcpuError, VcpuEvent, install_kick_handler,
 };
