@@ -7,6 +7,5 @@ fn main() {
         let dir = std::env::var("CARGO_MANIFEST_DIR").expect("cargo sets CARGO_MANIFEST_DIR");
         println!("cargo::rustc-link-arg=-T{dir}/kernel.ld");
         println!("cargo::rustc-link-arg=-zmax-page-size=4096");
-        println!("cargo::rustc-link-arg=--no-warn-rwx-segments");
     }
 }

@@ -8,4 +8,5 @@ pub mod loader;
 pub mod machine;
 pub mod memory;
 pub mod run;
+pub mod suite;
 pub mod vcpu;

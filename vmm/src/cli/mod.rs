@@ -21,6 +21,7 @@ use crate::{
     control::{ClientError, SocketError},
     machine::MachineError,
     run::{ExitStatus, RunError},
+    suite::{self, TestArgs},
 };
 
 pub use out::BadInput;
@@ -41,6 +42,7 @@ Exit codes:
   5  the guest failed: panic, failed test, triple fault, reset
   6  KVM or memvisor failed
   7  stopped from outside before the guest ended
+  8  `test`: no case failed because none could run
 
 Messages of memvisor itself: MEMVISOR_LOG=info (or debug, trace).";
 
@@ -63,6 +65,8 @@ enum Command {
     Check(check::CheckArgs),
     /// Write a running guest's memory and registers to an ELF core file
     Dump(dump::DumpArgs),
+    /// Run suites of cases on the beds that this machine has
+    Test(TestArgs),
     /// List running guests
     #[command(visible_alias = "list")]
     Vms(list::VmsArgs),
@@ -108,6 +112,7 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
         Command::Inspect(args) => inspect::run(&args),
         Command::Check(args) => check::run(&args),
         Command::Dump(args) => dump::run(&args),
+        Command::Test(args) => suite::run(args),
         Command::Vms(args) => list::vms(&args),
         Command::Machines(args) => list::machines(&args),
         Command::Completions { shell } => {

@@ -1,0 +1,56 @@
+# The one way in: every verb that CI runs and the README names is here. `make help` lists them.
+#
+# Variables: MACHINE (name or file for `make run`), ARGS (appended to the command of run and test-*),
+# CARGO_TARGET_DIR (default ./target), GUEST_TOOLCHAIN (rustup|source, see scripts/setup.sh).
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+TARGET := $(abspath $(or $(CARGO_TARGET_DIR),target))
+MEMVISOR := $(TARGET)/release/memvisor
+GUEST := $(TARGET)/images/memvisor-guest.elf
+MACHINE ?= default
+ARGS ?=
+
+# Read by vmm's build script, which embeds the image.
+export MEMVISOR_GUEST := $(GUEST)
+
+.PHONY: help setup guest build run test test-host test-kvm test-qemu lint ci clean
+
+help: ## list these verbs
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: ## install what building and testing need; quick when all is there
+	@scripts/setup.sh all
+
+guest: ## build the guest kernel with its ring-3 program
+	@scripts/setup.sh build
+	@scripts/guest.sh build
+
+build: guest ## build memvisor, the guest inside: target/release/memvisor
+	cargo build --release -p memvisor
+
+run: build ## launch MACHINE (default: default) and audit it from outside
+	$(MEMVISOR) run $(MACHINE) $(ARGS)
+
+test: ## everything that CI tests, on every bed that this machine has
+	@scripts/test.sh host kvm qemu
+
+test-host: ## unit, property and documentation tests
+	@scripts/test.sh host
+
+test-kvm: ## suites on this machine's /dev/kvm
+	@scripts/test.sh kvm
+
+test-qemu: ## suites under QEMU's software CPU, 4 and 5 paging levels
+	@scripts/test.sh qemu
+
+lint: guest ## formatting and clippy of all crates; warnings are errors
+	@scripts/lint.sh
+
+ci: ## what CI runs: lint and test, all failures listed at the end
+	@.ci/run
+
+clean: ## remove everything that was built
+	cargo clean
+	rm -rf $(TARGET)/guest $(TARGET)/images $(TARGET)/test $(TARGET)/guest-toolchain.env

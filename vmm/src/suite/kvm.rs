@@ -1,0 +1,428 @@
+//! Bed kvm: memvisor itself, as a process of its own, watched through its output and its control socket.
+//!
+//! `memvisor run --json` prints one JSON document with the guest's console and the audits of all checkpoints. With probes the guest is started with `--hold`: ended, but with its memory and
+//! registers kept, until the probes are done and ask for its end.
+
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, anyhow, bail};
+use memvisor_abi::port::ExitCode;
+use memvisor_inspect::{CpuRegisters, Facts, MappedMemory};
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::bed::{Audit, Ended, Observed};
+use super::case::{Case, KvmSetup, Setup};
+use super::command::{Finished, memvisor, program};
+use super::outcome::Subcase;
+use super::outside::read_report;
+use super::probes::{Control, Held};
+use crate::control::Client;
+use crate::run::{ExitStatus, VmState};
+use crate::vcpu::open_kvm;
+
+/// How often a guest is asked whether it is held.
+const POLL: Duration = Duration::from_millis(50);
+/// How long a process may take to end after its guest did.
+const ENDING: Duration = Duration::from_secs(20);
+/// Output kept of a process; more is read and dropped.
+const OUTPUT_MAX: u64 = 64 << 20;
+
+/// Why this bed cannot be used here; `None` if it can.
+pub fn missing() -> Option<String> {
+    open_kvm().err().map(|error| error.to_string())
+}
+
+/// Runs a case; `kernel` instead of the bundled guest.
+///
+/// # Errors
+/// What kept memvisor from starting, or from being understood.
+pub fn run(case: &Case, kernel: Option<&Path>, deadline: Instant) -> anyhow::Result<Observed> {
+    if case.expect.probes.is_empty() {
+        let mut process = Process::start(case, kernel, &[])?;
+        let ended = process.wait(deadline);
+        return process.observe(ended, case);
+    }
+    let vm = HeldVm::start(case, kernel, deadline)?;
+    let mut probes = Vec::new();
+    // A guest that did not come to a clean end has nothing to show to the probes; the run says why.
+    if vm.held.is_some() {
+        for probe in &case.expect.probes {
+            let Some(parts) = &vm.held else { break };
+            let mut held = Held {
+                memory: &parts.memory,
+                root_gpa: parts.root_gpa,
+                registers: &parts.registers,
+                facts: &parts.facts,
+                control: Control::Kvm(&vm),
+            };
+            let outcome = probe.run(&mut held);
+            probes.push(Subcase { name: probe.name().to_owned(), outcome });
+        }
+    }
+    let mut observed = vm.finish()?;
+    observed.probes = probes;
+    Ok(observed)
+}
+
+/// A guest that has ended and is kept for readers.
+#[derive(Debug)]
+pub struct HeldVm {
+    case: Case,
+    kernel: Option<PathBuf>,
+    deadline: Instant,
+    process: Process,
+    client: Option<Client>,
+    /// `None` if it ended before it could be held.
+    held: Option<Parts>,
+}
+
+#[derive(Debug)]
+struct Parts {
+    memory: MappedMemory,
+    root_gpa: u64,
+    registers: Vec<CpuRegisters>,
+    facts: Facts,
+}
+
+impl HeldVm {
+    /// Starts the case's guest and waits until it is held, or gone.
+    ///
+    /// # Errors
+    /// If memvisor does not start, or its guest is not held before `deadline`.
+    pub fn start(case: &Case, kernel: Option<&Path>, deadline: Instant) -> anyhow::Result<HeldVm> {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let name = format!("test-{}-{number}", std::process::id());
+        let process = Process::start(case, kernel, &["--hold", "--name", &name])?;
+        let kernel = kernel.map(Path::to_path_buf);
+        let mut vm = HeldVm { case: case.clone(), kernel, deadline, process, client: None, held: None };
+        loop {
+            if vm.process.child.try_wait()?.is_some() {
+                return Ok(vm);
+            }
+            if Instant::now() >= deadline {
+                bail!("the guest did not end within {} s", case.timeout.as_secs());
+            }
+            if let Ok(client) = Client::find(Some(&name))
+                && let Ok(info) = client.info()
+                && info.state == VmState::Held
+            {
+                let root_gpa = info.root_gpa.context("the guest announced no root descriptor")?;
+                vm.held = Some(Parts {
+                    memory: client.map_memory()?,
+                    root_gpa,
+                    registers: client.registers()?,
+                    facts: client.facts()?,
+                });
+                vm.client = Some(client);
+                return Ok(vm);
+            }
+            std::thread::sleep(POLL);
+        }
+    }
+
+    /// The case it runs.
+    pub const fn case(&self) -> &Case {
+        &self.case
+    }
+
+    /// The kernel it runs instead of the bundled one.
+    pub fn kernel(&self) -> Option<&Path> {
+        self.kernel.as_deref()
+    }
+
+    /// When the case's time is over.
+    pub const fn deadline(&self) -> Instant {
+        self.deadline
+    }
+
+    /// Its name for `--vm`.
+    ///
+    /// # Errors
+    /// If it ended before it could be held.
+    pub fn name(&self) -> anyhow::Result<&str> {
+        self.client.as_ref().map(Client::name).context("the guest ended before it could be examined")
+    }
+
+    /// Its memory and the address of its root descriptor.
+    ///
+    /// # Errors
+    /// If it ended before it could be held.
+    pub fn memory(&self) -> anyhow::Result<(&MappedMemory, u64)> {
+        let parts = self.held.as_ref().context("the guest ended before it could be examined")?;
+        Ok((&parts.memory, parts.root_gpa))
+    }
+
+    /// KVM's own translation of each address, by CPU 0.
+    ///
+    /// # Errors
+    /// If the guest is gone.
+    pub fn translate(&self, addresses: &[u64]) -> anyhow::Result<Vec<Option<u64>>> {
+        let client = self.client.as_ref().context("the guest ended before it could be examined")?;
+        Ok(client.translate(0, addresses)?.into_iter().map(|answer| answer.gpa).collect())
+    }
+
+    /// Runs `memvisor WORDS --vm NAME` on it.
+    ///
+    /// # Errors
+    /// If the guest is gone or the command cannot be started.
+    pub fn command(&self, words: &[&str]) -> anyhow::Result<Finished> {
+        memvisor(&[words, &["--vm", self.name()?]].concat())
+    }
+
+    /// Lets it go and says what its run came to.
+    ///
+    /// # Errors
+    /// If it does not end, or its output cannot be understood.
+    pub fn finish(mut self) -> anyhow::Result<Observed> {
+        if let Some(client) = &self.client {
+            client.shutdown()?;
+        }
+        let ended = self.process.wait(Instant::now() + ENDING);
+        self.process.observe(ended, &self.case)
+    }
+}
+
+/// A memvisor process; dropped, it is gone.
+#[derive(Debug)]
+struct Process {
+    child: Child,
+    output: Option<JoinHandle<Vec<u8>>>,
+    messages: Option<JoinHandle<Vec<u8>>>,
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // It may be gone already; then both say so, which is what is wanted.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Process {
+    fn start(case: &Case, kernel: Option<&Path>, more: &[&str]) -> anyhow::Result<Process> {
+        let Setup::Kvm(setup) = &case.setup else { bail!("a case without its table kvm") };
+        let mut child = Command::new(program()?)
+            .args(arguments(setup, &case.cmdline))
+            .args(more)
+            .args(kernel.map(|path| ["--kernel".as_ref(), path.as_os_str()]).into_iter().flatten())
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .context("start memvisor run")?;
+        let output = child.stdout.take().map(pump);
+        let messages = child.stderr.take().map(pump);
+        Ok(Process { child, output, messages })
+    }
+
+    /// The exit code; `None` if time was over and it had to be killed.
+    fn wait(&mut self, deadline: Instant) -> Option<ExitedWith> {
+        loop {
+            match self.child.try_wait() {
+                Ok(Some(status)) => return Some(ExitedWith(status.code())),
+                Ok(None) if Instant::now() < deadline => std::thread::sleep(POLL / 5),
+                _ => {
+                    // Its pipes end with it.
+                    let _ = self.child.kill();
+                    let _ = self.child.wait();
+                    return None;
+                }
+            }
+        }
+    }
+
+    fn observe(mut self, ended: Option<ExitedWith>, case: &Case) -> anyhow::Result<Observed> {
+        let text = |thread: Option<JoinHandle<Vec<u8>>>| {
+            let bytes = thread.and_then(|thread| thread.join().ok()).unwrap_or_default();
+            String::from_utf8_lossy(&bytes).into_owned()
+        };
+        let (output, messages) = (text(self.output.take()), text(self.messages.take()));
+        observed(ended, &output, messages, case)
+    }
+}
+
+/// The code of a process that ended; `None` if a signal ended it.
+#[derive(Clone, Copy, Debug)]
+struct ExitedWith(Option<i32>);
+
+fn arguments(setup: &KvmSetup, cmdline: &str) -> Vec<String> {
+    let mut args = vec!["run".to_owned(), setup.machine.clone(), "--json".to_owned()];
+    let mut add = |flag: &str, value: Option<String>| {
+        if let Some(value) = value {
+            args.extend([flag.to_owned(), value]);
+        }
+    };
+    add("--boot", setup.boot.clone());
+    add("--paging", setup.paging.clone());
+    add("--cpus", setup.cpus.map(|cpus| cpus.to_string()));
+    add("--cmdline", (!cmdline.is_empty()).then(|| cmdline.to_owned()));
+    args
+}
+
+/// What `memvisor run --json` says at its end, as far as it is used here.
+#[derive(Debug, Deserialize)]
+struct Document {
+    console: String,
+    end: End,
+    checkpoints: Vec<Checkpoint>,
+}
+
+#[derive(Debug, Deserialize)]
+struct End {
+    kind: String,
+    code: Option<u8>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Checkpoint {
+    name: String,
+    audit: Option<Value>,
+    no_audit: Option<String>,
+}
+
+fn observed(
+    ended: Option<ExitedWith>,
+    output: &str,
+    messages: String,
+    case: &Case,
+) -> anyhow::Result<Observed> {
+    let document: Option<Document> = match output.trim() {
+        "" => None,
+        text => Some(serde_json::from_str(text).context("read what `memvisor run --json` printed")?),
+    };
+    let mut observed = Observed {
+        ended: Ended::Other(format!("no end within {} s", case.timeout.as_secs())),
+        // Killed, it prints no document; the error output then has the console.
+        console: document.as_ref().map_or_else(|| messages.clone(), |document| document.console.clone()),
+        messages,
+        audits: Vec::new(),
+        probes: Vec::new(),
+        problems: Vec::new(),
+    };
+    if let Some(document) = &document {
+        for point in &document.checkpoints {
+            match (&point.audit, &point.no_audit) {
+                (Some(report), _) => observed.audits.push(read_report(report.clone())?),
+                (None, reason) => {
+                    let reason = reason.as_deref().unwrap_or("no reason given");
+                    observed.problems.push(format!("no audit at checkpoint {}: {reason}", point.name));
+                }
+            }
+        }
+    }
+    if let Some(ExitedWith(code)) = ended {
+        observed.ended = meaning(code, document.as_ref(), &observed.audits)
+            .unwrap_or_else(|error| Ended::Other(format!("{error}; {}", observed.messages.trim())));
+    }
+    Ok(observed)
+}
+
+/// What an exit code means, cross-checked with what the document says.
+fn meaning(code: Option<i32>, document: Option<&Document>, audits: &[Audit]) -> anyhow::Result<Ended> {
+    let code = code.ok_or_else(|| anyhow!("memvisor was killed by a signal"))?;
+    if code == ExitStatus::BadInput as i32 || code == ExitStatus::NoKvm as i32 {
+        return Ok(Ended::Refused);
+    }
+    let Some(document) = document else { bail!("memvisor exited with {code} and without a document") };
+    let found = audits.iter().any(|audit| audit.findings > 0);
+    let clean = document.end.kind == "power_off" || document.end.code == Some(0);
+    match (document.end.code, code) {
+        _ if clean && !found && code == ExitStatus::Clean as i32 => Ok(Ended::Clean),
+        _ if clean && found && code == ExitStatus::Findings as i32 => Ok(Ended::Clean),
+        (Some(guest), _) if guest != 0 && code != ExitStatus::Clean as i32 => {
+            Ok(Ended::Guest(guest, ExitCode::describe(guest)))
+        }
+        _ => bail!("memvisor exited with {code} (end {}, findings: {found})", document.end.kind),
+    }
+}
+
+/// Reads a pipe to its end on a thread of its own, so that its writer never blocks.
+fn pump(mut pipe: impl Read + Send + 'static) -> JoinHandle<Vec<u8>> {
+    std::thread::spawn(move || {
+        let mut bytes = Vec::new();
+        // What cannot be read is not there; the run is judged by what is.
+        let _ = (&mut pipe).take(OUTPUT_MAX).read_to_end(&mut bytes);
+        let _ = std::io::copy(&mut pipe, &mut std::io::sink());
+        bytes
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::suite::case::parse;
+
+    fn case() -> Case {
+        let text = "[[case]]\nname = \"boot/x\"\ndescription = \"d\"\ncmdline = \"seeded=leak\"\n\
+                    kvm = { machine = \"tiny\", boot = \"pvh\", paging = \"4\", cpus = 2 }\n";
+        parse("boot", text).unwrap().remove(0)
+    }
+
+    fn end(code: ExitStatus, output: &str) -> Observed {
+        observed(Some(ExitedWith(Some(code as i32))), output, "error: why".to_owned(), &case()).unwrap()
+    }
+
+    const CLEAN: &str = r#"{"console": "hello\n", "end": {"kind": "exit", "code": 0}, "checkpoints": [{"name": "end",
+        "no_audit": null, "audit": {"rules": [{"name": "owner.none", "findings": 0, "skipped": null}],
+        "frames_audited": 8, "findings": []}}]}"#;
+
+    #[test]
+    fn flags_say_what_the_stanza_says() {
+        let Setup::Kvm(setup) = case().setup else { panic!("not memvisor's") };
+        assert_eq!(
+            arguments(&setup, "seeded=leak").join(" "),
+            "run tiny --json --boot pvh --paging 4 --cpus 2 --cmdline seeded=leak"
+        );
+    }
+
+    #[test]
+    fn the_document_says_console_and_audits() {
+        let observed = end(ExitStatus::Clean, CLEAN);
+        assert_eq!(observed.ended, Ended::Clean);
+        assert_eq!(observed.console, "hello\n");
+        assert_eq!((observed.audits[0].rules, observed.audits[0].frames), (1, 8));
+    }
+
+    #[test]
+    fn an_exit_code_that_the_document_contradicts_is_not_clean() {
+        assert!(matches!(end(ExitStatus::Findings, CLEAN).ended, Ended::Other(_)));
+        let findings = CLEAN.replace("\"findings\": 0", "\"findings\": 3");
+        assert!(matches!(end(ExitStatus::Clean, &findings).ended, Ended::Other(_)));
+        assert_eq!(end(ExitStatus::Findings, &findings).ended, Ended::Clean);
+    }
+
+    #[test]
+    fn a_refusal_needs_no_document() {
+        assert_eq!(end(ExitStatus::BadInput, "").ended, Ended::Refused);
+        assert!(matches!(end(ExitStatus::Clean, "").ended, Ended::Other(_)));
+        let killed = observed(Some(ExitedWith(None)), CLEAN, String::new(), &case()).unwrap();
+        assert!(matches!(killed.ended, Ended::Other(_)));
+        let late = observed(None, "", "hello".to_owned(), &case()).unwrap();
+        assert_eq!(late.console, "hello");
+        assert!(matches!(late.ended, Ended::Other(text) if text.contains("180 s")));
+        assert!(observed(Some(ExitedWith(Some(0))), "no json", String::new(), &case()).is_err());
+    }
+
+    #[test]
+    fn a_guest_that_gave_up_is_named() {
+        let panicked = CLEAN.replace("\"code\": 0", "\"code\": 101");
+        assert_eq!(
+            end(ExitStatus::GuestFailed, &panicked).ended,
+            Ended::Guest(101, "the guest kernel panicked")
+        );
+    }
+
+    #[test]
+    fn a_checkpoint_without_an_audit_is_a_problem() {
+        let none = r#"{"console": "", "end": {"kind": "power_off"},
+            "checkpoints": [{"name": "smp", "audit": null, "no_audit": "off"}]}"#;
+        assert!(end(ExitStatus::Clean, none).problems[0].contains("smp: off"));
+    }
+}

@@ -1,0 +1,296 @@
+//! Suites: cases from tests/cases, run on the beds, judged, reported (`memvisor test`).
+//!
+//! A case is a run of the guest on a machine. It passes if the run ends as its stanza says, the audits from
+//! outside find what they must and nothing else, the tests that the guest reports pass, and the
+//! probes that the stanza names agree. What cannot run here is skipped with the reason, and counted.
+
+pub mod bed;
+pub mod case;
+mod command;
+pub mod ktap;
+mod kvm;
+pub mod outcome;
+mod outside;
+mod probes;
+mod qemu;
+mod qmp;
+pub mod report;
+pub mod select;
+pub mod shard;
+mod show;
+
+use std::collections::VecDeque;
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+
+use case::{Bed, Case, Setup};
+use outcome::{Audits, CaseResult, Outcome, Totals};
+use report::ReportFile;
+use shard::{Found, Shard};
+use show::Show;
+
+/// Exit code when no case failed because none could run; the numbers below are
+/// [`crate::run::ExitStatus`].
+pub const EXIT_NOTHING_RAN: u8 = 8;
+
+/// Arguments of `memvisor test`.
+#[derive(Clone, Debug, clap::Args)]
+pub struct TestArgs {
+    /// Suites or cases to run, `*` for any characters; without one, all
+    #[arg(value_name = "SUITE|CASE")]
+    pub names: Vec<String>,
+    /// List the selected cases and run nothing
+    #[arg(long)]
+    pub list: bool,
+    /// With --list: as JSON
+    #[arg(long, requires = "list")]
+    pub json: bool,
+    /// Where to run
+    #[arg(long, value_enum, default_value = "all")]
+    pub bed: Beds,
+    /// Write the results to a file: junit=FILE, json=FILE or ktap=FILE; may be repeated
+    #[arg(long, value_name = "FORM=FILE")]
+    pub report: Vec<ReportFile>,
+    /// Run the I-th of N shares; else read from the environment of Kubernetes, Slurm or a CI matrix
+    #[arg(long, value_name = "I/N")]
+    pub shard: Option<Shard>,
+    /// Keep the guests' consoles in this folder
+    #[arg(long, value_name = "DIR")]
+    pub keep: Option<PathBuf>,
+    /// Seconds that a case may take, instead of what its stanza says
+    #[arg(long, value_name = "SECONDS")]
+    pub timeout: Option<u64>,
+    /// Cases that run at the same time [default: half of the CPUs]
+    #[arg(long, value_name = "N")]
+    pub jobs: Option<NonZeroUsize>,
+    /// Test this guest kernel instead of the bundled one
+    #[arg(long, value_name = "FILE")]
+    pub kernel: Option<PathBuf>,
+}
+
+/// Choice of beds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Beds {
+    /// memvisor on this machine's /dev/kvm.
+    Kvm,
+    /// The guest image under QEMU's software CPU.
+    Qemu,
+    /// Both.
+    All,
+}
+
+impl Beds {
+    const fn list(self) -> &'static [Bed] {
+        match self {
+            Beds::Kvm => &[Bed::Kvm],
+            Beds::Qemu => &[Bed::Qemu],
+            Beds::All => &[Bed::Kvm, Bed::Qemu],
+        }
+    }
+}
+
+/// Lists or runs the selected cases. The exit code is 0 if none failed, 1 if one did, and
+/// [`EXIT_NOTHING_RAN`] if there was nothing that could run.
+///
+/// # Errors
+/// Unknown names, a share that cannot be told, broken case files, a report that cannot be written.
+pub fn run(args: TestArgs) -> anyhow::Result<ExitCode> {
+    let mut cases = select::select(case::load()?, &args.names, args.bed.list())?;
+    if let Some(shard) = share(args.shard)? {
+        cases = shard.take(cases);
+    }
+    if let Some(seconds) = args.timeout {
+        for case in &mut cases {
+            case.timeout = Duration::from_secs(seconds);
+        }
+    }
+    if args.list {
+        return list(&cases, args.json);
+    }
+
+    let start = Instant::now();
+    let bench = Bench::new(&cases, args.kernel.as_deref())?;
+    let results = bench.run_all(&cases, args.jobs.map_or_else(default_jobs, NonZeroUsize::get));
+    if let Some(folder) = &args.keep {
+        keep(folder, &results).with_context(|| format!("keep consoles in {}", folder.display()))?;
+    }
+    for report in &args.report {
+        report.write(&results, start.elapsed())?;
+    }
+    let totals = Totals::of(&results);
+    Ok(match (totals.failed, totals.passed) {
+        (0, 0) => ExitCode::from(EXIT_NOTHING_RAN),
+        (0, _) => ExitCode::SUCCESS,
+        _ => ExitCode::FAILURE,
+    })
+}
+
+/// The share asked for, or found in the environment. Notes about it go to the error output.
+fn share(asked: Option<Shard>) -> anyhow::Result<Option<Shard>> {
+    if asked.is_some() {
+        return Ok(asked);
+    }
+    Ok(match Shard::from_environment(|name| std::env::var(name).ok())? {
+        Found::Nothing => None,
+        Found::Share(shard, variable) => {
+            eprintln!("note: share {shard} of the cases, by {variable} in the environment");
+            Some(shard)
+        }
+        Found::NoCount { index, count } => {
+            eprintln!(
+                "note: {index} is set but {count} is not, so the cases are not divided: all of them run here"
+            );
+            None
+        }
+    })
+}
+
+fn default_jobs() -> usize {
+    std::thread::available_parallelism().map_or(1, |cpus| cpus.get().div_ceil(2))
+}
+
+fn list(cases: &[Case], json: bool) -> anyhow::Result<ExitCode> {
+    use std::io::Write;
+
+    let mut out = std::io::stdout().lock();
+    if json {
+        let rows: Vec<_> = cases
+            .iter()
+            .map(|case| {
+                serde_json::json!({
+                    "name": case.name,
+                    "suite": case.suite(),
+                    "bed": case.bed(),
+                    "description": case.description,
+                    "timeout_s": case.timeout.as_secs(),
+                })
+            })
+            .collect();
+        writeln!(out, "{}", serde_json::to_string_pretty(&rows)?)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let mut suite = "";
+    for case in cases {
+        if case.suite() != suite {
+            suite = case.suite();
+            writeln!(out, "{suite}:")?;
+        }
+        writeln!(out, "  {:<44} {:<5} {}", case.name, case.bed().name(), case.description)?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn keep(folder: &Path, results: &[CaseResult]) -> std::io::Result<()> {
+    std::fs::create_dir_all(folder)?;
+    for result in results.iter().filter(|result| !result.console.is_empty()) {
+        std::fs::write(folder.join(result.name.replace('/', "-") + ".log"), &result.console)?;
+    }
+    Ok(())
+}
+
+/// What cases share: which beds there are, and the guest image as a file.
+struct Bench {
+    no_kvm: Option<String>,
+    no_qemu: Option<String>,
+    image: Option<PathBuf>,
+    kernel: Option<PathBuf>,
+    // Holds the image of the bundled guest.
+    _folder: tempfile::TempDir,
+}
+
+impl Bench {
+    fn new(cases: &[Case], kernel: Option<&Path>) -> anyhow::Result<Bench> {
+        let uses = |bed| cases.iter().any(|case| case.bed() == bed);
+        let folder = tempfile::tempdir()?;
+        let image = match kernel {
+            Some(path) => {
+                // QEMU and the runs start elsewhere.
+                Some(path.canonicalize().with_context(|| format!("kernel {}", path.display()))?)
+            }
+            None => outside::bundled_kernel(folder.path())?,
+        };
+        let no_kernel = image.is_none().then(|| {
+            "this memvisor was built without a guest kernel: build with `make`, or pass --kernel FILE"
+                .to_owned()
+        });
+        Ok(Bench {
+            no_kvm: no_kernel.clone().or_else(|| uses(Bed::Kvm).then(kvm::missing).flatten()),
+            no_qemu: no_kernel.or_else(|| uses(Bed::Qemu).then(qemu::missing).flatten()),
+            kernel: kernel.and(image.clone()),
+            image,
+            _folder: folder,
+        })
+    }
+
+    /// Runs the cases, `jobs` at a time; the results are in the order of the cases.
+    fn run_all(&self, cases: &[Case], jobs: usize) -> Vec<CaseResult> {
+        let start = Instant::now();
+        let show = Show::new(cases.len());
+        let queue: Mutex<VecDeque<(usize, &Case)>> = Mutex::new(cases.iter().enumerate().collect());
+        let results = Mutex::new(Vec::new());
+        std::thread::scope(|scope| {
+            for _ in 0..jobs.clamp(1, cases.len().max(1)) {
+                scope.spawn(|| {
+                    loop {
+                        let next = queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+                        let Some((index, case)) = next else { return };
+                        show.start(case);
+                        let result = self.run_case(case);
+                        show.finish(&result);
+                        results.lock().unwrap_or_else(PoisonError::into_inner).push((index, result));
+                    }
+                });
+            }
+        });
+        let mut results = results.into_inner().unwrap_or_else(PoisonError::into_inner);
+        results.sort_by_key(|(index, _)| *index);
+        let results: Vec<CaseResult> = results.into_iter().map(|(_, result)| result).collect();
+        show.close(&results, start.elapsed());
+        results
+    }
+
+    fn run_case(&self, case: &Case) -> CaseResult {
+        let start = Instant::now();
+        let mut result = CaseResult {
+            name: case.name.clone(),
+            bed: case.bed(),
+            outcome: Outcome::Passed,
+            time: Duration::ZERO,
+            audits: Audits::default(),
+            subcases: Vec::new(),
+            console: String::new(),
+        };
+        let missing = match case.bed() {
+            Bed::Kvm => &self.no_kvm,
+            Bed::Qemu => &self.no_qemu,
+        };
+        if let Some(reason) = missing {
+            result.outcome = Outcome::Skipped(reason.clone());
+            return result;
+        }
+        let deadline = start + case.timeout;
+        let observed = match (&case.setup, &self.image) {
+            (Setup::Kvm(_), _) => kvm::run(case, self.kernel.as_deref(), deadline),
+            (Setup::Qemu(setup), Some(image)) => qemu::run(case, setup, image, deadline),
+            (Setup::Qemu(_), None) => Err(anyhow::anyhow!("no guest image")),
+        };
+        match observed {
+            Ok(observed) => {
+                let mut parts = ktap::parse(&observed.console);
+                result.outcome = bed::judge(case, &observed, &parts);
+                result.audits = observed.audits();
+                parts.extend(observed.probes);
+                result.subcases = parts;
+                result.console = observed.console;
+            }
+            Err(error) => result.outcome = Outcome::Failed(vec![format!("{error:#}")]),
+        }
+        result.time = start.elapsed();
+        result
+    }
+}

@@ -1,0 +1,83 @@
+//! Examinations of a guest that stands at a checkpoint, named in the cases' stanzas.
+//!
+//! Each is a function from the held guest to an [`Outcome`]; a file each. A probe leaves the guest as it
+//! found it.
+
+mod dump;
+mod inspect;
+mod protocols;
+mod random;
+mod topology;
+mod translate;
+
+use memvisor_inspect::{CpuRegisters, Facts, MappedMemory};
+use serde::Deserialize;
+
+use super::kvm::HeldVm;
+use super::outcome::Outcome;
+use super::qmp::Qmp;
+
+/// The probes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Probe {
+    /// Our walk of the guest's page tables says what the VMM says, for 10,000 addresses.
+    TranslateAgrees,
+    /// The guest's nodes, memory, distances and CPUs are those that were built.
+    TopologyEqualsMachine,
+    /// A dump holds what the live guest held: the same audit, and gdb opens it.
+    DumpRoundtrip,
+    /// Every view of the command line works on the live guest, as text and as JSON.
+    InspectLive,
+    /// Started by the other boot protocol, the guest sees the same machine.
+    LinuxAndPvhAgree,
+}
+
+impl Probe {
+    /// The name in the stanza.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Probe::TranslateAgrees => "translate-agrees",
+            Probe::TopologyEqualsMachine => "topology-equals-machine",
+            Probe::DumpRoundtrip => "dump-roundtrip",
+            Probe::InspectLive => "inspect-live",
+            Probe::LinuxAndPvhAgree => "linux-and-pvh-agree",
+        }
+    }
+
+    /// Examines the guest.
+    pub fn run(self, held: &mut Held<'_>) -> Outcome {
+        let result = match self {
+            Probe::TranslateAgrees => translate::probe(held),
+            Probe::TopologyEqualsMachine => topology::probe(held),
+            Probe::DumpRoundtrip => dump::probe(held),
+            Probe::InspectLive => inspect::probe(held),
+            Probe::LinuxAndPvhAgree => protocols::probe(held),
+        };
+        result.unwrap_or_else(|error| Outcome::Failed(vec![format!("{error:#}")]))
+    }
+}
+
+/// A guest that stands still, and the way to its VMM.
+#[derive(Debug)]
+pub struct Held<'a> {
+    /// Its memory.
+    pub memory: &'a MappedMemory,
+    /// Guest-physical address of its root descriptor.
+    pub root_gpa: u64,
+    /// Registers of its CPUs.
+    pub registers: &'a [CpuRegisters],
+    /// The machine as it was built; without an E820 map where firmware made it.
+    pub facts: &'a Facts,
+    /// Its VMM.
+    pub control: Control<'a>,
+}
+
+/// The way to the VMM of a held guest.
+#[derive(Debug)]
+pub enum Control<'a> {
+    /// memvisor.
+    Kvm(&'a HeldVm),
+    /// QEMU, and the memory files with the guest-physical address of each.
+    Qemu(&'a mut Qmp, &'a [(std::path::PathBuf, u64)]),
+}

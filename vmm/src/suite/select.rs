@@ -1,0 +1,121 @@
+//! Which cases a command line means.
+
+use thiserror::Error;
+
+use super::case::{Bed, Case};
+
+/// A name that means nothing.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[error("no suite and no case matches '{name}'; suites: {suites}; `memvisor test --list` names the cases")]
+pub struct UnknownName {
+    name: String,
+    suites: String,
+}
+
+/// The cases that `names` mean on `beds`, in the catalog's order. A name is a suite, a case, or a case with
+/// `*` for any characters; none means all.
+///
+/// # Errors
+/// [`UnknownName`] for a name that matches no case on any bed.
+pub fn select(cases: Vec<Case>, names: &[String], beds: &[Bed]) -> Result<Vec<Case>, UnknownName> {
+    for name in names {
+        if !cases.iter().any(|case| matches(case, name)) {
+            let mut suites: Vec<&str> = cases.iter().map(Case::suite).collect();
+            suites.dedup();
+            return Err(UnknownName { name: name.clone(), suites: suites.join(", ") });
+        }
+    }
+    Ok(cases
+        .into_iter()
+        .filter(|case| beds.contains(&case.bed()))
+        .filter(|case| names.is_empty() || names.iter().any(|name| matches(case, name)))
+        .collect())
+}
+
+fn matches(case: &Case, name: &str) -> bool {
+    case.suite() == name || glob(name.as_bytes(), case.name.as_bytes())
+}
+
+/// `*` stands for any bytes, everything else for itself. Greedy with one point to return to, so linear in
+/// practice and quadratic at worst.
+fn glob(pattern: &[u8], text: &[u8]) -> bool {
+    let (mut p, mut t) = (0, 0);
+    let mut star: Option<(usize, usize)> = None;
+    while t < text.len() {
+        if pattern.get(p) == Some(&b'*') {
+            star = Some((p, t));
+            p += 1;
+        } else if pattern.get(p) == text.get(t) {
+            p += 1;
+            t += 1;
+        } else if let Some((star_p, star_t)) = star {
+            p = star_p + 1;
+            t = star_t + 1;
+            star = Some((star_p, t));
+        } else {
+            return false;
+        }
+    }
+    pattern.get(p..).is_some_and(|rest| rest.iter().all(|byte| *byte == b'*'))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::suite::case::load;
+    use proptest::prelude::*;
+
+    fn names(wanted: &[&str], beds: &[Bed]) -> Vec<String> {
+        let wanted: Vec<String> = wanted.iter().map(|&name| name.to_owned()).collect();
+        select(load().unwrap(), &wanted, beds).unwrap().into_iter().map(|case| case.name).collect()
+    }
+
+    const BOTH: &[Bed] = &[Bed::Kvm, Bed::Qemu];
+
+    #[test]
+    fn no_name_means_all() {
+        assert_eq!(names(&[], BOTH).len(), load().unwrap().len());
+    }
+
+    #[test]
+    fn the_beds_divide_the_cases() {
+        let all = load().unwrap().len();
+        assert_eq!(names(&[], &[Bed::Kvm]).len() + names(&[], &[Bed::Qemu]).len(), all);
+    }
+
+    #[test]
+    fn a_suite_means_its_cases_and_a_case_itself() {
+        assert!(names(&["audit"], BOTH).iter().all(|name| name.starts_with("audit/")));
+        let first = &load().unwrap()[0].name;
+        assert_eq!(names(&[first], BOTH), [first.clone()]);
+        assert!(names(&["audit/*-leak*"], BOTH).iter().all(|name| name.contains("leak")));
+    }
+
+    #[test]
+    fn a_name_that_matches_nothing_is_an_error() {
+        let error = select(load().unwrap(), &["nonsense".to_owned()], BOTH).unwrap_err();
+        assert!(error.to_string().contains("boot"), "{error}");
+    }
+
+    /// The plain recursive definition.
+    fn model(pattern: &[u8], text: &[u8]) -> bool {
+        match (pattern.split_first(), text.split_first()) {
+            (None, None) => true,
+            (Some((b'*', rest)), _) => {
+                model(rest, text) || text.split_first().is_some_and(|(_, tail)| model(pattern, tail))
+            }
+            (Some((a, rest)), Some((b, tail))) => a == b && model(rest, tail),
+            _ => false,
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn globs_obey_the_definition(pattern in "[ab*]{0,8}", text in "[ab]{0,10}") {
+            prop_assert_eq!(
+                glob(pattern.as_bytes(), text.as_bytes()),
+                model(pattern.as_bytes(), text.as_bytes())
+            );
+        }
+    }
+}
