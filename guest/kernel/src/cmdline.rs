@@ -2,8 +2,7 @@
 
 use crate::sync::Lock;
 
-/// Linux's `COMMAND_LINE_SIZE` on x86.
-pub const MAX: usize = 2048;
+const MAX: usize = guest_firmware::MAX_COMMAND_LINE;
 
 struct Line {
     text: [u8; MAX],

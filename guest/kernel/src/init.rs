@@ -1,15 +1,16 @@
 //! Boot, in order (Linux: init/main.c `start_kernel`, arch/x86/kernel/setup.c `setup_arch`).
 
+use guest_firmware::BootInfo;
 use memvisor_abi::port::ExitCode;
-use memvisor_abi::{BootStage, E820Type, LayoutKind};
+use memvisor_abi::{BootProtocol, BootStage, E820Type, LayoutKind};
 use mm_core::PhysAddr;
 use mm_memblock::E820Table;
 use mm_pgtable::layout as va_layout;
 
 use crate::arch::{apic, cpu, percpu, trap, user};
-use crate::bootinfo::{self, BootInfo};
 use crate::drivers::{memvisor, power, serial};
 use crate::mm::layout::{APIC_VA, levels, percpu_area};
+use crate::mm::phys::DirectMap;
 use crate::mm::{early, layout, memmap, page_alloc, paging, phys};
 use crate::sync::Lock;
 use crate::task::PAUSED;
@@ -37,7 +38,7 @@ extern "C" fn start_kernel(protocol: u64, info: u64, image: u64) -> ! {
     trap::load_idt();
     introspect::init();
     println!("memvisor guest kernel {} ({} levels)", env!("CARGO_PKG_VERSION"), levels().count());
-    let boot = bootinfo::parse(protocol, info, &mut E820.lock().raw);
+    let boot = read_boot_info(protocol, info);
     println!("Boot protocol: {:?}", boot.protocol);
     cmdline::with(|line| println!("Command line: {line}"));
     let features = cpu::detect(cmdline::flag("nogbpages"));
@@ -120,6 +121,25 @@ fn checkpoint(number: u32, name: &'static core::ffi::CStr) {
     if cmdline::value("checkpoint", |value| value == "serial") == Some(true) {
         serial::wait_for_byte();
     }
+}
+
+/// Reads the loader's structures into [`E820`] and the command line.
+fn read_boot_info(protocol: u64, info: u64) -> BootInfo {
+    let protocol = if protocol == 2 { BootProtocol::Pvh } else { BootProtocol::Linux64 };
+    let raw = &mut E820.lock().raw;
+    let boot = BootInfo::read(&DirectMap, protocol, info, &mut say, |entry| {
+        if raw.push(entry).is_err() {
+            println!("e820: too many entries; [mem {:#018x}+{:#x}] ignored", entry.addr, entry.size);
+        }
+    });
+    let boot = boot.unwrap_or_else(|| panic!("{protocol:?}: no boot information at {info:#x}"));
+    cmdline::set(boot.command_line_bytes(&DirectMap));
+    boot
+}
+
+/// What readers of firmware have to say goes to the console.
+pub fn say(line: core::fmt::Arguments<'_>) {
+    println!("{line}");
 }
 
 fn init_memory(boot: &BootInfo, phys_bits: u32) {

@@ -3,6 +3,7 @@
 use core::mem::size_of;
 use core::sync::atomic::Ordering;
 
+use guest_firmware::BootInfo;
 use memvisor_abi::{
     AddressSpace, BootStage, Counters, CpuInfo, LAYOUT_HASH, MAX_NR_ZONES, Node, Root, TableRef,
 };
@@ -10,7 +11,6 @@ use mm_core::{PAGE_SIZE, Pfn};
 use mm_page_alloc::Zone;
 use mm_pgtable::layout as va_layout;
 
-use crate::bootinfo::BootInfo;
 use crate::drivers::memvisor;
 use crate::init::E820;
 use crate::mm::layout::levels;
@@ -151,7 +151,7 @@ pub fn publish_zones() {
     update(|root| {
         root.nodes = table(NODES.as_ptr().cast::<Node>(), nodes, size_of::<Node>());
         let slit = SLIT.lock();
-        root.distances = table(slit.distances.as_ptr(), nodes * nodes, 1);
+        root.distances = slice(slit.distances());
         root.zones = table(ZONES[0].as_ptr(), nodes * MAX_NR_ZONES, size_of::<Lock<Zone>>());
         root.sections = TableRef {
             gpa: memmap::table_address().as_u64(),

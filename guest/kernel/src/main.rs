@@ -6,12 +6,8 @@
 #![cfg_attr(target_os = "none", no_std, no_main)]
 
 #[cfg(target_os = "none")]
-mod acpi;
-#[cfg(target_os = "none")]
 #[path = "arch/x86_64/mod.rs"]
 mod arch;
-#[cfg(target_os = "none")]
-mod bootinfo;
 #[cfg(target_os = "none")]
 mod cmdline;
 #[cfg(target_os = "none")]

@@ -1,11 +1,13 @@
 //! Nodes, CPUs and distances, from ACPI.
 
-use memvisor_abi::{CpuInfo, CpuState, MAX_NUMNODES, NODE_NONE};
+use guest_firmware::acpi::{MAX_CPUS, Madt, PowerOff, Slit, Srat, Tables};
+use memvisor_abi::{CpuInfo, CpuState};
 use mm_core::PhysAddr;
 
-use crate::acpi::{self, MAX_CPUS, Slit, Srat};
 use crate::arch::{percpu, regs};
+use crate::init::say;
 use crate::mm::early;
+use crate::mm::phys::DirectMap;
 use crate::println;
 use crate::sync::Lock;
 
@@ -22,62 +24,64 @@ pub struct Cpus {
 /// CPUs in the order of the MADT, the boot CPU first.
 pub static CPUS: Lock<Cpus> = Lock::new(Cpus { table: [NO_CPU; MAX_CPUS], count: 0 });
 /// Distances between nodes.
-pub static SLIT: Lock<Slit> = Lock::new(Slit { distances: [0; MAX_NUMNODES * MAX_NUMNODES], nodes: 1 });
-static SRAT: Lock<Srat> =
-    Lock::new(Srat { memory: [(0, 0, 0); 256], ranges: 0, cpu: [(0, 0); MAX_CPUS], cpus: 0, nodes: 0 });
+pub static SLIT: Lock<Slit> = Lock::new(Slit::new());
+static SRAT: Lock<Srat> = Lock::new(Srat::new());
+static POWER_OFF: Lock<Option<PowerOff>> = Lock::new(None);
+
+/// How to reach S5; `None` if the tables do not say.
+pub fn power_off_method() -> Option<PowerOff> {
+    *POWER_OFF.lock()
+}
 
 /// Reads the tables, gives memblock's memory its nodes, and returns where the local APICs are.
 pub fn init(rsdp: u64) -> u64 {
-    let tables = acpi::find(rsdp);
-    let madt = acpi::madt(tables.madt.as_ref());
-    if tables.madt.is_none() {
-        println!("ACPI: no MADT: only the boot CPU is used");
+    let tables = Tables::find(&DirectMap, rsdp, &mut say);
+    *POWER_OFF.lock() = tables.power_off;
+    let madt = Madt::read(tables.madt.as_ref(), &mut say);
+    if madt.apic_ids().is_empty() {
+        println!("ACPI: no CPUs in a MADT: only the boot CPU is used");
     }
     let mut srat = SRAT.lock();
-    acpi::srat(tables.srat.as_ref(), &mut srat);
+    if let Some(table) = &tables.srat {
+        srat.read(table, &mut say);
+    }
     if tables.hmat.is_some() {
         println!("ACPI: HMAT found");
     }
-    place_memory(&mut srat);
-    let nodes = srat.nodes.max(1) as usize;
-    acpi::slit(tables.slit.as_ref(), nodes, &mut SLIT.lock());
+    place_memory(&srat);
+    SLIT.lock().read(tables.slit.as_ref(), srat.nodes().max(1) as usize, &mut say);
     place_cpus(&madt, &srat);
     madt.apic_base
 }
 
 /// Linux's rule (`numa_register_memblks`): RAM that no range covers goes to node 0.
-fn place_memory(srat: &mut Srat) {
+fn place_memory(srat: &Srat) {
     let mut memblock = early::MEMBLOCK.lock();
-    let everything = !0xfff;
-    memblock.set_node(PhysAddr::new(0), everything, 0).expect("memblock is full");
-    for &(base, len, node) in &srat.memory[..srat.ranges] {
+    memblock.set_node(PhysAddr::new(0), !0xfff, 0).expect("memblock is full");
+    for &(base, len, node) in srat.memory() {
         if let Err(error) = memblock.set_node(PhysAddr::new(base), len, node) {
             println!("SRAT: node {node}: [mem {base:#x}+{len:#x}]: {error}");
         }
     }
-    srat.nodes = srat.nodes.max(1);
 }
 
-fn place_cpus(madt: &acpi::Madt, srat: &Srat) {
+fn place_cpus(madt: &Madt, srat: &Srat) {
     // CPUID leaf 1 names the local APIC id of the CPU that asks.
     let boot_id = regs::cpuid(1, 0)[1] >> 24;
+    let others = madt.apic_ids().iter().copied().filter(|&id| id != boot_id);
     let mut cpus = CPUS.lock();
-    let others = madt.apic_ids[..madt.count].iter().copied().filter(|&id| id != boot_id);
-    let mut count = 0;
+    cpus.count = 0;
     for apic_id in core::iter::once(boot_id).chain(others).take(MAX_CPUS) {
-        let node = match srat.node_of_cpu(apic_id) {
-            NODE_NONE => 0,
-            node => node,
-        };
-        cpus.table[count] = CpuInfo { apic_id, node, state: CpuState::Present as u32, ..NO_CPU };
-        count += 1;
+        let node = srat.node_of_cpu(apic_id).unwrap_or(0);
+        let number = cpus.count;
+        cpus.table[number] = CpuInfo { apic_id, node, state: CpuState::Present as u32, ..NO_CPU };
+        cpus.count += 1;
     }
-    cpus.count = count;
 }
 
 /// Nodes, those without memory and without CPUs included.
 pub fn nr_nodes() -> usize {
-    SLIT.lock().nodes
+    SLIT.lock().nodes()
 }
 
 /// CPUs of a node.
@@ -93,8 +97,7 @@ pub fn current_node() -> u32 {
 
 /// Calls `f` with the distances, row by row.
 pub fn with_distances<T>(f: impl FnOnce(&[u8]) -> T) -> T {
-    let slit = SLIT.lock();
-    f(&slit.distances[..slit.nodes * slit.nodes])
+    f(SLIT.lock().distances())
 }
 
 /// Prints nodes with CPUs and distances.

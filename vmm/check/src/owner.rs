@@ -2,7 +2,7 @@
 //!
 //! O1  `owner.single`: no frame is claimed by two owners. Owners are derived from the structures that
 //!     use frames: the kernel image, the sections' memmaps, per-CPU areas, page tables reachable
-//!     from a root (or published as extra), user mappings, free lists, allocated blocks, deferred
+//!     from a root, user mappings, free lists, allocated blocks, deferred
 //!     sections. A memblock reservation owns what nothing more exact owns; a frame that is reserved
 //!     and free at once breaks this rule.
 //! O2  `owner.none`: no frame of E820 RAM is without an owner.
@@ -118,9 +118,6 @@ impl Deriver<'_, '_> {
         // Tables and free blocks outside RAM are the business of pgtable.table-in-ram and buddy.in-ram.
         for table in &paging.tables {
             self.claim_in_ram(Frames::from_count(table.gpa >> PAGE_SHIFT, 1), Owner::Table);
-        }
-        for &pfn in &context.extra_tables {
-            self.claim(Frames::from_count(pfn, 1), Owner::Table);
         }
         for run in paging.runs.iter().filter(|run| run.access.user && !run.upper) {
             // A device mapped for a program is no frame of RAM.

@@ -81,15 +81,15 @@ pub(crate) struct Paging {
     pub entries: u64,
     /// Some root shares tables so much that its enumeration was given up.
     pub incomplete: bool,
-    /// Top-level tables that a CPU may use.
+    /// Top-level tables that the guest publishes: a CPU may use these.
     pub roots: BTreeSet<u64>,
     pub levels: Option<Levels>,
     seen: BTreeSet<(u64, u32)>,
 }
 
 impl Paging {
-    /// Walks the kernel's tables, the lower half of every address space and of every extra tree, kernel
-    /// entries of those that differ from the kernel's, and whatever else a CPU has in CR3.
+    /// Walks the kernel's tables, the user half of every address space and extra top-level table, their
+    /// kernel entries that differ from the kernel's, and whatever else a CPU has in CR3.
     pub fn of_guest(context: &Context<'_>) -> Paging {
         let levels = context.guest.levels();
         let nx = context.registers.iter().all(|cpu| cpu.efer & CpuRegisters::EFER_NXE != 0);
@@ -101,19 +101,16 @@ impl Paging {
         paging.gather(context.source, &walker(init), Span::ALL);
         paging.roots.insert(init);
         let spaces = context.spaces.iter().map(|space| space.pgd_pfn);
-        for pgd in spaces.chain(context.extra_tables.iter().copied()) {
-            if paging.roots.insert(pgd) {
-                paging.gather(context.source, &walker(pgd), user_half(levels));
-                for slot in differing_slots(context.source, init, pgd) {
-                    paging.gather(context.source, &walker(pgd), slot_span(levels, slot));
+        for pfn in spaces.chain(context.extra_tables.iter().copied()) {
+            if paging.roots.insert(pfn) {
+                paging.gather(context.source, &walker(pfn), user_half(levels));
+                for slot in differing_slots(context.source, init, pfn) {
+                    paging.gather(context.source, &walker(pfn), slot_span(levels, slot));
                 }
             }
         }
-        let known = paging.roots.clone();
-        for pfn in cr3_frames(context.registers) {
-            if !known.contains(&pfn) {
-                paging.gather(context.source, &walker(pfn), Span::ALL);
-            }
+        for pfn in cr3_frames(context.registers).difference(&paging.roots.clone()) {
+            paging.gather(context.source, &walker(*pfn), Span::ALL);
         }
         paging
     }

@@ -200,7 +200,7 @@ pub(crate) fn guest(context: &Context<'_>, paging: &Paging, ledger: &mut Ledger)
             ledger.report(&CR3, finding(&CR3, format_args!("CPU {}", cpu.index), claim, outside));
         }
         for pfn in cr3_frames(std::slice::from_ref(cpu)) {
-            if !paging.roots.contains(&pfn) && !context.extra_tables.contains(&pfn) {
+            if !paging.roots.contains(&pfn) {
                 let claim = "no such top-level table";
                 let what =
                     finding(&CR3, format_args!("CPU {}", cpu.index), claim, format!("CR3 {:#x}", cpu.cr3));

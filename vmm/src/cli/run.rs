@@ -11,7 +11,7 @@ use crate::{
     devices::ConsoleTarget,
     event_loop::{EventLoop, LoopConfig},
     machine::{self, Boot, Overrides, Paging, Size},
-    run::{AtEnd, AuditMode, Irqchip, Outcome, Progress, RunError, Vm, VmConfig, conduct},
+    run::{AtEnd, AuditMode, End, Irqchip, Outcome, Progress, RunError, Vm, VmConfig, conduct},
 };
 
 const AFTER_HELP: &str = "\
@@ -267,7 +267,7 @@ fn print_end(vm: &Vm, outcome: &Outcome, hold: bool) -> std::io::Result<()> {
         outcome.duration.as_millis(),
         outcome.checkpoints.iter().filter(|record| record.audit.is_some()).count(),
     ))?;
-    if hold {
+    if hold && !matches!(outcome.end, End::Stopped { .. }) {
         out::text(&format!("memvisor: held for inspection as {:?}; Ctrl-C ends it", vm.name))?;
     }
     let audits: Vec<_> =

@@ -4,6 +4,7 @@ use std::fmt;
 use std::io;
 use std::path::PathBuf;
 
+use super::acpi::decode::DecodeError;
 use super::{Range, Size, layout};
 
 /// A machine was refused.
@@ -33,6 +34,9 @@ pub enum MachineError {
         /// What, and what to do.
         problem: Box<Problem>,
     },
+    /// The ACPI tables that were built cannot be read back: a defect of this program.
+    #[error("the ACPI tables that were built are damaged; please report it")]
+    Acpi(#[from] DecodeError),
     /// The ACPI tables need more room than firmware memory has.
     #[error(
         "the ACPI tables of machine {machine} end {over} bytes past their room of {} at {:#x}; use fewer CPUs, nodes, memory ranges or [hmat] figures",

@@ -18,7 +18,7 @@ mod place;
 mod resolve;
 mod size;
 
-pub use describe::{Description, describe};
+pub use describe::{Description, E820Line, describe};
 pub use error::{MachineError, Origin, Place, Problem, Shown};
 pub use file::{MachineFile, load};
 pub use library::names;
@@ -27,3 +27,6 @@ pub use model::{
 };
 pub use resolve::resolve;
 pub use size::Size;
+
+#[cfg(test)]
+mod tests;

@@ -13,8 +13,8 @@ use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
+use memvisor_abi::E820Entry;
 use memvisor_abi::port::ExitCode;
-use memvisor_abi::{BootStage, E820Entry};
 use memvisor_inspect::{FactCpu, FactE820, FactNodeMemory, Facts, Guest, MappedMemory, find_root};
 
 use super::bed::{Ended, Observed};
@@ -201,8 +201,9 @@ impl Machine {
         let guest = Guest::attach(&self.memory, root_gpa)?;
         let facts = facts(setup, &case.cmdline, &guest.e820_raw()?);
         observed.audits.push(audit(&self.memory, root_gpa, &facts, &registers));
-        // The probes want a guest that has everything: user space too.
-        if guest.root().stage == BootStage::Running as u32 && observed.probes.is_empty() {
+        // The probes want a guest that has everything: a user address space too.
+        let user = guest.address_spaces()?.iter().any(|space| space.pgd_pfn != 0);
+        if user && observed.probes.is_empty() {
             let mut held = Held {
                 memory: &self.memory,
                 root_gpa,

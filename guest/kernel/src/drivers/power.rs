@@ -4,7 +4,7 @@ use memvisor_abi::port::ExitCode;
 
 use super::memvisor;
 use crate::arch::regs::{halt_forever, outb, outl, outw};
-use crate::{acpi, arch, cmdline, console, println, smp};
+use crate::{arch, cmdline, console, println, smp, topology};
 
 /// Powers off cleanly: ACPI S5 (ACPI 6.5 section 7.4), the ordinary way that every VMM has. An
 /// `isa-debug-exit` port named on the command line (`debug_exit=0xf4`) goes first, because it can
@@ -14,7 +14,7 @@ pub fn power_off() -> ! {
     console::flush();
     smp::stop_others();
     debug_exit(ExitCode::Ok as u8);
-    if let Some(power) = acpi::power_off_method() {
+    if let Some(power) = topology::power_off_method() {
         outw(power.pm1a_control, power.slp_typ << 10 | 1 << 13);
     }
     memvisor::exit(ExitCode::Ok as u8);

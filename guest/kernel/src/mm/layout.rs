@@ -27,7 +27,7 @@ pub fn percpu_area(cpu: u32) -> VirtAddr {
 
 /// Whether an address lies in the per-CPU areas.
 pub fn percpu_contains(va: u64) -> bool {
-    const LEN: u64 = crate::acpi::MAX_CPUS as u64 * AREA_SIZE;
+    const LEN: u64 = guest_firmware::acpi::MAX_CPUS as u64 * AREA_SIZE;
     va.wrapping_sub(layout::PERCPU_START.as_u64()) < LEN
 }
 

@@ -168,7 +168,7 @@ pub fn bring_online(index: usize) {
     let mut at = start;
     for_each_ram(start, end, |first, last, node| {
         hole(at, first);
-        page_alloc::for_each_zone_part(first, last, node, |first, last, kind| {
+        page_alloc::for_each_zone_part(first, last, |first, last, kind| {
             init_range(&Fresh, first, last, node, kind, PageKind::BuddyTail);
         });
         at = last;
@@ -178,7 +178,7 @@ pub fn bring_online(index: usize) {
     early::for_each_owned(start, end, |owned| mark(owned.start, owned.end, owned.kind));
     set_online(index);
     for_each_free(start, end, |first, last, node| {
-        page_alloc::for_each_zone_part(first, last, node, |first, last, kind| {
+        page_alloc::for_each_zone_part(first, last, |first, last, kind| {
             page_alloc::hand_over(node, kind, first, last);
         });
     });

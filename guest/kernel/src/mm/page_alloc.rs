@@ -70,8 +70,8 @@ pub fn zones() -> impl Iterator<Item = &'static Lock<Zone>> {
     ZONES[..nr_nodes() * MAX_NR_ZONES].iter()
 }
 
-/// Splits a range of one node's RAM at zone boundaries (DMA 16 MiB, DMA32 4 GiB).
-pub fn for_each_zone_part(start: Pfn, end: Pfn, _node: u32, mut f: impl FnMut(Pfn, Pfn, ZoneKind)) {
+/// Splits a range of RAM at zone boundaries (DMA 16 MiB, DMA32 4 GiB).
+pub fn for_each_zone_part(start: Pfn, end: Pfn, mut f: impl FnMut(Pfn, Pfn, ZoneKind)) {
     let limits = ZoneLimits::X86_64;
     let parts = [
         (Pfn::new(0), limits.dma_end, ZoneKind::Dma),
@@ -125,7 +125,7 @@ fn init_node(node: u32) {
 /// Every free frame is managed, and deferred until its section is online.
 fn count_managed() {
     memmap::for_each_free(Pfn::new(0), Pfn::new(u64::MAX), |first, last, node| {
-        for_each_zone_part(first, last, node, |first, last, kind| {
+        for_each_zone_part(first, last, |first, last, kind| {
             let pages = last.as_u64() - first.as_u64();
             let mut zone = zone(node, kind).lock();
             zone.add_managed(pages);

@@ -2,6 +2,7 @@
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
+use guest_firmware::Memory;
 use mm_core::{PAGE_SIZE, Pfn, PhysAddr, PhysMem, VirtAddr};
 use mm_pgtable::{TABLE_ENTRIES, layout};
 
@@ -160,65 +161,11 @@ pub unsafe fn leak_array<T: Copy>(addr: PhysAddr, count: usize, value: T) -> &'s
     unsafe { core::slice::from_raw_parts_mut(first, count) }
 }
 
-/// A checked view of bytes in physical memory, for tables that firmware and boot loaders left.
-#[derive(Clone, Copy, Debug)]
-pub struct Bytes {
-    addr: PhysAddr,
-    len: usize,
-}
-
-impl Bytes {
-    /// `len` bytes at `addr`; empty if any of them is outside the direct map.
-    pub fn at(addr: PhysAddr, len: usize) -> Bytes {
-        let inside = addr.checked_add(len as u64).is_some_and(|last| last <= end());
-        Bytes { addr, len: if inside { len } else { 0 } }
-    }
-
-    /// Physical address of the first byte.
-    pub fn address(&self) -> u64 {
-        self.addr.as_u64()
-    }
-
-    /// Bytes in view.
-    pub fn len(&self) -> usize {
-        self.len
-    }
-
-    /// A part; `None` if it does not fit.
-    pub fn slice(&self, start: usize, len: usize) -> Option<Bytes> {
-        let inside = start.checked_add(len).is_some_and(|last| last <= self.len);
-        inside.then(|| Bytes { addr: PhysAddr::new(self.addr.as_u64() + start as u64), len })
-    }
-
-    fn read<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
-        let at = self.slice(offset, N)?.addr;
+impl Memory for DirectMap {
+    fn read<const N: usize>(&self, addr: u64) -> Option<[u8; N]> {
+        addr.checked_add(N as u64).filter(|&last| last <= end().as_u64())?;
         // SAFETY: inside the direct map; an array of bytes has no alignment.
-        Some(unsafe { pointer(at).cast::<[u8; N]>().read_volatile() })
-    }
-
-    /// The byte at an offset; `None` outside the view. Words are little-endian and need no alignment.
-    pub fn u8(&self, offset: usize) -> Option<u8> {
-        self.read(offset).map(u8::from_le_bytes)
-    }
-
-    /// The 16-bit word at an offset.
-    pub fn u16(&self, offset: usize) -> Option<u16> {
-        self.read(offset).map(u16::from_le_bytes)
-    }
-
-    /// The 32-bit word at an offset.
-    pub fn u32(&self, offset: usize) -> Option<u32> {
-        self.read(offset).map(u32::from_le_bytes)
-    }
-
-    /// The 64-bit word at an offset.
-    pub fn u64(&self, offset: usize) -> Option<u64> {
-        self.read(offset).map(u64::from_le_bytes)
-    }
-
-    /// Sum of all bytes, modulo 256.
-    pub fn checksum(&self) -> u8 {
-        (0..self.len).fold(0_u8, |sum, index| sum.wrapping_add(self.u8(index).unwrap_or(0)))
+        Some(unsafe { pointer(PhysAddr::new(addr)).cast::<[u8; N]>().read_volatile() })
     }
 }
 

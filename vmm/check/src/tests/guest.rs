@@ -28,6 +28,8 @@ pub(super) const KERNEL_VA: u64 = 0xffff_ffff_8100_0000;
 pub(super) const PAGE_OFFSET: u64 = 0xffff_8880_0000_0000;
 pub(super) const VMEMMAP: u64 = 0xffff_ea00_0000_0000;
 pub(super) const FIXMAP: u64 = 0xffff_ffff_ff5f_d000;
+/// The page of code on which application processors start.
+const TRAMPOLINE: u64 = 0x8000;
 /// First of four frames mapped by the process, at [`USER_VA`]; the first is its text.
 pub(super) const USER_PFN: u64 = 0x3100;
 pub(super) const USER_VA: u64 = 0x40_0000;
@@ -240,6 +242,7 @@ impl Builder {
             table_frames: Vec::new(),
         };
         let kernel_pgd = builder.kernel_tables();
+        let trampoline_pgd = builder.trampoline(kernel_pgd);
         let user_pgd = builder.process(kernel_pgd);
         builder.descriptors();
         let zones = builder.zones();
@@ -247,7 +250,7 @@ impl Builder {
             let memmap = if pfn < 0x8000 { 32 * MIB } else { 34 * MIB };
             builder.memory.write_value(memmap + pfn % PAGES_PER_SECTION * 64, page).unwrap();
         }
-        builder.publish(&zones, kernel_pgd, user_pgd);
+        builder.publish(&zones, kernel_pgd, user_pgd, trampoline_pgd);
         let registers = [kernel_pgd, user_pgd].into_iter().zip(0..).map(|(pgd, index)| CpuRegisters {
             index,
             rip: KERNEL_VA + 0x1000,
@@ -295,7 +298,8 @@ impl Builder {
     fn kernel_tables(&mut self) -> u64 {
         let pgd = self.table();
         for pfn in (0..0x9f).chain(0x100..0x200).chain(0x9e00..0x9fe0) {
-            self.map(pgd, PAGE_OFFSET + (pfn << 12), pfn << 12, 1, W | NX);
+            let write = if pfn << 12 == TRAMPOLINE { 0 } else { W };
+            self.map(pgd, PAGE_OFFSET + (pfn << 12), pfn << 12, 1, write | NX);
         }
         for block in (1..79).chain(2048..2056) {
             let gpa = block * 2 * MIB;
@@ -317,13 +321,25 @@ impl Builder {
         pgd
     }
 
-    fn process(&mut self, kernel_pgd: u64) -> u64 {
-        self.next_table = USER_TABLES;
+    /// The tree on which application processors start: their code, mapped to itself.
+    fn trampoline(&mut self, kernel_pgd: u64) -> u64 {
         let pgd = self.table();
+        self.share_kernel_half(pgd, kernel_pgd);
+        self.map(pgd, TRAMPOLINE, TRAMPOLINE, 1, 0);
+        pgd
+    }
+
+    fn share_kernel_half(&mut self, pgd: u64, kernel_pgd: u64) {
         for slot in 256..512 {
             let entry = self.memory.read_u64((kernel_pgd << 12) + slot * 8).unwrap();
             self.memory.write_u64((pgd << 12) + slot * 8, entry).unwrap();
         }
+    }
+
+    fn process(&mut self, kernel_pgd: u64) -> u64 {
+        self.next_table = USER_TABLES;
+        let pgd = self.table();
+        self.share_kernel_half(pgd, kernel_pgd);
         self.map(pgd, USER_VA, USER_PFN << 12, 1, U);
         for page in 1..4 {
             self.map(pgd, USER_VA + page * 4096, (USER_PFN + page) << 12, 1, U | W | NX);
@@ -446,7 +462,7 @@ impl Builder {
         }
     }
 
-    fn publish(&mut self, zones: &[Zone], kernel_pgd: u64, user_pgd: u64) {
+    fn publish(&mut self, zones: &[Zone], kernel_pgd: u64, user_pgd: u64, trampoline_pgd: u64) {
         let facts = facts();
         let entry = |addr: u64, size: u64, kind: u32| E820Entry { addr, size, kind, reserved: 0 };
         let raw: Vec<_> = facts.e820.iter().map(|fact| entry(fact.addr, fact.size, fact.kind)).collect();
@@ -545,7 +561,7 @@ impl Builder {
             sections: publish!(sections, Section),
             cpus: publish!([cpu(0), cpu(1)], CpuInfo),
             address_spaces: publish!([space], AddressSpace),
-            extra_tables: TableRef::default(),
+            extra_tables: publish!([trampoline_pgd], u64),
             counters: Counters::default(),
         };
         self.memory.write_value(ROOT_GPA, &root).unwrap();

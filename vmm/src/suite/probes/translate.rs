@@ -29,8 +29,12 @@ pub fn probe(held: &mut Held<'_>) -> anyhow::Result<Outcome> {
     let Some(cpu) = held.registers.first() else { bail!("the VMM gives no registers") };
     let Some(walker) = Walker::from_registers(cpu) else { bail!("CPU 0 is not in long mode with paging") };
     let (lower, upper) = leaves(&walker, held);
-    if upper.is_empty() {
-        bail!("no mapping in the kernel's half, so there is nothing to compare");
+    for (half, leaves) in [("user", &lower), ("kernel", &upper)] {
+        if leaves.is_empty() {
+            bail!(
+                "CPU 0's page tables map nothing in the {half}'s half, so half of the comparison is missing"
+            );
+        }
     }
     let addresses = choose(walker.levels(), &lower, &upper);
     let theirs = match &mut held.control {
@@ -81,7 +85,7 @@ fn choose(levels: Levels, lower: &[Leaf], upper: &[Leaf]) -> Vec<u64> {
     let mut random = Random::new(SEED);
     (0..ADDRESSES)
         .map(|number| {
-            let half = if number % 2 == 0 && !lower.is_empty() { lower } else { upper };
+            let half = if number % 2 == 0 { lower } else { upper };
             let index = random.below(half.len() as u64);
             let (start, len) =
                 usize::try_from(index).ok().and_then(|index| half.get(index)).copied().unwrap_or((0, 1));

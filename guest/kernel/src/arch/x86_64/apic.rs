@@ -11,9 +11,6 @@ const ICR_HIGH: u64 = 0x310;
 const LVT_LINT0: u64 = 0x350;
 const LVT_LINT1: u64 = 0x360;
 
-/// Where the registers are when the MADT does not say otherwise.
-pub const DEFAULT_BASE: u64 = 0xfee0_0000;
-
 static REGISTERS: AtomicU64 = AtomicU64::new(0);
 
 /// Tells the driver where the registers are mapped, uncached.
