@@ -28,6 +28,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 
+use crate::cli::BadInput;
 use case::{Bed, Case, Need, Setup};
 use outcome::{Audits, CaseResult, Outcome, Totals};
 use report::ReportFile;
@@ -56,6 +57,9 @@ pub struct TestArgs {
     /// Only cases that need this of the host
     #[arg(long, value_name = "WHAT", value_enum)]
     pub needs: Option<Need>,
+    /// Only cases that do not need this of the host
+    #[arg(long, value_name = "WHAT", value_enum)]
+    pub needs_not: Option<Need>,
     /// Write the results to a file: junit=FILE, json=FILE or ktap=FILE; may be repeated
     #[arg(long, value_name = "FORM=FILE")]
     pub report: Vec<ReportFile>,
@@ -110,10 +114,12 @@ pub fn run(args: TestArgs) -> anyhow::Result<ExitCode> {
     if args.bed == Beds::Nested {
         cases = cases.into_iter().filter_map(Case::nested).collect();
     }
-    let mut cases = select::select(cases, &args.names, args.bed.list())?;
-    if let Some(need) = args.needs {
-        cases.retain(|case| case.needs().contains(&need));
-    }
+    let mut cases =
+        select::select(cases, &args.names, args.bed.list()).map_err(|error| BadInput(error.to_string()))?;
+    cases.retain(|case| {
+        args.needs.is_none_or(|need| case.needs().contains(&need))
+            && args.needs_not.is_none_or(|need| !case.needs().contains(&need))
+    });
     if let Some(shard) = share(args.shard)? {
         cases = shard.take(cases);
     }
