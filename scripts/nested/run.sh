@@ -73,7 +73,7 @@ variant no-la57 "$CPU,-la57" --needs "$@"
 
 # One closing line for both, in the form of `memvisor test`.
 sum() { # WORD
-    cat "$OUT"/*/console.log | sed -n "s/^suites: .*\b\([0-9]*\) $1.*/\1/p" | awk '{ n += $1 } END { print n + 0 }'
+    sed -n '/^suites: /p' "$OUT"/*/console.log | grep -oE "[0-9]+ $1" | awk '{ n += $1 } END { print n + 0 }'
 }
 printf 'nested: %s\n' "${phases[@]}"
 echo "suites: $(sum passed) passed, $(sum failed) failed, $(sum skipped) skipped in $(now) s"
