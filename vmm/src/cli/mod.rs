@@ -25,6 +25,7 @@ use crate::{
 };
 
 pub use out::BadInput;
+pub(crate) use stage2::LiveStage2;
 
 const AFTER_HELP: &str = "\
 Examples:
