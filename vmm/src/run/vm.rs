@@ -4,7 +4,7 @@ use std::{
     io,
     os::fd::OwnedFd,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicBool, Ordering},
         mpsc::{self, Receiver, Sender},
     },
@@ -80,8 +80,9 @@ pub struct Vm {
     ended: AtomicBool,
     // Dropped in this order: threads, the VM, its memory (see `Memory::attach`).
     vcpus: Vec<Vcpu>,
-    stats: Option<KvmStats>,
-    _vm: VmFd,
+    /// Opened by who asks first: listing them takes a system call for each.
+    stats: OnceLock<Option<KvmStats>>,
+    vm: VmFd,
     memory: Arc<Memory>,
 }
 
@@ -92,7 +93,7 @@ impl Vm {
     /// [`RunError`], which names what the machine or the host lacks.
     pub fn build(config: &VmConfig) -> Result<(Vm, Sender<RunEvent>, Receiver<RunEvent>), RunError> {
         let kvm = open_kvm()?;
-        let offer = HostOffer::probe(&kvm)?;
+        let offer = HostOffer::probe(&kvm, config.paging != Paging::Four)?;
         let levels = choose_levels(config.paging, &offer)?;
         let cmdline = complete_cmdline(&config.cmdline, levels, &offer);
         let vm = kvm.create_vm().map_err(kvm_error("KVM_CREATE_VM"))?;
@@ -134,8 +135,6 @@ impl Vm {
             let report = Box::new(move |event| events.send(RunEvent::Vcpu(event)).is_ok());
             vcpus.push(Vcpu::spawn(index, fd, memory.clone(), bus.clone(), report)?);
         }
-        let stats =
-            KvmStats::open(&vm).inspect_err(|error| tracing::info!("no KVM statistics: {error}")).ok();
         let facts = Facts { levels, cmdline, ..config.facts.clone() };
         let vm = Vm {
             name: config.name.clone(),
@@ -151,8 +150,8 @@ impl Vm {
             paused: AtomicBool::new(false),
             ended: AtomicBool::new(false),
             vcpus,
-            stats,
-            _vm: vm,
+            stats: OnceLock::new(),
+            vm,
             memory,
         };
         Ok((vm, sender, receiver))
@@ -185,7 +184,10 @@ impl Vm {
     pub fn kvm_stats(&self) -> Vec<(String, u64)> {
         let read =
             |stats: &KvmStats| stats.read().inspect_err(|error| tracing::warn!("KVM statistics: {error}"));
-        self.stats.as_ref().and_then(|stats| read(stats).ok()).unwrap_or_default()
+        let open = || {
+            KvmStats::open(&self.vm).inspect_err(|error| tracing::info!("no KVM statistics: {error}")).ok()
+        };
+        self.stats.get_or_init(open).as_ref().and_then(|stats| read(stats).ok()).unwrap_or_default()
     }
 
     /// Accesses that no device answered.
