@@ -16,10 +16,7 @@ use std::{
     cell::Cell,
     collections::BTreeMap,
     io,
-    sync::{
-        OnceLock,
-        atomic::AtomicU32,
-    },
+    sync::{OnceLock, atomic::AtomicU32},
     thread,
 };
 

@@ -27,6 +27,7 @@ fn main() {
     put("kernel_image", "seed-linux", &[&[0], elf(2).as_slice()].concat());
     put("kernel_image", "seed-pvh-moved-initrd", &[&[7], elf(3).as_slice()].concat());
     put("firmware", "seed-acpi", &acpi());
+    put("firmware", "found-one-large-table-for-ever", &large_tables());
     put("firmware", "seed-zero-page", &zero_page());
     put("firmware", "seed-pvh", &start_info());
     put("e820_memblock", "seed-map", &e820(0));
@@ -154,6 +155,25 @@ fn acpi() -> Vec<u8> {
     out.extend(table(0x5000, b"SLIT", &slit));
     out.extend(table(0x6000, b"FACP", &fadt));
     out.extend(table(0x7000, b"DSDT", dsdt));
+    out
+}
+
+/// An XSDT of nearly 1 MiB whose entries all lead to a table of 1 MiB at 8.
+fn large_tables() -> Vec<u8> {
+    let mut rsdp = Vec::from(b"RSD PTR ".as_slice());
+    rsdp.resize(36, 0);
+    rsdp[15] = 2;
+    rsdp[20] = 36;
+    rsdp[25] = 0x20;
+    let mut xsdt = [b"XSDT".as_slice(), &0xf_c000_u32.to_le_bytes()].concat();
+    xsdt.resize(36, 0);
+    for _ in 0..7000 {
+        xsdt.extend(8_u64.to_le_bytes());
+    }
+    let mut out = vec![1];
+    out.extend(piece(0xe_0000, &rsdp));
+    out.extend(piece(0x2000, &xsdt));
+    out.extend(piece(8, &[b"SSDT".as_slice(), &0xf_fff0_u32.to_le_bytes()].concat()));
     out
 }
 
