@@ -28,6 +28,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 
+use crate::cli::BadInput;
 use case::{Bed, Case, Setup};
 use outcome::{Audits, CaseResult, Outcome, Totals};
 use report::ReportFile;
@@ -100,7 +101,8 @@ impl Beds {
 /// # Errors
 /// Unknown names, a share that cannot be told, broken case files, a report that cannot be written.
 pub fn run(args: TestArgs) -> anyhow::Result<ExitCode> {
-    let mut cases = select::select(case::load()?, &args.names, args.bed.list())?;
+    let mut cases = select::select(case::load()?, &args.names, args.bed.list())
+        .map_err(|error| BadInput(error.to_string()))?;
     if let Some(shard) = share(args.shard)? {
         cases = shard.take(cases);
     }

@@ -86,8 +86,7 @@ mod tests {
     #[test]
     fn a_suite_means_its_cases_and_a_case_itself() {
         assert!(names(&["audit"], BOTH).iter().all(|name| name.starts_with("audit/")));
-        let first = &load().unwrap()[0].name;
-        assert_eq!(names(&[first], BOTH), [first.clone()]);
+        assert_eq!(names(&["boot/la57-refused"], BOTH), ["boot/la57-refused"]);
         assert!(names(&["audit/*-leak*"], BOTH).iter().all(|name| name.contains("leak")));
     }
 
