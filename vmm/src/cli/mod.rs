@@ -136,6 +136,10 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
 
 /// Whether whoever read our output went away: not an error of ours, and told as a shell would.
 fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    // A guest's VMM that goes away is an error of its own.
+    if error.is::<ClientError>() {
+        return false;
+    }
     error
         .chain()
         .filter_map(|cause| cause.downcast_ref::<io::Error>())

@@ -179,9 +179,12 @@ pub(super) fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
     if args.no_seccomp {
         config.seccomp = Filters::Off;
     } else {
-        let claim = claim.clone();
+        // Not an owner: the name is given up when the run ends.
+        let claim = Arc::downgrade(&claim);
         seccomp::watch(move || {
-            claim.remove_files();
+            if let Some(claim) = claim.upgrade() {
+                claim.remove_files();
+            }
             restore_terminal();
         })
         .map_err(|source| RunError::Host { step: "watch the filtered threads", source })?;
