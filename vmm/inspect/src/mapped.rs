@@ -104,6 +104,15 @@ struct Hot {
     map: Arc<MmapRegion>,
 }
 
+impl Hot {
+    /// The word at `gpa`; `None` if not all of it is here.
+    #[inline(always)]
+    fn load(&self, gpa: u64) -> Option<u64> {
+        let offset = gpa.wrapping_sub(self.gpa);
+        if offset < self.words_end { load(&self.map, offset) } else { None }
+    }
+}
+
 impl MappedMemory {
     /// Shares the VMM's own mappings.
     ///
@@ -214,11 +223,9 @@ impl MemorySource for MappedMemory {
 
     #[inline]
     fn read_u64(&self, gpa: u64) -> Result<u64, ReadError> {
-        for hot in &self.hot {
-            let offset = gpa.wrapping_sub(hot.gpa);
-            if offset < hot.words_end {
-                return load(&hot.map, offset).ok_or(ReadError::NotRam { gpa, len: 8 });
-            }
+        // Only the largest region here: what is inlined into walks must be short.
+        if let Some(word) = self.hot.first().and_then(|hot| hot.load(gpa)) {
+            return Ok(word);
         }
         self.read_u64_elsewhere(gpa)
     }
@@ -246,8 +253,11 @@ impl MemorySource for MappedMemory {
 }
 
 impl MappedMemory {
-    #[cold]
+    #[inline(never)]
     fn read_u64_elsewhere(&self, gpa: u64) -> Result<u64, ReadError> {
+        if let Some(word) = self.hot.iter().skip(1).find_map(|hot| hot.load(gpa)) {
+            return Ok(word);
+        }
         if let Some(index) = find(&self.regions, gpa)
             && let (Some(region), Some(map)) = (self.regions.get(index), self.maps.get(index))
             && let Some(word) = load(map, gpa - region.gpa)
