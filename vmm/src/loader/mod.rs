@@ -100,7 +100,9 @@ pub enum LoadError {
         largest: u64,
     },
     /// The command line is too long.
-    #[error("the command line has {len} bytes, at most {max} fit")]
+    #[error(
+        "the command line has {len} bytes with what memvisor appended, kernels take at most {max}: make --cmdline shorter"
+    )]
     CmdlineTooLong {
         /// Its length.
         len: u64,
@@ -322,7 +324,7 @@ fn place_initrd(bytes: &[u8], image: (u64, u64), cargo: &Cargo<'_>) -> Result<(u
 }
 
 fn write_cmdline(memory: &Memory, cmdline: &str) -> Result<(), LoadError> {
-    let max = layout::CMDLINE_SIZE - 1;
+    let max = layout::CMDLINE_MAX;
     let len = cmdline.len() as u64;
     if len > max {
         return Err(LoadError::CmdlineTooLong { len, max });

@@ -24,10 +24,11 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::{AuditMode, RunError, RunEvent, VmConfig};
 use crate::{
-    devices::{AcpiPm, COM1_IRQ, Console, DeviceState, I8042, MemvisorDevice, SerialPort},
+    devices::{AcpiPm, BusError, COM1_IRQ, Console, DeviceState, I8042, MemvisorDevice, SerialPort},
     loader::{self, Cargo, Entry},
     machine::{Paging, layout},
     memory::{Memory, SlotInfo},
+    seccomp::Filters,
     vcpu::{
         Features, Hold, HostOffer, KvmStats, SharedBus, State, Vcpu, VcpuError, build_cpuid,
         install_kick_handler, open_kvm, set_boot_registers,
@@ -71,6 +72,8 @@ pub struct Vm {
     pub device: Arc<DeviceState>,
     /// When audits run.
     pub audit: AuditMode,
+    /// Whether its threads are restricted.
+    pub seccomp: Filters,
     console: Arc<Mutex<Console>>,
     serial: Arc<Mutex<SerialPort>>,
     built: Instant,
@@ -133,7 +136,7 @@ impl Vm {
             set_up(&fd, index, &entry)?;
             let events = sender.clone();
             let report = Box::new(move |event| events.send(RunEvent::Vcpu(event)).is_ok());
-            vcpus.push(Vcpu::spawn(index, fd, memory.clone(), bus.clone(), report)?);
+            vcpus.push(Vcpu::spawn(index, fd, memory.clone(), bus.clone(), config.seccomp, report)?);
         }
         let facts = Facts { levels, cmdline, ..config.facts.clone() };
         let vm = Vm {
@@ -142,6 +145,7 @@ impl Vm {
             entry,
             device,
             audit: config.audit,
+            seccomp: config.seccomp,
             console,
             serial,
             built: Instant::now(),
@@ -329,12 +333,16 @@ fn create_irqchip(vm: &VmFd, irqchip: Irqchip) -> Result<Option<EventFd>, RunErr
     Ok(line)
 }
 
-fn build_bus(
+/// The buses with every device of a machine.
+///
+/// # Errors
+/// [`BusError`]: two devices at one place, a mistake in memvisor.
+pub fn build_bus(
     memory: &Arc<Memory>,
     console: &Arc<Mutex<Console>>,
     serial: &Arc<Mutex<SerialPort>>,
     device: &Arc<DeviceState>,
-) -> Result<SharedBus, RunError> {
+) -> Result<SharedBus, BusError> {
     let mut bus = SharedBus::default();
     bus.pio.insert("com1", layout::COM1.into(), layout::COM1_LEN.into(), serial.clone())?;
     let i8042_len = u64::from(layout::I8042_COMMAND - layout::I8042_DATA) + 1;
