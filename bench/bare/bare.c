@@ -2,7 +2,8 @@
  * The least that starts the benchmark's guest: the KVM calls of `memvisor run`, one after the other,
  * and nothing else. No options, no threads, no devices but a serial port's data register.
  *
- * usage: bare KERNEL MEBIBYTES
+ * usage: bare KERNEL ADDRESS+LENGTH...
+ * The ranges of RAM, in hexadecimal: one memory slot each.
  * KERNEL is an ELF file with one PT_LOAD segment whose entry is a PVH entry (32 bits, flat segments).
  * The guest ends by a write to port 0xf4.
  */
@@ -21,8 +22,6 @@
 
 #define COM1 0x3f8
 #define DEBUG_EXIT 0xf4
-#define HOLE_START 0xc0000000ull
-#define HOLE_END 0x100000000ull
 #define MAX_CPUID 256
 
 static int call(int fd, unsigned long request, const char *name, void *argument)
@@ -54,9 +53,8 @@ static uint8_t *add_slot(int vm, int slot, uint64_t gpa, uint64_t len)
 
 int main(int argc, char **argv)
 {
-	if (argc != 3)
-		errx(2, "usage: bare KERNEL MEBIBYTES");
-	uint64_t bytes = strtoull(argv[2], NULL, 10) << 20;
+	if (argc < 3)
+		errx(2, "usage: bare KERNEL ADDRESS+LENGTH...");
 
 	static uint8_t file[65536];
 	int image = open(argv[1], O_RDONLY | O_CLOEXEC);
@@ -80,13 +78,20 @@ int main(int argc, char **argv)
 	int run_size = CALL(kvm, KVM_GET_VCPU_MMAP_SIZE, 0);
 
 	int vm = CALL(kvm, KVM_CREATE_VM, 0);
-	uint64_t low = bytes < HOLE_START ? bytes : HOLE_START;
-	uint8_t *ram = add_slot(vm, 0, 0, low);
-	if (bytes > low)
-		add_slot(vm, 1, HOLE_END, bytes - low);
-	if (load->p_paddr + load->p_filesz > low || load->p_offset + load->p_filesz > (uint64_t)length)
-		errx(1, "%s: segment", argv[1]);
-	memcpy(ram + load->p_paddr, file + load->p_offset, load->p_filesz);
+	int loaded = 0;
+	for (int slot = 0; slot < argc - 2; slot++) {
+		char *plus;
+		uint64_t gpa = strtoull(argv[slot + 2], &plus, 16);
+		uint64_t len = *plus == '+' ? strtoull(plus + 1, NULL, 16) : 0;
+		uint8_t *ram = add_slot(vm, slot, gpa, len);
+		if (load->p_offset + load->p_filesz <= (uint64_t)length && load->p_paddr >= gpa &&
+		    load->p_paddr - gpa + load->p_filesz <= len) {
+			memcpy(ram + (load->p_paddr - gpa), file + load->p_offset, load->p_filesz);
+			loaded = 1;
+		}
+	}
+	if (!loaded)
+		errx(1, "%s: no RAM for its segment", argv[1]);
 
 	uint64_t identity = 0xfffbc000;
 	CALL(vm, KVM_SET_IDENTITY_MAP_ADDR, &identity);

@@ -17,6 +17,7 @@ mod start;
 mod stats;
 mod table;
 mod translate;
+mod vm;
 
 use std::path::PathBuf;
 

@@ -1,8 +1,8 @@
 //! Page-table walkers of others, on the same image.
 
-use crate::image::Image;
+use memflow::mem::virt_translate::VirtualTranslation;
 use memflow::prelude::v1::{
-    Address, CTup2, MappedPhysicalMemory, MemoryMap, VirtualDma, VirtualTranslate, VirtualTranslation,
+    Address, CTup2, MappedPhysicalMemory, MemoryMap, VirtualDma, VirtualTranslate,
 };
 use vmi_arch_amd64::Amd64;
 use vmi_core::{Architecture, Gfn, Pa, Va, VmiCore, VmiDriver, VmiError, VmiInfo, VmiMappedPage, VmiRead};
@@ -10,6 +10,8 @@ use x86_64::{
     VirtAddr,
     structures::paging::{OffsetPageTable, PageTable, Translate},
 };
+
+use crate::image::Image;
 
 /// The `x86_64` crate: an address is RAM's mapping plus an offset; nothing is checked.
 pub struct Offset(OffsetPageTable<'static>);

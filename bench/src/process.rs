@@ -3,7 +3,7 @@
 use std::{
     ffi::OsString,
     io::Read,
-    path::{Path, PathBuf},
+    path::PathBuf,
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
@@ -104,17 +104,4 @@ impl Drop for KillOnDrop {
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
-}
-
-/// Waits until `path` exists.
-///
-/// # Errors
-/// After ten seconds.
-pub fn wait_for(path: &Path) -> anyhow::Result<()> {
-    let begin = Instant::now();
-    while !path.exists() {
-        anyhow::ensure!(begin.elapsed() < Duration::from_secs(10), "{} does not appear", path.display());
-        std::thread::sleep(Duration::from_millis(5));
-    }
-    Ok(())
 }
