@@ -120,6 +120,28 @@ impl PhysMem for DirectMap {
     }
 }
 
+impl DirectMap {
+    /// Clears a run of frames.
+    pub fn zero_frames(&self, first: Pfn, count: u64) {
+        for index in 0..count {
+            self.zero_frame(first.offset(index));
+        }
+    }
+
+    /// Writes `value`, `value + step`, `value + 2 * step` and so on to the words `first..` of the page table
+    /// in `frame`. One check for all of them: the direct map of much RAM has many entries.
+    pub fn fill_table(&self, frame: Pfn, first: usize, value: u64, step: u64) {
+        check(frame.phys(), PAGE_SIZE);
+        let table = pointer(frame.phys()).cast::<u64>();
+        let mut value = value;
+        for index in first..TABLE_ENTRIES {
+            // SAFETY: inside one mapped frame, which belongs to no Rust object (type documentation).
+            unsafe { table.add(index).write_volatile(value) };
+            value = value.wrapping_add(step);
+        }
+    }
+}
+
 /// Reads a word through a mapping that the caller made outside the direct map.
 pub fn read_mapped(va: VirtAddr) -> u64 {
     // SAFETY: a missing mapping faults and ends the kernel with a report; any value is a u64.
