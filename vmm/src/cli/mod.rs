@@ -4,6 +4,7 @@
 
 mod check;
 mod dump;
+mod import;
 mod inspect;
 mod list;
 mod out;
@@ -19,6 +20,7 @@ use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::{
     control::{ClientError, SocketError},
+    import::ImportError,
     machine::MachineError,
     run::{ExitStatus, RunError},
     suite::{self, TestArgs},
@@ -65,6 +67,8 @@ enum Command {
     Check(check::CheckArgs),
     /// Write a running guest's memory and registers to an ELF core file
     Dump(dump::DumpArgs),
+    /// Make a machine file from what a real machine's Linux says about it
+    Import(import::ImportArgs),
     /// Run suites of cases on the beds that this machine has
     Test(TestArgs),
     /// List running guests
@@ -112,6 +116,7 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
         Command::Inspect(args) => inspect::run(&args),
         Command::Check(args) => check::run(&args),
         Command::Dump(args) => dump::run(&args),
+        Command::Import(args) => import::run(&args),
         Command::Test(args) => suite::run(args),
         Command::Vms(args) => list::vms(&args),
         Command::Machines(args) => list::machines(&args),
@@ -137,7 +142,11 @@ fn status_of(error: &anyhow::Error) -> ExitStatus {
         error.status()
     } else if let Some(ClientError::Name(_)) = error.downcast_ref() {
         ExitStatus::BadInput
-    } else if error.is::<MachineError>() || error.is::<BadInput>() || error.is::<SocketError>() {
+    } else if error.is::<MachineError>()
+        || error.is::<ImportError>()
+        || error.is::<BadInput>()
+        || error.is::<SocketError>()
+    {
         ExitStatus::BadInput
     } else {
         ExitStatus::Error
