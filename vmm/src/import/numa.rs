@@ -324,7 +324,8 @@ fn booted(claims: &Claims, srat: &View) -> View {
     }
     let Some(first) = claims.booted.first() else { return (BTreeMap::new(), nowhere()) };
     let boot = srat.0.iter().find(|(_, cpus)| cpus.contains(&0)).map(|(node, _)| *node);
-    let boot = boot.or(nodes.keys().next().copied()).unwrap_or(0);
+    // Linux brings the CPUs of the boot CPU's node up first, and calls it 0 on nearly every machine.
+    let boot = boot.unwrap_or(0);
     nodes.entry(boot).or_default().insert(0);
     let count: usize = nodes.values().map(BTreeSet::len).sum();
     let online = claims.online.first().and_then(|claim| usize::try_from(claim.value).ok());
