@@ -24,12 +24,18 @@ fn sources_may_stand_before_or_after_the_view() {
         "memvisor list",
         "memvisor run numa4 --paging 5 --boot pvh --memory 1G --cpus 3 --cmdline -x --dry-run --json --hold",
         "memvisor completions zsh",
+        "memvisor import - dmesg.txt -o m.toml --scale 1/64",
+        "memvisor run default --scale 1/2",
     ] {
         assert!(parse(words).is_ok(), "{words}: {:?}", parse(words).err());
     }
-    for words in
-        ["memvisor inspect zones --vm a --dump b", "memvisor run --paging 6", "memvisor inspect page x"]
-    {
+    for words in [
+        "memvisor run default --scale 64",
+        "memvisor import -o m.toml",
+        "memvisor inspect zones --vm a --dump b",
+        "memvisor run --paging 6",
+        "memvisor inspect page x",
+    ] {
         assert!(parse(words).is_err(), "{words}");
     }
 }
