@@ -46,7 +46,8 @@ pub fn run(options: &Options) -> anyhow::Result<Score> {
     // In this order, because a page that was touched stays so.
     let mut random = Random::new(1);
     vm.fill(|number, page| {
-        match number % 16 {
+        // In blocks of 64 KiB.
+        match number / 16 % 16 {
             0 => random_page(&mut random, page),
             1..4 => page.fill(0),
             _ => return false,

@@ -1,9 +1,7 @@
 //! Page-table walkers of others, on the same image.
 
 use memflow::mem::virt_translate::VirtualTranslation;
-use memflow::prelude::v1::{
-    Address, CTup2, MappedPhysicalMemory, MemoryMap, VirtualDma, VirtualTranslate,
-};
+use memflow::prelude::v1::{Address, CTup2, MappedPhysicalMemory, MemoryMap, VirtualDma, VirtualTranslate};
 use vmi_arch_amd64::Amd64;
 use vmi_core::{Architecture, Gfn, Pa, Va, VmiCore, VmiDriver, VmiError, VmiInfo, VmiMappedPage, VmiRead};
 use x86_64::{

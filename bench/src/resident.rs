@@ -38,7 +38,13 @@ pub fn run(options: &Options) -> anyhow::Result<Score> {
     drop(vm);
     for (work, bytes) in ours {
         let mib = bytes as f64 / f64::from(1 << 20);
-        table.row(&work, &format!("{} MiB", short(mib)), ("the bound itself", &"5 MiB"), (mib, " MiB"), Target::AtMost(5.0));
+        table.row(
+            &work,
+            &format!("{} MiB", short(mib)),
+            ("the bound itself", &"5 MiB"),
+            (mib, " MiB"),
+            Target::AtMost(5.0),
+        );
     }
     match find("qemu-system-x86_64") {
         None => table.absent("1 CPU, 1024 MiB", "QEMU microvm", "qemu-system-x86_64 is not installed"),
@@ -59,8 +65,21 @@ pub fn run(options: &Options) -> anyhow::Result<Score> {
 
 fn qemu_resident(qemu: &Path, kernel: &Path) -> anyhow::Result<u64> {
     let words = command([
-        &qemu, &"-M", &"microvm", &"-enable-kvm", &"-m", &"1024", &"-nodefaults", &"-no-user-config", &"-display",
-        &"none", &"-serial", &"stdio", &"-S", &"-kernel", &kernel,
+        &qemu,
+        &"-M",
+        &"microvm",
+        &"-enable-kvm",
+        &"-m",
+        &"1024",
+        &"-nodefaults",
+        &"-no-user-config",
+        &"-display",
+        &"none",
+        &"-serial",
+        &"stdio",
+        &"-S",
+        &"-kernel",
+        &kernel,
     ]);
     let child = crate::process::KillOnDrop(crate::process::spawn(&words, std::process::Stdio::null())?);
     // It says nothing when it is ready; its memory no longer grows then.

@@ -5,8 +5,7 @@ use std::{ffi::OsString, fs, path::Path};
 use anyhow::Context;
 
 use crate::{
-    Options,
-    guest,
+    Options, guest,
     process::{self, Timing, command, find, millis},
     stats::{ratio, spread},
     table::{Score, Table, Target},

@@ -70,7 +70,8 @@ fn lookups(
     let mut batched = Memflow::new(bytes, image.root4);
     let vmi = Vmi::new(bytes, image.root4, true)?;
     let vmi_bare = Vmi::new(bytes, image.root4, false)?;
-    let contender = |name, walk, lookups, target| Contender { name, walk, lookups, target, speeds: Vec::new() };
+    let contender =
+        |name, walk, lookups, target| Contender { name, walk, lookups, target, speeds: Vec::new() };
     let tenfold = Target::AtLeast(10.0);
     let mut all: Vec<Contender<'_>> = vec![
         contender("4 levels", Box::new(|vas| ours(&walker4, &memory, vas)), LOOKUPS, Target::None),
@@ -150,8 +151,7 @@ fn check_agreement(all: &mut [Contender<'_>], vas: &[u64]) -> anyhow::Result<()>
 fn enumerate(options: &Options, table: &mut Table, image: &Image, gib: u64) -> anyhow::Result<()> {
     let memory = image.mapped()?;
     let bytes = image.bytes()?;
-    let walkers =
-        [Walker::new(image.root4, Levels::Four), Walker::new(image.root5, Levels::Five)];
+    let walkers = [Walker::new(image.root4, Levels::Four), Walker::new(image.root5, Levels::Five)];
     let mut memflow = Memflow::new(bytes, image.root4);
     let end = image::BASE + image.pages * 4096;
     let mut speeds: [Vec<f64>; 4] = Default::default();

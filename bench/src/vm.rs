@@ -3,9 +3,11 @@
 use std::{
     ffi::OsString,
     fs,
-    io::{BufRead, BufReader},
-    os::unix::fs::FileExt,
+    io::{BufRead, BufReader, Read, Write},
+    os::unix::{fs::FileExt, net::UnixStream},
+    path::PathBuf,
     process::Stdio,
+    time::Duration,
 };
 
 use anyhow::Context;
@@ -17,6 +19,7 @@ pub struct HeldVm {
     child: KillOnDrop,
     /// Name by which other commands find it.
     pub name: String,
+    socket: PathBuf,
 }
 
 impl HeldVm {
@@ -25,23 +28,65 @@ impl HeldVm {
     /// # Errors
     /// If it ends instead.
     pub fn start(command: &[OsString]) -> anyhow::Result<HeldVm> {
+        HeldVm::watch(command, |_| ())
+    }
+
+    /// As [`HeldVm::start`], and shows every line until then to `watch`.
+    ///
+    /// # Errors
+    /// As [`HeldVm::start`].
+    pub fn watch(command: &[OsString], mut watch: impl FnMut(&str)) -> anyhow::Result<HeldVm> {
         let name = format!("bench-{}", std::process::id());
         let mut words = command.to_vec();
         words.extend(process::command([&"--hold", &"--name", &name]));
         let mut child = KillOnDrop(process::spawn(&words, Stdio::inherit())?);
         let mut lines = BufReader::new(child.0.stdout.take().context("a pipe was asked for")?);
-        let mut line = Vec::new();
+        let mut bytes = Vec::new();
+        let (mut socket, mut held) = (None, false);
+        // The last audit is printed after the word that it is held.
         loop {
-            line.clear();
-            let len = lines.read_until(b'\n', &mut line)?;
+            bytes.clear();
+            let len = lines.read_until(b'\n', &mut bytes)?;
             anyhow::ensure!(len > 0, "{} ended", process::show(&words));
-            if String::from_utf8_lossy(&line).contains("held for inspection") {
+            let line = String::from_utf8_lossy(&bytes);
+            watch(line.trim_end());
+            if let Some(path) = line.strip_prefix("memvisor: control socket ") {
+                socket = Some(PathBuf::from(path.trim_end()));
+            }
+            held |= line.contains("held for inspection");
+            if held && (line.starts_with("audit: ") || line.starts_with("memvisor: no audit")) {
                 break;
             }
         }
-        // What it prints after that is little enough for the pipe, which must stay open.
+        // The pipe must stay open, or memvisor would end with its reader.
         child.0.stdout = Some(lines.into_inner());
-        Ok(HeldVm { child, name })
+        let socket = socket.context("memvisor named no control socket")?;
+        Ok(HeldVm { child, name, socket })
+    }
+
+    /// A counter of KVM by name, if this KVM has it.
+    ///
+    /// # Errors
+    /// If the control socket does not answer.
+    pub fn counter(&self, name: &str) -> anyhow::Result<Option<u64>> {
+        let mut socket = UnixStream::connect(&self.socket).context("connect to the control socket")?;
+        socket.set_read_timeout(Some(Duration::from_secs(5)))?;
+        socket.write_all(b"GET /vm/stats HTTP/1.1\r\nHost: memvisor\r\nConnection: close\r\n\r\n")?;
+        let mut answer = Vec::new();
+        let mut part = [0; 4096];
+        // The answer is one JSON document, which the counters end.
+        while !answer.ends_with(b"}}") {
+            let len = socket.read(&mut part).context("the control socket's answer")?;
+            if len == 0 {
+                break;
+            }
+            answer.extend(part.iter().take(len));
+        }
+        let text = String::from_utf8_lossy(&answer).into_owned();
+        anyhow::ensure!(text.starts_with("HTTP/1.1 200"), "the control socket says {text}");
+        let Some((_, rest)) = text.split_once(&format!("\"{name}\":")) else { return Ok(None) };
+        let digits: String = rest.trim_start().chars().take_while(char::is_ascii_digit).collect();
+        Ok(Some(digits.parse()?))
     }
 
     /// Its process.
@@ -62,7 +107,10 @@ impl HeldVm {
             if !target.to_string_lossy().starts_with("/memfd:guest-ram") {
                 continue;
             }
-            let file = fs::OpenOptions::new().write(true).open(&path).with_context(|| format!("{}", path.display()))?;
+            let file = fs::OpenOptions::new()
+                .write(true)
+                .open(&path)
+                .with_context(|| format!("{}", path.display()))?;
             let pages = file.metadata()?.len() / 4096;
             let mut page = [0; 4096];
             for index in 0..pages {

@@ -17,6 +17,7 @@ mod tests;
 use std::{io, process::ExitCode};
 
 use clap::{CommandFactory, Parser, Subcommand};
+use tracing_subscriber::filter::LevelFilter;
 use vmm_sys_util::signal::register_signal_handler;
 
 use crate::{
@@ -99,9 +100,7 @@ pub fn main() -> ExitCode {
         }
     };
     ignore_file_limit();
-    let filter = tracing_subscriber::EnvFilter::try_from_env("MEMVISOR_LOG")
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).without_time().init();
+    tracing_subscriber::fmt().with_max_level(log_level()).with_writer(io::stderr).without_time().init();
 
     match dispatch(cli.command) {
         Ok(code) => code,
@@ -118,6 +117,17 @@ fn ignore_file_limit() {
     extern "C" fn nothing(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
     // Without the handler the signal ends the process, as it does elsewhere.
     let _ = register_signal_handler(libc::SIGXFSZ, nothing);
+}
+
+/// What MEMVISOR_LOG asks for.
+fn log_level() -> LevelFilter {
+    let Ok(word) = std::env::var("MEMVISOR_LOG") else { return LevelFilter::WARN };
+    word.parse().unwrap_or_else(|_| {
+        eprintln!(
+            "memvisor: MEMVISOR_LOG={word} is none of off, error, warn, info, debug, trace: taken as warn"
+        );
+        LevelFilter::WARN
+    })
 }
 
 fn dispatch(command: Command) -> anyhow::Result<ExitCode> {

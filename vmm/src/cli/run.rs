@@ -1,6 +1,6 @@
 //! `memvisor run`.
 
-use std::{path::PathBuf, process::ExitCode, sync::Arc, time::Duration};
+use std::{borrow::Cow, path::PathBuf, process::ExitCode, sync::Arc, time::Duration};
 
 use clap::{Args, ValueEnum};
 use serde::Serialize;
@@ -195,6 +195,9 @@ pub(super) fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
         .map_err(|source| RunError::Host { step: "watch the filtered threads", source })?;
     }
     let (vm, sender, events) = Vm::build(&config)?;
+    // They are in the guest's memory now.
+    config.kernel = Cow::default();
+    config.initrd = None;
     let vm = Arc::new(vm);
     if !args.json {
         out::text(&description)?;

@@ -1,10 +1,11 @@
 //! A guest with its memory, devices and vCPUs, shared by the run loop and the control socket.
 
 use std::{
+    collections::BTreeMap,
     io,
     os::fd::OwnedFd,
     sync::{
-        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
         mpsc::{self, Receiver, Sender},
     },
@@ -83,9 +84,9 @@ pub struct Vm {
     ended: AtomicBool,
     // Dropped in this order: threads, the VM, its memory (see `Memory::attach`).
     vcpus: Vec<Vcpu>,
-    /// Opened by who asks first: listing them takes a system call for each.
-    stats: OnceLock<Option<KvmStats>>,
-    vm: VmFd,
+    /// Of the VM, then of each vCPU.
+    stats: Vec<KvmStats>,
+    _vm: VmFd,
     memory: Arc<Memory>,
 }
 
@@ -129,11 +130,18 @@ impl Vm {
         let features = Features { la57: levels == 5, tsc_deadline: offer.tsc_deadline };
         let count = u32::try_from(config.facts.cpus.len()).unwrap_or(u32::MAX);
         let mut vcpus = Vec::new();
+        let mut stats = Vec::new();
+        match KvmStats::open(&vm) {
+            Ok(of_vm) => stats.push(of_vm),
+            Err(error) => tracing::info!("no KVM statistics: {error}"),
+        }
         for (index, cpu) in (0..).zip(&config.facts.cpus) {
             let fd = vm.create_vcpu(u64::from(cpu.apic_id)).map_err(kvm_error("KVM_CREATE_VCPU"))?;
             fd.set_cpuid2(&build_cpuid(&offer.cpuid, cpu.apic_id, count, features))
                 .map_err(kvm_error("KVM_SET_CPUID2"))?;
             set_up(&fd, index, &entry)?;
+            // Where the VM has none, neither has the vCPU.
+            stats.extend(KvmStats::open(&fd));
             let events = sender.clone();
             let report = Box::new(move |event| events.send(RunEvent::Vcpu(event)).is_ok());
             vcpus.push(Vcpu::spawn(index, fd, memory.clone(), bus.clone(), config.seccomp, report)?);
@@ -154,8 +162,8 @@ impl Vm {
             paused: AtomicBool::new(false),
             ended: AtomicBool::new(false),
             vcpus,
-            stats: OnceLock::new(),
-            vm,
+            stats,
+            _vm: vm,
             memory,
         };
         Ok((vm, sender, receiver))
@@ -184,14 +192,18 @@ impl Vm {
         &self.vcpus
     }
 
-    /// KVM's own counters; empty where it has none.
-    pub fn kvm_stats(&self) -> Vec<(String, u64)> {
-        let read =
-            |stats: &KvmStats| stats.read().inspect_err(|error| tracing::warn!("KVM statistics: {error}"));
-        let open = || {
-            KvmStats::open(&self.vm).inspect_err(|error| tracing::info!("no KVM statistics: {error}")).ok()
-        };
-        self.stats.get_or_init(open).as_ref().and_then(|stats| read(stats).ok()).unwrap_or_default()
+    /// KVM's own counters, those of the vCPUs summed up; empty where it has none.
+    pub fn kvm_stats(&self) -> BTreeMap<String, u64> {
+        let mut sums = BTreeMap::new();
+        for stats in &self.stats {
+            match stats.read() {
+                Ok(values) => {
+                    values.into_iter().for_each(|(name, value)| *sums.entry(name).or_default() += value);
+                }
+                Err(error) => tracing::warn!("KVM statistics: {error}"),
+            }
+        }
+        sums
     }
 
     /// Accesses that no device answered.
