@@ -129,6 +129,7 @@ fn spans(claims: &mut Claims, node_of: &BTreeMap<u32, u32>) -> Vec<Claim<(u32, R
 fn assign(claims: &mut Claims, ram: &[Range], spans: &[Claim<(u32, Range)>]) -> BTreeMap<u32, Vec<Range>> {
     let mut pieces: Vec<(Range, u32)> = Vec::new();
     let mut unclaimed = 0;
+    let several = spans.iter().any(|span| span.value.0 != 0);
     for ram in ram {
         let inside = spans.iter().map(|span| span.value.1.intersection(ram)).filter(|part| !part.is_empty());
         let mut borders: Vec<u64> = inside.flat_map(|part| [part.base, part.end()]).collect();
@@ -138,7 +139,7 @@ fn assign(claims: &mut Claims, ram: &[Range], spans: &[Claim<(u32, Range)>]) -> 
         for (start, end) in borders.iter().zip(borders.iter().skip(1)) {
             let piece = Range::new(*start, *end);
             let owner = spans.iter().find(|span| !span.value.1.intersection(&piece).is_empty());
-            if owner.is_none() && !spans.is_empty() {
+            if owner.is_none() && several {
                 unclaimed += piece.len;
             }
             pieces.push((piece, owner.map_or(0, |span| span.value.0)));
