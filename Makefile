@@ -1,6 +1,7 @@
 # The one way in: every verb that CI runs and the README names is here. `make help` lists them.
 #
 # Variables: MACHINE (name or file for `make run`), ARGS (appended to the command of run and test-*),
+# CASE (suites or cases that test-nested runs; all without it),
 # CARGO_TARGET_DIR (default ./target), GUEST_TOOLCHAIN (rustup|source, see scripts/setup.sh).
 
 SHELL := /bin/bash
@@ -11,11 +12,12 @@ MEMVISOR := $(TARGET)/release/memvisor
 GUEST := $(TARGET)/images/memvisor-guest.elf
 MACHINE ?= default
 ARGS ?=
+CASE ?=
 
 # Read by vmm's build script, which embeds the image.
 export MEMVISOR_GUEST := $(GUEST)
 
-.PHONY: help setup guest build run test test-host test-kvm test-qemu lint ci clean
+.PHONY: help setup guest build run test test-host test-kvm test-qemu test-nested lint ci clean
 
 help: ## list these verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -34,7 +36,7 @@ run: build ## launch MACHINE (default: default) and audit it from outside
 	$(MEMVISOR) run $(MACHINE) $(ARGS)
 
 test: ## everything that CI tests, on every bed that this machine has
-	@scripts/test.sh host kvm qemu
+	@scripts/test.sh host kvm qemu nested
 
 test-host: ## unit, property and documentation tests
 	@scripts/test.sh host
@@ -44,6 +46,9 @@ test-kvm: ## suites on this machine's /dev/kvm
 
 test-qemu: ## suites under QEMU's software CPU, 4 and 5 paging levels
 	@scripts/test.sh qemu
+
+test-nested: ## suites in a stock Linux with KVM on nested paging, in QEMU's software CPU; CASE=name for one
+	@CASE="$(CASE)" scripts/test.sh nested
 
 lint: guest ## formatting and clippy of all crates; warnings are errors
 	@scripts/lint.sh

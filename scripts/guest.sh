@@ -20,7 +20,8 @@ readonly PRODUCTS=$OUT/$GUEST_TRIPLE/guest
 unset CARGO_ENCODED_RUSTFLAGS CARGO_BUILD_RUSTFLAGS CARGO_BUILD_TARGET
 export CARGO_TARGET_DIR=$OUT
 # Both toolchains link with GNU ld: the linker script is written for it.
-export RUSTFLAGS="-Clinker=ld -Clinker-flavor=ld"
+# Frame pointers: a panic prints a backtrace by them.
+export RUSTFLAGS="-Clinker=ld -Clinker-flavor=ld -Cforce-frame-pointers=yes"
 # The kernel's first page tables map it as one block, which ld warns about since binutils 2.39.
 ld --help | grep -q no-warn-rwx-segments && RUSTFLAGS+=" -Clink-arg=--no-warn-rwx-segments"
 case $GUEST_TOOLCHAIN in

@@ -260,6 +260,7 @@ fn write_e820(f: &mut Formatter<'_>, lines: &[E820Line]) -> fmt::Result {
             (_, None) => ", wraps",
             _ => "",
         };
+        let kind = if kind < 256 { kind.to_string() } else { format!("{kind:#x}") };
         writeln!(f, "  {index:>3}  {} {:>14}  type {kind} {name}{note}", span(addr, size), human(size))?;
     }
     Ok(())

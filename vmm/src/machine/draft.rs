@@ -147,10 +147,11 @@ fn node_of_file(
         size: memory.get_ref().size.bytes(),
         origin: source.origin(memory.span().start, field(&format!("memory[{at}]"))),
     });
-    let cpus =
-        node.cpus.iter().enumerate().map(|(at, cpu)| {
-            (*cpu.get_ref(), source.origin(cpu.span().start, field(&format!("cpus[{at}]"))))
-        });
+    let mut cpus = Vec::new();
+    for (at, cpu) in node.cpus.iter().enumerate() {
+        let origin = source.origin(cpu.span().start, field(&format!("cpus[{at}]")));
+        cpus.push((cpu_number(*cpu.get_ref(), &origin)?, origin));
+    }
     let mut distances = Vec::new();
     for (to, distance) in &node.distances {
         let origin = source.origin(distance.span().start, field(&format!("distances.{to}")));
@@ -159,7 +160,12 @@ fn node_of_file(
         })?;
         distances.push(DraftDistance { to, distance: *distance.get_ref(), origin });
     }
-    Ok(DraftNode { memory: memory.collect(), cpus: cpus.collect(), distances, origin })
+    Ok(DraftNode { memory: memory.collect(), cpus, distances, origin })
+}
+
+fn cpu_number(number: i64, origin: &Origin) -> Result<u32, MachineError> {
+    let valid = u32::try_from(number).ok().filter(|cpu| *cpu < layout::MAX_CPUS);
+    valid.ok_or_else(|| MachineError::at(origin, Problem::CpuNumber(number)))
 }
 
 /// The nodes that `--memory-zone` and `--numa` describe. Without `--numa`, all zones and the file's
@@ -170,13 +176,16 @@ fn nodes_of_flags(file: &MachineFile, overrides: &Overrides) -> Result<Vec<Draft
     }
     let zones = flags::zones(&overrides.memory_zone)?;
     if overrides.numa.is_empty() {
-        let cpus = file.spec.node.iter().flat_map(|node| &node.get_ref().cpus);
-        let origin = flags::origin("--memory-zone", "");
+        let mut cpus = Vec::new();
+        for cpu in file.spec.node.iter().flat_map(|node| &node.get_ref().cpus) {
+            let origin = file.source.origin(cpu.span().start, "cpus");
+            cpus.push((cpu_number(*cpu.get_ref(), &origin)?, origin));
+        }
         return Ok(vec![DraftNode {
             memory: zones.iter().map(memory_of_zone).collect(),
-            cpus: cpus.map(|cpu| (*cpu.get_ref(), file.source.origin(cpu.span().start, "cpus"))).collect(),
+            cpus,
             distances: Vec::new(),
-            origin,
+            origin: flags::origin("--memory-zone", ""),
         }]);
     }
     let nodes = flags::numa(&overrides.numa, &zones)?;

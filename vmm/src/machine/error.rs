@@ -151,7 +151,7 @@ pub enum Problem {
     #[error("the E820 map leaves none of this range as RAM; add an entry of type \"usable\" that covers it")]
     NoRamInRange,
     #[error(
-        "{missing} below 1 MiB is not RAM; boot data and the start page of the application processors need all of 0x0..{:#x}: put a range at 0",
+        "{missing} below 1 MiB is not RAM; boot data and the start page of the application processors need all of 0x0..{:#x}: give a node memory there, and keep other E820 types away from it",
         layout::BOOT_DATA_END
     )]
     NoLowMemory { missing: Shown },
@@ -163,6 +163,8 @@ pub enum Problem {
     NoCpus,
     #[error("{count} CPUs; at most {} are supported", layout::MAX_CPUS)]
     TooManyCpus { count: u64 },
+    #[error("`{0}` is not the number of a CPU; CPUs are numbered 0 to {last}", last = layout::MAX_CPUS - 1)]
+    CpuNumber(i64),
     #[error("CPU {cpu} is already in node {node}; a CPU belongs to one node")]
     CpuTwice { cpu: u32, node: usize },
     #[error("CPU {missing} is in no node, but CPU {present} is; number the CPUs from 0 without gaps")]
@@ -200,7 +202,7 @@ pub enum Problem {
         "`{0}` is not a name; use 1 to 64 letters, digits, `.`, `_` and `-`, and begin with a letter or digit"
     )]
     BadName(String),
-    #[error("{total} is too little for {ranges} ranges; give at least {} ", Size::new(4096 * *.ranges as u64))]
+    #[error("{total} is too little for {ranges} ranges; give at least {}", Size::new(4096 * *.ranges as u64))]
     ScaledToNothing { total: Size, ranges: usize },
     #[error("`{0}` is not KEY=VALUE")]
     NotKeyValue(String),

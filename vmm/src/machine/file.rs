@@ -89,9 +89,13 @@ fn parse(source: Source, text: &str) -> Result<MachineFile, MachineError> {
     match toml::from_str(text) {
         Ok(spec) => Ok(MachineFile { source, spec }),
         Err(error) => {
-            let offset = error.span().map_or(text.len(), |span| span.start);
-            let message = error.message().replace('\n', "; ");
-            Err(MachineError::at(&source.origin(offset, ""), Problem::Syntax(message)))
+            let span = error.span().unwrap_or(text.len()..text.len());
+            let origin = source.origin(span.start, "");
+            let problem = match (error.message(), text.get(span)) {
+                ("duplicate key", Some(key)) => Problem::DuplicateKey(key.trim().to_owned()),
+                (message, _) => Problem::Syntax(message.replace('\n', "; ")),
+            };
+            Err(MachineError::at(&origin, problem))
         }
     }
 }
@@ -133,7 +137,7 @@ pub(super) enum E820Mode {
 #[serde(deny_unknown_fields, default)]
 pub(super) struct NodeSpec {
     pub memory: Vec<Spanned<MemorySpec>>,
-    pub cpus: Vec<Spanned<u32>>,
+    pub cpus: Vec<Spanned<i64>>,
     pub distances: BTreeMap<String, Spanned<i64>>,
 }
 

@@ -190,8 +190,11 @@ pub(super) fn node_memory(
         }
     }
     if let Some(missing) = first_gap(Range::new(0, layout::BOOT_DATA_END), ram.iter().copied()) {
-        let origin = placed.first().map(|placed| &placed.origin);
-        let origin = origin.or(entries.first().map(|entry| &entry.origin));
+        let taker = entries
+            .iter()
+            .rev()
+            .find(|entry| entry.fact.kind != e820::RAM && covers(&entry.fact, missing.base));
+        let origin = taker.map(|entry| &entry.origin).or(placed.first().map(|placed| &placed.origin));
         if let Some(origin) = origin {
             return Err(MachineError::at(origin, Problem::NoLowMemory { missing: Shown(missing) }));
         }
@@ -218,10 +221,13 @@ fn check_ram(range: Range, bits: u32, entries: &[Entry]) -> Result<(), MachineEr
 
 /// The last entry that makes the byte at `addr` RAM.
 fn blame(entries: &[Entry], addr: u64) -> Origin {
-    let covers =
-        |fact: &FactE820| fact.kind == e820::RAM && fact.addr <= addr && addr - fact.addr < fact.size;
-    let entry = entries.iter().rev().find(|entry| covers(&entry.fact)).or(entries.first());
+    let ram = |entry: &&Entry| entry.fact.kind == e820::RAM && covers(&entry.fact, addr);
+    let entry = entries.iter().rev().find(ram).or(entries.first());
     entry.map_or_else(|| super::flags::origin("[[e820]]", ""), |entry| entry.origin.clone())
+}
+
+fn covers(fact: &FactE820, addr: u64) -> bool {
+    fact.addr <= addr && addr - fact.addr < fact.size
 }
 
 /// Adds `part`, which lies past all of `ranges`, to its neighbour if they touch.

@@ -89,9 +89,6 @@ fn resolve_cpus(draft: &Draft) -> Result<Vec<Cpu>, MachineError> {
         if index != cpu {
             return Err(MachineError::at(origin, Problem::CpuInNoNode { missing: index, present: cpu }));
         }
-        if cpu >= layout::MAX_CPUS {
-            return Err(MachineError::at(origin, Problem::TooManyCpus { count: u64::from(cpu) + 1 }));
-        }
         cpus.push(Cpu { index, apic_id: index, node: node_id(node) });
     }
     Ok(cpus)

@@ -45,6 +45,14 @@ pub fn parse(console: &str) -> Vec<Subcase> {
             _ if levels.len() <= depth => {}
             Line::Plan(count) => levels[depth].plan = Some(count),
             Line::Result { name, outcome } => finish(&mut levels, depth, name, outcome),
+            Line::Note(note) => {
+                // Kernels explain a failure before or after its line; after it, whose it is, is plain.
+                if let Some(Subcase { outcome: Outcome::Failed(reasons), .. }) =
+                    levels[depth].results.last_mut()
+                {
+                    reasons.push(note);
+                }
+            }
             Line::BailOut(reason) => {
                 let bailed = Subcase {
                     name: "bail out".to_owned(),
@@ -95,6 +103,7 @@ enum Line {
     Version,
     Plan(u64),
     Result { name: String, outcome: Outcome },
+    Note(String),
     BailOut(String),
 }
 
@@ -106,6 +115,9 @@ impl Line {
         if let Some(count) = text.strip_prefix("1..") {
             let digits = count.split_whitespace().next()?;
             return digits.parse().ok().map(Line::Plan);
+        }
+        if let Some(note) = text.strip_prefix("# ") {
+            return Some(Line::Note(note.to_owned()));
         }
         if let Some(reason) = text.strip_prefix("Bail out!") {
             return Some(Line::BailOut(reason.trim().to_owned()));
@@ -238,6 +250,14 @@ ok 2 - other
             picture("KTAP version 1\n1..1\n  KTAP version 1\n  1..2\n  ok 1 - a\n"),
             ["a+", "plan!", "plan!"]
         );
+    }
+
+    #[test]
+    fn a_note_after_a_failure_explains_it() {
+        let results = parse("KTAP version 1\n1..2\nnot ok 1 a\n# it was 3\nok 2 b\n# all is well\n");
+        let Outcome::Failed(reasons) = &results[0].outcome else { panic!("{results:?}") };
+        assert_eq!(reasons.last().map(String::as_str), Some("it was 3"));
+        assert_eq!(results[1].outcome, Outcome::Passed);
     }
 
     #[test]

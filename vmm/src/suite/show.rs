@@ -31,7 +31,7 @@ impl Show {
 
     /// A case begins.
     pub fn start(&self, case: &Case) {
-        self.bar.set_message(format!("{} [{}]", case.name, case.bed().name()));
+        self.bar.set_message(format!("{} [{}]", case.name, case.bed.name()));
     }
 
     /// A case ended.
@@ -61,10 +61,7 @@ fn line(result: &CaseResult) -> String {
     let time = result.time.as_secs_f64();
     match &result.outcome {
         Outcome::Passed => {
-            let parts = match result.subcases.len() {
-                0 => String::new(),
-                count => format!(", {count} parts"),
-            };
+            let parts = parts(result);
             let audits = match &result.audits {
                 audits if audits.count == 0 => String::new(),
                 audits => format!(
@@ -85,6 +82,20 @@ fn line(result: &CaseResult) -> String {
             text
         }
     }
+}
+
+/// How many parts a case has, and each that was skipped with its reason.
+fn parts(result: &CaseResult) -> String {
+    if result.subcases.is_empty() {
+        return String::new();
+    }
+    let mut text = format!(", {} parts", result.subcases.len());
+    for part in &result.subcases {
+        if let Outcome::Skipped(reason) = &part.outcome {
+            text.push_str(&format!("\n     SKIPPED {}: {reason}", part.name));
+        }
+    }
+    text
 }
 
 fn closing(results: &[CaseResult], time: Duration) -> String {
@@ -135,6 +146,14 @@ mod tests {
             end,
             "NOT RUN: 2 cases: no QEMU: install it\nsuites: 0 passed, 0 failed, 2 skipped in 2 s"
         );
+    }
+
+    #[test]
+    fn a_skipped_part_says_why() {
+        let mut passed = result(Outcome::Passed);
+        let outcome = Outcome::Skipped("one CPU".to_owned());
+        passed.subcases.push(crate::suite::outcome::Subcase { name: "shootdown".to_owned(), outcome });
+        assert!(line(&passed).ends_with(", 1 parts\n     SKIPPED shootdown: one CPU"), "{}", line(&passed));
     }
 
     #[test]

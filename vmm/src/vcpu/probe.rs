@@ -1,6 +1,6 @@
 //! What this host's KVM can do, tried rather than believed.
 
-use std::{io, path::Path};
+use std::{fs, io, path::Path};
 
 use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES};
 use kvm_ioctls::{Cap, Kvm};
@@ -120,6 +120,26 @@ fn accepts_la57(kvm: &Kvm, cpuid: &CpuId) -> Result<bool, KvmOpenError> {
     }
     let back = vcpu.get_sregs().map_err(|errno| ioctl("KVM_GET_SREGS", errno))?;
     Ok(back.cr4 & CpuRegisters::CR4_LA57 != 0)
+}
+
+/// Levels of the host's second-stage tables: those of EPT, or of the host's own paging with NPT; 0 if
+/// KVM shadows guest tables.
+pub fn second_stage_levels() -> u32 {
+    let on = |path: &str| fs::read_to_string(path).is_ok_and(|text| matches!(text.trim(), "Y" | "1"));
+    let host_la57 = || {
+        fs::read_to_string("/proc/cpuinfo").is_ok_and(|text| {
+            text.lines()
+                .find(|line| line.starts_with("flags"))
+                .is_some_and(|line| line.split(' ').any(|flag| flag == "la57"))
+        })
+    };
+    if on("/sys/module/kvm_intel/parameters/ept") {
+        4
+    } else if on("/sys/module/kvm_amd/parameters/npt") {
+        if host_la57() { 5 } else { 4 }
+    } else {
+        0
+    }
 }
 
 fn ioctl(ioctl: &'static str, errno: kvm_ioctls::Error) -> KvmOpenError {

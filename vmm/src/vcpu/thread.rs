@@ -28,6 +28,7 @@ use std::{
     time::Duration,
 };
 
+use kvm_bindings::kvm_regs;
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use memvisor_inspect::CpuRegisters;
 use serde::{Deserialize, Serialize};
@@ -206,6 +207,8 @@ impl std::fmt::Debug for Vcpu {
 
 /// Time between two signals to a thread that has not reacted.
 const KICK_INTERVAL: Duration = Duration::from_millis(2);
+/// EFLAGS.AC: lets a supervisor read user pages under SMAP.
+const EFLAGS_AC: u64 = 1 << 18;
 
 extern "C" fn on_kick(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
 
@@ -425,13 +428,24 @@ impl Runner {
                 let _ = reply.send(read_registers(self.index, &self.fd).map_err(failed("KVM_GET_SREGS")));
             }
             Request::Translate(vas, reply) => {
-                let answers = vas
-                    .into_iter()
-                    .map(|va| {
-                        let answer = self.fd.translate_gva(va).map_err(failed("KVM_TRANSLATE"))?;
-                        Ok(Translation { va, gpa: (answer.valid != 0).then_some(answer.physical_address) })
-                    })
-                    .collect();
+                let translate = || -> Result<Vec<Translation>, VcpuError> {
+                    // KVM_TRANSLATE is a supervisor's read: with CR4.SMAP set it finds user pages only
+                    // while EFLAGS.AC is set (arch/x86/kvm/mmu.h, permission_fault).
+                    let regs = self.fd.get_regs().map_err(failed("KVM_GET_REGS"))?;
+                    let reading = kvm_regs { rflags: regs.rflags | EFLAGS_AC, ..regs };
+                    self.fd.set_regs(&reading).map_err(failed("KVM_SET_REGS"))?;
+                    let answers = vas
+                        .into_iter()
+                        .map(|va| {
+                            let answer = self.fd.translate_gva(va).map_err(failed("KVM_TRANSLATE"))?;
+                            let gpa = (answer.valid != 0).then_some(answer.physical_address);
+                            Ok(Translation { va, gpa })
+                        })
+                        .collect();
+                    self.fd.set_regs(&regs).map_err(failed("KVM_SET_REGS"))?;
+                    answers
+                };
+                let answers = translate();
                 let _ = reply.send(answers);
             }
         }

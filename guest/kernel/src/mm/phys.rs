@@ -126,6 +126,15 @@ pub fn read_mapped(va: VirtAddr) -> u64 {
     unsafe { (va.as_u64() as *const u64).read_volatile() }
 }
 
+/// Writes back the word at a place outside the direct map: for tests that it faults.
+pub fn write_mapped(va: VirtAddr) {
+    let word = va.as_u64() as *mut u64;
+    // SAFETY: as for `read_mapped`.
+    let value = unsafe { word.read_volatile() };
+    // SAFETY: memory keeps its contents.
+    unsafe { word.write_volatile(value) }
+}
+
 /// Copies from ordinary memory into a frame.
 pub fn copy_to_frame(pfn: Pfn, offset: u64, bytes: &[u8]) {
     assert!(offset + bytes.len() as u64 <= PAGE_SIZE, "copy crosses a frame");

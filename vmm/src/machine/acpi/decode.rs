@@ -253,6 +253,8 @@ pub enum HmatStructure {
 pub fn decode(tables: &AcpiTables) -> Result<Decoded, DecodeError> {
     let rsdp = Bytes::at(tables, tables.rsdp_gpa, "the boot protocol")?;
     rsdp.check_sum(tables.rsdp_gpa, "RSDP")?;
+    // The first 20 bytes, all that revision 0 had, have a checksum of their own.
+    rsdp.part(0, 20, 20, "RSDP")?.check_sum(tables.rsdp_gpa, "RSDP revision 0")?;
     if rsdp.array::<8>(0, "RSDP")? != *b"RSD PTR " {
         let found = rsdp.text(0, 8);
         return Err(DecodeError::Signature { gpa: tables.rsdp_gpa, expected: "RSDP", found });
