@@ -13,6 +13,7 @@ mod vm;
 
 use std::{
     io,
+    path::PathBuf,
     sync::mpsc::{Receiver, RecvTimeoutError},
     time::{Duration, Instant},
 };
@@ -125,6 +126,8 @@ pub struct VmConfig {
     pub initrd: Option<Vec<u8>>,
     /// The command line.
     pub cmdline: String,
+    /// File with names of the kernel's addresses, for messages: an ELF file or a System.map.
+    pub symbols: Option<PathBuf>,
     /// Boot protocol.
     pub boot: Boot,
     /// Paging depth.
@@ -158,10 +161,11 @@ impl VmConfig {
             kernel_name,
             kernel,
             initrd,
+            symbols: machine.kernel.clone(),
             cmdline: machine.cmdline.clone(),
             boot: machine.boot,
             paging: machine.paging,
-            irqchip: Irqchip::Split,
+            irqchip: Irqchip::Auto,
             console: ConsoleTarget::Stdout,
             audit: AuditMode::Every,
         })
@@ -219,10 +223,13 @@ pub fn conduct(
         };
         match event {
             RunEvent::Quit(by) => break End::Stopped { by },
-            RunEvent::Vcpu(VcpuEvent::Failed(failure)) => break End::Failed { failure },
+            RunEvent::Vcpu(VcpuEvent::Failed(mut failure)) => {
+                vm.explain(&mut failure);
+                break End::Failed { failure };
+            }
             RunEvent::Vcpu(VcpuEvent::Effect { cpu, effect }) => match effect {
                 Effect::PowerOff => break End::PowerOff,
-                Effect::Reset => break End::Reset,
+                Effect::Reset => break End::Reset { foreign: vm.entry.foreign },
                 Effect::Exit(code) => break End::exit(code),
                 Effect::Checkpoint { number, name } => {
                     let record = run_checkpoint(vm, cpu, number, name, &mut watch);

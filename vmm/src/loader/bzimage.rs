@@ -230,9 +230,8 @@ mod tests {
 
     #[test]
     fn errors_say_what_is_wrong() {
-        let error = |builder: BzImageBuilder| {
-            BzImage::parse(&builder.build()).expect_err("damaged").to_string()
-        };
+        let error =
+            |builder: BzImageBuilder| BzImage::parse(&builder.build()).expect_err("damaged").to_string();
         let good = || BzImageBuilder::new(b"\xf4");
         assert!(error(good().set(0x206, &[0x0b, 0x02])).contains("protocol 2.11 is too old"));
         assert!(error(good().set(0x211, &[0])).contains("zImage"));

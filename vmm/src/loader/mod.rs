@@ -352,16 +352,15 @@ fn place_bzimage(image: &BzImage<'_>, cargo: &Cargo<'_>) -> Result<u64, LoadErro
     // The end of the boot data and the first MiB: below, no kernel asks to be.
     let low = preferred.max(layout::HIGH_RAM_START);
     let above = || rooms(cargo).map(move |(base, end)| (base.max(low), end.min(limit)));
-    let fits = |at: u64, base: u64, end: u64| at >= base && at.checked_add(len).is_some_and(|last| last <= end);
+    let fits =
+        |at: u64, base: u64, end: u64| at >= base && at.checked_add(len).is_some_and(|last| last <= end);
     let name = cargo.kernel_name.to_owned();
     let Some(alignment) = image.alignment() else {
         let fixed = rooms(cargo).any(|(base, end)| fits(preferred, base, end));
         return if fixed { Ok(preferred) } else { Err(LoadError::Fixed { name, start: preferred, len }) };
     };
     above()
-        .filter_map(|(base, end)| {
-            base.checked_next_multiple_of(alignment).filter(|at| fits(*at, base, end))
-        })
+        .filter_map(|(base, end)| base.checked_next_multiple_of(alignment).filter(|at| fits(*at, base, end)))
         .min()
         .ok_or_else(|| LoadError::NoRoom {
             what: format!("kernel {name}"),

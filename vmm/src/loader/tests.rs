@@ -282,9 +282,8 @@ fn a_bzimage_is_entered_with_the_levels_that_it_knows_and_not_by_pvh() {
     let memory = memory(&ram);
     let kernel = BzImageBuilder::new(b"e").build();
     let old = BzImageBuilder::new(b"e").set(0x236, &[0x1f]).build();
-    let levels = |kernel: &[u8]| {
-        load(&memory, &Cargo { levels: 5, ..cargo(kernel, &ram, &[]) }).expect("fits").levels
-    };
+    let levels =
+        |kernel: &[u8]| load(&memory, &Cargo { levels: 5, ..cargo(kernel, &ram, &[]) }).expect("fits").levels;
     assert_eq!((levels(&kernel), levels(&old)), (5, 4));
     let error = load(&memory, &Cargo { boot: Boot::Pvh, ..cargo(&kernel, &ram, &[]) }).expect_err("no PVH");
     assert!(error.to_string().contains("test.elf"), "{error}");

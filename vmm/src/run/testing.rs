@@ -44,10 +44,11 @@ pub fn config_of(elf: &ElfBuilder) -> VmConfig {
         kernel_name: "hand-made".into(),
         kernel: elf.build(),
         initrd: None,
+        symbols: None,
         cmdline: String::new(),
         boot: Boot::Linux,
         paging: Paging::Four,
-        irqchip: Irqchip::Split,
+        irqchip: Irqchip::Auto,
         console: ConsoleTarget::Null,
         audit: AuditMode::Every,
     }

@@ -1,8 +1,9 @@
 //! A guest with its memory, devices and vCPUs, shared by the run loop and the control socket.
 
 use std::{
-    io,
+    fs, io,
     os::fd::OwnedFd,
+    path::PathBuf,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -24,21 +25,23 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::{AuditMode, RunError, RunEvent, VmConfig};
 use crate::{
-    devices::{AcpiPm, COM1_IRQ, Console, DeviceState, I8042, MemvisorDevice, SerialPort},
+    devices::{AcpiPm, COM1_IRQ, Cmos, Console, DeviceState, I8042, MemvisorDevice, SerialPort},
     loader::{self, Cargo, Entry},
     machine::{Paging, layout},
     memory::{Memory, SlotInfo},
     vcpu::{
-        Features, Hold, HostOffer, KvmStats, SharedBus, State, Vcpu, VcpuError, build_cpuid,
-        install_kick_handler, open_kvm, set_boot_registers,
+        Failure, Features, Hold, HostOffer, KvmStats, SharedBus, State, Symbols, Vcpu, VcpuError,
+        build_cpuid, emulates_ring0, install_kick_handler, open_kvm, set_boot_registers, set_memory_type,
     },
 };
 
 /// Interrupt controllers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Irqchip {
-    /// Local APICs in KVM, nothing else: faster to make, and all that our own guest uses.
+    /// Split for our own kernel, full for a foreign one.
     #[default]
+    Auto,
+    /// Local APICs in KVM, nothing else: faster to make, and all that our own guest uses.
     Split,
     /// PIC, I/O APIC and PIT in KVM too.
     Full,
@@ -75,6 +78,8 @@ pub struct Vm {
     serial: Arc<Mutex<SerialPort>>,
     built: Instant,
     bus: Arc<SharedBus>,
+    symbols: Option<PathBuf>,
+    emulated_ring0: bool,
     started: AtomicBool,
     paused: AtomicBool,
     ended: AtomicBool,
@@ -113,7 +118,12 @@ impl Vm {
             levels,
         };
         let entry = loader::load(&memory, &cargo)?;
-        let com1_irq = create_irqchip(&vm, config.irqchip)?;
+        let full_irqchip = match config.irqchip {
+            Irqchip::Auto => entry.foreign,
+            Irqchip::Split => false,
+            Irqchip::Full => true,
+        };
+        let com1_irq = create_irqchip(&vm, full_irqchip)?;
 
         let console = Arc::new(Mutex::new(Console::new(config.console)));
         let serial = Arc::new(Mutex::new(SerialPort::new(console.clone(), com1_irq)));
@@ -147,6 +157,8 @@ impl Vm {
             serial,
             built: Instant::now(),
             bus,
+            symbols: config.symbols.clone(),
+            emulated_ring0: entry.foreign && emulates_ring0(&kvm),
             started: AtomicBool::new(false),
             paused: AtomicBool::new(false),
             ended: AtomicBool::new(false),
@@ -271,10 +283,29 @@ impl Vm {
         self.vcpus.iter().any(|vcpu| vcpu.state() == State::Running)
     }
 
+    /// What limits a foreign kernel on this host, if anything does.
+    pub fn host_limit(&self) -> Option<&'static str> {
+        self.emulated_ring0.then_some(EMULATED_RING0)
+    }
+
+    /// Adds to `failure` what is known beyond the vCPU: the symbol, and what to do.
+    pub(super) fn explain(&self, failure: &mut Failure) {
+        if let Some(path) = &self.symbols {
+            match fs::read(path) {
+                Ok(bytes) => failure.name_rip(&Symbols::parse(&bytes)),
+                Err(error) => tracing::warn!("no symbols from {}: {error}", path.display()),
+            }
+        }
+        failure.hint = self.host_limit().map(str::to_owned);
+    }
+
     pub(super) fn set_status(&self, status: Status) {
         self.device.set_status(status);
     }
 }
+
+/// One line: why a kernel stops, and what to do.
+const EMULATED_RING0: &str = "memvisor: this KVM emulates ring 0 and lacks instructions that Linux uses, so Linux stops sooner or later: use a host with VT-x or AMD-V, or bed nested (docs/linux-guest.md)";
 
 fn choose_levels(paging: Paging, offer: &HostOffer) -> Result<u32, RunError> {
     match (paging, offer.la57) {
@@ -296,19 +327,19 @@ fn complete_cmdline(cmdline: &str, levels: u32, offer: &HostOffer) -> String {
 }
 
 /// Makes the interrupt controller; the line of COM1 if there is one that takes it.
-fn create_irqchip(vm: &VmFd, irqchip: Irqchip) -> Result<Option<EventFd>, RunError> {
+fn create_irqchip(vm: &VmFd, full: bool) -> Result<Option<EventFd>, RunError> {
     // Intel processors without unrestricted guests need both; others ignore them.
     vm.set_identity_map_address(layout::KVM_IDENTITY_MAP).map_err(kvm_error("KVM_SET_IDENTITY_MAP_ADDR"))?;
     let tss = usize::try_from(layout::KVM_TSS).unwrap_or(usize::MAX);
     vm.set_tss_address(tss).map_err(kvm_error("KVM_SET_TSS_ADDR"))?;
-    let line = match irqchip {
-        Irqchip::Split => {
+    let line = match full {
+        false => {
             let mut cap = kvm_enable_cap { cap: KVM_CAP_SPLIT_IRQCHIP, ..Default::default() };
             cap.args[0] = 24;
             vm.enable_cap(&cap).map_err(kvm_error("KVM_ENABLE_CAP(KVM_CAP_SPLIT_IRQCHIP)"))?;
             None
         }
-        Irqchip::Full => {
+        true => {
             vm.create_irq_chip().map_err(kvm_error("KVM_CREATE_IRQCHIP"))?;
             vm.create_pit2(kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() })
                 .map_err(kvm_error("KVM_CREATE_PIT2"))?;
@@ -343,12 +374,14 @@ fn build_bus(
         AcpiPm::LEN,
         Arc::new(Mutex::new(AcpiPm::default())),
     )?;
+    bus.pio.insert("cmos", layout::CMOS_INDEX.into(), Cmos::LEN, Arc::new(Mutex::new(Cmos::default())))?;
     let memvisor = MemvisorDevice::new(memory.clone(), console.clone(), device.clone());
     bus.pio.insert("memvisor", port::BASE.into(), port::LEN.into(), Arc::new(Mutex::new(memvisor)))?;
     Ok(bus)
 }
 
 fn set_up(fd: &VcpuFd, index: u32, entry: &Entry) -> Result<(), RunError> {
+    set_memory_type(fd);
     if index == 0 {
         return set_boot_registers(fd, entry).map_err(|(ioctl, errno)| kvm_error(ioctl)(errno));
     }
