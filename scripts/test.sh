@@ -67,9 +67,10 @@ suites() { # BED
 }
 
 nested() {
-    local log=$LOGS/nested.log
-    # shellcheck disable=SC2086 # CASE is a list of names
-    TEST_ARGS=${ARGS:-} scripts/nested/run.sh ${CASE:-} 2>&1 | tee "$log"
+    local log=$LOGS/nested.log names
+    # Names may hold a '*', which is not for the shell.
+    read -ra names <<<"${CASE:-}"
+    TEST_ARGS=${ARGS:-} scripts/nested/run.sh "${names[@]}" 2>&1 | tee "$log"
     judge_suites nested "$log" "${PIPESTATUS[0]}"
 }
 

@@ -7,7 +7,7 @@
 # beside exit (its exit code), phases, dmesg and console.log. What it prints is printed here as it comes.
 #
 # Environment:
-#   NESTED_CPU      QEMU's -cpu [max]; "max,-la57" for a host without 5-level paging
+#   NESTED_CPU      QEMU's -cpu [max,phys-bits=48]; with ",-la57" for a host without 5-level paging
 #   NESTED_KERNEL   vmlinux or bzImage [vmlinux: quicker; L1 itself then has 4 levels]
 #   NESTED_MEMORY   MiB of RAM of L1 [2048]
 #   NESTED_TIMEOUT  seconds for all of it [600]
@@ -51,7 +51,7 @@ kernel=$L1/${NESTED_KERNEL:-vmlinux}
 append="console=ttyS0 quiet loglevel=4 panic=-1 mitigations=off nokaslr ${NESTED_APPEND:-}"
 code=0
 timeout --foreground "${NESTED_TIMEOUT:-600}" qemu-system-x86_64 -accel tcg,thread=multi \
-    -cpu "${NESTED_CPU:-max}" -smp 2 -m "${NESTED_MEMORY:-2048}" -M q35 -display none -nodefaults -no-reboot \
+    -cpu "${NESTED_CPU:-max,phys-bits=48}" -smp 2 -m "${NESTED_MEMORY:-2048}" -M q35 -display none -nodefaults -no-reboot \
     -serial stdio -serial "file:$out/out.tgz" -kernel "$kernel" -initrd "$out/initramfs.cpio" -append "$append" \
     </dev/null 2>&1 | tr -d '\r' | tee "$out/console.log" || code=${PIPESTATUS[0]}
 rm -f "$out/initramfs.cpio"

@@ -25,13 +25,14 @@ use memvisor_report::AuditReport;
 use thiserror::Error;
 
 pub use outcome::{CheckpointRecord, End, ExitStatus, Outcome};
-pub use vm::{Irqchip, Vm, VmState};
+pub use vm::{Irqchip, Vm, VmState, build_bus};
 
 use crate::{
     devices::{BusError, ConsoleTarget, Effect},
     loader::{LoadError, read_initrd, read_kernel},
     machine::{self, Boot, Machine, MachineError, Paging},
     memory::MemoryError,
+    seccomp::Filters,
     vcpu::{Failure, Hold, KvmOpenError, VcpuError, VcpuEvent},
 };
 
@@ -138,6 +139,8 @@ pub struct VmConfig {
     pub console: ConsoleTarget,
     /// When audits run.
     pub audit: AuditMode,
+    /// Whether threads are restricted to the system calls that they need.
+    pub seccomp: Filters,
 }
 
 impl VmConfig {
@@ -168,6 +171,7 @@ impl VmConfig {
             irqchip: Irqchip::Auto,
             console: ConsoleTarget::Stdout,
             audit: AuditMode::Every,
+            seccomp: Filters::On,
         })
     }
 }

@@ -16,6 +16,7 @@ mod tests;
 use std::{io, process::ExitCode};
 
 use clap::{CommandFactory, Parser, Subcommand};
+use vmm_sys_util::signal::register_signal_handler;
 
 use crate::{
     control::{ClientError, SocketError},
@@ -25,6 +26,7 @@ use crate::{
 };
 
 pub use out::BadInput;
+pub(crate) use stage2::LiveStage2;
 
 const AFTER_HELP: &str = "\
 Examples:
@@ -92,6 +94,7 @@ pub fn main() -> ExitCode {
             return ExitCode::from(if error.use_stderr() { ExitStatus::BadInput as u8 } else { 0 });
         }
     };
+    ignore_file_limit();
     let filter = tracing_subscriber::EnvFilter::try_from_env("MEMVISOR_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn"));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).without_time().init();
@@ -104,6 +107,13 @@ pub fn main() -> ExitCode {
             ExitCode::from(status_of(&error) as u8)
         }
     }
+}
+
+/// A file that would pass RLIMIT_FSIZE is an error to tell (EFBIG), not a signal to die by.
+fn ignore_file_limit() {
+    extern "C" fn nothing(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
+    // Without the handler the signal ends the process, as it does elsewhere.
+    let _ = register_signal_handler(libc::SIGXFSZ, nothing);
 }
 
 fn dispatch(command: Command) -> anyhow::Result<ExitCode> {

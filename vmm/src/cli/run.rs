@@ -9,9 +9,10 @@ use super::out;
 use crate::{
     control::{Claim, SocketError},
     devices::ConsoleTarget,
-    event_loop::{EventLoop, LoopConfig},
+    event_loop::{EventLoop, LoopConfig, restore_terminal},
     machine::{self, Boot, Overrides, Paging, Size},
     run::{AtEnd, AuditMode, End, Irqchip, Outcome, Progress, RunError, Vm, VmConfig, conduct},
+    seccomp::{self, Filters},
 };
 
 const AFTER_HELP: &str = "\
@@ -85,6 +86,9 @@ pub(super) struct RunArgs {
     /// Names of the kernel's addresses for messages: an ELF file or a System.map [default: the kernel]
     #[arg(long, value_name = "FILE")]
     symbols: Option<PathBuf>,
+    /// Do not restrict the threads to the system calls that they need (docs/isolation.md)
+    #[arg(long)]
+    no_seccomp: bool,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -182,6 +186,16 @@ pub(super) fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
     }
     let claim = Arc::new(claim(&config.name, args.name.is_some())?);
     claim.name().clone_into(&mut config.name);
+    if args.no_seccomp {
+        config.seccomp = Filters::Off;
+    } else {
+        let claim = claim.clone();
+        seccomp::watch(move || {
+            claim.remove_files();
+            restore_terminal();
+        })
+        .map_err(|source| RunError::Host { step: "watch the filtered threads", source })?;
+    }
     let (vm, sender, events) = Vm::build(&config)?;
     let vm = Arc::new(vm);
     if !args.json {

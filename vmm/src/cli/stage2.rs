@@ -24,7 +24,7 @@ const KPF_THP: u64 = 1 << 22;
 
 /// A running guest's second stage.
 #[derive(Debug)]
-pub(super) struct LiveStage2 {
+pub(crate) struct LiveStage2 {
     slots: Vec<SlotInfo>,
     pagemap: io::Result<File>,
     kpageflags: Option<File>,
@@ -33,7 +33,7 @@ pub(super) struct LiveStage2 {
 }
 
 impl LiveStage2 {
-    pub(super) fn new(mut slots: Vec<SlotInfo>, pid: u32) -> LiveStage2 {
+    pub(crate) fn new(mut slots: Vec<SlotInfo>, pid: u32) -> LiveStage2 {
         slots.sort_by_key(|slot| slot.gpa);
         let smaps = fs::read_to_string(format!("/proc/{pid}/smaps")).unwrap_or_default();
         LiveStage2 {

@@ -111,7 +111,9 @@ pub enum LoadError {
         largest: u64,
     },
     /// The command line is too long.
-    #[error("the command line has {len} bytes, the kernel takes at most {max}")]
+    #[error(
+        "the command line has {len} bytes with what memvisor appended, the kernel takes at most {max}: make --cmdline shorter"
+    )]
     CmdlineTooLong {
         /// Its length.
         len: u64,
@@ -414,7 +416,7 @@ fn place_initrd(
 
 /// `kernel_max` is what the kernel says that it takes.
 fn write_cmdline(memory: &Memory, cmdline: &str, kernel_max: u64) -> Result<(), LoadError> {
-    let max = kernel_max.min(layout::CMDLINE_SIZE - 1);
+    let max = kernel_max.min(layout::CMDLINE_MAX);
     let len = cmdline.len() as u64;
     if len > max {
         return Err(LoadError::CmdlineTooLong { len, max });

@@ -7,6 +7,7 @@ use crate::{
     devices::ConsoleTarget,
     loader::testing::ElfBuilder,
     machine::{Boot, Paging},
+    seccomp::Filters,
 };
 
 const MIB: u64 = 1 << 20;
@@ -51,6 +52,7 @@ pub fn config_of(elf: &ElfBuilder) -> VmConfig {
         irqchip: Irqchip::Auto,
         console: ConsoleTarget::Null,
         audit: AuditMode::Every,
+        seccomp: Filters::On,
     }
 }
 

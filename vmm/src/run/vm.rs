@@ -5,7 +5,7 @@ use std::{
     os::fd::OwnedFd,
     path::PathBuf,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicBool, Ordering},
         mpsc::{self, Receiver, Sender},
     },
@@ -25,10 +25,11 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::{AuditMode, RunError, RunEvent, VmConfig};
 use crate::{
-    devices::{AcpiPm, COM1_IRQ, Cmos, Console, DeviceState, I8042, MemvisorDevice, SerialPort},
+    devices::{AcpiPm, BusError, COM1_IRQ, Cmos, Console, DeviceState, I8042, MemvisorDevice, SerialPort},
     loader::{self, Cargo, Entry},
     machine::{Paging, layout},
     memory::{Memory, SlotInfo},
+    seccomp::Filters,
     vcpu::{
         Failure, Features, Hold, HostOffer, KvmStats, SharedBus, State, Symbols, Vcpu, VcpuError,
         build_cpuid, emulates_ring0, install_kick_handler, open_kvm, set_boot_registers, set_memory_type,
@@ -74,6 +75,8 @@ pub struct Vm {
     pub device: Arc<DeviceState>,
     /// When audits run.
     pub audit: AuditMode,
+    /// Whether its threads are restricted.
+    pub seccomp: Filters,
     console: Arc<Mutex<Console>>,
     serial: Arc<Mutex<SerialPort>>,
     built: Instant,
@@ -85,8 +88,9 @@ pub struct Vm {
     ended: AtomicBool,
     // Dropped in this order: threads, the VM, its memory (see `Memory::attach`).
     vcpus: Vec<Vcpu>,
-    stats: Option<KvmStats>,
-    _vm: VmFd,
+    /// Opened by who asks first: listing them takes a system call for each.
+    stats: OnceLock<Option<KvmStats>>,
+    vm: VmFd,
     memory: Arc<Memory>,
 }
 
@@ -97,7 +101,7 @@ impl Vm {
     /// [`RunError`], which names what the machine or the host lacks.
     pub fn build(config: &VmConfig) -> Result<(Vm, Sender<RunEvent>, Receiver<RunEvent>), RunError> {
         let kvm = open_kvm()?;
-        let offer = HostOffer::probe(&kvm)?;
+        let offer = HostOffer::probe(&kvm, config.paging != Paging::Four)?;
         let levels = choose_levels(config.paging, &offer)?;
         let cmdline = complete_cmdline(&config.cmdline, levels, &offer);
         let vm = kvm.create_vm().map_err(kvm_error("KVM_CREATE_VM"))?;
@@ -142,10 +146,8 @@ impl Vm {
             set_up(&fd, index, &entry)?;
             let events = sender.clone();
             let report = Box::new(move |event| events.send(RunEvent::Vcpu(event)).is_ok());
-            vcpus.push(Vcpu::spawn(index, fd, memory.clone(), bus.clone(), report)?);
+            vcpus.push(Vcpu::spawn(index, fd, memory.clone(), bus.clone(), config.seccomp, report)?);
         }
-        let stats =
-            KvmStats::open(&vm).inspect_err(|error| tracing::info!("no KVM statistics: {error}")).ok();
         let facts = Facts { levels, cmdline, ..config.facts.clone() };
         let vm = Vm {
             name: config.name.clone(),
@@ -153,6 +155,7 @@ impl Vm {
             entry,
             device,
             audit: config.audit,
+            seccomp: config.seccomp,
             console,
             serial,
             built: Instant::now(),
@@ -163,8 +166,8 @@ impl Vm {
             paused: AtomicBool::new(false),
             ended: AtomicBool::new(false),
             vcpus,
-            stats,
-            _vm: vm,
+            stats: OnceLock::new(),
+            vm,
             memory,
         };
         Ok((vm, sender, receiver))
@@ -197,7 +200,10 @@ impl Vm {
     pub fn kvm_stats(&self) -> Vec<(String, u64)> {
         let read =
             |stats: &KvmStats| stats.read().inspect_err(|error| tracing::warn!("KVM statistics: {error}"));
-        self.stats.as_ref().and_then(|stats| read(stats).ok()).unwrap_or_default()
+        let open = || {
+            KvmStats::open(&self.vm).inspect_err(|error| tracing::info!("no KVM statistics: {error}")).ok()
+        };
+        self.stats.get_or_init(open).as_ref().and_then(|stats| read(stats).ok()).unwrap_or_default()
     }
 
     /// Accesses that no device answered.
@@ -358,12 +364,16 @@ fn create_irqchip(vm: &VmFd, full: bool) -> Result<Option<EventFd>, RunError> {
     Ok(line)
 }
 
-fn build_bus(
+/// The buses with every device of a machine.
+///
+/// # Errors
+/// [`BusError`]: two devices at one place, a mistake in memvisor.
+pub fn build_bus(
     memory: &Arc<Memory>,
     console: &Arc<Mutex<Console>>,
     serial: &Arc<Mutex<SerialPort>>,
     device: &Arc<DeviceState>,
-) -> Result<SharedBus, RunError> {
+) -> Result<SharedBus, BusError> {
     let mut bus = SharedBus::default();
     bus.pio.insert("com1", layout::COM1.into(), layout::COM1_LEN.into(), serial.clone())?;
     let i8042_len = u64::from(layout::I8042_COMMAND - layout::I8042_DATA) + 1;

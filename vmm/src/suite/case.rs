@@ -22,6 +22,7 @@ const FILES: &[(&str, &str)] = &[
     ("boot", include_str!("../../../tests/cases/boot.toml")),
     ("topology", include_str!("../../../tests/cases/topology.toml")),
     ("pagetables", include_str!("../../../tests/cases/pagetables.toml")),
+    ("tlb", include_str!("../../../tests/cases/tlb.toml")),
     ("audit", include_str!("../../../tests/cases/audit.toml")),
 ];
 

@@ -22,7 +22,7 @@ use super::command::{Finished, memvisor, program};
 use super::outcome::Subcase;
 use super::outside::read_report;
 use super::probes::{Control, Held};
-use crate::control::Client;
+use crate::control::{Client, api::VmInfo};
 use crate::run::{ExitStatus, VmState};
 use crate::vcpu::{HostOffer, KvmOpenError, open_kvm, second_stage_levels};
 
@@ -47,7 +47,7 @@ impl Host {
     /// # Errors
     /// Why this bed cannot be used here.
     pub fn probe() -> Result<Host, KvmOpenError> {
-        let offer = HostOffer::probe(&open_kvm()?)?;
+        let offer = HostOffer::probe(&open_kvm()?, true)?;
         Ok(Host { la57: offer.la57, pages_1g: offer.pages_1g, second_stage: second_stage_levels() > 0 })
     }
 
@@ -182,6 +182,15 @@ impl HeldVm {
     pub fn memory(&self) -> anyhow::Result<(&MappedMemory, u64)> {
         let parts = self.held.as_ref().context("the guest ended before it could be examined")?;
         Ok((&parts.memory, parts.root_gpa))
+    }
+
+    /// What its VMM says about it now.
+    ///
+    /// # Errors
+    /// If the guest is gone.
+    pub fn info(&self) -> anyhow::Result<VmInfo> {
+        let client = self.client.as_ref().context("the guest ended before it could be examined")?;
+        Ok(client.info()?)
     }
 
     /// KVM's own translation of each address, by CPU 0.

@@ -109,15 +109,8 @@ pub fn init() {
         sections[index].reserved = node;
         index += 1;
     });
-    for section in sections.iter_mut() {
-        let node = Some(core::mem::take(&mut section.reserved)).filter(|&node| node != NODE_NONE);
-        let frames = early::alloc(MEMMAP_FRAMES, MEMMAP_FRAMES, node, PageKind::Memmap)
-            .expect("no memory for page descriptors");
-        section.memmap_pfn = frames.as_u64();
-        let first = section.number << SECTION_PAGES_SHIFT;
-        let va = layout::vmemmap_start(levels()).as_u64() + first * size_of::<Page>() as u64;
-        let len = MEMMAP_FRAMES * PAGE_SIZE;
-        paging::map_kernel(VirtAddr::new(va), frames.phys(), len, Prot::KERNEL_RW, LeafSize::Size2M);
+    for run in sections.chunk_by_mut(|a, b| a.number + 1 == b.number && a.reserved == b.reserved) {
+        place(run);
     }
     TABLE.store(table.phys().as_u64(), Ordering::Relaxed);
     COUNT.store(sections.len(), Ordering::Relaxed);
@@ -127,6 +120,28 @@ pub fn init() {
         1 << (SECTION_SIZE_BITS - 20),
         count as u64 * MEMMAP_FRAMES * 4
     );
+}
+
+/// Reserves and maps the descriptors of sections that follow each other on one node, which
+/// [`Section::reserved`] holds meanwhile. One block if there is one that large: with a thousand
+/// sections, a thousand searches and walks would take seconds.
+fn place(run: &mut [Section]) {
+    let count = run.len() as u64;
+    let node = Some(run[0].reserved).filter(|&node| node != NODE_NONE);
+    let Some(frames) = early::alloc(count * MEMMAP_FRAMES, MEMMAP_FRAMES, node, PageKind::Memmap) else {
+        assert!(count > 1, "no memory for page descriptors");
+        let (low, high) = run.split_at_mut(run.len() / 2);
+        place(low);
+        return place(high);
+    };
+    let first = run[0].number << SECTION_PAGES_SHIFT;
+    let va = layout::vmemmap_start(levels()).as_u64() + first * size_of::<Page>() as u64;
+    let len = count * MEMMAP_FRAMES * PAGE_SIZE;
+    paging::map_kernel(VirtAddr::new(va), frames.phys(), len, Prot::KERNEL_RW, LeafSize::Size2M);
+    for (index, section) in (0..).zip(run) {
+        section.memmap_pfn = frames.offset(index * MEMMAP_FRAMES).as_u64();
+        section.reserved = 0;
+    }
 }
 
 /// Calls `f(number, node of its first frame)` for every section that holds RAM, ascending.
@@ -149,14 +164,19 @@ pub fn span(section: &Section) -> (Pfn, Pfn) {
     (start, start.offset(PAGES_PER_SECTION))
 }
 
-/// Whether memblock reserved anything in the section: then its descriptors are needed at once.
-pub fn has_reservations(section: &Section) -> bool {
+/// Whether memblock reserved anything in the section but room for descriptors: then its own
+/// descriptors are needed at once.
+pub fn is_needed(section: &Section) -> bool {
     let (start, end) = span(section);
-    let memblock = early::MEMBLOCK.lock();
-    memblock
-        .reserved()
-        .iter()
-        .any(|region| region.base < end.phys().as_u64() && region.base + region.size > start.phys().as_u64())
+    let pages = |first: Pfn, last: Pfn| last.as_u64() - first.as_u64();
+    let (mut reserved, mut memmap) = (0, 0);
+    for_each_reserved(start, end, |first, last| reserved += pages(first, last));
+    early::for_each_owned(start, end, |owned| {
+        if owned.kind == PageKind::Memmap {
+            memmap += pages(owned.start, owned.end);
+        }
+    });
+    reserved > memmap
 }
 
 /// Writes the descriptors of a deferred section and gives its free frames to their zones. The caller
@@ -191,17 +211,13 @@ fn hole(start: Pfn, end: Pfn) {
     }
 }
 
+/// Frames of one section that are RAM get an owner other than the buddy allocator.
 fn mark(start: Pfn, end: Pfn, kind: PageKind) {
-    let mut pfn = start;
-    while pfn < end {
-        if let Some(page) = Fresh.page(pfn)
-            && page.kind() != PageKind::None
-        {
-            page.set_kind(kind);
-            page.set_refcount(1);
-            page.insert(PageFlags::RESERVED);
-        }
-        pfn = pfn.offset(1);
+    let count = usize::try_from(end.as_u64() - start.as_u64()).unwrap_or(usize::MAX);
+    for page in Fresh.pages(start).iter().take(count).filter(|page| page.kind() != PageKind::None) {
+        page.set_kind(kind);
+        page.set_refcount(1);
+        page.insert(PageFlags::RESERVED);
     }
 }
 

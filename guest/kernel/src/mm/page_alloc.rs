@@ -98,7 +98,7 @@ pub fn init() {
     set_watermarks();
     build_zonelists();
     for index in 0..memmap::sections().len() {
-        if memmap::has_reservations(&memmap::sections()[index]) {
+        if memmap::is_needed(&memmap::sections()[index]) {
             memmap::bring_online(index);
         }
     }
