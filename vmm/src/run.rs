@@ -233,7 +233,7 @@ pub fn conduct(
             }
             RunEvent::Vcpu(VcpuEvent::Effect { cpu, effect }) => match effect {
                 Effect::PowerOff => break End::PowerOff,
-                Effect::Reset => break End::Reset { foreign: vm.entry.foreign },
+                Effect::Reset => break vm.judge_reset(),
                 Effect::Exit(code) => break End::exit(code),
                 Effect::Checkpoint { number, name } => {
                     let record = run_checkpoint(vm, cpu, number, name, &mut watch);

@@ -201,9 +201,6 @@ pub(super) fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
     if !args.json {
         out::text(&description)?;
         out::text(&started(&vm, &config, &claim))?;
-        if let Some(limit) = vm.host_limit() {
-            out::text(&limit)?;
-        }
     }
     let event_loop = EventLoop::start(LoopConfig {
         vm: vm.clone(),

@@ -43,11 +43,11 @@ pub enum End {
         /// What it means.
         meaning: &'static str,
     },
-    /// The guest reset the machine. memvisor's own kernel never asks for it; for a foreign one it is
-    /// a way to end.
+    /// The guest reset the machine.
     Reset {
-        /// Whether the kernel is not one of memvisor's.
-        foreign: bool,
+        /// Whether that is a good end: of a foreign kernel, such as Linux, that did not panic before.
+        /// memvisor's own kernel never asks for it.
+        clean: bool,
     },
     /// A vCPU could not go on.
     Failed {
@@ -69,7 +69,7 @@ impl End {
 
     /// Whether the guest said that all is well.
     pub fn is_clean(&self) -> bool {
-        matches!(self, End::PowerOff | End::Exit { code: 0, .. } | End::Reset { foreign: true })
+        matches!(self, End::PowerOff | End::Exit { code: 0, .. } | End::Reset { clean: true })
     }
 
     /// One line for people.
@@ -186,8 +186,8 @@ mod tests {
         assert_eq!(outcome(End::exit(0), 0).status(), ExitStatus::Clean);
         assert_eq!(outcome(End::exit(0), 1).status(), ExitStatus::Findings);
         assert_eq!(outcome(End::exit(101), 0).status(), ExitStatus::GuestFailed);
-        assert_eq!(outcome(End::Reset { foreign: false }, 0).status(), ExitStatus::GuestFailed);
-        assert_eq!(outcome(End::Reset { foreign: true }, 0).status(), ExitStatus::Clean);
+        assert_eq!(outcome(End::Reset { clean: false }, 0).status(), ExitStatus::GuestFailed);
+        assert_eq!(outcome(End::Reset { clean: true }, 0).status(), ExitStatus::Clean);
         assert_eq!(outcome(End::Stopped { by: "SIGINT".into() }, 0).status(), ExitStatus::Stopped);
     }
 }

@@ -23,7 +23,7 @@ use memvisor_inspect::{CpuRegisters, Facts};
 use serde::{Deserialize, Serialize};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::{AuditMode, RunError, RunEvent, VmConfig};
+use super::{AuditMode, End, RunError, RunEvent, VmConfig};
 use crate::{
     devices::{AcpiPm, BusError, COM1_IRQ, Cmos, Console, DeviceState, I8042, MemvisorDevice, SerialPort},
     loader::{self, Cargo, Entry},
@@ -82,7 +82,6 @@ pub struct Vm {
     built: Instant,
     bus: Arc<SharedBus>,
     symbols: Option<PathBuf>,
-    emulated_ring0: bool,
     started: AtomicBool,
     paused: AtomicBool,
     ended: AtomicBool,
@@ -161,7 +160,6 @@ impl Vm {
             built: Instant::now(),
             bus,
             symbols: config.symbols.clone(),
-            emulated_ring0: entry.foreign && emulates_ring0(&kvm),
             started: AtomicBool::new(false),
             paused: AtomicBool::new(false),
             ended: AtomicBool::new(false),
@@ -289,11 +287,6 @@ impl Vm {
         self.vcpus.iter().any(|vcpu| vcpu.state() == State::Running)
     }
 
-    /// What limits a foreign kernel on this host, if anything does.
-    pub fn host_limit(&self) -> Option<&'static str> {
-        self.emulated_ring0.then_some(EMULATED_RING0)
-    }
-
     /// Adds to `failure` what is known beyond the vCPU: the symbol, and what to do.
     pub(super) fn explain(&self, failure: &mut Failure) {
         if let Some(path) = &self.symbols {
@@ -302,7 +295,16 @@ impl Vm {
                 Err(error) => tracing::warn!("no symbols from {}: {error}", path.display()),
             }
         }
-        failure.hint = self.host_limit().map(str::to_owned);
+        // Only now: to try it takes as long as to start a small guest.
+        let limited = open_kvm().is_ok_and(|kvm| emulates_ring0(&kvm));
+        failure.hint = (self.entry.foreign && limited).then(|| EMULATED_RING0.to_owned());
+    }
+
+    /// What a reset means: a foreign kernel ends by it, unless it has just reported its own end.
+    pub(super) fn judge_reset(&self) -> End {
+        const LINUX_PANIC: &str = "Kernel panic - not syncing";
+        let panicked = self.console().transcript().contains(LINUX_PANIC);
+        End::Reset { clean: self.entry.foreign && !panicked }
     }
 
     pub(super) fn set_status(&self, status: Status) {
