@@ -89,7 +89,7 @@ fn acpi_power_off_and_keyboard_reset_end_the_run() {
     assert!(matches!(outcome.end, End::PowerOff), "{}", outcome.end.describe());
     // mov al, 0xfe ; out 0x64, al
     let (outcome, _) = run(&config_of(&ElfBuilder::new(CODE, &[0xb0, 0xfe, 0xe6, 0x64])));
-    assert!(matches!(outcome.end, End::Reset), "{}", outcome.end.describe());
+    assert!(matches!(outcome.end, End::Reset { clean: true }), "{}", outcome.end.describe());
 }
 
 #[test]

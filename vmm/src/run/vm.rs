@@ -2,8 +2,9 @@
 
 use std::{
     collections::BTreeMap,
-    io,
+    fs, io,
     os::fd::OwnedFd,
+    path::PathBuf,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -23,24 +24,26 @@ use memvisor_inspect::{CpuRegisters, Facts};
 use serde::{Deserialize, Serialize};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::{AuditMode, RunError, RunEvent, VmConfig};
+use super::{AuditMode, End, RunError, RunEvent, VmConfig};
 use crate::{
-    devices::{AcpiPm, BusError, COM1_IRQ, Console, DeviceState, I8042, MemvisorDevice, SerialPort},
+    devices::{AcpiPm, BusError, COM1_IRQ, Cmos, Console, DeviceState, I8042, MemvisorDevice, SerialPort},
     loader::{self, Cargo, Entry},
     machine::{Paging, layout},
     memory::{Memory, SlotInfo},
     seccomp::Filters,
     vcpu::{
-        Features, Hold, HostOffer, KvmStats, SharedBus, State, Vcpu, VcpuError, build_cpuid,
-        install_kick_handler, open_kvm, set_boot_registers,
+        Failure, Features, Hold, HostOffer, KvmStats, SharedBus, State, Symbols, Vcpu, VcpuError,
+        build_cpuid, emulates_ring0, install_kick_handler, open_kvm, set_boot_registers, set_memory_type,
     },
 };
 
 /// Interrupt controllers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Irqchip {
-    /// Local APICs in KVM, nothing else: faster to make, and all that our own guest uses.
+    /// Split for our own kernel, full for a foreign one.
     #[default]
+    Auto,
+    /// Local APICs in KVM, nothing else: faster to make, and all that our own guest uses.
     Split,
     /// PIC, I/O APIC and PIT in KVM too.
     Full,
@@ -79,6 +82,7 @@ pub struct Vm {
     serial: Arc<Mutex<SerialPort>>,
     built: Instant,
     bus: Arc<SharedBus>,
+    symbols: Option<PathBuf>,
     started: AtomicBool,
     paused: AtomicBool,
     ended: AtomicBool,
@@ -118,7 +122,12 @@ impl Vm {
             levels,
         };
         let entry = loader::load(&memory, &cargo)?;
-        let com1_irq = create_irqchip(&vm, config.irqchip)?;
+        let full_irqchip = match config.irqchip {
+            Irqchip::Auto => entry.foreign,
+            Irqchip::Split => false,
+            Irqchip::Full => true,
+        };
+        let com1_irq = create_irqchip(&vm, full_irqchip)?;
 
         let console = Arc::new(Mutex::new(Console::new(config.console)));
         let serial = Arc::new(Mutex::new(SerialPort::new(console.clone(), com1_irq)));
@@ -158,6 +167,7 @@ impl Vm {
             serial,
             built: Instant::now(),
             bus,
+            symbols: config.symbols.clone(),
             started: AtomicBool::new(false),
             paused: AtomicBool::new(false),
             ended: AtomicBool::new(false),
@@ -289,10 +299,33 @@ impl Vm {
         self.vcpus.iter().any(|vcpu| vcpu.state() == State::Running)
     }
 
+    /// Adds to `failure` what is known beyond the vCPU: the symbol, and what to do.
+    pub(super) fn explain(&self, failure: &mut Failure) {
+        if let Some(path) = &self.symbols {
+            match fs::read(path) {
+                Ok(bytes) => failure.name_rip(&Symbols::parse(&bytes)),
+                Err(error) => tracing::warn!("no symbols from {}: {error}", path.display()),
+            }
+        }
+        // Only now: to try it takes as long as to start a small guest.
+        let limited = open_kvm().is_ok_and(|kvm| emulates_ring0(&kvm));
+        failure.hint = (self.entry.foreign && limited).then(|| EMULATED_RING0.to_owned());
+    }
+
+    /// What a reset means: a foreign kernel ends by it, unless it has just reported its own end.
+    pub(super) fn judge_reset(&self) -> End {
+        const LINUX_PANIC: &str = "Kernel panic - not syncing";
+        let panicked = self.console().transcript().contains(LINUX_PANIC);
+        End::Reset { clean: self.entry.foreign && !panicked }
+    }
+
     pub(super) fn set_status(&self, status: Status) {
         self.device.set_status(status);
     }
 }
+
+/// One line: why a kernel stops, and what to do.
+const EMULATED_RING0: &str = "memvisor: this KVM emulates ring 0 and lacks instructions that Linux uses, so Linux stops sooner or later: use a host with VT-x or AMD-V, or bed nested (docs/linux-guest.md)";
 
 fn choose_levels(paging: Paging, offer: &HostOffer) -> Result<u32, RunError> {
     match (paging, offer.la57) {
@@ -314,19 +347,19 @@ fn complete_cmdline(cmdline: &str, levels: u32, offer: &HostOffer) -> String {
 }
 
 /// Makes the interrupt controller; the line of COM1 if there is one that takes it.
-fn create_irqchip(vm: &VmFd, irqchip: Irqchip) -> Result<Option<EventFd>, RunError> {
+fn create_irqchip(vm: &VmFd, full: bool) -> Result<Option<EventFd>, RunError> {
     // Intel processors without unrestricted guests need both; others ignore them.
     vm.set_identity_map_address(layout::KVM_IDENTITY_MAP).map_err(kvm_error("KVM_SET_IDENTITY_MAP_ADDR"))?;
     let tss = usize::try_from(layout::KVM_TSS).unwrap_or(usize::MAX);
     vm.set_tss_address(tss).map_err(kvm_error("KVM_SET_TSS_ADDR"))?;
-    let line = match irqchip {
-        Irqchip::Split => {
+    let line = match full {
+        false => {
             let mut cap = kvm_enable_cap { cap: KVM_CAP_SPLIT_IRQCHIP, ..Default::default() };
             cap.args[0] = 24;
             vm.enable_cap(&cap).map_err(kvm_error("KVM_ENABLE_CAP(KVM_CAP_SPLIT_IRQCHIP)"))?;
             None
         }
-        Irqchip::Full => {
+        true => {
             vm.create_irq_chip().map_err(kvm_error("KVM_CREATE_IRQCHIP"))?;
             vm.create_pit2(kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() })
                 .map_err(kvm_error("KVM_CREATE_PIT2"))?;
@@ -365,12 +398,14 @@ pub fn build_bus(
         AcpiPm::LEN,
         Arc::new(Mutex::new(AcpiPm::default())),
     )?;
+    bus.pio.insert("cmos", layout::CMOS_INDEX.into(), Cmos::LEN, Arc::new(Mutex::new(Cmos::default())))?;
     let memvisor = MemvisorDevice::new(memory.clone(), console.clone(), device.clone());
     bus.pio.insert("memvisor", port::BASE.into(), port::LEN.into(), Arc::new(Mutex::new(memvisor)))?;
     Ok(bus)
 }
 
 fn set_up(fd: &VcpuFd, index: u32, entry: &Entry) -> Result<(), RunError> {
+    set_memory_type(fd);
     if index == 0 {
         return set_boot_registers(fd, entry).map_err(|(ioctl, errno)| kvm_error(ioctl)(errno));
     }

@@ -40,8 +40,11 @@ pub fn build_cpuid(supported: &CpuId, apic_id: u32, count: u32, features: Featur
                 set(&mut entry.ecx, LEAF1_ECX_TSC_DEADLINE, features.tsc_deadline);
                 set(&mut entry.edx, LEAF1_EDX_HTT, cores > 1);
             }
-            // Caches are a core's own: no sharing, so no host topology shows.
-            (4, _) if entry.eax & 0x1f != 0 => entry.eax &= 0x3fff,
+            // Caches are a core's own: no sharing, so no host topology shows, and none that spans nodes
+            // (Linux: arch/x86/kernel/smpboot.c, `topology_sane`).
+            (4 | 0x8000_001d, _) if entry.eax & 0x1f != 0 => entry.eax &= 0x3fff,
+            // AMD takes an L3 for one of the whole package, whatever the leaf above says.
+            (0x8000_0006, _) => entry.edx = 0,
             (7, 0) if !features.la57 => entry.ecx &= !LEAF7_ECX_LA57,
             (0x8000_0008, _) => {
                 let bits = apic_id_bits(cores);
@@ -111,6 +114,24 @@ mod tests {
         assert!(cpuid.as_slice().iter().all(|entry| entry.function != 0x1f));
         let lone = build_cpuid(&host(), 0, 1, Features { la57: false, tsc_deadline: false });
         assert_eq!(find(&lone, 1, 0).edx & LEAF1_EDX_HTT, 0);
+    }
+
+    #[test]
+    fn no_cache_is_shared() {
+        let shared = |function, index| kvm_cpuid_entry2 {
+            function,
+            index,
+            eax: 0x1c_4143,
+            edx: 0x0200_9140,
+            ..Default::default()
+        };
+        let host = [shared(4, 3), shared(0x8000_001d, 3), shared(0x8000_0006, 0)];
+        let host = CpuId::from_entries(&host).expect("three entries");
+        let cpuid = build_cpuid(&host, 1, 2, Features { la57: false, tsc_deadline: true });
+        for function in [4, 0x8000_001d] {
+            assert_eq!(find(&cpuid, function, 3).eax, 0x143, "type and level stay, sharers go");
+        }
+        assert_eq!(find(&cpuid, 0x8000_0006, 0).edx, 0, "no L3");
     }
 
     #[test]

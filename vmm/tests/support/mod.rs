@@ -123,13 +123,19 @@ impl Guest {
     }
 
     /// Whether the thread of this name has a seccomp filter.
-    pub fn is_filtered(&self, thread: &str) -> bool {
-        let tasks = fs::read_dir(format!("/proc/{}/task", self.child.id())).expect("it runs");
-        let task = tasks
-            .flatten()
-            .map(|task| task.path())
-            .find(|task| fs::read_to_string(task.join("comm")).is_ok_and(|name| name.trim() == thread))
-            .unwrap_or_else(|| panic!("there is no thread {thread}"));
+    pub fn is_filtered(&self, name: &str) -> bool {
+        let deadline = Instant::now() + PATIENCE;
+        // Threads start after the socket is there.
+        let task = loop {
+            let tasks = fs::read_dir(format!("/proc/{}/task", self.child.id())).expect("it runs");
+            let named =
+                |task: &PathBuf| fs::read_to_string(task.join("comm")).is_ok_and(|comm| comm.trim() == name);
+            if let Some(task) = tasks.flatten().map(|task| task.path()).find(named) {
+                break task;
+            }
+            assert!(Instant::now() < deadline, "there is no thread {name}");
+            std::thread::sleep(Duration::from_millis(5));
+        };
         let status = fs::read_to_string(task.join("status")).expect("it runs");
         status.lines().any(|line| line == "Seccomp:\t2")
     }
