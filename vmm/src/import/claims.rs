@@ -93,6 +93,15 @@ pub(super) struct SratCpu {
     pub node: Option<u32>,
 }
 
+/// Distances from one node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct DistanceRow {
+    pub from: u32,
+    /// The nodes that the cells stand for.
+    pub to: Vec<u32>,
+    pub cells: Vec<u8>,
+}
+
 /// One matrix of an HMAT, rows and columns by proximity domain.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Locality {
@@ -123,8 +132,8 @@ pub(super) struct Claims {
     pub present: Vec<Claim<u32>>,
     /// Distances by proximity domain.
     pub slit: Vec<Claim<Vec<Vec<u8>>>>,
-    /// Distances from a node to the nodes that are listed first.
-    pub distances: Vec<Claim<(u32, Vec<u32>, Vec<u8>)>>,
+    /// Distances between Linux's nodes.
+    pub distances: Vec<Claim<DistanceRow>>,
     /// Bytes that Linux manages on a node.
     pub totals: Vec<Claim<(u32, u64)>>,
     pub localities: Vec<Claim<Locality>>,

@@ -28,6 +28,7 @@ const SECTIONS_PER_TABLE: u64 = 512;
 static SECTIONS: AtomicPtr<Section> = AtomicPtr::new(core::ptr::null_mut());
 static COUNT: AtomicUsize = AtomicUsize::new(0);
 static TABLE: AtomicU64 = AtomicU64::new(0);
+static OWN: AtomicU64 = AtomicU64::new(0);
 
 /// The present sections, ascending.
 pub fn sections() -> &'static [Section] {
@@ -43,6 +44,11 @@ pub fn sections() -> &'static [Section] {
 /// Physical address of the table of sections.
 pub fn table_address() -> PhysAddr {
     PhysAddr::new(TABLE.load(Ordering::Relaxed))
+}
+
+/// Frames that sections gave for their own descriptors when they came online: managed, never free again.
+pub fn own_frames() -> u64 {
+    OWN.load(Ordering::Relaxed)
 }
 
 fn find(pfn: Pfn) -> Option<usize> {
@@ -113,7 +119,8 @@ pub fn init() {
     let bytes = (count * size_of::<Section>()) as u64;
     let table = early::alloc(early::pages_for(bytes), 1, None, PageKind::Reserved)
         .expect("no memory for the table of sections");
-    let empty = Section { number: 0, memmap_pfn: PFN_NONE, state: SectionState::Deferred as u32, reserved: 0 };
+    let empty =
+        Section { number: 0, memmap_pfn: PFN_NONE, state: SectionState::Deferred as u32, reserved: 0 };
     // SAFETY: allocated above, with room for `count` sections, and given up here.
     let sections = unsafe { phys::leak_array(table.phys(), count, empty) };
     let mut index = 0;
@@ -256,6 +263,7 @@ pub fn bring_online(index: usize) {
         phys::DirectMap.zero_frames(room, MEMMAP_FRAMES);
         map_memmap(section.number, room);
         set_memmap(index, room);
+        OWN.fetch_add(MEMMAP_FRAMES, Ordering::Relaxed);
         (room, room.offset(MEMMAP_FRAMES))
     });
     let mut at = start;
