@@ -75,6 +75,7 @@ const KVM_GET_REGS: u64 = 0x8090_ae81;
 const KVM_SET_REGS: u64 = 0x4090_ae82;
 const KVM_GET_SREGS: u64 = 0x8138_ae83;
 const KVM_TRANSLATE: u64 = 0xc018_ae85;
+const KVM_GET_STATS_FD: u64 = 0xaece;
 // asm-generic/ioctls.h.
 const FIONBIO: u64 = 0x5421;
 const TCSETS: u64 = 0x5402;
@@ -124,7 +125,7 @@ const EVENT_LOOP: &[Allowed] = allow! {
     SYS_recvfrom "recvfrom" Only::Any;
     SYS_sendmsg "sendmsg" Only::Any;
     SYS_setsockopt "setsockopt" Only::Any;
-    SYS_ioctl "ioctl" Only::Requests(&[FIONBIO, TCSETS, TCSETS2]);
+    SYS_ioctl "ioctl" Only::Requests(&[FIONBIO, TCSETS, TCSETS2, KVM_GET_STATS_FD]);
     SYS_open "open" Only::Without(1, WRITE);
     SYS_openat "openat" Only::Without(2, WRITE);
     SYS_unlink "unlink" Only::Any;

@@ -14,6 +14,7 @@ mod tables;
 pub mod testing;
 
 use std::{
+    borrow::Cow,
     fs, io,
     path::{Path, PathBuf},
 };
@@ -183,11 +184,11 @@ pub struct Entry {
 ///
 /// # Errors
 /// If there is none, or it cannot be read.
-pub fn read_kernel(path: Option<&Path>) -> Result<(String, Vec<u8>), LoadError> {
+pub fn read_kernel(path: Option<&Path>) -> Result<(String, Cow<'static, [u8]>), LoadError> {
     match path {
-        Some(path) => Ok((path.display().to_string(), read_file("kernel", path)?)),
+        Some(path) => Ok((path.display().to_string(), read_file("kernel", path)?.into())),
         None if BUNDLED.is_empty() => Err(LoadError::NoKernel),
-        None => Ok(("(bundled)".into(), BUNDLED.to_vec())),
+        None => Ok(("(bundled)".into(), BUNDLED.into())),
     }
 }
 

@@ -43,7 +43,7 @@ pub fn config_of(elf: &ElfBuilder) -> VmConfig {
         firmware: Vec::new(),
         rsdp: 0xf_0000,
         kernel_name: "hand-made".into(),
-        kernel: elf.build(),
+        kernel: elf.build().into(),
         initrd: None,
         cmdline: String::new(),
         boot: Boot::Linux,

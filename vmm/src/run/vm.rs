@@ -1,6 +1,7 @@
 //! A guest with its memory, devices and vCPUs, shared by the run loop and the control socket.
 
 use std::{
+    collections::BTreeMap,
     io,
     os::fd::OwnedFd,
     sync::{
@@ -88,7 +89,8 @@ pub struct Vm {
     ended: AtomicBool,
     // Dropped in this order: threads, the VM, its memory (see `Memory::attach`).
     vcpus: Vec<Vcpu>,
-    stats: Option<KvmStats>,
+    /// Of the VM, then of each vCPU.
+    stats: Vec<KvmStats>,
     _vm: VmFd,
     memory: Arc<Memory>,
 }
@@ -100,7 +102,7 @@ impl Vm {
     /// [`RunError`], which names what the machine or the host lacks.
     pub fn build(config: &VmConfig) -> Result<(Vm, Sender<RunEvent>, Receiver<RunEvent>), RunError> {
         let kvm = open_kvm()?;
-        let offer = HostOffer::probe(&kvm)?;
+        let offer = HostOffer::probe(&kvm, config.paging != Paging::Four)?;
         let levels = choose_levels(config.paging, &offer)?;
         let cmdline = complete_cmdline(&config.cmdline, levels, &offer);
         let vm = kvm.create_vm().map_err(kvm_error("KVM_CREATE_VM"))?;
@@ -133,17 +135,22 @@ impl Vm {
         let features = Features { la57: levels == 5, tsc_deadline: offer.tsc_deadline };
         let count = u32::try_from(config.facts.cpus.len()).unwrap_or(u32::MAX);
         let mut vcpus = Vec::new();
+        let mut stats = Vec::new();
+        match KvmStats::open(&vm) {
+            Ok(of_vm) => stats.push(of_vm),
+            Err(error) => tracing::info!("no KVM statistics: {error}"),
+        }
         for (index, cpu) in (0..).zip(&config.facts.cpus) {
             let fd = vm.create_vcpu(u64::from(cpu.apic_id)).map_err(kvm_error("KVM_CREATE_VCPU"))?;
             fd.set_cpuid2(&build_cpuid(&offer.cpuid, cpu.apic_id, count, features))
                 .map_err(kvm_error("KVM_SET_CPUID2"))?;
             set_up(&fd, index, &entry)?;
+            // Where the VM has none, neither has the vCPU.
+            stats.extend(KvmStats::open(&fd));
             let events = sender.clone();
             let report = Box::new(move |event| events.send(RunEvent::Vcpu(event)).is_ok());
             vcpus.push(Vcpu::spawn(index, fd, memory.clone(), bus.clone(), config.seccomp, report)?);
         }
-        let stats =
-            KvmStats::open(&vm).inspect_err(|error| tracing::info!("no KVM statistics: {error}")).ok();
         let facts = Facts { levels, cmdline, ..config.facts.clone() };
         let vm = Vm {
             name: config.name.clone(),
@@ -191,11 +198,18 @@ impl Vm {
         &self.vcpus
     }
 
-    /// KVM's own counters; empty where it has none.
-    pub fn kvm_stats(&self) -> Vec<(String, u64)> {
-        let read =
-            |stats: &KvmStats| stats.read().inspect_err(|error| tracing::warn!("KVM statistics: {error}"));
-        self.stats.as_ref().and_then(|stats| read(stats).ok()).unwrap_or_default()
+    /// KVM's own counters, those of the vCPUs summed up; empty where it has none.
+    pub fn kvm_stats(&self) -> BTreeMap<String, u64> {
+        let mut sums = BTreeMap::new();
+        for stats in &self.stats {
+            match stats.read() {
+                Ok(values) => {
+                    values.into_iter().for_each(|(name, value)| *sums.entry(name).or_default() += value);
+                }
+                Err(error) => tracing::warn!("KVM statistics: {error}"),
+            }
+        }
+        sums
     }
 
     /// Accesses that no device answered.

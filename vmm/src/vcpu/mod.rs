@@ -9,7 +9,7 @@ mod thread;
 
 pub use cpuid::{Features, build_cpuid};
 pub use diagnose::Failure;
-pub use probe::{HostOffer, KvmOpenError, open_kvm};
+pub use probe::{HostOffer, KvmOpenError, open_kvm, second_stage_levels};
 pub use regs::{read_registers, set_boot_registers};
 pub use stats::KvmStats;
 pub use thread::{

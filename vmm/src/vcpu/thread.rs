@@ -523,7 +523,15 @@ impl Runner {
     }
 
     fn report(&mut self, event: VcpuEvent) {
-        self.mailbox.lock().waiting = true;
+        // The run loop holds this vCPU first of all: it finds it standing still already (T2, T4), and
+        // neither signals it nor waits for it.
+        self.complete_exit();
+        {
+            let mut mail = self.mailbox.lock();
+            mail.waiting = true;
+            mail.state = State::Paused;
+        }
+        self.mailbox.changed.notify_all();
         if !(self.report)(event) {
             // Nobody is left who could stop the machine but the thread itself.
             self.mailbox.lock().stop = true;

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::Cursor;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 use std::process::Command;
 
@@ -11,7 +11,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::testing::{Machine, SyntheticGuest};
 use crate::views::BuddyView;
-use crate::{Guest, Levels, MemorySource, RamRegion, SparseMemory, Walker};
+use crate::{Guest, Levels, MappedMemory, MemorySource, RamRegion, SparseMemory, Walker};
 
 fn guest() -> SyntheticGuest {
     let memory = vec![
@@ -75,6 +75,28 @@ fn zero_memory_takes_no_room() {
     assert!(summary.hole_len > summary.ram_len / 2, "{summary:?}");
     let allocated = fs::metadata(&path).unwrap().blocks() * 512;
     assert!(allocated <= summary.file_len - summary.hole_len + (64 << 10), "{allocated} of {summary:?}");
+}
+
+#[test]
+fn scattered_data_of_a_mapped_file_survives_a_dump() {
+    const LEN: usize = 4 << 20;
+    let directory = tempfile::tempdir().unwrap();
+    let (memory_file, path) = (directory.path().join("memory"), directory.path().join("dump"));
+    let file = fs::File::create(&memory_file).unwrap();
+    file.set_len(LEN as u64).unwrap();
+    let mut want = vec![0; LEN];
+    // Pieces of many sizes, the last one up to the end; some bytes in them are zero.
+    for (start, len) in [(0x1000, 1), (0x5ff0, 0x20), (0x2_0000, 0x5_0000), (LEN - 0x1800, 0x1800)] {
+        want[start..start + len].iter_mut().zip(1usize..).for_each(|(byte, at)| *byte = (at % 251) as u8);
+        file.write_all_at(&want[start..start + len], start as u64).unwrap();
+    }
+    let memory = MappedMemory::from_mem_files(&[(&memory_file, 0)]).unwrap();
+    let mut out = fs::File::create(&path).unwrap();
+    let summary = write(&mut out, &memory, &[], &Facts::default(), "", &mut |_, _| ()).unwrap();
+    assert_eq!(summary.ram_len - summary.hole_len, 0x1000 + 0x2000 + 0x5_0000 + 0x2000);
+    let mut have = vec![1; LEN];
+    CoreFile::open(&path).unwrap().read(0, &mut have).unwrap();
+    assert!(want == have);
 }
 
 #[test]
