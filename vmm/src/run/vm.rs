@@ -10,6 +10,7 @@ use std::{
         atomic::{AtomicBool, Ordering},
         mpsc::{self, Receiver, Sender},
     },
+    thread,
     time::{Duration, Instant},
 };
 
@@ -49,6 +50,9 @@ pub enum Irqchip {
     Full,
 }
 
+/// Input kept while the serial port is busy; more is dropped.
+const TYPED_MAX: usize = 4096;
+
 /// State of a guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -80,6 +84,7 @@ pub struct Vm {
     pub seccomp: Filters,
     console: Arc<Mutex<Console>>,
     serial: Arc<Mutex<SerialPort>>,
+    typed: Mutex<Vec<u8>>,
     built: Instant,
     bus: Arc<SharedBus>,
     symbols: Option<PathBuf>,
@@ -165,6 +170,7 @@ impl Vm {
             seccomp: config.seccomp,
             console,
             serial,
+            typed: Mutex::default(),
             built: Instant::now(),
             bus,
             symbols: config.symbols.clone(),
@@ -234,13 +240,34 @@ impl Vm {
     /// Shows what the guest has not ended with a newline yet, unless output is stuck.
     pub fn flush_console(&self) {
         if let Ok(mut console) = self.console.try_lock() {
-            console.flush_line();
+            console.flush_ready();
         }
     }
 
-    /// Input for the guest's serial port.
+    /// The last output; `None` if the guest waits for the reader of its output.
+    pub fn console_tail(&self) -> Option<Vec<u8>> {
+        // A guest that only prints much lets go between two lines.
+        for _ in 0..20 {
+            if let Ok(console) = self.console.try_lock() {
+                return Some(console.tail());
+            }
+            thread::sleep(Duration::from_millis(5));
+        }
+        None
+    }
+
+    /// Input for the guest's serial port. While the guest waits there for the reader of its output the
+    /// input is kept; a later call, even with nothing, delivers it.
     pub fn type_bytes(&self, bytes: &[u8]) {
-        self.serial.lock().unwrap_or_else(PoisonError::into_inner).type_bytes(bytes);
+        let mut typed = self.typed.lock().unwrap_or_else(PoisonError::into_inner);
+        let room = TYPED_MAX.saturating_sub(typed.len());
+        typed.extend(bytes.iter().take(room));
+        if !typed.is_empty()
+            && let Ok(mut serial) = self.serial.try_lock()
+        {
+            serial.type_bytes(&typed);
+            typed.clear();
+        }
     }
 
     /// State now. A guest may be paused before it starts; one that has ended stays so.
