@@ -23,6 +23,7 @@ use vmm_sys_util::{eventfd::EventFd, signal::register_signal_handler, timerfd::T
 use crate::{
     control::{Claim, ControlServer},
     run::{ExitStatus, RunEvent, Vm},
+    seccomp,
 };
 
 /// Why there is no event loop.
@@ -70,6 +71,7 @@ impl EventLoop {
             |error: event_manager::Error| LoopError { step: "poll", error: format!("{error:?}") };
         let mut manager: EventManager<Box<dyn MutEventSubscriber + Send>> =
             EventManager::new().map_err(manager_error)?;
+        let (filters, events) = (config.vm.seccomp, config.events.clone());
         let stop = Arc::new(new_eventfd().map_err(io("create an eventfd"))?);
         let running = Arc::new(AtomicBool::new(true));
 
@@ -107,6 +109,11 @@ impl EventLoop {
         let thread = thread::Builder::new()
             .name("event-loop".into())
             .spawn(move || {
+                if let Err(error) = seccomp::enter(filters, seccomp::Thread::EventLoop) {
+                    // Whoever may not be restricted is not let near clients.
+                    let _ = events.send(RunEvent::Quit(error.to_string()));
+                    return;
+                }
                 while running.load(Ordering::Acquire) {
                     if let Err(error) = manager.run() {
                         tracing::error!("event loop: {error:?}");
@@ -267,6 +274,11 @@ impl MutEventSubscriber for Keyboard {
     fn init(&mut self, ops: &mut EventOps) {
         watch(ops, "the keyboard", &rustix::stdio::stdin());
     }
+}
+
+/// Gives the terminal back, for an end that runs no destructors.
+pub fn restore_terminal() {
+    RawTerminal::leave();
 }
 
 static SAVED_TERMINAL: std::sync::Mutex<Option<Termios>> = std::sync::Mutex::new(None);

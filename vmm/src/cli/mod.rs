@@ -4,6 +4,7 @@
 
 mod check;
 mod dump;
+mod import;
 mod inspect;
 mod list;
 mod out;
@@ -16,9 +17,12 @@ mod tests;
 use std::{io, process::ExitCode};
 
 use clap::{CommandFactory, Parser, Subcommand};
+use tracing_subscriber::filter::LevelFilter;
+use vmm_sys_util::signal::register_signal_handler;
 
 use crate::{
     control::{ClientError, SocketError},
+    import::ImportError,
     machine::MachineError,
     run::{ExitStatus, RunError},
     suite::{self, TestArgs},
@@ -66,6 +70,8 @@ enum Command {
     Check(check::CheckArgs),
     /// Write a running guest's memory and registers to an ELF core file
     Dump(dump::DumpArgs),
+    /// Make a machine file from what a real machine's Linux says about it
+    Import(import::ImportArgs),
     /// Run suites of cases on the beds that this machine has
     Test(TestArgs),
     /// List running guests
@@ -93,9 +99,8 @@ pub fn main() -> ExitCode {
             return ExitCode::from(if error.use_stderr() { ExitStatus::BadInput as u8 } else { 0 });
         }
     };
-    let filter = tracing_subscriber::EnvFilter::try_from_env("MEMVISOR_LOG")
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).without_time().init();
+    ignore_file_limit();
+    tracing_subscriber::fmt().with_max_level(log_level()).with_writer(io::stderr).without_time().init();
 
     match dispatch(cli.command) {
         Ok(code) => code,
@@ -107,12 +112,31 @@ pub fn main() -> ExitCode {
     }
 }
 
+/// A file that would pass RLIMIT_FSIZE is an error to tell (EFBIG), not a signal to die by.
+fn ignore_file_limit() {
+    extern "C" fn nothing(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
+    // Without the handler the signal ends the process, as it does elsewhere.
+    let _ = register_signal_handler(libc::SIGXFSZ, nothing);
+}
+
+/// What MEMVISOR_LOG asks for.
+fn log_level() -> LevelFilter {
+    let Ok(word) = std::env::var("MEMVISOR_LOG") else { return LevelFilter::WARN };
+    word.parse().unwrap_or_else(|_| {
+        eprintln!(
+            "memvisor: MEMVISOR_LOG={word} is none of off, error, warn, info, debug, trace: taken as warn"
+        );
+        LevelFilter::WARN
+    })
+}
+
 fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Run(args) => run::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Check(args) => check::run(&args),
         Command::Dump(args) => dump::run(&args),
+        Command::Import(args) => import::run(&args),
         Command::Test(args) => suite::run(args),
         Command::Vms(args) => list::vms(&args),
         Command::Machines(args) => list::machines(&args),
@@ -127,6 +151,10 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
 
 /// Whether whoever read our output went away: not an error of ours, and told as a shell would.
 fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    // A guest's VMM that goes away is an error of its own.
+    if error.is::<ClientError>() {
+        return false;
+    }
     error
         .chain()
         .filter_map(|cause| cause.downcast_ref::<io::Error>())
@@ -138,7 +166,11 @@ fn status_of(error: &anyhow::Error) -> ExitStatus {
         error.status()
     } else if let Some(ClientError::Name(_)) = error.downcast_ref() {
         ExitStatus::BadInput
-    } else if error.is::<MachineError>() || error.is::<BadInput>() || error.is::<SocketError>() {
+    } else if error.is::<MachineError>()
+        || error.is::<ImportError>()
+        || error.is::<BadInput>()
+        || error.is::<SocketError>()
+    {
         ExitStatus::BadInput
     } else {
         ExitStatus::Error

@@ -123,7 +123,7 @@ fn stats(vm: &Vm) -> Stats {
         uptime_us: u64::try_from(vm.uptime().as_micros()).unwrap_or(u64::MAX),
         vcpus: vcpus.collect(),
         unclaimed_accesses: vm.unclaimed_accesses(),
-        kvm: vm.kvm_stats().into_iter().collect(),
+        kvm: vm.kvm_stats(),
     }
 }
 

@@ -64,6 +64,9 @@ pub enum ElfError {
     /// No PT_LOAD.
     #[error("nothing to load: the file has no PT_LOAD segment with a size")]
     NothingToLoad,
+    /// A program for a user space.
+    #[error("a program that wants a dynamic linker, not a kernel: is this the right file?")]
+    NotKernel,
     /// PVH wanted but not offered.
     #[error("no PVH entry (ELF note 18 of \"Xen\"): boot it with --boot linux")]
     NoPvhEntry,
@@ -100,6 +103,7 @@ const ET_EXEC: u16 = 2;
 const ET_DYN: u16 = 3;
 const EM_X86_64: u16 = 62;
 const PT_LOAD: u32 = 1;
+const PT_INTERP: u32 = 3;
 const PT_NOTE: u32 = 4;
 const XEN_ELFNOTE_PHYS32_ENTRY: u32 = 18;
 
@@ -164,6 +168,7 @@ impl<'a> Image<'a> {
                 }
                 self.segments.push(Segment { paddr, offset, file_len, mem_len });
             }
+            PT_INTERP => return Err(ElfError::NotKernel),
             PT_NOTE => {
                 let align = if field(48) == 8 { 8 } else { 4 };
                 self.take_notes(slice(self.bytes, "note segment", offset, file_len)?, align);

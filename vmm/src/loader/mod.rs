@@ -14,6 +14,7 @@ mod tables;
 pub mod testing;
 
 use std::{
+    borrow::Cow,
     fs, io,
     path::{Path, PathBuf},
 };
@@ -100,7 +101,9 @@ pub enum LoadError {
         largest: u64,
     },
     /// The command line is too long.
-    #[error("the command line has {len} bytes, at most {max} fit")]
+    #[error(
+        "the command line has {len} bytes with what memvisor appended, kernels take at most {max}: make --cmdline shorter"
+    )]
     CmdlineTooLong {
         /// Its length.
         len: u64,
@@ -181,11 +184,11 @@ pub struct Entry {
 ///
 /// # Errors
 /// If there is none, or it cannot be read.
-pub fn read_kernel(path: Option<&Path>) -> Result<(String, Vec<u8>), LoadError> {
+pub fn read_kernel(path: Option<&Path>) -> Result<(String, Cow<'static, [u8]>), LoadError> {
     match path {
-        Some(path) => Ok((path.display().to_string(), read_file("kernel", path)?)),
+        Some(path) => Ok((path.display().to_string(), read_file("kernel", path)?.into())),
         None if BUNDLED.is_empty() => Err(LoadError::NoKernel),
-        None => Ok(("(bundled)".into(), BUNDLED.to_vec())),
+        None => Ok(("(bundled)".into(), BUNDLED.into())),
     }
 }
 
@@ -322,7 +325,7 @@ fn place_initrd(bytes: &[u8], image: (u64, u64), cargo: &Cargo<'_>) -> Result<(u
 }
 
 fn write_cmdline(memory: &Memory, cmdline: &str) -> Result<(), LoadError> {
-    let max = layout::CMDLINE_SIZE - 1;
+    let max = layout::CMDLINE_MAX;
     let len = cmdline.len() as u64;
     if len > max {
         return Err(LoadError::CmdlineTooLong { len, max });

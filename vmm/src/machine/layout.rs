@@ -26,6 +26,9 @@ pub const BOOT_PAGE_TABLES_END: u64 = CMDLINE;
 pub const CMDLINE: u64 = 0x2_0000;
 /// Bytes of room for the command line, terminator included.
 pub const CMDLINE_SIZE: u64 = 0x1_0000;
+/// Longest command line, terminator not included: Linux and our guest cut longer ones, and lose what
+/// memvisor appends (Linux: `COMMAND_LINE_SIZE`).
+pub const CMDLINE_MAX: u64 = 2047;
 /// Linux: `setup_data` with the E820 entries past the zero page's 128. PVH: memory map, then modules.
 pub const SETUP_DATA: u64 = CMDLINE + CMDLINE_SIZE;
 /// End of the room for `setup_data`.

@@ -7,6 +7,7 @@ use crate::{
     devices::ConsoleTarget,
     loader::testing::ElfBuilder,
     machine::{Boot, Paging},
+    seccomp::Filters,
 };
 
 const MIB: u64 = 1 << 20;
@@ -42,7 +43,7 @@ pub fn config_of(elf: &ElfBuilder) -> VmConfig {
         firmware: Vec::new(),
         rsdp: 0xf_0000,
         kernel_name: "hand-made".into(),
-        kernel: elf.build(),
+        kernel: elf.build().into(),
         initrd: None,
         cmdline: String::new(),
         boot: Boot::Linux,
@@ -50,6 +51,7 @@ pub fn config_of(elf: &ElfBuilder) -> VmConfig {
         irqchip: Irqchip::Split,
         console: ConsoleTarget::Null,
         audit: AuditMode::Every,
+        seccomp: Filters::On,
     }
 }
 

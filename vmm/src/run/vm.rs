@@ -1,6 +1,7 @@
 //! A guest with its memory, devices and vCPUs, shared by the run loop and the control socket.
 
 use std::{
+    collections::BTreeMap,
     io,
     os::fd::OwnedFd,
     sync::{
@@ -24,10 +25,11 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::{AuditMode, RunError, RunEvent, VmConfig};
 use crate::{
-    devices::{AcpiPm, COM1_IRQ, Console, DeviceState, I8042, MemvisorDevice, SerialPort},
+    devices::{AcpiPm, BusError, COM1_IRQ, Console, DeviceState, I8042, MemvisorDevice, SerialPort},
     loader::{self, Cargo, Entry},
     machine::{Paging, layout},
     memory::{Memory, SlotInfo},
+    seccomp::Filters,
     vcpu::{
         Features, Hold, HostOffer, KvmStats, SharedBus, State, Vcpu, VcpuError, build_cpuid,
         install_kick_handler, open_kvm, set_boot_registers,
@@ -71,6 +73,8 @@ pub struct Vm {
     pub device: Arc<DeviceState>,
     /// When audits run.
     pub audit: AuditMode,
+    /// Whether its threads are restricted.
+    pub seccomp: Filters,
     console: Arc<Mutex<Console>>,
     serial: Arc<Mutex<SerialPort>>,
     built: Instant,
@@ -80,7 +84,8 @@ pub struct Vm {
     ended: AtomicBool,
     // Dropped in this order: threads, the VM, its memory (see `Memory::attach`).
     vcpus: Vec<Vcpu>,
-    stats: Option<KvmStats>,
+    /// Of the VM, then of each vCPU.
+    stats: Vec<KvmStats>,
     _vm: VmFd,
     memory: Arc<Memory>,
 }
@@ -92,7 +97,7 @@ impl Vm {
     /// [`RunError`], which names what the machine or the host lacks.
     pub fn build(config: &VmConfig) -> Result<(Vm, Sender<RunEvent>, Receiver<RunEvent>), RunError> {
         let kvm = open_kvm()?;
-        let offer = HostOffer::probe(&kvm)?;
+        let offer = HostOffer::probe(&kvm, config.paging != Paging::Four)?;
         let levels = choose_levels(config.paging, &offer)?;
         let cmdline = complete_cmdline(&config.cmdline, levels, &offer);
         let vm = kvm.create_vm().map_err(kvm_error("KVM_CREATE_VM"))?;
@@ -125,17 +130,22 @@ impl Vm {
         let features = Features { la57: levels == 5, tsc_deadline: offer.tsc_deadline };
         let count = u32::try_from(config.facts.cpus.len()).unwrap_or(u32::MAX);
         let mut vcpus = Vec::new();
+        let mut stats = Vec::new();
+        match KvmStats::open(&vm) {
+            Ok(of_vm) => stats.push(of_vm),
+            Err(error) => tracing::info!("no KVM statistics: {error}"),
+        }
         for (index, cpu) in (0..).zip(&config.facts.cpus) {
             let fd = vm.create_vcpu(u64::from(cpu.apic_id)).map_err(kvm_error("KVM_CREATE_VCPU"))?;
             fd.set_cpuid2(&build_cpuid(&offer.cpuid, cpu.apic_id, count, features))
                 .map_err(kvm_error("KVM_SET_CPUID2"))?;
             set_up(&fd, index, &entry)?;
+            // Where the VM has none, neither has the vCPU.
+            stats.extend(KvmStats::open(&fd));
             let events = sender.clone();
             let report = Box::new(move |event| events.send(RunEvent::Vcpu(event)).is_ok());
-            vcpus.push(Vcpu::spawn(index, fd, memory.clone(), bus.clone(), report)?);
+            vcpus.push(Vcpu::spawn(index, fd, memory.clone(), bus.clone(), config.seccomp, report)?);
         }
-        let stats =
-            KvmStats::open(&vm).inspect_err(|error| tracing::info!("no KVM statistics: {error}")).ok();
         let facts = Facts { levels, cmdline, ..config.facts.clone() };
         let vm = Vm {
             name: config.name.clone(),
@@ -143,6 +153,7 @@ impl Vm {
             entry,
             device,
             audit: config.audit,
+            seccomp: config.seccomp,
             console,
             serial,
             built: Instant::now(),
@@ -181,11 +192,18 @@ impl Vm {
         &self.vcpus
     }
 
-    /// KVM's own counters; empty where it has none.
-    pub fn kvm_stats(&self) -> Vec<(String, u64)> {
-        let read =
-            |stats: &KvmStats| stats.read().inspect_err(|error| tracing::warn!("KVM statistics: {error}"));
-        self.stats.as_ref().and_then(|stats| read(stats).ok()).unwrap_or_default()
+    /// KVM's own counters, those of the vCPUs summed up; empty where it has none.
+    pub fn kvm_stats(&self) -> BTreeMap<String, u64> {
+        let mut sums = BTreeMap::new();
+        for stats in &self.stats {
+            match stats.read() {
+                Ok(values) => {
+                    values.into_iter().for_each(|(name, value)| *sums.entry(name).or_default() += value);
+                }
+                Err(error) => tracing::warn!("KVM statistics: {error}"),
+            }
+        }
+        sums
     }
 
     /// Accesses that no device answered.
@@ -327,12 +345,16 @@ fn create_irqchip(vm: &VmFd, irqchip: Irqchip) -> Result<Option<EventFd>, RunErr
     Ok(line)
 }
 
-fn build_bus(
+/// The buses with every device of a machine.
+///
+/// # Errors
+/// [`BusError`]: two devices at one place, a mistake in memvisor.
+pub fn build_bus(
     memory: &Arc<Memory>,
     console: &Arc<Mutex<Console>>,
     serial: &Arc<Mutex<SerialPort>>,
     device: &Arc<DeviceState>,
-) -> Result<SharedBus, RunError> {
+) -> Result<SharedBus, BusError> {
     let mut bus = SharedBus::default();
     bus.pio.insert("com1", layout::COM1.into(), layout::COM1_LEN.into(), serial.clone())?;
     let i8042_len = u64::from(layout::I8042_COMMAND - layout::I8042_DATA) + 1;

@@ -47,7 +47,7 @@ impl Host {
     /// # Errors
     /// Why this bed cannot be used here.
     pub fn probe() -> Result<Host, KvmOpenError> {
-        let offer = HostOffer::probe(&open_kvm()?)?;
+        let offer = HostOffer::probe(&open_kvm()?, true)?;
         Ok(Host { la57: offer.la57, pages_1g: offer.pages_1g, second_stage: second_stage_levels() > 0 })
     }
 

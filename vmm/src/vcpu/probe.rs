@@ -76,7 +76,7 @@ pub struct HostOffer {
     /// CPUID as KVM_GET_SUPPORTED_CPUID gives it.
     pub cpuid: CpuId,
     /// Whether KVM runs guests at 5 levels. CPUID may promise it where KVM_SET_SREGS refuses, so
-    /// a throw-away vCPU is put into that mode.
+    /// a throw-away vCPU is put into that mode. False if nobody wanted to know.
     pub la57: bool,
     /// Whether guests may use 1 GiB pages.
     pub pages_1g: bool,
@@ -85,11 +85,11 @@ pub struct HostOffer {
 }
 
 impl HostOffer {
-    /// Asks KVM.
+    /// Asks KVM. Whether 5 levels work is tried only if `want_la57`: it takes a VM of its own.
     ///
     /// # Errors
     /// If an ioctl fails that must work.
-    pub fn probe(kvm: &Kvm) -> Result<HostOffer, KvmOpenError> {
+    pub fn probe(kvm: &Kvm, want_la57: bool) -> Result<HostOffer, KvmOpenError> {
         let cpuid = kvm
             .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
             .map_err(|errno| ioctl("KVM_GET_SUPPORTED_CPUID", errno))?;
@@ -97,8 +97,8 @@ impl HostOffer {
             cpuid.as_slice().iter().find(|entry| entry.function == function && entry.index == 0).copied()
         };
         let says_la57 = find(7).is_some_and(|leaf| leaf.ecx & 1 << 16 != 0);
-        let la57 = says_la57 && accepts_la57(kvm, &cpuid)?;
-        if says_la57 && !la57 {
+        let la57 = want_la57 && says_la57 && accepts_la57(kvm, &cpuid)?;
+        if want_la57 && says_la57 && !la57 {
             tracing::info!("CPUID advertises LA57, KVM_SET_SREGS refuses it: 4 levels");
         }
         let pages_1g = find(0x8000_0001).is_some_and(|leaf| leaf.edx & 1 << 26 != 0);

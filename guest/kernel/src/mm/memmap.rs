@@ -211,17 +211,13 @@ fn hole(start: Pfn, end: Pfn) {
     }
 }
 
+/// Frames of one section that are RAM get an owner other than the buddy allocator.
 fn mark(start: Pfn, end: Pfn, kind: PageKind) {
-    let mut pfn = start;
-    while pfn < end {
-        if let Some(page) = Fresh.page(pfn)
-            && page.kind() != PageKind::None
-        {
-            page.set_kind(kind);
-            page.set_refcount(1);
-            page.insert(PageFlags::RESERVED);
-        }
-        pfn = pfn.offset(1);
+    let count = usize::try_from(end.as_u64() - start.as_u64()).unwrap_or(usize::MAX);
+    for page in Fresh.pages(start).iter().take(count).filter(|page| page.kind() != PageKind::None) {
+        page.set_kind(kind);
+        page.set_refcount(1);
+        page.insert(PageFlags::RESERVED);
     }
 }
 

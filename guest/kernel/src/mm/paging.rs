@@ -43,6 +43,10 @@ impl TableMem for Tables {
         phys::compare_exchange(entry_address(table, index), old, new)
     }
 
+    fn fill(&self, table: Pfn, index: usize, count: usize, value: u64, step: u64) {
+        DirectMap.fill_table(table, index, count, value, step);
+    }
+
     fn alloc_table(&mut self) -> Option<Pfn> {
         let table = if BUDDY.load(Ordering::Relaxed) {
             page_alloc::alloc_pages(Order::ZERO, None, PageKind::Table)

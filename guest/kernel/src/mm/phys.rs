@@ -120,6 +120,23 @@ impl PhysMem for DirectMap {
     }
 }
 
+impl DirectMap {
+    /// Writes `value`, `value + step`, `value + 2 * step` and so on to `count` words of the page table in
+    /// `frame`, from word `first` on. One check for all of them: the direct map of much RAM has many
+    /// entries.
+    pub fn fill_table(&self, frame: Pfn, first: usize, count: usize, value: u64, step: u64) {
+        assert!(first + count <= TABLE_ENTRIES, "a page table has {TABLE_ENTRIES} entries");
+        check(frame.phys(), PAGE_SIZE);
+        let table = pointer(frame.phys()).cast::<u64>();
+        let mut value = value;
+        for index in first..first + count {
+            // SAFETY: inside one mapped frame, which belongs to no Rust object (type documentation).
+            unsafe { table.add(index).write_volatile(value) };
+            value = value.wrapping_add(step);
+        }
+    }
+}
+
 /// Reads a word through a mapping that the caller made outside the direct map.
 pub fn read_mapped(va: VirtAddr) -> u64 {
     // SAFETY: a missing mapping faults and ends the kernel with a report; any value is a u64.
