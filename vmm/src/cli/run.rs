@@ -291,6 +291,11 @@ fn print_end(vm: &Vm, outcome: &Outcome, hold: bool) -> std::io::Result<()> {
         outcome.duration.as_millis(),
         outcome.checkpoints.iter().filter(|record| record.audit.is_some()).count(),
     ))?;
+    if matches!(outcome.end, End::Stopped { .. } | End::Reset { clean: false })
+        && let Some(limit) = vm.host_limit()
+    {
+        out::text(&format!("memvisor: {limit}"))?;
+    }
     if hold && !matches!(outcome.end, End::Stopped { .. }) {
         out::text(&format!("memvisor: held for inspection as {:?}; Ctrl-C ends it", vm.name))?;
     }

@@ -259,6 +259,8 @@ impl Drop for Process {
 impl Process {
     fn start(case: &Case, kernel: Option<&Path>, more: &[&str]) -> anyhow::Result<Process> {
         let Setup::Kvm(setup) = &case.setup else { bail!("a case without its table kvm") };
+        // A stock Linux is not replaced by another build of memvisor's kernel.
+        let kernel = kernel.filter(|_| setup.linux.is_none());
         let mut child = Command::new(program()?)
             .args(arguments(setup, &case.cmdline))
             .args(more)
