@@ -307,6 +307,7 @@ fn print_end(vm: &Vm, outcome: &Outcome, hold: bool) -> std::io::Result<()> {
             "memvisor: no audit: {}",
             reasons.unwrap_or(match vm.audit {
                 AuditMode::Off => "audits are off (--audit off)",
+                _ if vm.entry.foreign => "the kernel is not memvisor's and publishes nothing to audit it by",
                 _ => "the guest did not end cleanly",
             })
         ));

@@ -135,7 +135,10 @@ impl Vm {
         install_kick_handler()
             .map_err(|source| RunError::Host { step: "install the vCPU signal", source })?;
         let (sender, receiver) = mpsc::channel();
-        let features = Features { la57: levels == 5, tsc_deadline: offer.tsc_deadline };
+        let mut nodes: Vec<u32> = config.facts.cpus.iter().map(|cpu| cpu.node).collect();
+        nodes.dedup();
+        let features =
+            Features { la57: levels == 5, tsc_deadline: offer.tsc_deadline, one_package: nodes.len() <= 1 };
         let count = u32::try_from(config.facts.cpus.len()).unwrap_or(u32::MAX);
         let mut vcpus = Vec::new();
         for (index, cpu) in (0..).zip(&config.facts.cpus) {

@@ -335,6 +335,9 @@ struct Document {
 struct End {
     kind: String,
     code: Option<u8>,
+    /// Of a reset: whether it is a good end.
+    #[serde(default)]
+    clean: bool,
 }
 
 #[derive(Debug, Deserialize)]
@@ -389,7 +392,7 @@ fn meaning(code: Option<i32>, document: Option<&Document>, audits: &[Audit]) -> 
     }
     let Some(document) = document else { bail!("memvisor exited with {code} and without a document") };
     let found = audits.iter().any(|audit| audit.findings > 0);
-    let clean = document.end.kind == "power_off" || document.end.code == Some(0);
+    let clean = document.end.kind == "power_off" || document.end.clean || document.end.code == Some(0);
     match (document.end.code, code) {
         _ if clean && !found && code == ExitStatus::Clean as i32 => Ok(Ended::Clean),
         _ if clean && found && code == ExitStatus::Findings as i32 => Ok(Ended::Clean),

@@ -67,6 +67,8 @@ struct Said {
     distances: BTreeMap<u32, Vec<u8>>,
     cpus: BTreeMap<u32, String>,
     apic_ids: Vec<u32>,
+    /// Machine's node by Linux's.
+    domains: BTreeMap<u32, u32>,
 }
 
 impl Said {
@@ -96,6 +98,9 @@ impl Said {
                 "cpus" => {
                     said.cpus.insert(node()?, fields().1.to_owned());
                 }
+                "domain" => {
+                    said.domains.insert(node()?, fields().1.parse().map_err(|_| bad())?);
+                }
                 "apicid" => said.apic_ids.push(rest.parse().map_err(|_| bad())?),
                 _ => {}
             }
@@ -104,9 +109,31 @@ impl Said {
             said.e820 = extended;
         }
         match (begun, ended) {
-            (true, true) => Ok(said),
+            (true, true) => Ok(said.renumbered()),
             (true, false) => Err("Linux's first process did not come to its end".into()),
             _ => Err("Linux did not come to its first process".into()),
+        }
+    }
+}
+
+impl Said {
+    /// With the machine's numbers for nodes. Linux counts nodes as it meets them in the SRAT, those with
+    /// CPUs first (drivers/acpi/numa/srat.c, `acpi_map_pxm_to_node`).
+    fn renumbered(self) -> Said {
+        let id = |node: u32| self.domains.get(&node).copied().unwrap_or(node);
+        let mut order: Vec<u32> = self.distances.keys().copied().collect();
+        order.sort_by_key(|node| id(*node));
+        let column = |node: &u32| self.distances.keys().position(|other| other == node);
+        let row = |row: &Vec<u8>| order.iter().filter_map(|node| row.get(column(node)?).copied()).collect();
+        let mut ranges: Vec<_> = self.ranges.iter().map(|(node, range)| (id(*node), range.clone())).collect();
+        // All addresses have 16 digits.
+        ranges.sort_by(|a, b| a.1.cmp(&b.1));
+        Said {
+            ranges,
+            managed: self.managed.iter().map(|(node, kib)| (id(*node), *kib)).collect(),
+            distances: self.distances.iter().map(|(node, list)| (id(*node), row(list))).collect(),
+            cpus: self.cpus.iter().map(|(node, list)| (id(*node), list.clone())).collect(),
+            ..self
         }
     }
 }
@@ -274,6 +301,22 @@ linux: end
     #[test]
     fn linux_on_the_default_machine_agrees() {
         assert_eq!(problems(DEFAULT), Vec::<String>::new());
+    }
+
+    #[test]
+    fn nodes_have_the_machines_numbers_whatever_linux_calls_them() {
+        let swapped = DEFAULT
+            .replace("range 0", "range x")
+            .replace("range 1", "range 0")
+            .replace("range x", "range 1")
+            .replace("cpus 0 0", "cpus 1 0")
+            .replace("cpus 1 1", "cpus 0 1")
+            .replace("memory 0", "memory x")
+            .replace("memory 1", "memory 0")
+            .replace("memory x", "memory 1")
+            .replace("linux: end", "linux: domain 0 1\nlinux: domain 1 0\nlinux: end");
+        assert!(!problems(&swapped.replace("domain", "ignored")).is_empty());
+        assert_eq!(problems(&swapped), Vec::<String>::new());
     }
 
     #[test]
