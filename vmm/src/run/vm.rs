@@ -141,7 +141,10 @@ impl Vm {
         install_kick_handler()
             .map_err(|source| RunError::Host { step: "install the vCPU signal", source })?;
         let (sender, receiver) = mpsc::channel();
-        let features = Features { la57: levels == 5, tsc_deadline: offer.tsc_deadline };
+        let mut nodes: Vec<u32> = config.facts.cpus.iter().map(|cpu| cpu.node).collect();
+        nodes.dedup();
+        let features =
+            Features { la57: levels == 5, tsc_deadline: offer.tsc_deadline, one_package: nodes.len() <= 1 };
         let count = u32::try_from(config.facts.cpus.len()).unwrap_or(u32::MAX);
         let mut vcpus = Vec::new();
         let mut stats = Vec::new();
@@ -326,6 +329,13 @@ impl Vm {
         self.vcpus.iter().any(|vcpu| vcpu.state() == State::Running)
     }
 
+    /// One line about what keeps a foreign kernel from running well on this host, if anything does. To
+    /// find out takes as long as to start a small guest.
+    pub fn host_limit(&self) -> Option<&'static str> {
+        let limited = self.entry.foreign && open_kvm().is_ok_and(|kvm| emulates_ring0(&kvm));
+        limited.then_some(EMULATED_RING0)
+    }
+
     /// Adds to `failure` what is known beyond the vCPU: the symbol, and what to do.
     pub(super) fn explain(&self, failure: &mut Failure) {
         if let Some(path) = &self.symbols {
@@ -334,9 +344,7 @@ impl Vm {
                 Err(error) => tracing::warn!("no symbols from {}: {error}", path.display()),
             }
         }
-        // Only now: to try it takes as long as to start a small guest.
-        let limited = open_kvm().is_ok_and(|kvm| emulates_ring0(&kvm));
-        failure.hint = (self.entry.foreign && limited).then(|| EMULATED_RING0.to_owned());
+        failure.hint = self.host_limit().map(str::to_owned);
     }
 
     /// What a reset means: a foreign kernel ends by it, unless it has just reported its own end.
@@ -352,7 +360,7 @@ impl Vm {
 }
 
 /// One line: why a kernel stops, and what to do.
-const EMULATED_RING0: &str = "memvisor: this KVM emulates ring 0 and lacks instructions that Linux uses, so Linux stops sooner or later: use a host with VT-x or AMD-V, or bed nested (docs/linux-guest.md)";
+const EMULATED_RING0: &str = "this KVM emulates ring 0, slowly and without instructions that Linux uses, so Linux does not run on it: use a host with VT-x or AMD-V, or bed nested (docs/linux-guest.md)";
 
 fn choose_levels(paging: Paging, offer: &HostOffer) -> Result<u32, RunError> {
     match (paging, offer.la57) {

@@ -10,6 +10,7 @@ pub mod case;
 mod command;
 pub mod ktap;
 mod kvm;
+mod linux;
 pub mod outcome;
 mod outside;
 mod probes;
