@@ -1,6 +1,7 @@
 # The one way in: every verb that CI runs and the README names is here. `make help` lists them.
 #
 # Variables: MACHINE (name or file for `make run`), ARGS (appended to the command of run and test-*),
+# CASE (suites or cases that test-nested runs; all without it), SECONDS (of each fuzz target),
 # CARGO_TARGET_DIR (default ./target), GUEST_TOOLCHAIN (rustup|source, see scripts/setup.sh).
 
 SHELL := /bin/bash
@@ -11,11 +12,17 @@ MEMVISOR := $(TARGET)/release/memvisor
 GUEST := $(TARGET)/images/memvisor-guest.elf
 MACHINE ?= default
 ARGS ?=
+CASE ?=
+# bash counts in a variable of this name: it must not come from the environment.
+SECONDS = 60
+
+# Without libraries to load and to bind memvisor starts a third faster. Where libc has no archive it is linked as usual.
+STATIC := $(if $(filter /%,$(shell $(CC) -print-file-name=libc.a)),-C target-feature=+crt-static)
 
 # Read by vmm's build script, which embeds the image.
 export MEMVISOR_GUEST := $(GUEST)
 
-.PHONY: help setup guest build run test test-host test-kvm test-qemu lint ci clean
+.PHONY: help setup guest build run test test-host test-kvm test-qemu test-nested fuzz bench lint ci clean
 
 help: ## list these verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -28,7 +35,7 @@ guest: ## build the guest kernel with its ring-3 program
 	@scripts/guest.sh build
 
 build: guest ## build memvisor, the guest inside: target/release/memvisor
-	cargo build --release -p memvisor
+	cargo rustc --release -p memvisor --bin memvisor -- $(STATIC)
 
 run: build ## launch MACHINE (default: default) and audit it from outside
 	$(MEMVISOR) run $(MACHINE) $(ARGS)
@@ -44,6 +51,15 @@ test-kvm: ## suites on this machine's /dev/kvm
 
 test-qemu: ## suites under QEMU's software CPU, 4 and 5 paging levels
 	@scripts/test.sh qemu
+
+test-nested: ## suites in a stock Linux with KVM on nested paging, in QEMU's software CPU; CASE=name for one
+	@CASE="$(CASE)" scripts/test.sh nested
+
+fuzz: ## look for inputs that break a promise: SECONDS for each target, needs nightly
+	@scripts/fuzz.sh $(SECONDS)
+
+bench: build ## measure against peers, all or the ones in ARGS: start resident translate dump boot
+	cargo run --release --manifest-path bench/Cargo.toml --target-dir $(TARGET)/bench -- --memvisor $(MEMVISOR) $(ARGS)
 
 lint: guest ## formatting and clippy of all crates; warnings are errors
 	@scripts/lint.sh

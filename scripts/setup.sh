@@ -127,10 +127,12 @@ want_tools() {
     have qemu-system-x86_64 || missing+=(qemu-system-x86)
     have iasl || missing+=(acpica-tools)
     have gdb || missing+=(gdb)
+    # The lint of the guest needs the clippy of the guest's own toolchain.
+    grep -q source "$TARGET/guest-toolchain.env" && [ ! -x /usr/bin/cargo-clippy ] && missing+=(rust-web-clippy)
     [ ${#missing[@]} = 0 ] && return
     say "test tools missing: ${missing[*]}"
     apt_install "${missing[@]}" ||
-        say "tests that use ${missing[*]} will be skipped; to have them: $(by_hand "${missing[@]}")"
+        say "checks that use ${missing[*]} will be skipped; to have them: $(by_hand "${missing[@]}")"
 }
 
 mkdir -p "$TARGET"

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Tests on the beds named: host, kvm, qemu. Every bed runs, whatever happened on the one before; the
+# Tests on the beds named: host, kvm, qemu, nested. Every bed runs, whatever happened on the one before; the
 # closing lines say what ran, what failed, and what this machine could not run and why. Exit codes: 0 all
 # passed, 1 something failed, 2 nothing could run.
 set -uo pipefail
@@ -56,14 +56,26 @@ sum_cargo() { # NAME LOG CODE
 }
 
 suites() { # BED
-    local log=$LOGS/$1.log code
+    local log=$LOGS/$1.log
     if ! make --no-print-directory build; then
         failures+=("$1: the build failed")
         return
     fi
     # shellcheck disable=SC2086 # ARGS is a list of arguments
     "$MEMVISOR" test --bed "$1" --keep "$LOGS/$1" --report "junit=$LOGS/$1.xml" ${ARGS:-} 2>&1 | tee "$log"
-    code=${PIPESTATUS[0]}
+    judge_suites "$1" "$log" "${PIPESTATUS[0]}"
+}
+
+nested() {
+    local log=$LOGS/nested.log names
+    # Names may hold a '*', which is not for the shell.
+    read -ra names <<<"${CASE:-}"
+    TEST_ARGS=${ARGS:-} scripts/nested/run.sh "${names[@]}" 2>&1 | tee "$log"
+    judge_suites nested "$log" "${PIPESTATUS[0]}"
+}
+
+judge_suites() { # BED LOG CODE
+    local log=$2 code=$3
     tally "$1" "$(count "$log" '^suites: ' passed)" "$(count "$log" '^suites: ' failed)" \
         "$(count "$log" '^suites: ' skipped)"
     mapfile -t -O ${#failures[@]} failures < <(grep -E '^FAIL ' "$log" | sed 's/^FAIL */'"$1"': /')
@@ -82,6 +94,7 @@ for bed in "$@"; do
     case $bed in
     host) host ;;
     kvm | qemu) suites "$bed" ;;
+    nested) nested ;;
     *) die "test.sh: no bed '$bed'" ;;
     esac
 done

@@ -9,5 +9,6 @@ pub mod loader;
 pub mod machine;
 pub mod memory;
 pub mod run;
+pub mod seccomp;
 pub mod suite;
 pub mod vcpu;

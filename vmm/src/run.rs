@@ -12,7 +12,9 @@ mod tests;
 mod vm;
 
 use std::{
+    borrow::Cow,
     io,
+    path::PathBuf,
     sync::mpsc::{Receiver, RecvTimeoutError},
     time::{Duration, Instant},
 };
@@ -24,13 +26,14 @@ use memvisor_report::AuditReport;
 use thiserror::Error;
 
 pub use outcome::{CheckpointRecord, End, ExitStatus, Outcome};
-pub use vm::{Irqchip, Vm, VmState};
+pub use vm::{Irqchip, Vm, VmState, build_bus};
 
 use crate::{
     devices::{BusError, ConsoleTarget, Effect},
     loader::{LoadError, read_initrd, read_kernel},
     machine::{self, Boot, Machine, MachineError, Paging},
     memory::MemoryError,
+    seccomp::Filters,
     vcpu::{Failure, Hold, KvmOpenError, VcpuError, VcpuEvent},
 };
 
@@ -120,11 +123,13 @@ pub struct VmConfig {
     /// Name of the kernel for messages.
     pub kernel_name: String,
     /// The kernel.
-    pub kernel: Vec<u8>,
+    pub kernel: Cow<'static, [u8]>,
     /// The initial ramdisk.
     pub initrd: Option<Vec<u8>>,
     /// The command line.
     pub cmdline: String,
+    /// File with names of the kernel's addresses, for messages: an ELF file or a System.map.
+    pub symbols: Option<PathBuf>,
     /// Boot protocol.
     pub boot: Boot,
     /// Paging depth.
@@ -135,6 +140,8 @@ pub struct VmConfig {
     pub console: ConsoleTarget,
     /// When audits run.
     pub audit: AuditMode,
+    /// Whether threads are restricted to the system calls that they need.
+    pub seccomp: Filters,
 }
 
 impl VmConfig {
@@ -158,12 +165,14 @@ impl VmConfig {
             kernel_name,
             kernel,
             initrd,
+            symbols: machine.kernel.clone(),
             cmdline: machine.cmdline.clone(),
             boot: machine.boot,
             paging: machine.paging,
-            irqchip: Irqchip::Split,
+            irqchip: Irqchip::Auto,
             console: ConsoleTarget::Stdout,
             audit: AuditMode::Every,
+            seccomp: Filters::On,
         })
     }
 }
@@ -219,10 +228,13 @@ pub fn conduct(
         };
         match event {
             RunEvent::Quit(by) => break End::Stopped { by },
-            RunEvent::Vcpu(VcpuEvent::Failed(failure)) => break End::Failed { failure },
+            RunEvent::Vcpu(VcpuEvent::Failed(mut failure)) => {
+                vm.explain(&mut failure);
+                break End::Failed { failure };
+            }
             RunEvent::Vcpu(VcpuEvent::Effect { cpu, effect }) => match effect {
                 Effect::PowerOff => break End::PowerOff,
-                Effect::Reset => break End::Reset,
+                Effect::Reset => break vm.judge_reset(),
                 Effect::Exit(code) => break End::exit(code),
                 Effect::Checkpoint { number, name } => {
                     let record = run_checkpoint(vm, cpu, number, name, &mut watch);
@@ -233,7 +245,9 @@ pub fn conduct(
     };
     vm.end();
     vm.console().flush_line();
-    if end.is_clean() && vm.audit != AuditMode::Off {
+    // A foreign kernel publishes nothing to audit it by; one that does is audited.
+    let publishes = !vm.entry.foreign || vm.device.root_gpa().is_some();
+    if end.is_clean() && publishes && vm.audit != AuditMode::Off {
         checkpoints.push(record(None, "end".into(), None, audit(vm)));
     }
     let outcome = Outcome { end, epitaph: vm.device.epitaph(), checkpoints, duration: started.elapsed() };
@@ -300,12 +314,23 @@ fn audit(vm: &Vm) -> Result<AuditReport, String> {
     };
     let registers = vm.registers().map_err(|error| error.to_string())?;
     let memory = MappedMemory::from_guest_memory(vm.memory().guest()).map_err(|error| error.to_string())?;
-    Ok(memvisor_check::audit(&Evidence {
+    let report = memvisor_check::audit(&Evidence {
         source: &memory,
         root_gpa: Some(root_gpa),
         facts: Some(&vm.facts),
         registers: &registers,
-    }))
+    });
+    return_free_memory();
+    Ok(report)
+}
+
+/// Gives what an audit took back to the host: it took some bytes for every frame of the guest.
+fn return_free_memory() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: malloc_trim(3) may be called at any time; it touches only what is free.
+    unsafe {
+        libc::malloc_trim(0);
+    }
 }
 
 /// The failure behind an end, for messages.

@@ -14,7 +14,7 @@ use crate::mm::phys::DirectMap;
 use crate::mm::{early, layout, memmap, page_alloc, paging, phys};
 use crate::sync::Lock;
 use crate::task::PAUSED;
-use crate::{cmdline, console, introspect, ktest, println, seeded, smp, task, topology};
+use crate::{cmdline, console, crash, introspect, ktest, println, seeded, smp, task, topology};
 
 /// The memory map.
 pub struct E820 {
@@ -40,6 +40,7 @@ extern "C" fn start_kernel(protocol: u64, info: u64, image: u64) -> ! {
     println!("memvisor guest kernel {} ({} levels)", env!("CARGO_PKG_VERSION"), levels().count());
     let boot = read_boot_info(protocol, info);
     println!("Boot protocol: {:?}", boot.protocol);
+    power::init();
     cmdline::with(|line| println!("Command line: {line}"));
     let features = cpu::detect(cmdline::flag("nogbpages"));
     let (smep, smap) = cpu::init_control_registers();
@@ -75,6 +76,7 @@ extern "C" fn start_on_own_stack() -> ! {
     page_alloc::print();
     smp::start_others();
     introspect::stage(BootStage::Smp);
+    crash::run();
     let passed = ktest::run();
     let clean = run_init().map(|clean| clean && passed);
     match clean {

@@ -84,6 +84,11 @@ fn slice<T>(items: &[T]) -> TableRef {
     table(items.as_ptr(), items.len(), size_of::<T>())
 }
 
+/// For the panic path: the holder of the lock may be dead.
+pub fn break_lock() {
+    MEMVISOR_ROOT.0.break_open();
+}
+
 /// Changes the root under its lock.
 fn update(f: impl FnOnce(&mut Root)) {
     f(&mut MEMVISOR_ROOT.0.lock());

@@ -15,7 +15,7 @@ pub enum Failure {
 
 type Test = fn() -> Result<(), Failure>;
 
-const TESTS: [(&str, Test); 17] = [
+const TESTS: [(&str, Test); 18] = [
     ("text_cannot_be_written", paging::text_cannot_be_written),
     ("text_cannot_be_written_through_the_direct_map", paging::text_cannot_be_written_through_the_direct_map),
     ("rodata_cannot_be_written", paging::rodata_cannot_be_written),
@@ -28,6 +28,7 @@ const TESTS: [(&str, Test); 17] = [
     ("an_unmapped_page_faults", paging::an_unmapped_page_faults),
     ("protect_takes_effect", paging::protect_takes_effect),
     ("remapping_reaches_every_cpu", paging::remapping_reaches_every_cpu),
+    ("a_missing_flush_shows_a_stale_translation", paging::a_missing_flush_shows_a_stale_translation),
     ("smep_stops_execution_of_user_pages", paging::smep_stops_execution_of_user_pages),
     ("smap_stops_reads_of_user_pages", paging::smap_stops_reads_of_user_pages),
     ("blocks_of_every_order_come_and_go", buddy::blocks_of_every_order_come_and_go),

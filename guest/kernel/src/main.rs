@@ -13,6 +13,8 @@ mod cmdline;
 #[cfg(target_os = "none")]
 mod console;
 #[cfg(target_os = "none")]
+mod crash;
+#[cfg(target_os = "none")]
 mod drivers;
 #[cfg(target_os = "none")]
 mod elf;

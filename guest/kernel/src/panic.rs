@@ -1,6 +1,6 @@
 //! The end of a kernel that found itself broken: a report, an epitaph for the VMM, a stop.
 
-use core::fmt::Write;
+use core::fmt::{self, Write};
 use core::panic::PanicInfo;
 use core::sync::atomic::{AtomicBool, Ordering};
 
@@ -40,6 +40,8 @@ pub fn begin() {
         regs::halt_forever();
     }
     console::break_lock();
+    memvisor::break_lock();
+    introspect::break_lock();
     smp::stop_others();
 }
 
@@ -47,6 +49,14 @@ pub fn begin() {
 pub fn end(code: ExitCode) -> ! {
     introspect::stage(BootStage::Panicked);
     power::exit(code)
+}
+
+/// Hands one line to the VMM, which shows it with the exit code. What does not fit is cut.
+pub fn leave_epitaph(line: fmt::Arguments<'_>) {
+    let mut epitaph = EPITAPH.lock();
+    // `Epitaph` never fails.
+    let _ = epitaph.write_fmt(line);
+    memvisor::epitaph(&epitaph.text[..epitaph.len]);
 }
 
 /// Prints the walk of an address through the tables in CR3.
@@ -59,7 +69,9 @@ pub fn print_walk(va: u64) {
 /// Prints return addresses by the chain of frame pointers, as long as it stays on one stack.
 pub fn print_backtrace(rip: u64, rbp: u64) {
     println!("Call Trace:");
-    println!("  [<{rip:#x}>]");
+    if rip != 0 {
+        println!("  [<{rip:#x}>]");
+    }
     let mut frame = rbp;
     for _ in 0..32 {
         let next = frame.wrapping_add(16);
@@ -92,11 +104,6 @@ fn panic(info: &PanicInfo<'_>) -> ! {
         println!("  at {place}");
     }
     print_backtrace(0, regs::rbp());
-    {
-        let mut epitaph = EPITAPH.lock();
-        // The buffer cuts what does not fit.
-        let _ = write!(epitaph, "{}", info.message());
-        memvisor::epitaph(&epitaph.text[..epitaph.len]);
-    }
+    leave_epitaph(format_args!("{}", info.message()));
     end(ExitCode::Panic)
 }

@@ -22,7 +22,7 @@ use crate::source::{
 
 /// Reads at least this long go through the file where there is one: the kernel then copies without
 /// page faults, and does not allocate frames for holes.
-const FILE_READ_LEN: usize = 64 << 10;
+const FILE_READ_LEN: usize = 16 << 10;
 /// Regions that [`MemorySource::read_u64`] tries, largest first, before it searches.
 const HOT_REGIONS: usize = 4;
 
@@ -92,16 +92,25 @@ pub enum MapError {
 pub struct MappedMemory {
     regions: Vec<RamRegion>,
     maps: Vec<Arc<MmapRegion>>,
-    /// Indices of the largest regions: almost every read is there.
-    hot: Vec<Hot>,
+    /// The largest region: almost every read is there.
+    largest: Hot,
+    /// The next largest.
+    others: Vec<Hot>,
 }
 
 #[derive(Debug)]
 struct Hot {
     gpa: u64,
-    /// Offsets below this have a whole word behind them.
-    words_end: u64,
     map: Arc<MmapRegion>,
+}
+
+impl Hot {
+    /// The word at `gpa`; `None` if not all of it is here.
+    #[inline(always)]
+    fn load(&self, gpa: u64) -> Option<u64> {
+        // Below the region this wraps around to an offset that no mapping has.
+        load(&self.map, gpa.wrapping_sub(self.gpa))
+    }
 }
 
 impl MappedMemory {
@@ -166,11 +175,8 @@ impl MappedMemory {
         MappedMemory::from_files(parts)
     }
 
-    /// Takes mappings that exist, each with the guest-physical range that it holds.
-    ///
-    /// # Errors
-    /// [`MapError::Regions`], [`MapError::Empty`].
-    pub fn from_maps(mut parts: Vec<(RamRegion, Arc<MmapRegion>)>) -> Result<MappedMemory, MapError> {
+    /// Takes mappings, each as long as the guest-physical range that it holds.
+    fn from_maps(mut parts: Vec<(RamRegion, Arc<MmapRegion>)>) -> Result<MappedMemory, MapError> {
         if parts.is_empty() {
             return Err(MapError::Empty);
         }
@@ -179,16 +185,13 @@ impl MappedMemory {
         check_regions(&regions)?;
         let mut by_size: Vec<_> = regions.iter().zip(&maps).collect();
         by_size.sort_by_key(|(region, _)| std::cmp::Reverse(region.len));
-        let hot = by_size
+        let mut hot = by_size
             .into_iter()
             .take(HOT_REGIONS)
-            .map(|(region, map)| Hot {
-                gpa: region.gpa,
-                words_end: region.len.saturating_sub(7),
-                map: Arc::clone(map),
-            })
-            .collect();
-        Ok(MappedMemory { regions, maps, hot })
+            .map(|(region, map)| Hot { gpa: region.gpa, map: Arc::clone(map) });
+        let largest = hot.next().ok_or(MapError::Empty)?;
+        let others = hot.collect();
+        Ok(MappedMemory { regions, maps, largest, others })
     }
 }
 
@@ -214,11 +217,9 @@ impl MemorySource for MappedMemory {
 
     #[inline]
     fn read_u64(&self, gpa: u64) -> Result<u64, ReadError> {
-        for hot in &self.hot {
-            let offset = gpa.wrapping_sub(hot.gpa);
-            if offset < hot.words_end {
-                return load(&hot.map, offset).ok_or(ReadError::NotRam { gpa, len: 8 });
-            }
+        // Only the largest region here: what is inlined into walks must be short.
+        if let Some(word) = self.largest.load(gpa) {
+            return Ok(word);
         }
         self.read_u64_elsewhere(gpa)
     }
@@ -243,11 +244,25 @@ impl MemorySource for MappedMemory {
             }
         }
     }
+
+    fn data_end(&self, gpa: u64) -> Option<u64> {
+        let index = find(&self.regions, gpa)?;
+        let (region, map) = (self.regions.get(index)?, self.maps.get(index)?);
+        let file = map.file_offset()?;
+        let start = file.start().checked_add(gpa - region.gpa)?;
+        let hole = rustix::fs::seek(file.file(), SeekFrom::Hole(start)).ok()?;
+        // A hole may begin in what the file holds after the region.
+        let end = hole.checked_sub(file.start())?.min(region.len);
+        region.gpa.checked_add(end).filter(|end| *end > gpa)
+    }
 }
 
 impl MappedMemory {
-    #[cold]
+    #[inline(never)]
     fn read_u64_elsewhere(&self, gpa: u64) -> Result<u64, ReadError> {
+        if let Some(word) = self.others.iter().find_map(|hot| hot.load(gpa)) {
+            return Ok(word);
+        }
         if let Some(index) = find(&self.regions, gpa)
             && let (Some(region), Some(map)) = (self.regions.get(index), self.maps.get(index))
             && let Some(word) = load(map, gpa - region.gpa)

@@ -101,6 +101,30 @@ fn holes_of_the_file_are_skipped_by_the_hint() {
 }
 
 #[test]
+fn the_end_of_data_is_where_the_next_hole_begins() {
+    // Here, and not in a temporary directory, holes are sure to be known.
+    let memfd = rustix::fs::memfd_create("holes", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+    let mut sparse = File::from(memfd);
+    for at in [0x1_0000, 0x5_0000] {
+        sparse.seek(SeekFrom::Start(at)).unwrap();
+        sparse.write_all(&[1; 0x2000]).unwrap();
+    }
+    sparse.set_len(0x8_0000).unwrap();
+    // The region ends in the second piece of data.
+    let region = RamRegion { gpa: 0x100_0000, len: 0x5_1000 };
+    let memory = MappedMemory::from_files(vec![(region, Arc::new(sparse), 0)]).unwrap();
+    let mut pieces = Vec::new();
+    let mut at = region.gpa;
+    while let Some(start) = memory.next_data(at) {
+        let end = memory.data_end(start).unwrap();
+        pieces.push((start, end));
+        at = end;
+    }
+    assert_eq!(pieces, [(0x101_0000, 0x101_2000), (0x105_0000, 0x105_1000)]);
+    assert_eq!(memory.data_end(0), None);
+}
+
+#[test]
 fn the_vmms_own_mappings_are_shared() {
     let ranges = [(vm_memory::GuestAddress(0x1000), 0x2000), (vm_memory::GuestAddress(0x10_0000), 0x1000)];
     let guest = Arc::new(GuestMemoryMmap::<()>::from_ranges(&ranges).unwrap());

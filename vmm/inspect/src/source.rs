@@ -112,6 +112,13 @@ pub trait MemorySource {
     fn next_data(&self, gpa: u64) -> Option<u64> {
         next_ram(self.regions(), gpa)
     }
+
+    /// The first address after `gpa` from which on memory is known to be zero, up to the next
+    /// [`MemorySource::next_data`]; `None` if that is not known. `gpa` is an answer of `next_data`.
+    fn data_end(&self, gpa: u64) -> Option<u64> {
+        let _ = gpa;
+        None
+    }
 }
 
 macro_rules! forward {
@@ -135,6 +142,9 @@ macro_rules! forward {
             }
             fn next_data(&self, gpa: u64) -> Option<u64> {
                 (**self).next_data(gpa)
+            }
+            fn data_end(&self, gpa: u64) -> Option<u64> {
+                (**self).data_end(gpa)
             }
         }
     )*};

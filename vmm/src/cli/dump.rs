@@ -1,12 +1,20 @@
 //! `memvisor dump`.
 
-use std::{path::PathBuf, process::ExitCode, time::Duration};
+use std::{
+    fs::File,
+    io::{self, Seek, SeekFrom, Write},
+    path::PathBuf,
+    process::ExitCode,
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
+};
 
 use anyhow::Context;
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use memvisor_inspect::core_file::{self, Vmcoreinfo};
 use tempfile::NamedTempFile;
+use vmm_sys_util::signal::register_signal_handler;
 
 use super::{
     out,
@@ -38,6 +46,7 @@ pub(super) struct DumpArgs {
 
 pub(super) fn run(args: &DumpArgs) -> anyhow::Result<ExitCode> {
     let mut source = args.source.open()?;
+    catch_signals().context("cannot catch signals")?;
     let folder = args.output.parent().filter(|folder| !folder.as_os_str().is_empty());
     let folder = folder.map_or_else(|| PathBuf::from("."), PathBuf::from);
     let bar = ProgressBar::new(0).with_style(
@@ -49,13 +58,17 @@ pub(super) fn run(args: &DumpArgs) -> anyhow::Result<ExitCode> {
         let mut file = NamedTempFile::new_in(&folder)
             .with_context(|| format!("cannot create a file in {}", folder.display()))?;
         let facts = source.facts.clone().unwrap_or_default();
-        let info = vmcoreinfo(source);
+        let info = match source.root() {
+            Some(_) => vmcoreinfo(source).to_string(),
+            // Of a foreign kernel only Linux is known to leave something for readers.
+            None => core_file::find_linux(source.memory()).unwrap_or_else(|| vmcoreinfo(source).to_string()),
+        };
         let summary = core_file::write(
-            file.as_file_mut(),
+            &mut Stoppable(file.as_file_mut()),
             source.memory(),
             &source.registers,
             &facts,
-            &info.to_string(),
+            &info,
             &mut |done, total| {
                 bar.set_length(total);
                 bar.set_position(done);
@@ -78,6 +91,42 @@ pub(super) fn run(args: &DumpArgs) -> anyhow::Result<ExitCode> {
         ))?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+static STOPPED: AtomicBool = AtomicBool::new(false);
+
+/// Makes Ctrl-C and its like an error, after which the guest goes on and the unfinished file is
+/// removed.
+fn catch_signals() -> io::Result<()> {
+    extern "C" fn stop(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {
+        STOPPED.store(true, Ordering::Relaxed);
+    }
+    for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP] {
+        register_signal_handler(signal, stop).map_err(|errno| io::Error::from_raw_os_error(errno.errno()))?;
+    }
+    Ok(())
+}
+
+/// A file that takes no more once a signal came.
+struct Stoppable<'a>(&'a mut File);
+
+impl Write for Stoppable<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if STOPPED.load(Ordering::Relaxed) {
+            return Err(io::Error::other("stopped by a signal"));
+        }
+        self.0.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
+    }
+}
+
+impl Seek for Stoppable<'_> {
+    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+        self.0.seek(to)
+    }
 }
 
 /// What is known about the kernel's place.

@@ -17,6 +17,8 @@ mod tests;
 use std::{io, process::ExitCode};
 
 use clap::{CommandFactory, Parser, Subcommand};
+use tracing_subscriber::filter::LevelFilter;
+use vmm_sys_util::signal::register_signal_handler;
 
 use crate::{
     control::{ClientError, SocketError},
@@ -27,6 +29,7 @@ use crate::{
 };
 
 pub use out::BadInput;
+pub(crate) use stage2::LiveStage2;
 
 const AFTER_HELP: &str = "\
 Examples:
@@ -96,9 +99,8 @@ pub fn main() -> ExitCode {
             return ExitCode::from(if error.use_stderr() { ExitStatus::BadInput as u8 } else { 0 });
         }
     };
-    let filter = tracing_subscriber::EnvFilter::try_from_env("MEMVISOR_LOG")
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).without_time().init();
+    ignore_file_limit();
+    tracing_subscriber::fmt().with_max_level(log_level()).with_writer(io::stderr).without_time().init();
 
     match dispatch(cli.command) {
         Ok(code) => code,
@@ -108,6 +110,24 @@ pub fn main() -> ExitCode {
             ExitCode::from(status_of(&error) as u8)
         }
     }
+}
+
+/// A file that would pass RLIMIT_FSIZE is an error to tell (EFBIG), not a signal to die by.
+fn ignore_file_limit() {
+    extern "C" fn nothing(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
+    // Without the handler the signal ends the process, as it does elsewhere.
+    let _ = register_signal_handler(libc::SIGXFSZ, nothing);
+}
+
+/// What MEMVISOR_LOG asks for.
+fn log_level() -> LevelFilter {
+    let Ok(word) = std::env::var("MEMVISOR_LOG") else { return LevelFilter::WARN };
+    word.parse().unwrap_or_else(|_| {
+        eprintln!(
+            "memvisor: MEMVISOR_LOG={word} is none of off, error, warn, info, debug, trace: taken as warn"
+        );
+        LevelFilter::WARN
+    })
 }
 
 fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
@@ -131,6 +151,10 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
 
 /// Whether whoever read our output went away: not an error of ours, and told as a shell would.
 fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    // A guest's VMM that goes away is an error of its own.
+    if error.is::<ClientError>() {
+        return false;
+    }
     error
         .chain()
         .filter_map(|cause| cause.downcast_ref::<io::Error>())

@@ -11,7 +11,7 @@ use std::{
 
 use memvisor_inspect::{Stage2, Stage2Info};
 
-use crate::memory::SlotInfo;
+use crate::{memory::SlotInfo, vcpu::second_stage_levels};
 
 const HOST_PAGE: u64 = 4096;
 /// `PM_PRESENT`, `PM_SWAP` and the frame number (Linux: Documentation/admin-guide/mm/pagemap.rst).
@@ -24,7 +24,7 @@ const KPF_THP: u64 = 1 << 22;
 
 /// A running guest's second stage.
 #[derive(Debug)]
-pub(super) struct LiveStage2 {
+pub(crate) struct LiveStage2 {
     slots: Vec<SlotInfo>,
     pagemap: io::Result<File>,
     kpageflags: Option<File>,
@@ -33,7 +33,7 @@ pub(super) struct LiveStage2 {
 }
 
 impl LiveStage2 {
-    pub(super) fn new(mut slots: Vec<SlotInfo>, pid: u32) -> LiveStage2 {
+    pub(crate) fn new(mut slots: Vec<SlotInfo>, pid: u32) -> LiveStage2 {
         slots.sort_by_key(|slot| slot.gpa);
         let smaps = fs::read_to_string(format!("/proc/{pid}/smaps")).unwrap_or_default();
         LiveStage2 {
@@ -41,7 +41,7 @@ impl LiveStage2 {
             pagemap: File::open(format!("/proc/{pid}/pagemap")),
             kpageflags: File::open("/proc/kpageflags").ok(),
             smaps: kernel_page_sizes(&smaps),
-            levels: nested_levels(),
+            levels: second_stage_levels(),
         }
     }
 
@@ -114,26 +114,6 @@ fn kernel_page_sizes(smaps: &str) -> Vec<(u64, u64, u64)> {
         }
     }
     ranges
-}
-
-/// Levels of the host's second-stage tables: those of EPT, or of the host's own paging with NPT; 0 if
-/// KVM shadows guest tables.
-fn nested_levels() -> u32 {
-    let on = |path: &str| fs::read_to_string(path).is_ok_and(|text| matches!(text.trim(), "Y" | "1"));
-    let host_la57 = || {
-        fs::read_to_string("/proc/cpuinfo").is_ok_and(|text| {
-            text.lines()
-                .find(|line| line.starts_with("flags"))
-                .is_some_and(|line| line.split(' ').any(|flag| flag == "la57"))
-        })
-    };
-    if on("/sys/module/kvm_intel/parameters/ept") {
-        4
-    } else if on("/sys/module/kvm_amd/parameters/npt") {
-        if host_la57() { 5 } else { 4 }
-    } else {
-        0
-    }
 }
 
 #[cfg(test)]

@@ -53,7 +53,8 @@ pub struct Stats {
     pub vcpus: Vec<VcpuStats>,
     /// Port and MMIO accesses that no device answered.
     pub unclaimed_accesses: u64,
-    /// KVM's own counters of the VM (`pages_4k`, `mmu_*`, ...); empty where KVM has none.
+    /// KVM's own counters: of the VM (`pages_4k`, `mmu_*`, ...), and sums over the vCPUs (`exits`,
+    /// `insn_emulation`, ...); empty where KVM has none.
     #[serde(default)]
     pub kvm: BTreeMap<String, u64>,
 }

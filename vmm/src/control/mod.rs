@@ -7,7 +7,7 @@
 
 pub mod api;
 mod client;
-mod http;
+pub mod http;
 mod routes;
 mod server;
 mod socket;

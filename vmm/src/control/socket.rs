@@ -20,6 +20,8 @@ use std::{
 use rustix::fs::{FlockOperation, Mode, OFlags};
 use thiserror::Error;
 
+/// Longest path of a Unix socket, bytes (Linux: `sockaddr_un.sun_path` with its terminator has 108).
+const PATH_MAX: usize = 107;
 /// Longest name of a guest.
 const NAME_MAX: usize = 48;
 
@@ -34,6 +36,9 @@ pub enum SocketError {
     /// The name is taken.
     #[error("a guest named {0:?} is running: choose another with --name, or stop it")]
     Taken(String),
+    /// The directory's name leaves no room.
+    #[error("the control socket {} has {} bytes in its path, at most {PATH_MAX} fit: set XDG_RUNTIME_DIR to a shorter directory, or choose a shorter --name", .0.display(), .0.as_os_str().len())]
+    PathTooLong(PathBuf),
     /// The directory is not ours alone.
     #[error("{} must be a directory of this user with mode 0700: remove it, or set XDG_RUNTIME_DIR", .0.display())]
     UnsafeDirectory(PathBuf),
@@ -101,8 +106,11 @@ impl Claim {
     /// [`SocketError`].
     pub fn in_dir(dir: &Path, name: &str) -> Result<Claim, SocketError> {
         check_name(name)?;
-        make_private_dir(dir)?;
         let socket = dir.join(format!("{name}.sock"));
+        if socket.as_os_str().len() > PATH_MAX {
+            return Err(SocketError::PathTooLong(socket));
+        }
+        make_private_dir(dir)?;
         let lock_path = dir.join(format!("{name}.lock"));
         let lock = lock_file(&lock_path, name)?;
         match fs::remove_file(&socket) {
@@ -117,7 +125,11 @@ impl Claim {
         }
         let listener = UnixListener::bind(&socket)
             .and_then(|listener| listener.set_nonblocking(true).map(|()| listener))
-            .map_err(|source| SocketError::Host { step: "listen on", path: socket.clone(), source })?;
+            .map_err(|source| {
+                // Nobody drops a claim that was never made.
+                let _ = fs::remove_file(&lock_path);
+                SocketError::Host { step: "listen on", path: socket.clone(), source }
+            })?;
         Ok(Claim { name: name.to_owned(), listener, socket, lock_path, _lock: lock })
     }
 
@@ -215,6 +227,15 @@ mod tests {
         let dir = tempfile::tempdir().expect("temporary directory");
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).expect("chmod");
         assert!(matches!(Claim::in_dir(dir.path(), "vm"), Err(SocketError::UnsafeDirectory(_))));
+    }
+
+    #[test]
+    fn a_path_that_no_socket_can_have_is_refused_before_anything_is_made() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let deep = dir.path().join("d".repeat(PATH_MAX));
+        let error = Claim::in_dir(&deep, "vm").expect_err("too long").to_string();
+        assert!(error.contains("XDG_RUNTIME_DIR") && error.contains("107"), "{error}");
+        assert!(!deep.exists());
     }
 
     #[test]

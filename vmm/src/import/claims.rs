@@ -70,6 +70,9 @@ pub(super) enum MapSource {
     Kernel,
 }
 
+/// A node, the nodes that a row of distances names, and the distances to them.
+pub(super) type DistanceRow = (u32, Vec<u32>, Vec<u8>);
+
 /// A whole memory map.
 #[derive(Clone, Debug)]
 pub(super) struct MapClaim {
@@ -91,15 +94,6 @@ pub(super) struct SratCpu {
     pub apic_id: u32,
     pub pxm: u32,
     pub node: Option<u32>,
-}
-
-/// Distances from one node.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct DistanceRow {
-    pub from: u32,
-    /// The nodes that the cells stand for.
-    pub to: Vec<u32>,
-    pub cells: Vec<u8>,
 }
 
 /// One matrix of an HMAT, rows and columns by proximity domain.
@@ -132,7 +126,7 @@ pub(super) struct Claims {
     pub present: Vec<Claim<u32>>,
     /// Distances by proximity domain.
     pub slit: Vec<Claim<Vec<Vec<u8>>>>,
-    /// Distances between Linux's nodes.
+    /// Distances from a node to the nodes that are listed first.
     pub distances: Vec<Claim<DistanceRow>>,
     /// Bytes that Linux manages on a node.
     pub totals: Vec<Claim<(u32, u64)>>,

@@ -10,8 +10,8 @@ use std::sync::Arc;
 use memvisor_inspect::FactE820;
 
 use super::claims::{
-    At, Claim, Claims, DistanceRow, LIST_LIMIT, MapClaim, MapSource, SratCpu, SratMemory, decimal, e820_kind,
-    hex, inclusive,
+    At, Claim, Claims, LIST_LIMIT, MapClaim, MapSource, SratCpu, SratMemory, decimal, e820_kind, hex,
+    inclusive,
 };
 use crate::machine::Range;
 
@@ -175,7 +175,7 @@ impl Log {
                     let (node, cells) = message.split_once(':')?;
                     let cells: Option<Vec<u8>> =
                         cells.split_whitespace().map(|cell| cell.parse().ok()).collect();
-                    Some(DistanceRow { from: node.trim().parse().ok()?, to: columns, cells: cells? })
+                    Some((node.trim().parse().ok()?, columns, cells?))
                 };
                 match parse() {
                     Some(value) => self.claims.distances.push(Claim { value, at: at.clone() }),

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use memvisor_inspect::FactE820;
 
-use super::claims::{At, Claim, Claims, DistanceRow};
+use super::claims::{At, Claim, Claims};
 use super::shape::{Node, Shape};
 use crate::machine::{Hmat, HmatMatrix, Range, e820};
 
@@ -387,8 +387,8 @@ fn distances(claims: &mut Claims, node_of: &BTreeMap<u32, u32>) -> BTreeMap<(u32
         }
     }
     for row in &claims.distances {
-        let DistanceRow { from, to, cells } = &row.value;
-        for (to, distance) in to.iter().zip(cells) {
+        let (from, columns, cells) = &row.value;
+        for (to, distance) in columns.iter().zip(cells) {
             said.push(((*from, *to), *distance, row.at.clone()));
         }
     }

@@ -7,8 +7,7 @@ use memvisor_inspect::FactE820;
 
 use super::ImportError;
 use super::claims::{
-    At, Claim, Claims, DistanceRow, LIST_LIMIT, MapClaim, MapSource, decimal, e820_kind, hex, inclusive,
-    number_list,
+    At, Claim, Claims, LIST_LIMIT, MapClaim, MapSource, decimal, e820_kind, hex, inclusive, number_list,
 };
 
 /// A line of a file of a directory.
@@ -104,7 +103,7 @@ pub(super) fn read(leaves: &[Leaf], claims: &mut Claims) -> Result<(), ImportErr
     let mut nodes: Vec<u32> = distances.iter().map(|(node, _, _)| *node).collect();
     nodes.sort_unstable();
     for (node, row, at) in distances {
-        claims.distances.push(Claim { value: DistanceRow { from: node, to: nodes.clone(), cells: row }, at });
+        claims.distances.push(Claim { value: (node, nodes.clone(), row), at });
     }
     let mut entries = Vec::new();
     for fields in memmap.into_values() {

@@ -194,12 +194,12 @@ pub enum Problem {
     HmatUnit { unit: u64, largest: u32 },
     #[error("no figures; give `latency_ns` or `bandwidth_mbps`, or remove [hmat]")]
     HmatEmpty,
-    #[error("a command line of {len} bytes; the room is {} bytes", layout::CMDLINE_SIZE - 1)]
+    #[error("a command line of {len} bytes; kernels take at most {}", layout::CMDLINE_MAX)]
     CmdlineTooLong { len: usize },
     #[error("a command line is one line of printable text; remove the control character {0:?}")]
     CmdlineControl(char),
     #[error(
-        "`{0}` is not a name; use 1 to 64 letters, digits, `.`, `_` and `-`, and begin with a letter or digit"
+        "`{0}` is not a name; use 1 to 44 letters, digits, `.`, `_` and `-`, and begin with a letter or digit"
     )]
     BadName(String),
     #[error("{total} is too little for {ranges} ranges; give at least {}", Size::new(4096 * *.ranges as u64))]

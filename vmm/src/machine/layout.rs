@@ -26,6 +26,9 @@ pub const BOOT_PAGE_TABLES_END: u64 = CMDLINE;
 pub const CMDLINE: u64 = 0x2_0000;
 /// Bytes of room for the command line, terminator included.
 pub const CMDLINE_SIZE: u64 = 0x1_0000;
+/// Longest command line, terminator not included: Linux and our guest cut longer ones, and lose what
+/// memvisor appends (Linux: `COMMAND_LINE_SIZE`).
+pub const CMDLINE_MAX: u64 = 2047;
 /// Linux: `setup_data` with the E820 entries past the zero page's 128. PVH: memory map, then modules.
 pub const SETUP_DATA: u64 = CMDLINE + CMDLINE_SIZE;
 /// End of the room for `setup_data`.
@@ -92,6 +95,8 @@ pub const I8042_DATA: u16 = 0x60;
 pub const I8042_COMMAND: u16 = 0x64;
 /// Written to [`I8042_COMMAND`], resets the machine.
 pub const RESET_VALUE: u8 = 0xfe;
+/// Index port of the CMOS clock; its data port follows.
+pub const CMOS_INDEX: u16 = 0x70;
 /// First port of the 16550 serial port.
 pub const COM1: u16 = 0x3f8;
 /// Ports of the 16550.

@@ -293,8 +293,8 @@ fn vm_name(overrides: &Overrides, machine: &str) -> Result<String, MachineError>
     }
 }
 
-/// Longest name: it becomes part of a socket's path.
-const NAME_MAX: usize = 64;
+/// Longest name: it becomes that of a socket, which has 48 bytes, and may get a number appended.
+pub(super) const NAME_MAX: usize = 44;
 
 fn is_name_letter(letter: char) -> bool {
     letter.is_ascii_alphanumeric() || matches!(letter, '.' | '_' | '-')
@@ -317,7 +317,7 @@ fn path(source: &Source, flag: Option<&Path>, file: Option<&Path>) -> Option<Pat
 fn cmdline(file: &MachineFile, overrides: &Overrides) -> Result<String, MachineError> {
     let check = |text: &str, origin: Origin| match text.chars().find(|letter| letter.is_control()) {
         Some(letter) => Err(MachineError::at(&origin, Problem::CmdlineControl(letter))),
-        None if text.len() as u64 >= layout::CMDLINE_SIZE => {
+        None if text.len() as u64 > layout::CMDLINE_MAX => {
             Err(MachineError::at(&origin, Problem::CmdlineTooLong { len: text.len() }))
         }
         None => Ok(()),

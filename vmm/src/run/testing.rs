@@ -7,6 +7,7 @@ use crate::{
     devices::ConsoleTarget,
     loader::testing::ElfBuilder,
     machine::{Boot, Paging},
+    seccomp::Filters,
 };
 
 const MIB: u64 = 1 << 20;
@@ -42,14 +43,16 @@ pub fn config_of(elf: &ElfBuilder) -> VmConfig {
         firmware: Vec::new(),
         rsdp: 0xf_0000,
         kernel_name: "hand-made".into(),
-        kernel: elf.build(),
+        kernel: elf.build().into(),
         initrd: None,
+        symbols: None,
         cmdline: String::new(),
         boot: Boot::Linux,
         paging: Paging::Four,
-        irqchip: Irqchip::Split,
+        irqchip: Irqchip::Auto,
         console: ConsoleTarget::Null,
         audit: AuditMode::Every,
+        seccomp: Filters::On,
     }
 }
 

@@ -22,7 +22,9 @@ const FILES: &[(&str, &str)] = &[
     ("boot", include_str!("../../../tests/cases/boot.toml")),
     ("topology", include_str!("../../../tests/cases/topology.toml")),
     ("pagetables", include_str!("../../../tests/cases/pagetables.toml")),
+    ("tlb", include_str!("../../../tests/cases/tlb.toml")),
     ("audit", include_str!("../../../tests/cases/audit.toml")),
+    ("linux", include_str!("../../../tests/cases/linux.toml")),
 ];
 
 /// Why the case files cannot be used.
@@ -56,6 +58,9 @@ pub enum Bed {
     Kvm,
     /// The guest image under QEMU's software CPU.
     Qemu,
+    /// memvisor on a KVM that pages guests in two dimensions (NPT, EPT): the cases of bed kvm, on
+    /// what `make test-nested` boots.
+    Nested,
 }
 
 impl Bed {
@@ -64,6 +69,7 @@ impl Bed {
         match self {
             Bed::Kvm => "kvm",
             Bed::Qemu => "qemu",
+            Bed::Nested => "nested",
         }
     }
 }
@@ -79,6 +85,8 @@ pub struct Case {
     pub cmdline: String,
     /// Longest time from start to end.
     pub timeout: Duration,
+    /// Where it runs.
+    pub bed: Bed,
     /// The machine.
     pub setup: Setup,
     /// What must come of it.
@@ -91,13 +99,38 @@ impl Case {
         self.name.split('/').next().unwrap_or(&self.name)
     }
 
-    /// Where the case runs.
-    pub const fn bed(&self) -> Bed {
-        match self.setup {
-            Setup::Kvm(_) => Bed::Kvm,
-            Setup::Qemu(_) => Bed::Qemu,
+    /// What it needs of its host.
+    pub fn needs(&self) -> &[Need] {
+        match &self.setup {
+            Setup::Kvm(setup) => &setup.needs,
+            Setup::Qemu(_) => &[],
         }
     }
+
+    /// The same case on bed nested; `None` if it has no place there.
+    pub fn nested(self) -> Option<Case> {
+        (self.bed == Bed::Kvm).then_some(Case { bed: Bed::Nested, ..self })
+    }
+}
+
+/// What a case needs of the host's KVM to mean anything.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum, Deserialize, serde::Serialize,
+)]
+#[serde(rename_all = "kebab-case")]
+pub enum Need {
+    /// It runs guests at 5 levels.
+    La57,
+    /// It does not.
+    NoLa57,
+    /// Guests may use 1 GiB pages.
+    #[serde(rename = "1g-pages")]
+    #[value(name = "1g-pages")]
+    Pages1g,
+    /// It walks a second stage (NPT, EPT) instead of shadowing the guest's page tables.
+    SecondStage,
+    /// A stock Linux is there to be booted, and this KVM runs it.
+    Linux,
 }
 
 /// The machine of a case.
@@ -120,6 +153,12 @@ pub struct KvmSetup {
     pub paging: Option<String>,
     /// Number of CPUs.
     pub cpus: Option<u32>,
+    /// Size of all RAM together, as `--memory` takes it.
+    pub memory: Option<String>,
+    /// Image of a stock Linux to boot instead of memvisor's kernel: `bzImage` or `vmlinux`.
+    pub linux: Option<String>,
+    /// What the host must be able to do.
+    pub needs: Vec<Need>,
 }
 
 /// A QEMU command line in words.
@@ -272,6 +311,10 @@ struct KvmStanza {
     boot: Option<Axis<String>>,
     paging: Option<Axis<String>>,
     cpus: Option<Axis<u32>>,
+    memory: Option<String>,
+    linux: Option<String>,
+    #[serde(default)]
+    needs: Vec<Need>,
 }
 
 /// A value or a list of values.
@@ -361,6 +404,10 @@ impl Stanza {
                 description: self.description.clone(),
                 cmdline,
                 timeout: Duration::from_secs(self.timeout_s),
+                bed: match setup {
+                    Setup::Kvm(_) => Bed::Kvm,
+                    Setup::Qemu(_) => Bed::Qemu,
+                },
                 setup: setup.clone(),
                 expect,
             };
@@ -402,6 +449,9 @@ impl KvmStanza {
                             boot: boot.clone(),
                             paging: paging.clone(),
                             cpus,
+                            memory: self.memory.clone(),
+                            linux: self.linux.clone(),
+                            needs: self.needs.clone(),
                         };
                         setups.push((name, Setup::Kvm(setup)));
                     }

@@ -4,11 +4,13 @@
 //! outside find what they must and nothing else, the tests that the guest reports pass, and the
 //! probes that the stanza names agree. What cannot run here is skipped with the reason, and counted.
 
+mod anchor;
 pub mod bed;
 pub mod case;
 mod command;
 pub mod ktap;
 mod kvm;
+mod linux;
 pub mod outcome;
 mod outside;
 mod probes;
@@ -29,7 +31,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 
 use crate::cli::BadInput;
-use case::{Bed, Case, Setup};
+use case::{Bed, Case, Need, Setup};
 use outcome::{Audits, CaseResult, Outcome, Totals};
 use report::ReportFile;
 use shard::{Found, Shard};
@@ -54,6 +56,12 @@ pub struct TestArgs {
     /// Where to run
     #[arg(long, value_enum, default_value = "all")]
     pub bed: Beds,
+    /// Only cases that need this of the host
+    #[arg(long, value_name = "WHAT", value_enum)]
+    pub needs: Option<Need>,
+    /// Only cases that do not need this of the host
+    #[arg(long, value_name = "WHAT", value_enum)]
+    pub needs_not: Option<Need>,
     /// Write the results to a file: junit=FILE, json=FILE or ktap=FILE; may be repeated
     #[arg(long, value_name = "FORM=FILE")]
     pub report: Vec<ReportFile>,
@@ -81,7 +89,9 @@ pub enum Beds {
     Kvm,
     /// The guest image under QEMU's software CPU.
     Qemu,
-    /// Both.
+    /// memvisor on a KVM that pages guests in two dimensions; `make test-nested` boots one.
+    Nested,
+    /// Kvm and qemu.
     All,
 }
 
@@ -90,6 +100,7 @@ impl Beds {
         match self {
             Beds::Kvm => &[Bed::Kvm],
             Beds::Qemu => &[Bed::Qemu],
+            Beds::Nested => &[Bed::Nested],
             Beds::All => &[Bed::Kvm, Bed::Qemu],
         }
     }
@@ -101,8 +112,16 @@ impl Beds {
 /// # Errors
 /// Unknown names, a share that cannot be told, broken case files, a report that cannot be written.
 pub fn run(args: TestArgs) -> anyhow::Result<ExitCode> {
-    let mut cases = select::select(case::load()?, &args.names, args.bed.list())
-        .map_err(|error| BadInput(error.to_string()))?;
+    let mut cases = case::load()?;
+    if args.bed == Beds::Nested {
+        cases = cases.into_iter().filter_map(Case::nested).collect();
+    }
+    let mut cases =
+        select::select(cases, &args.names, args.bed.list()).map_err(|error| BadInput(error.to_string()))?;
+    cases.retain(|case| {
+        args.needs.is_none_or(|need| case.needs().contains(&need))
+            && args.needs_not.is_none_or(|need| !case.needs().contains(&need))
+    });
     if let Some(shard) = share(args.shard)? {
         cases = shard.take(cases);
     }
@@ -167,9 +186,10 @@ fn list(cases: &[Case], json: bool) -> anyhow::Result<ExitCode> {
                 serde_json::json!({
                     "name": case.name,
                     "suite": case.suite(),
-                    "bed": case.bed(),
+                    "bed": case.bed,
                     "description": case.description,
                     "timeout_s": case.timeout.as_secs(),
+                    "needs": case.needs(),
                 })
             })
             .collect();
@@ -182,7 +202,7 @@ fn list(cases: &[Case], json: bool) -> anyhow::Result<ExitCode> {
             suite = case.suite();
             writeln!(out, "{suite}:")?;
         }
-        writeln!(out, "  {:<44} {:<5} {}", case.name, case.bed().name(), case.description)?;
+        writeln!(out, "  {:<44} {:<5} {}", case.name, case.bed.name(), case.description)?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -197,17 +217,21 @@ fn keep(folder: &Path, results: &[CaseResult]) -> std::io::Result<()> {
 
 /// What cases share: which beds there are, and the guest image as a file.
 struct Bench {
-    no_kvm: Option<String>,
+    no_kernel: Option<String>,
+    // `None` if no case asks.
+    host: Option<Result<kvm::Host, String>>,
     no_qemu: Option<String>,
     image: Option<PathBuf>,
     kernel: Option<PathBuf>,
+    // Held for bed nested only. What cannot be had there fails the cases themselves, with its reason.
+    _anchor: Option<anchor::Anchor>,
     // Holds the image of the bundled guest.
     _folder: tempfile::TempDir,
 }
 
 impl Bench {
     fn new(cases: &[Case], kernel: Option<&Path>) -> anyhow::Result<Bench> {
-        let uses = |bed| cases.iter().any(|case| case.bed() == bed);
+        let uses = |bed| cases.iter().any(|case| case.bed == bed);
         let folder = tempfile::tempdir()?;
         let image = match kernel {
             Some(path) => {
@@ -221,8 +245,11 @@ impl Bench {
                 .to_owned()
         });
         Ok(Bench {
-            no_kvm: no_kernel.clone().or_else(|| uses(Bed::Kvm).then(kvm::missing).flatten()),
-            no_qemu: no_kernel.or_else(|| uses(Bed::Qemu).then(qemu::missing).flatten()),
+            _anchor: uses(Bed::Nested).then(|| anchor::Anchor::hold().ok()).flatten(),
+            no_kernel,
+            host: (uses(Bed::Kvm) || uses(Bed::Nested))
+                .then(|| kvm::Host::probe().map_err(|error| error.to_string())),
+            no_qemu: uses(Bed::Qemu).then(qemu::missing).flatten(),
             kernel: kernel.and(image.clone()),
             image,
             _folder: folder,
@@ -256,23 +283,34 @@ impl Bench {
         results
     }
 
+    /// Why a case cannot be tried here.
+    fn missing(&self, case: &Case) -> Option<String> {
+        if self.no_kernel.is_some() || case.bed == Bed::Qemu {
+            return self.no_kernel.clone().or_else(|| self.no_qemu.clone());
+        }
+        match self.host.as_ref()? {
+            Err(reason) => Some(reason.clone()),
+            Ok(host) => {
+                // What makes the bed is a need of each of its cases.
+                let bed = if case.bed == Bed::Nested { &[Need::SecondStage][..] } else { &[] };
+                host.lacks(bed).or_else(|| host.lacks(case.needs())).map(str::to_owned)
+            }
+        }
+    }
+
     fn run_case(&self, case: &Case) -> CaseResult {
         let start = Instant::now();
         let mut result = CaseResult {
             name: case.name.clone(),
-            bed: case.bed(),
+            bed: case.bed,
             outcome: Outcome::Passed,
             time: Duration::ZERO,
             audits: Audits::default(),
             subcases: Vec::new(),
             console: String::new(),
         };
-        let missing = match case.bed() {
-            Bed::Kvm => &self.no_kvm,
-            Bed::Qemu => &self.no_qemu,
-        };
-        if let Some(reason) = missing {
-            result.outcome = Outcome::Skipped(reason.clone());
+        if let Some(reason) = self.missing(case) {
+            result.outcome = Outcome::Skipped(reason);
             return result;
         }
         let deadline = start + case.timeout;

@@ -131,7 +131,7 @@ mod tests {
             let seeded: BTreeSet<(String, String)> = crate::suite::case::load()
                 .unwrap()
                 .iter()
-                .filter(|case| case.bed() == bed)
+                .filter(|case| case.bed == bed)
                 .filter_map(|case| {
                     let fault = case.cmdline.split("seeded=").nth(1)?;
                     Some((fault.to_owned(), case.expect.findings.first()?.clone()))

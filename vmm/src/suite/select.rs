@@ -27,7 +27,7 @@ pub fn select(cases: Vec<Case>, names: &[String], beds: &[Bed]) -> Result<Vec<Ca
     }
     Ok(cases
         .into_iter()
-        .filter(|case| beds.contains(&case.bed()))
+        .filter(|case| beds.contains(&case.bed))
         .filter(|case| names.is_empty() || names.iter().any(|name| matches(case, name)))
         .collect())
 }
@@ -81,6 +81,14 @@ mod tests {
     fn the_beds_divide_the_cases() {
         let all = load().unwrap().len();
         assert_eq!(names(&[], &[Bed::Kvm]).len() + names(&[], &[Bed::Qemu]).len(), all);
+    }
+
+    #[test]
+    fn bed_nested_has_the_cases_of_bed_kvm() {
+        let nested: Vec<Case> = load().unwrap().into_iter().filter_map(Case::nested).collect();
+        let of_nested = select(nested, &[], &[Bed::Nested]).unwrap();
+        let of_nested: Vec<String> = of_nested.into_iter().map(|case| case.name).collect();
+        assert_eq!(of_nested, names(&[], &[Bed::Kvm]));
     }
 
     #[test]

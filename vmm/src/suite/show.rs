@@ -31,7 +31,7 @@ impl Show {
 
     /// A case begins.
     pub fn start(&self, case: &Case) {
-        self.bar.set_message(format!("{} [{}]", case.name, case.bed().name()));
+        self.bar.set_message(format!("{} [{}]", case.name, case.bed.name()));
     }
 
     /// A case ended.

@@ -1,4 +1,4 @@
-//! KVM's own statistics of a VM (Linux: Documentation/virt/kvm/api.rst, KVM_GET_STATS_FD).
+//! KVM's own statistics of a VM or of a vCPU (Linux: Documentation/virt/kvm/api.rst, KVM_GET_STATS_FD).
 
 use std::{
     fs::File,
@@ -7,9 +7,8 @@ use std::{
         fd::{AsRawFd, FromRawFd, OwnedFd},
         unix::fs::FileExt,
     },
+    sync::OnceLock,
 };
-
-use kvm_ioctls::VmFd;
 
 /// `_IO(KVMIO, 0xce)`.
 const KVM_GET_STATS_FD: libc::Ioctl = 0xaece;
@@ -19,36 +18,44 @@ const NAME_MAX: u32 = 1024;
 /// Bytes of a descriptor before its name.
 const DESCRIPTOR_BYTES: usize = 16;
 
-/// A VM's statistics file.
+/// The statistics file of a VM or a vCPU.
 #[derive(Debug)]
 pub struct KvmStats {
     file: File,
-    fields: Vec<(String, u64)>,
+    /// Read by who asks first: each name takes a system call.
+    fields: OnceLock<Vec<(String, u64)>>,
 }
 
 impl KvmStats {
-    /// Opens the statistics of `vm` and reads what there is.
+    /// Opens the statistics of `vm_or_vcpu`, a descriptor of KVM. For a vCPU before it runs: KVM lets the
+    /// call wait for the end of KVM_RUN.
     ///
     /// # Errors
-    /// If this KVM has none (Linux before 5.14), or they are not in the documented form.
-    pub fn open(vm: &VmFd) -> io::Result<KvmStats> {
+    /// If this KVM has none (Linux before 5.14).
+    pub fn open(vm_or_vcpu: &impl AsRawFd) -> io::Result<KvmStats> {
         // SAFETY: the request takes no argument and touches no memory of this process.
-        let fd = unsafe { libc::ioctl(vm.as_raw_fd(), KVM_GET_STATS_FD) };
+        let fd = unsafe { libc::ioctl(vm_or_vcpu.as_raw_fd(), KVM_GET_STATS_FD) };
         if fd < 0 {
             return Err(io::Error::last_os_error());
         }
         // SAFETY: the request returns a new descriptor that nobody else has.
         let file = File::from(unsafe { OwnedFd::from_raw_fd(fd) });
-        let fields = read_fields(&file)?;
-        Ok(KvmStats { file, fields })
+        Ok(KvmStats { file, fields: OnceLock::new() })
     }
 
     /// Names and values now. Histograms are left out.
     ///
     /// # Errors
-    /// If the file cannot be read.
+    /// If the file cannot be read, or is not in the documented form.
     pub fn read(&self) -> io::Result<Vec<(String, u64)>> {
-        self.fields
+        let fields = match self.fields.get() {
+            Some(fields) => fields,
+            None => {
+                let fields = read_fields(&self.file)?;
+                self.fields.get_or_init(|| fields)
+            }
+        };
+        fields
             .iter()
             .map(|(name, offset)| {
                 let mut word = [0; 8];
@@ -113,8 +120,7 @@ mod tests {
         }
         bytes.extend(77u64.to_ne_bytes());
         file.write_all(&bytes).expect("writes");
-        let fields = read_fields(&file).expect("documented form");
-        let stats = KvmStats { file, fields };
+        let stats = KvmStats { file, fields: OnceLock::new() };
         assert_eq!(stats.read().expect("reads"), [("pages".to_owned(), 77)]);
     }
 }

@@ -39,6 +39,7 @@ use super::{Failure, read_registers};
 use crate::{
     devices::{Bus, Effect},
     memory::Memory,
+    seccomp::{self, Filters},
 };
 
 /// State of a vCPU.
@@ -230,6 +231,7 @@ impl Vcpu {
         fd: VcpuFd,
         memory: Arc<Memory>,
         bus: Arc<SharedBus>,
+        filters: Filters,
         report: Report,
     ) -> Result<Vcpu, VcpuError> {
         let mailbox = Arc::new(Mailbox {
@@ -246,7 +248,7 @@ impl Vcpu {
         let runner = Runner { index, fd, memory, bus, report, mailbox: mailbox.clone() };
         let thread = thread::Builder::new()
             .name(format!("vcpu{index}"))
-            .spawn(move || runner.run())
+            .spawn(move || runner.run(filters))
             .map_err(|source| VcpuError::Thread { cpu: index, source })?;
         Ok(Vcpu { index, mailbox, thread: Mutex::new(Some(thread)) })
     }
@@ -363,7 +365,12 @@ struct Runner {
 }
 
 impl Runner {
-    fn run(mut self) {
+    fn run(mut self, filters: Filters) {
+        if let Err(error) = seccomp::enter(filters, seccomp::Thread::Vcpu) {
+            let reason = error.to_string();
+            let failure = Failure::describe(self.index, reason, false, &self.fd, &self.memory);
+            self.report(VcpuEvent::Failed(Box::new(failure)));
+        }
         while self.pass_gate() {
             self.step();
         }
@@ -516,7 +523,15 @@ impl Runner {
     }
 
     fn report(&mut self, event: VcpuEvent) {
-        self.mailbox.lock().waiting = true;
+        // The run loop holds this vCPU first of all: it finds it standing still already (T2, T4), and
+        // neither signals it nor waits for it.
+        self.complete_exit();
+        {
+            let mut mail = self.mailbox.lock();
+            mail.waiting = true;
+            mail.state = State::Paused;
+        }
+        self.mailbox.changed.notify_all();
         if !(self.report)(event) {
             // Nobody is left who could stop the machine but the thread itself.
             self.mailbox.lock().stop = true;

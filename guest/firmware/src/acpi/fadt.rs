@@ -14,10 +14,15 @@ pub struct PowerOff {
 
 impl PowerOff {
     /// Reads PM1a_CNT and the DSDT's `\_S5`.
-    pub(super) fn read<M: Memory>(memory: &M, fadt: &Table<'_, M>, say: Say<'_>) -> Option<PowerOff> {
+    pub(super) fn read<M: Memory>(
+        memory: &M,
+        fadt: &Table<'_, M>,
+        left: &mut usize,
+        say: Say<'_>,
+    ) -> Option<PowerOff> {
         let port = fadt.bytes.u32(64).and_then(|port| u16::try_from(port).ok()).filter(|&port| port != 0)?;
         let wide = fadt.bytes.u64(140).filter(|&address| address != 0);
-        let dsdt = Table::open(memory, wide.or_else(|| fadt.bytes.u32(40).map(u64::from))?, say)?;
+        let dsdt = Table::open(memory, wide.or_else(|| fadt.bytes.u32(40).map(u64::from))?, left, say)?;
         let slp_typ = find_s5(&dsdt.bytes).filter(|&slp_typ| slp_typ < 8);
         if slp_typ.is_none() {
             say(format_args!("ACPI: DSDT has no plain \\_S5 package; power-off by ACPI is not available"));

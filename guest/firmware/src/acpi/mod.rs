@@ -19,6 +19,11 @@ use crate::{Bytes, Memory, Say};
 const HEADER: usize = 36;
 /// No table that this kernel reads is larger.
 const MAX_TABLE: usize = 1 << 20;
+/// Tables that a root table may name; real firmware names less than a hundred.
+const MAX_TABLES: usize = 256;
+/// Bytes of all tables together. A checksum reads every byte, and a root table that names one large
+/// table ten thousand times would keep the kernel busy for hours.
+const MAX_BYTES: usize = 4 << 20;
 
 /// A table whose length and checksum are right, header included.
 #[derive(Debug)]
@@ -40,8 +45,9 @@ impl<'m, M: Memory> Table<'m, M> {
         signature(&self.bytes)
     }
 
-    /// Checks a table's length and checksum and says the line that Linux prints for it.
-    fn open(memory: &'m M, address: u64, say: Say<'_>) -> Option<Self> {
+    /// Checks a table's length and checksum and says the line that Linux prints for it. `left` is how
+    /// many bytes of tables may still be read.
+    fn open(memory: &'m M, address: u64, left: &mut usize, say: Say<'_>) -> Option<Self> {
         let header = Bytes::at(memory, address, HEADER);
         let Some(len) = header.u32(4).and_then(|len| usize::try_from(len).ok()) else {
             say(format_args!("ACPI: table at {address:#x} is out of reach; ignored"));
@@ -53,6 +59,11 @@ impl<'m, M: Memory> Table<'m, M> {
             say(format_args!("ACPI: {name} {address:#018x}: length {len:#x} is wrong; ignored"));
             return None;
         }
+        let Some(rest) = left.checked_sub(len) else {
+            say(format_args!("ACPI: {name} {address:#018x}: past {MAX_BYTES:#x} bytes of tables; ignored"));
+            return None;
+        };
+        *left = rest;
         if !bytes.checksum_holds() {
             say(format_args!("ACPI: {name} {address:#018x}: checksum is wrong; ignored"));
             return None;
@@ -120,19 +131,25 @@ impl<'m, M: Memory> Tables<'m, M> {
         let xsdt = if revision >= 2 { pointer.u64(24).unwrap_or(0) } else { 0 };
         let (root, word) = if xsdt != 0 { (xsdt, 8) } else { (u64::from(pointer.u32(16).unwrap_or(0)), 4) };
         say(format_args!("ACPI: RSDP {:#018x} (v{revision:02})", pointer.address()));
-        let Some(root) = Table::open(memory, root, say) else { return tables };
-        for at in (HEADER..root.bytes.len()).step_by(word) {
+        let mut left = MAX_BYTES;
+        let Some(root) = Table::open(memory, root, &mut left, say) else { return tables };
+        if (root.bytes.len() - HEADER) / word > MAX_TABLES {
+            say(format_args!("ACPI: the root table names more than {MAX_TABLES} tables; rest ignored"));
+        }
+        for at in (HEADER..root.bytes.len()).step_by(word).take(MAX_TABLES) {
             let address = match word {
                 8 => root.bytes.u64(at),
                 _ => root.bytes.u32(at).map(u64::from),
             };
-            let Some(table) = address.and_then(|address| Table::open(memory, address, say)) else { continue };
+            // Firmware leaves entries empty (ACPICA skips them, too).
+            let Some(address) = address.filter(|&address| address != 0) else { continue };
+            let Some(table) = Table::open(memory, address, &mut left, say) else { continue };
             match &table.signature() {
                 b"APIC" => tables.madt = Some(table),
                 b"SRAT" => tables.srat = Some(table),
                 b"SLIT" => tables.slit = Some(table),
                 b"HMAT" => tables.hmat = Some(table),
-                b"FACP" => tables.power_off = PowerOff::read(memory, &table, say),
+                b"FACP" => tables.power_off = PowerOff::read(memory, &table, &mut left, say),
                 _ => {}
             }
         }

@@ -105,6 +105,19 @@ fn a_length_out_of_memory_loses_one_table_and_is_named() {
 }
 
 #[test]
+fn a_root_table_that_names_one_large_table_for_ever_is_given_up() {
+    let mut ram = machine();
+    let large = std::vec![0; 0x8_0000 - 36];
+    ram.table(0x1_0000, b"SSDT", &large);
+    ram.root(0xe_0000, &[0x1_0000; 300]);
+    let (tables, said) = heard(|say| Tables::find(&ram, 0, say));
+    assert!(tables.madt.is_none());
+    assert!(said.contains("more than 256 tables; rest ignored"), "{said}");
+    assert!(said.contains("past 0x400000 bytes of tables; ignored"), "{said}");
+    assert_eq!(said.matches("SSDT 0x0000000000010000 080000").count(), 7, "{said}");
+}
+
+#[test]
 fn a_damaged_root_pointer_means_no_tables() {
     let mut ram = machine();
     ram.0[0xe_0009] ^= 1;

@@ -1,10 +1,12 @@
 //! Ways to end the machine.
 
+use core::sync::atomic::{AtomicU16, Ordering};
+
 use memvisor_abi::port::ExitCode;
 
 use super::memvisor;
 use crate::arch::regs::{halt_forever, outb, outl, outw};
-use crate::{arch, cmdline, console, println, smp, topology};
+use crate::{cmdline, console, println, smp, topology};
 
 /// Powers off cleanly: ACPI S5 (ACPI 6.5 section 7.4), the ordinary way that every VMM has. An
 /// `isa-debug-exit` port named on the command line (`debug_exit=0xf4`) goes first, because it can
@@ -33,10 +35,19 @@ pub fn exit(code: ExitCode) -> ! {
     halt_forever()
 }
 
+/// Port of isa-debug-exit, 0 if there is none. Read once, because a panic must not wait for locks.
+static DEBUG_EXIT: AtomicU16 = AtomicU16::new(0);
+
+/// Takes the port of isa-debug-exit from the command line.
+pub fn init() {
+    let port = cmdline::number("debug_exit").and_then(|port| u16::try_from(port).ok());
+    DEBUG_EXIT.store(port.unwrap_or(0), Ordering::Relaxed);
+}
+
 /// QEMU's isa-debug-exit ends with status (code << 1) | 1.
 fn debug_exit(code: u8) {
-    if let Some(port) = cmdline::number("debug_exit").and_then(|port| u16::try_from(port).ok()) {
-        arch::regs::irq_save();
+    let port = DEBUG_EXIT.load(Ordering::Relaxed);
+    if port != 0 {
         outl(port, u32::from(code));
     }
 }

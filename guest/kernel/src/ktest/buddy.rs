@@ -6,17 +6,16 @@ use mm_core::{MemMap, Order, PageKind, Pfn};
 use mm_page_alloc::Zone;
 
 use super::{Failure, check};
-use crate::mm::memmap::{self, Vmemmap};
+use crate::mm::memmap::Vmemmap;
 use crate::mm::page_alloc;
 use crate::sync::Lock;
 
-/// Free frames, and those that were free until a section needed them for its own descriptors.
 fn free_pages() -> u64 {
     let free = |zone: &Lock<Zone>| {
         let zone = zone.lock();
         zone.info().free_pages + zone.info().deferred_pages
     };
-    page_alloc::zones().map(free).sum::<u64>() + memmap::own_frames()
+    page_alloc::zones().map(free).sum()
 }
 
 pub fn blocks_of_every_order_come_and_go() -> Result<(), Failure> {

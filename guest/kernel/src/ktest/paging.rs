@@ -4,13 +4,14 @@ use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use memvisor_abi::PageKind;
 use mm_core::{Order, PAGE_SIZE, Pfn, PhysAddr, PhysMem, VirtAddr};
-use mm_pgtable::{LeafSize, Prot, layout};
+use mm_pgtable::{Entry, LeafSize, Prot, TableMem, layout};
 
 use super::{Failure, check};
 use crate::arch::percpu;
 use crate::arch::regs;
 use crate::arch::trap::{Probe, VECTOR_PAGE_FAULT, probe};
 use crate::mm::layout::{levels, percpu_area};
+use crate::mm::paging::Tables;
 use crate::mm::phys::{self, DirectMap};
 use crate::mm::{page_alloc, paging};
 use crate::smp;
@@ -152,6 +153,38 @@ pub fn remapping_reaches_every_cpu() -> Outcome {
         })?;
     }
     Ok(())
+}
+
+/// A changed entry without a flush: a CPU with a TLB goes on to see the old frame, and INVLPG ends that.
+pub fn a_missing_flush_shows_a_stale_translation() -> Outcome {
+    let new =
+        page_alloc::alloc_pages(Order::ZERO, None, PageKind::Allocated).ok_or(Failure::Wrong("no memory"))?;
+    DirectMap.write_u64(new.phys(), 2);
+    let outcome = with_frame(Prot::KERNEL_RW, |old| {
+        DirectMap.write_u64(old.phys(), 1);
+        let mut leaf = None;
+        paging::kernel().walk(&Tables, window(), |level, table, index, _| {
+            if level == 1 {
+                leaf = Some((table, index));
+            }
+        });
+        let (table, index) = leaf.ok_or(Failure::Wrong("the window is not mapped by a 4 KiB page"))?;
+        let entry = Entry::leaf(1, new.phys(), Prot::KERNEL_RW.flags());
+        let before = read_word(window());
+        Tables.write(table, index, entry.as_u64());
+        let without_flush = read_word(window());
+        regs::invlpg(window().as_u64());
+        let after = read_word(window());
+        check(before == 1, "the mapping shows another frame")?;
+        check(after == 2, "INVLPG did not drop the translation")?;
+        match without_flush {
+            1 => Ok(()),
+            2 => Err(Failure::Skip("this CPU walks the tables at every access, so nothing is ever stale")),
+            _ => Err(Failure::Wrong("the read gave neither the old frame nor the new one")),
+        }
+    });
+    page_alloc::free_pages(new, Order::ZERO);
+    outcome
 }
 
 /// Maps a user page at a low address of the kernel's own tree, as a process would have it.

@@ -1,15 +1,13 @@
 //! The memmap: `struct page` for every frame of every present section, in a sparse vmemmap
 //! (Linux: mm/sparse-vmemmap.c).
 //!
-//! A section's descriptors, 2 MiB, are placed and written when the section is first needed. Sections
-//! that boot needs get theirs from memblock; a section that comes online later gives its own first
-//! 2 MiB that are aligned (Linux: `MHP_MEMMAP_ON_MEMORY`), so that it needs no memory to become memory.
-//! Untouched RAM costs the host nothing, so a guest with much RAM starts almost as fast as one with
-//! little.
+//! Frames for all descriptors are reserved at boot, 2 MiB a section, but the descriptors are
+//! written section by section, when the section is first needed. Untouched RAM costs the host
+//! nothing, so a guest with much RAM starts as fast as one with little.
 
 use core::sync::atomic::{AtomicPtr, AtomicU64, AtomicUsize, Ordering};
 
-use memvisor_abi::{NODE_NONE, PAGES_PER_SECTION, PFN_NONE, SECTION_SIZE_BITS, Section, SectionState};
+use memvisor_abi::{NODE_NONE, PAGES_PER_SECTION, SECTION_SIZE_BITS, Section, SectionState};
 use mm_core::{MemMap, PAGE_SHIFT, PAGE_SIZE, Page, PageFlags, PageKind, Pfn, PhysAddr, VirtAddr, ZoneKind};
 use mm_page_alloc::init_range;
 use mm_pgtable::{LeafSize, Prot, layout};
@@ -21,14 +19,11 @@ use crate::println;
 const SECTION_PAGES_SHIFT: u32 = SECTION_SIZE_BITS - PAGE_SHIFT;
 /// Frames that hold one section's descriptors.
 const MEMMAP_FRAMES: u64 = PAGES_PER_SECTION * size_of::<Page>() as u64 / PAGE_SIZE;
-/// Sections whose descriptors one page table maps with 2 MiB leaves.
-const SECTIONS_PER_TABLE: u64 = 512;
 
 // Written once by `init`, then only `Section::state` changes, under the section's initialisation.
 static SECTIONS: AtomicPtr<Section> = AtomicPtr::new(core::ptr::null_mut());
 static COUNT: AtomicUsize = AtomicUsize::new(0);
 static TABLE: AtomicU64 = AtomicU64::new(0);
-static OWN: AtomicU64 = AtomicU64::new(0);
 
 /// The present sections, ascending.
 pub fn sections() -> &'static [Section] {
@@ -46,11 +41,6 @@ pub fn table_address() -> PhysAddr {
     PhysAddr::new(TABLE.load(Ordering::Relaxed))
 }
 
-/// Frames that sections gave for their own descriptors when they came online: managed, never free again.
-pub fn own_frames() -> u64 {
-    OWN.load(Ordering::Relaxed)
-}
-
 fn find(pfn: Pfn) -> Option<usize> {
     let number = pfn.as_u64() >> SECTION_PAGES_SHIFT;
     sections().binary_search_by_key(&number, |section| section.number).ok()
@@ -62,14 +52,6 @@ fn set_online(index: usize) {
     let state = unsafe { &raw mut (*section).state };
     // SAFETY: as above; readers see either state, and descriptors are written before.
     unsafe { state.write_volatile(SectionState::Online as u32) };
-}
-
-fn set_memmap(index: usize, frames: Pfn) {
-    let section = SECTIONS.load(Ordering::Relaxed).wrapping_add(index);
-    // SAFETY: `index` came from `sections`.
-    let memmap = unsafe { &raw mut (*section).memmap_pfn };
-    // SAFETY: as above; nobody looks at it before the state says online.
-    unsafe { memmap.write_volatile(frames.as_u64()) };
 }
 
 /// The descriptors, by frame number.
@@ -111,16 +93,14 @@ impl MemMap for Fresh {
     }
 }
 
-/// Lists the sections with RAM, and reserves and maps the descriptors of those that cannot provide
-/// their own. Nothing is online yet.
+/// Reserves and maps the descriptors of every section with RAM. Nothing is online yet.
 pub fn init() {
     let mut count = 0;
     for_each_present(|_, _| count += 1);
     let bytes = (count * size_of::<Section>()) as u64;
     let table = early::alloc(early::pages_for(bytes), 1, None, PageKind::Reserved)
         .expect("no memory for the table of sections");
-    let empty =
-        Section { number: 0, memmap_pfn: PFN_NONE, state: SectionState::Deferred as u32, reserved: 0 };
+    let empty = Section { number: 0, memmap_pfn: 0, state: SectionState::Deferred as u32, reserved: 0 };
     // SAFETY: allocated above, with room for `count` sections, and given up here.
     let sections = unsafe { phys::leak_array(table.phys(), count, empty) };
     let mut index = 0;
@@ -129,96 +109,39 @@ pub fn init() {
         sections[index].reserved = node;
         index += 1;
     });
-    // One section a page table of the vmemmap is mapped now, so that mapping the others later takes
-    // no memory: they are needed when there is none.
-    let mut table_of = None;
-    for section in sections.iter_mut() {
-        let this = section.number / SECTIONS_PER_TABLE;
-        if table_of.replace(this) != Some(this) {
-            provide_memmap(section);
-        }
-    }
-    let ram_ends = |nth| {
-        let memblock = early::MEMBLOCK.lock();
-        memblock.mem_pfn_ranges(None).nth(nth).map(|(start, end, _)| (start, end.as_u64() - 1))
-    };
-    for nth in 0.. {
-        let Some((first, last)) = ram_ends(nth) else { break };
-        for pfn in [first, Pfn::new(last)] {
-            if let Some(section) = section_of(sections, pfn)
-                && own_room(section).is_none()
-            {
-                provide_memmap(section);
-            }
-        }
-    }
-    // What is reserved for descriptors makes further sections needed.
-    while let Some(section) = next_reserved_without_memmap(sections) {
-        provide_memmap(section);
-    }
-    let provided = sections.iter().filter(|section| section.memmap_pfn != PFN_NONE).count();
-    for section in sections.iter_mut() {
-        section.reserved = 0;
+    for run in sections.chunk_by_mut(|a, b| a.number + 1 == b.number && a.reserved == b.reserved) {
+        place(run);
     }
     TABLE.store(table.phys().as_u64(), Ordering::Relaxed);
     COUNT.store(sections.len(), Ordering::Relaxed);
     SECTIONS.store(sections.as_mut_ptr(), Ordering::Release);
     println!(
-        "sparse: {count} sections of {} MiB, page descriptors of {provided} of them reserved ({} KiB)",
+        "sparse: {count} sections of {} MiB, {} KiB of page descriptors",
         1 << (SECTION_SIZE_BITS - 20),
-        provided as u64 * MEMMAP_FRAMES * 4
+        count as u64 * MEMMAP_FRAMES * 4
     );
 }
 
-/// Reserves and maps descriptors for a section that has none. `section.reserved` is its node.
-fn provide_memmap(section: &mut Section) {
-    if section.memmap_pfn != PFN_NONE {
-        return;
-    }
-    let node = Some(section.reserved).filter(|&node| node != NODE_NONE);
-    let frames = early::alloc(MEMMAP_FRAMES, MEMMAP_FRAMES, node, PageKind::Memmap)
-        .expect("no memory for page descriptors");
-    section.memmap_pfn = frames.as_u64();
-    map_memmap(section.number, frames);
-}
-
-fn map_memmap(number: u64, frames: Pfn) {
-    let first = number << SECTION_PAGES_SHIFT;
+/// Reserves and maps the descriptors of sections that follow each other on one node, which
+/// [`Section::reserved`] holds meanwhile. One block if there is one that large: with a thousand
+/// sections, a thousand searches and walks would take seconds.
+fn place(run: &mut [Section]) {
+    let count = run.len() as u64;
+    let node = Some(run[0].reserved).filter(|&node| node != NODE_NONE);
+    let Some(frames) = early::alloc(count * MEMMAP_FRAMES, MEMMAP_FRAMES, node, PageKind::Memmap) else {
+        assert!(count > 1, "no memory for page descriptors");
+        let (low, high) = run.split_at_mut(run.len() / 2);
+        place(low);
+        return place(high);
+    };
+    let first = run[0].number << SECTION_PAGES_SHIFT;
     let va = layout::vmemmap_start(levels()).as_u64() + first * size_of::<Page>() as u64;
-    let len = MEMMAP_FRAMES * PAGE_SIZE;
+    let len = count * MEMMAP_FRAMES * PAGE_SIZE;
     paging::map_kernel(VirtAddr::new(va), frames.phys(), len, Prot::KERNEL_RW, LeafSize::Size2M);
-}
-
-fn section_of(sections: &mut [Section], pfn: Pfn) -> Option<&mut Section> {
-    let number = pfn.as_u64() >> SECTION_PAGES_SHIFT;
-    let index = sections.binary_search_by_key(&number, |section| section.number).ok()?;
-    sections.get_mut(index)
-}
-
-/// The lowest section with something reserved in its RAM and no descriptors.
-fn next_reserved_without_memmap(sections: &mut [Section]) -> Option<&mut Section> {
-    let memblock = early::MEMBLOCK.lock();
-    let index = memblock.reserved().iter().find_map(|region| {
-        let first = region.base >> SECTION_SIZE_BITS;
-        let last = (region.base + region.size - 1) >> SECTION_SIZE_BITS;
-        let from = sections.partition_point(|section| section.number < first);
-        let touched = sections[from..].iter().take_while(|section| section.number <= last);
-        touched.enumerate().find(|(_, section)| section.memmap_pfn == PFN_NONE).map(|(index, _)| from + index)
-    })?;
-    sections.get_mut(index)
-}
-
-/// The first frames inside the section, all of them RAM and of one node, that can hold its descriptors.
-fn own_room(section: &Section) -> Option<Pfn> {
-    let (start, end) = span(section);
-    let mut room = None;
-    for_each_ram(start, end, |first, last, _| {
-        let aligned = first.as_u64().next_multiple_of(MEMMAP_FRAMES);
-        if room.is_none() && aligned + MEMMAP_FRAMES <= last.as_u64() {
-            room = Some(Pfn::new(aligned));
-        }
-    });
-    room
+    for (index, section) in (0..).zip(run) {
+        section.memmap_pfn = frames.offset(index * MEMMAP_FRAMES).as_u64();
+        section.reserved = 0;
+    }
 }
 
 /// Calls `f(number, node of its first frame)` for every section that holds RAM, ascending.
@@ -241,14 +164,19 @@ pub fn span(section: &Section) -> (Pfn, Pfn) {
     (start, start.offset(PAGES_PER_SECTION))
 }
 
-/// Whether memblock reserved anything in the section: then its descriptors are needed at once.
-pub fn has_reservations(section: &Section) -> bool {
+/// Whether memblock reserved anything in the section but room for descriptors: then its own
+/// descriptors are needed at once.
+pub fn is_needed(section: &Section) -> bool {
     let (start, end) = span(section);
-    let memblock = early::MEMBLOCK.lock();
-    memblock
-        .reserved()
-        .iter()
-        .any(|region| region.base < end.phys().as_u64() && region.base + region.size > start.phys().as_u64())
+    let pages = |first: Pfn, last: Pfn| last.as_u64() - first.as_u64();
+    let (mut reserved, mut memmap) = (0, 0);
+    for_each_reserved(start, end, |first, last| reserved += pages(first, last));
+    early::for_each_owned(start, end, |owned| {
+        if owned.kind == PageKind::Memmap {
+            memmap += pages(owned.start, owned.end);
+        }
+    });
+    reserved > memmap
 }
 
 /// Writes the descriptors of a deferred section and gives its free frames to their zones. The caller
@@ -257,15 +185,6 @@ pub fn bring_online(index: usize) {
     let section = sections()[index];
     assert!(section.state == SectionState::Deferred as u32, "section {} is online already", section.number);
     let (start, end) = span(&section);
-    // Nothing in a section without descriptors is reserved (`init`), so its room for them is free.
-    let own = (section.memmap_pfn == PFN_NONE).then(|| {
-        let room = own_room(&section).expect("a section without room for descriptors has them from boot");
-        phys::DirectMap.zero_frames(room, MEMMAP_FRAMES);
-        map_memmap(section.number, room);
-        set_memmap(index, room);
-        OWN.fetch_add(MEMMAP_FRAMES, Ordering::Relaxed);
-        (room, room.offset(MEMMAP_FRAMES))
-    });
     let mut at = start;
     for_each_ram(start, end, |first, last, node| {
         hole(at, first);
@@ -278,18 +197,9 @@ pub fn bring_online(index: usize) {
     for_each_reserved(start, end, |first, last| mark(first, last, PageKind::Reserved));
     early::for_each_owned(start, end, |owned| mark(owned.start, owned.end, owned.kind));
     set_online(index);
-    let (own_start, own_end) = own.unwrap_or((end, end));
     for_each_free(start, end, |first, last, node| {
         page_alloc::for_each_zone_part(first, last, |first, last, kind| {
-            for (first, last) in [(first, last.min(own_start)), (first.max(own_end), last)] {
-                if first < last {
-                    page_alloc::hand_over(node, kind, first, last);
-                }
-            }
-            let (first, last) = (first.max(own_start), last.min(own_end));
-            if first < last {
-                page_alloc::hand_to_memmap(node, kind, first, last);
-            }
+            page_alloc::hand_over(node, kind, first, last);
         });
     });
 }
@@ -301,17 +211,13 @@ fn hole(start: Pfn, end: Pfn) {
     }
 }
 
+/// Frames of one section that are RAM get an owner other than the buddy allocator.
 fn mark(start: Pfn, end: Pfn, kind: PageKind) {
-    let mut pfn = start;
-    while pfn < end {
-        if let Some(page) = Fresh.page(pfn)
-            && page.kind() != PageKind::None
-        {
-            page.set_kind(kind);
-            page.set_refcount(1);
-            page.insert(PageFlags::RESERVED);
-        }
-        pfn = pfn.offset(1);
+    let count = usize::try_from(end.as_u64() - start.as_u64()).unwrap_or(usize::MAX);
+    for page in Fresh.pages(start).iter().take(count).filter(|page| page.kind() != PageKind::None) {
+        page.set_kind(kind);
+        page.set_refcount(1);
+        page.insert(PageFlags::RESERVED);
     }
 }
 

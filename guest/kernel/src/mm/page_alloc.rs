@@ -2,7 +2,7 @@
 
 use core::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
-use memvisor_abi::{MAX_NR_ZONES, MAX_NUMNODES, Node, PFN_NONE, SectionState, Watermark};
+use memvisor_abi::{MAX_NR_ZONES, MAX_NUMNODES, Node, SectionState, Watermark};
 use mm_core::{MemMap, Order, PageFlags, PageKind, Pfn, ZoneKind};
 use mm_page_alloc::{NodeState, Zone, ZoneLimits, fallback_order, watermark, zone_extents, zone_refs};
 
@@ -98,8 +98,7 @@ pub fn init() {
     set_watermarks();
     build_zonelists();
     for index in 0..memmap::sections().len() {
-        let section = &memmap::sections()[index];
-        if section.memmap_pfn != PFN_NONE && memmap::has_reservations(section) {
+        if memmap::is_needed(&memmap::sections()[index]) {
             memmap::bring_online(index);
         }
     }
@@ -142,18 +141,6 @@ pub fn hand_over(node: u32, kind: ZoneKind, start: Pfn, end: Pfn) {
         panic!("handing frames {start}..{end} to node {node} zone {}: {error}", kind.name());
     }
     zone.info_mut().deferred_pages -= end.as_u64() - start.as_u64();
-}
-
-/// Takes free frames of a section for its own descriptors: managed, but never on a free list. To the
-/// allocator they look like single frames that were handed out.
-pub fn hand_to_memmap(node: u32, kind: ZoneKind, start: Pfn, end: Pfn) {
-    for pfn in start.as_u64()..end.as_u64() {
-        if let Some(page) = Vmemmap.page(Pfn::new(pfn)) {
-            page.set_kind(PageKind::Memmap);
-            page.set_refcount(1);
-        }
-    }
-    zone(node, kind).lock().info_mut().deferred_pages -= end.as_u64() - start.as_u64();
 }
 
 /// Brings the next deferred section with frames of that zone online (Linux: `deferred_grow_zone`).

@@ -43,6 +43,10 @@ impl TableMem for Tables {
         phys::compare_exchange(entry_address(table, index), old, new)
     }
 
+    fn fill(&self, table: Pfn, index: usize, count: usize, value: u64, step: u64) {
+        DirectMap.fill_table(table, index, count, value, step);
+    }
+
     fn alloc_table(&mut self) -> Option<Pfn> {
         let table = if BUDDY.load(Ordering::Relaxed) {
             page_alloc::alloc_pages(Order::ZERO, None, PageKind::Table)
@@ -121,40 +125,9 @@ fn nth_ram(index: usize) -> Option<(PhysAddr, PhysAddr)> {
 
 fn map_direct(table: PageTable, start: PhysAddr, end: PhysAddr, prot: Prot, largest: LeafSize) {
     if start < end {
-        let to_va = |phys| layout::phys_to_virt(levels(), phys).expect("RAM beyond the direct map");
-        let mut at = start;
-        if largest.bytes() == LeafSize::Size2M.bytes() {
-            // Whole tables of 2 MiB leaves at once: entry by entry, a TiB takes half a million walks.
-            let whole = PhysAddr::new(start.as_u64().next_multiple_of(TABLE_REACH));
-            while whole.max(at).as_u64() + TABLE_REACH <= end.as_u64() {
-                let next = whole.max(at);
-                if at < next {
-                    map(table, to_va(at), at, next.as_u64() - at.as_u64(), prot, largest);
-                }
-                map_whole_table(table, to_va(next), next, prot);
-                at = PhysAddr::new(next.as_u64() + TABLE_REACH);
-            }
-        }
-        if at < end {
-            map(table, to_va(at), at, end.as_u64() - at.as_u64(), prot, largest);
-        }
+        let va = layout::phys_to_virt(levels(), start).expect("RAM beyond the direct map");
+        map(table, va, start, end.as_u64() - start.as_u64(), prot, largest);
     }
-}
-
-/// What one table of 2 MiB leaves maps.
-const TABLE_REACH: u64 = 1 << 30;
-
-/// Maps [`TABLE_REACH`] bytes, where nothing is mapped, with 2 MiB leaves: the first one as any other,
-/// which makes the table, then the rest of that table after its pattern.
-fn map_whole_table(table: PageTable, va: VirtAddr, pa: PhysAddr, prot: Prot) {
-    let leaf = LeafSize::Size2M;
-    map(table, va, pa, leaf.bytes(), prot, leaf);
-    table.walk(&Tables, va, |level, table, index, entry: Entry| {
-        if level == leaf.level() {
-            let next = entry.as_u64() + leaf.bytes();
-            DirectMap.fill_table(table, index + 1, next, leaf.bytes());
-        }
-    });
 }
 
 fn map(table: PageTable, va: VirtAddr, pa: PhysAddr, len: u64, prot: Prot, largest: LeafSize) {

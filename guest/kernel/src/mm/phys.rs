@@ -121,22 +121,19 @@ impl PhysMem for DirectMap {
 }
 
 impl DirectMap {
-    /// Clears a run of frames.
-    pub fn zero_frames(&self, first: Pfn, count: u64) {
-        for index in 0..count {
-            self.zero_frame(first.offset(index));
-        }
-    }
-
-    /// Writes `value`, `value + step`, `value + 2 * step` and so on to the words `first..` of the page table
-    /// in `frame`. One check for all of them: the direct map of much RAM has many entries.
-    pub fn fill_table(&self, frame: Pfn, first: usize, value: u64, step: u64) {
+    /// Writes `value`, `value + step`, `value + 2 * step` and so on to `count` words of the page table in
+    /// `frame`, from word `first` on. One check for all of them: the direct map of much RAM has many
+    /// entries.
+    pub fn fill_table(&self, frame: Pfn, first: usize, count: usize, value: u64, step: u64) {
+        assert!(first + count <= TABLE_ENTRIES, "a page table has {TABLE_ENTRIES} entries");
         check(frame.phys(), PAGE_SIZE);
         let table = pointer(frame.phys()).cast::<u64>();
         let mut value = value;
-        for index in first..TABLE_ENTRIES {
-            // SAFETY: inside one mapped frame, which belongs to no Rust object (type documentation).
-            unsafe { table.add(index).write_volatile(value) };
+        for index in first..first + count {
+            // SAFETY: inside one mapped frame, by the check above.
+            let entry = unsafe { table.add(index) };
+            // SAFETY: the frame belongs to no Rust object (type documentation).
+            unsafe { entry.write_volatile(value) };
             value = value.wrapping_add(step);
         }
     }
@@ -146,6 +143,15 @@ impl DirectMap {
 pub fn read_mapped(va: VirtAddr) -> u64 {
     // SAFETY: a missing mapping faults and ends the kernel with a report; any value is a u64.
     unsafe { (va.as_u64() as *const u64).read_volatile() }
+}
+
+/// Writes back the word at a place outside the direct map: for tests that it faults.
+pub fn write_mapped(va: VirtAddr) {
+    let word = va.as_u64() as *mut u64;
+    // SAFETY: as for `read_mapped`.
+    let value = unsafe { word.read_volatile() };
+    // SAFETY: memory keeps its contents.
+    unsafe { word.write_volatile(value) }
 }
 
 /// Copies from ordinary memory into a frame.

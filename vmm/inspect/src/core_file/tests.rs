@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::Cursor;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 use std::process::Command;
 
@@ -11,7 +11,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::testing::{Machine, SyntheticGuest};
 use crate::views::BuddyView;
-use crate::{Guest, Levels, MemorySource, RamRegion, SparseMemory, Walker};
+use crate::{Guest, Levels, MappedMemory, MemorySource, RamRegion, SparseMemory, Walker};
 
 fn guest() -> SyntheticGuest {
     let memory = vec![
@@ -78,6 +78,28 @@ fn zero_memory_takes_no_room() {
 }
 
 #[test]
+fn scattered_data_of_a_mapped_file_survives_a_dump() {
+    const LEN: usize = 4 << 20;
+    let directory = tempfile::tempdir().unwrap();
+    let (memory_file, path) = (directory.path().join("memory"), directory.path().join("dump"));
+    let file = fs::File::create(&memory_file).unwrap();
+    file.set_len(LEN as u64).unwrap();
+    let mut want = vec![0; LEN];
+    // Pieces of many sizes, the last one up to the end; some bytes in them are zero.
+    for (start, len) in [(0x1000, 1), (0x5ff0, 0x20), (0x2_0000, 0x5_0000), (LEN - 0x1800, 0x1800)] {
+        want[start..start + len].iter_mut().zip(1usize..).for_each(|(byte, at)| *byte = (at % 251) as u8);
+        file.write_all_at(&want[start..start + len], start as u64).unwrap();
+    }
+    let memory = MappedMemory::from_mem_files(&[(&memory_file, 0)]).unwrap();
+    let mut out = fs::File::create(&path).unwrap();
+    let summary = write(&mut out, &memory, &[], &Facts::default(), "", &mut |_, _| ()).unwrap();
+    assert_eq!(summary.ram_len - summary.hole_len, 0x1000 + 0x2000 + 0x5_0000 + 0x2000);
+    let mut have = vec![1; LEN];
+    CoreFile::open(&path).unwrap().read(0, &mut have).unwrap();
+    assert!(want == have);
+}
+
+#[test]
 fn progress_ends_at_the_total() {
     let guest = guest();
     let mut calls = Vec::new();
@@ -137,6 +159,23 @@ fn other_files_are_told_apart() {
 
     assert!(CoreFile::open(directory.path()).unwrap_err().to_string().contains("not a regular file"));
     assert!(CoreFile::open(directory.path().join("missing")).unwrap_err().to_string().contains("missing"));
+}
+
+#[test]
+fn ram_stored_in_one_place_twice_is_refused() {
+    let mut out = Cursor::new(Vec::new());
+    let memory =
+        SparseMemory::new(&[RamRegion { gpa: 0, len: 0x2000 }, RamRegion { gpa: 0x8000, len: 0x2000 }]);
+    write(&mut out, &memory.unwrap(), &[], &Facts::default(), "", &mut |_, _| ()).unwrap();
+    let mut bytes = out.into_inner();
+    // The program headers follow the file's: notes, then RAM; an offset is 8 bytes into each.
+    let (first, second) = (64 + 56 + 8, 64 + 2 * 56 + 8);
+    bytes.copy_within(first..first + 8, second);
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("dump");
+    fs::write(&path, &bytes).unwrap();
+    let error = CoreFile::open(&path).unwrap_err().to_string();
+    assert!(error.contains("the RAM at 0x0 and at 0x8000 is stored in one place"), "{error}");
 }
 
 #[test]

@@ -19,6 +19,8 @@ use crate::{CpuRegisters, Facts, Guest, MemorySource, RamRegion, ReadError};
 const CHUNK: usize = 256 << 10;
 /// Zeroes shorter than this are written: a hole must be a whole page to save anything.
 const HOLE: usize = 4096;
+/// Bytes of RAM between two calls of the progress function.
+const PROGRESS_STEP: u64 = 4 << 20;
 /// Readable, writable, executable: what is true of physical memory.
 const FLAGS_RWX: u32 = 7;
 
@@ -60,8 +62,8 @@ pub struct Summary {
 
 /// Writes a dump of `source` to `out`, which is empty. `vmcoreinfo` is the text of the note of that
 /// name ([`Vmcoreinfo`] makes one); if it names a root descriptor that can be attached to, virtual
-/// addresses of the direct map and of the kernel image are recorded. `progress` is called with
-/// the bytes of RAM done and in total.
+/// addresses of the direct map and of the kernel image are recorded. `progress` is called now
+/// and then, and at the end, with the bytes of RAM done and in total.
 ///
 /// The guest should be paused: memory that changes meanwhile is dumped as it is read. The caller
 /// writes to a temporary name and renames.
@@ -108,7 +110,7 @@ pub fn write<W: Write + Seek, S: MemorySource + ?Sized>(
     out.write_all(&head).map_err(|source| WriteError::Output { offset: 0, source })?;
 
     let mut data =
-        Data { out, at: head.len() as u64, progress, done: 0, total: source.ram_bytes(), holes: 0 };
+        Data { out, at: head.len() as u64, progress, done: 0, told: 0, total: source.ram_bytes(), holes: 0 };
     for (region, offset) in regions.iter().zip(offsets(regions)) {
         data.copy_region(source, *region, data_at + offset)?;
     }
@@ -205,6 +207,8 @@ struct Data<'a, W> {
     at: u64,
     progress: &'a mut dyn FnMut(u64, u64),
     done: u64,
+    /// What `progress` was last told.
+    told: u64,
     total: u64,
     holes: u64,
 }
@@ -218,15 +222,23 @@ impl<W: Write + Seek> Data<'_, W> {
     ) -> Result<(), WriteError> {
         let mut buffer = vec![0; CHUNK];
         let mut done = 0;
+        // Up to here the source said that there is data.
+        let mut data_end = 0;
         while done < region.len {
-            // What the source knows to be zero is not even read.
-            let data = source.next_data(region.gpa + done).unwrap_or(u64::MAX);
-            let start = (data.max(region.gpa) - region.gpa).max(done) / PAGE_SIZE * PAGE_SIZE;
-            let start = start.max(done).min(region.len);
-            self.advance(start - done);
-            self.holes += start - done;
-            done = start;
-            let len = (region.len - done).min(CHUNK as u64);
+            if done >= data_end {
+                // What the source knows to be zero is not even read.
+                let data = source.next_data(region.gpa + done).unwrap_or(u64::MAX);
+                let start = (data.max(region.gpa) - region.gpa).max(done) / PAGE_SIZE * PAGE_SIZE;
+                let start = start.max(done).min(region.len);
+                self.advance(start - done);
+                self.holes += start - done;
+                done = start;
+                data_end = match source.data_end(data) {
+                    Some(end) if end > data => (end - region.gpa).next_multiple_of(PAGE_SIZE).min(region.len),
+                    _ => (done + CHUNK as u64).min(region.len),
+                };
+            }
+            let len = (data_end - done).min(CHUNK as u64);
             #[expect(clippy::cast_possible_truncation, reason = "at most CHUNK")]
             let Some(chunk) = buffer.get_mut(..len as usize) else { break };
             if !chunk.is_empty() {
@@ -279,8 +291,9 @@ impl<W: Write + Seek> Data<'_, W> {
     }
 
     fn advance(&mut self, bytes: u64) {
-        if bytes > 0 {
-            self.done += bytes;
+        self.done += bytes;
+        if self.done - self.told >= PROGRESS_STEP || (bytes > 0 && self.done == self.total) {
+            self.told = self.done;
             (self.progress)(self.done, self.total);
         }
     }

@@ -1,5 +1,6 @@
 //! The tables as an OS and `iasl` read them.
 
+use std::io::Write as _;
 use std::path::Path;
 use std::process::Command;
 
@@ -50,7 +51,7 @@ fn every_table_is_reached_from_the_rsdp() {
         assert!(!fadt.hw_reduced);
         assert_eq!((fadt.pm1a_evt, fadt.pm1a_cnt), (0x600, 0x604));
         assert_eq!((fadt.reset_port, fadt.reset_value, fadt.sci), (0x64, 0xfe, 9));
-        assert_eq!(fadt.boot_arch & 0b11, 0b11, "ISA devices and an i8042");
+        assert_eq!(fadt.boot_arch & 0b11, 0b01, "ISA devices, and no i8042 that an OS should probe");
     }
 }
 
@@ -158,9 +159,9 @@ fn an_hmat_need_not_be_square() {
 #[test]
 fn iasl_reads_every_table_without_a_complaint() {
     if Command::new("iasl").arg("-v").output().is_err() {
-        eprintln!(
-            "SKIPPED: iasl is not installed (Debian: acpica-tools); the ACPI tables were NOT checked by it"
-        );
+        // Not `eprintln!`: the test harness would swallow it.
+        let skipped = "SKIPPED: iasl is not installed (Debian: acpica-tools); nothing but memvisor checked the ACPI tables";
+        writeln!(std::io::stderr(), "{skipped}").expect("writes");
         return;
     }
     let directory = tempfile::tempdir().expect("temporary directory");

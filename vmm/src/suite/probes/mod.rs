@@ -4,9 +4,11 @@
 //! found it.
 
 mod dump;
+mod gib_pages;
 mod inspect;
 mod protocols;
 mod random;
+mod second_stage;
 mod topology;
 mod translate;
 
@@ -31,6 +33,10 @@ pub enum Probe {
     InspectLive,
     /// Started by the other boot protocol, the guest sees the same machine.
     LinuxAndPvhAgree,
+    /// KVM's counts of second-stage pages fit the host's pages behind guest memory.
+    SecondStageSizes,
+    /// The guest maps its RAM by 1 GiB pages where they fit.
+    GibPages,
 }
 
 impl Probe {
@@ -42,6 +48,8 @@ impl Probe {
             Probe::DumpRoundtrip => "dump-roundtrip",
             Probe::InspectLive => "inspect-live",
             Probe::LinuxAndPvhAgree => "linux-and-pvh-agree",
+            Probe::SecondStageSizes => "second-stage-sizes",
+            Probe::GibPages => "gib-pages",
         }
     }
 
@@ -53,6 +61,8 @@ impl Probe {
             Probe::DumpRoundtrip => dump::probe(held),
             Probe::InspectLive => inspect::probe(held),
             Probe::LinuxAndPvhAgree => protocols::probe(held),
+            Probe::SecondStageSizes => second_stage::probe(held),
+            Probe::GibPages => gib_pages::probe(held),
         };
         result.unwrap_or_else(|error| Outcome::Failed(vec![format!("{error:#}")]))
     }

@@ -7,7 +7,7 @@ use memvisor_abi::port::ExitCode;
 
 use super::{apic, percpu, regs};
 use crate::sync::Lock;
-use crate::{console, panic, println, syscall, task};
+use crate::{panic, println, syscall, task};
 
 /// Vector number that `syscall_entry` reports.
 pub const VECTOR_SYSCALL: u64 = 256;
@@ -153,6 +153,17 @@ pub fn init_idt(ist: bool) {
     }
 }
 
+/// Executes an undefined instruction.
+pub fn invalid_opcode() {
+    // SAFETY: the trap ends the kernel.
+    unsafe { core::arch::asm!("ud2", options(nomem, nostack)) }
+}
+
+/// Makes a vector undeliverable, for the test of #DF.
+pub fn break_gate(vector: usize) {
+    IDT.lock()[vector] = Gate(0, 0);
+}
+
 /// Loads the table on this CPU.
 pub fn load_idt() {
     #[repr(C, packed)]
@@ -286,6 +297,12 @@ fn die(frame: &TrapFrame) -> ! {
         panic::print_walk(cr2);
     }
     panic::print_backtrace(frame.rip, frame.rbp);
-    console::flush();
+    panic::leave_epitaph(format_args!(
+        "{} at rip {:#x}, cr2 {cr2:#x}, error {:#x}, CPU {}",
+        name(frame.vector),
+        frame.rip,
+        frame.error,
+        percpu::cpu()
+    ));
     panic::end(ExitCode::Trap)
 }

@@ -1,0 +1,82 @@
+//! Measures memvisor against its peers: the same work, in the same run, one after the other.
+//!
+//! ```text
+//! memvisor-bench [start] [resident] [translate] [dump] [boot] [--memvisor FILE] [--rounds N] [--quick]
+//! ```
+//!
+//! Without names all of them run. Every table is Markdown; docs/benchmarks.md holds one run of each.
+
+mod boot;
+mod dump;
+mod guest;
+mod image;
+mod peers;
+mod process;
+mod resident;
+mod start;
+mod stats;
+mod table;
+mod translate;
+mod vm;
+
+use std::path::PathBuf;
+
+use anyhow::Context;
+
+use crate::table::Score;
+
+const USAGE: &str = "usage: memvisor-bench [start] [resident] [translate] [dump] [boot] \
+                     [--memvisor FILE] [--rounds N] [--quick]";
+
+/// What the command line says.
+#[derive(Debug)]
+pub struct Options {
+    /// The binary to measure.
+    pub memvisor: PathBuf,
+    /// Counted rounds of each measurement.
+    pub rounds: usize,
+    /// Small sizes: to see that the benchmarks work.
+    pub quick: bool,
+}
+
+type Benchmark = fn(&Options) -> anyhow::Result<Score>;
+const BENCHMARKS: [(&str, Benchmark); 5] = [
+    ("start", start::run),
+    ("resident", resident::run),
+    ("translate", translate::run),
+    ("dump", dump::run),
+    ("boot", boot::run),
+];
+
+fn main() -> anyhow::Result<()> {
+    let mut options =
+        Options { memvisor: PathBuf::from("target/release/memvisor"), rounds: 11, quick: false };
+    let mut names = Vec::new();
+    let mut arguments = std::env::args().skip(1);
+    while let Some(argument) = arguments.next() {
+        let mut value = || arguments.next().with_context(|| format!("{argument} needs a value\n{USAGE}"));
+        match argument.as_str() {
+            "--memvisor" => options.memvisor = PathBuf::from(value()?),
+            "--rounds" => options.rounds = value()?.parse().context("--rounds takes a number")?,
+            "--quick" => options.quick = true,
+            name if BENCHMARKS.iter().any(|(known, _)| *known == name) => names.push(argument),
+            other => anyhow::bail!("unknown argument {other}\n{USAGE}"),
+        }
+    }
+    anyhow::ensure!(options.rounds > 0, "--rounds takes at least 1");
+    anyhow::ensure!(
+        options.memvisor.is_file(),
+        "{} is not there: build it with `make build`, or name it with --memvisor",
+        options.memvisor.display()
+    );
+    let mut total = Score::default();
+    for (name, benchmark) in BENCHMARKS {
+        if names.is_empty() || names.iter().any(|wanted| wanted == name) {
+            let score = benchmark(&options).with_context(|| format!("benchmark {name}"))?;
+            total.met += score.met;
+            total.judged += score.judged;
+        }
+    }
+    println!("\nall: {} of {} targets met", total.met, total.judged);
+    Ok(())
+}

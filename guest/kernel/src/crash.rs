@@ -1,0 +1,38 @@
+//! Ways to die on purpose, `crash=NAME` on the command line, so that the reports are tested.
+
+use mm_core::{PAGE_SIZE, VirtAddr};
+
+use crate::arch::percpu;
+use crate::arch::trap;
+use crate::mm::layout::{levels, percpu_area};
+use crate::mm::phys;
+use crate::{cmdline, println};
+
+const GENERAL_PROTECTION: usize = 13;
+
+/// Dies as the command line asks, if it asks.
+pub fn run() {
+    cmdline::value("crash", |name| match name {
+        "panic" => panic!("asked for by crash=panic"),
+        "null-read" => touch(0x10),
+        "rodata-write" => scribble(phys::image().va + phys::image().text),
+        "stack-overflow" => touch(percpu_area(percpu::cpu()).as_u64() + 2 * PAGE_SIZE + 0xff8),
+        "invalid-opcode" => trap::invalid_opcode(),
+        // #GP cannot be delivered either, and two contributory exceptions make #DF (SDM 3A 6.15).
+        "double-fault" => {
+            trap::break_gate(GENERAL_PROTECTION);
+            touch(1 << (levels().va_bits() - 1));
+        }
+        other => println!(
+            "crash: no such way as {other}; known are panic null-read rodata-write stack-overflow invalid-opcode double-fault"
+        ),
+    });
+}
+
+fn touch(address: u64) {
+    phys::read_mapped(VirtAddr::new(address));
+}
+
+fn scribble(address: u64) {
+    phys::write_mapped(VirtAddr::new(address));
+}
