@@ -245,7 +245,9 @@ pub fn conduct(
     };
     vm.end();
     vm.console().flush_line();
-    if end.is_clean() && vm.audit != AuditMode::Off {
+    // A foreign kernel publishes nothing to audit it by; one that does is audited.
+    let publishes = !vm.entry.foreign || vm.device.root_gpa().is_some();
+    if end.is_clean() && publishes && vm.audit != AuditMode::Off {
         checkpoints.push(record(None, "end".into(), None, audit(vm)));
     }
     let outcome = Outcome { end, epitaph: vm.device.epitaph(), checkpoints, duration: started.elapsed() };

@@ -9,6 +9,7 @@ use std::fs;
 use std::io::Write;
 use std::os::unix::net::UnixListener;
 use std::os::unix::process::CommandExt;
+use std::time::Duration;
 
 use rustix::process::{Resource, Rlimit, Signal, setrlimit};
 
@@ -283,6 +284,27 @@ fn a_spinning_or_flooding_guest_stays_controllable() {
         assert!(text.contains("SIGINT"));
         assert_eq!(bench.files(), [bench.path("kernel")]);
     }
+}
+
+#[test]
+fn a_reader_that_does_not_read_holds_up_nobody_but_the_guest() {
+    if !has_kvm() {
+        return;
+    }
+    let bench = Bench::new();
+    bench.put("kernel", &kernel(&FLOOD));
+    let mut guest = Guest::start_unread(&bench, &["--name", "stuck"]);
+    guest.wait_for_socket(&bench, "stuck");
+    guest.wait_for_silence(&bench, "stuck");
+    let dump = bench.run(&["dump", "--vm", "stuck", "-o", "out"]);
+    assert!(dump.status.success(), "{}", String::from_utf8_lossy(&dump.stderr));
+    fs::remove_file(bench.path("out")).expect("a dump");
+    // The first one ends the guest, the second one the wait for somebody who reads how it ended.
+    guest.signal(Signal::INT);
+    std::thread::sleep(Duration::from_millis(300));
+    guest.signal(Signal::INT);
+    assert_eq!(guest.end().0, Some(7));
+    assert_eq!(bench.files(), [bench.path("kernel")]);
 }
 
 #[test]

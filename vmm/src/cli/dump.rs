@@ -58,13 +58,17 @@ pub(super) fn run(args: &DumpArgs) -> anyhow::Result<ExitCode> {
         let mut file = NamedTempFile::new_in(&folder)
             .with_context(|| format!("cannot create a file in {}", folder.display()))?;
         let facts = source.facts.clone().unwrap_or_default();
-        let info = vmcoreinfo(source);
+        let info = match source.root() {
+            Some(_) => vmcoreinfo(source).to_string(),
+            // Of a foreign kernel only Linux is known to leave something for readers.
+            None => core_file::find_linux(source.memory()).unwrap_or_else(|| vmcoreinfo(source).to_string()),
+        };
         let summary = core_file::write(
             &mut Stoppable(file.as_file_mut()),
             source.memory(),
             &source.registers,
             &facts,
-            &info.to_string(),
+            &info,
             &mut |done, total| {
                 bar.set_length(total);
                 bar.set_position(done);

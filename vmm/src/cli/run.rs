@@ -302,6 +302,11 @@ fn print_end(vm: &Vm, outcome: &Outcome, hold: bool) -> std::io::Result<()> {
         outcome.duration.as_millis(),
         outcome.checkpoints.iter().filter(|record| record.audit.is_some()).count(),
     ))?;
+    if matches!(outcome.end, End::Stopped { .. } | End::Reset { clean: false })
+        && let Some(limit) = vm.host_limit()
+    {
+        out::text(&format!("memvisor: {limit}"))?;
+    }
     if hold && !matches!(outcome.end, End::Stopped { .. }) {
         out::text(&format!("memvisor: held for inspection as {:?}; Ctrl-C ends it", vm.name))?;
     }
@@ -313,6 +318,7 @@ fn print_end(vm: &Vm, outcome: &Outcome, hold: bool) -> std::io::Result<()> {
             "memvisor: no audit: {}",
             reasons.unwrap_or(match vm.audit {
                 AuditMode::Off => "audits are off (--audit off)",
+                _ if vm.entry.foreign => "the kernel is not memvisor's and publishes nothing to audit it by",
                 _ => "the guest did not end cleanly",
             })
         ));

@@ -308,13 +308,20 @@ fn read_file(what: &'static str, path: &Path) -> Result<Vec<u8>, LoadError> {
     fs::read(path).map_err(fail)
 }
 
-/// RAM above boot data, where images may go.
-fn rooms<'a>(cargo: &'a Cargo<'_>) -> impl Iterator<Item = (u64, u64)> + 'a {
-    cargo.ram.iter().filter_map(|&(base, len)| {
+/// RAM above boot data, where images may go: `(base, end)`, ascending; neighbours, which may be of two
+/// nodes, are one.
+fn rooms(cargo: &Cargo<'_>) -> impl Iterator<Item = (u64, u64)> {
+    let mut rooms: Vec<(u64, u64)> = Vec::new();
+    for &(base, len) in cargo.ram {
         let end = base.saturating_add(len);
         let base = base.max(layout::BOOT_DATA_END);
-        (end > base).then_some((base, end))
-    })
+        match rooms.last_mut() {
+            Some((_, last)) if *last == base => *last = end,
+            _ if end > base => rooms.push((base, end)),
+            _ => {}
+        }
+    }
+    rooms.into_iter()
 }
 
 /// Where the image's first byte goes.

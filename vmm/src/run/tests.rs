@@ -111,6 +111,32 @@ fn a_triple_fault_is_reported_with_registers_and_bytes() {
 }
 
 #[test]
+fn what_this_kvm_cannot_run_in_ring_0_is_reported_with_bytes_symbol_and_advice() {
+    if !has_kvm() {
+        return;
+    }
+    let map = tempfile::NamedTempFile::new().expect("temporary file");
+    std::fs::write(map.path(), format!("{CODE:016x} T count_bits\n")).expect("writes");
+    // nop ; popcnt eax, eax
+    let code = [vec![0x90, 0xf3, 0x0f, 0xb8, 0xc0], exit_with(0)].concat();
+    let config =
+        VmConfig { symbols: Some(map.path().to_owned()), ..config_of(&ElfBuilder::new(CODE, &code)) };
+    let (outcome, _) = run(&config);
+    let Some(failure) = failure(&outcome.end) else {
+        // A KVM that runs ring 0 itself.
+        assert_eq!(outcome.status(), ExitStatus::Clean, "{}", outcome.end.describe());
+        return;
+    };
+    assert!(!failure.guest_fault, "{failure}");
+    assert_eq!(failure.instruction.first_chunk(), Some(&[0xf3, 0x0f, 0xb8, 0xc0]), "{failure}");
+    assert_eq!(failure.rip_gpa, Some(CODE + 1), "{failure}");
+    assert_eq!(failure.symbol.as_deref(), Some("count_bits+0x1"), "{failure}");
+    let text = failure.to_string();
+    assert!(text.contains("in count_bits+0x1") && text.contains("emulates ring 0"), "{text}");
+    assert_eq!(outcome.status(), ExitStatus::VmmFailed);
+}
+
+#[test]
 fn wild_port_and_mmio_accesses_read_ones_and_do_no_harm() {
     if !has_kvm() {
         return;

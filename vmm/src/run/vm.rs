@@ -10,6 +10,7 @@ use std::{
         atomic::{AtomicBool, Ordering},
         mpsc::{self, Receiver, Sender},
     },
+    thread,
     time::{Duration, Instant},
 };
 
@@ -49,6 +50,9 @@ pub enum Irqchip {
     Full,
 }
 
+/// Input kept while the serial port is busy; more is dropped.
+const TYPED_MAX: usize = 4096;
+
 /// State of a guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -80,6 +84,7 @@ pub struct Vm {
     pub seccomp: Filters,
     console: Arc<Mutex<Console>>,
     serial: Arc<Mutex<SerialPort>>,
+    typed: Mutex<Vec<u8>>,
     built: Instant,
     bus: Arc<SharedBus>,
     symbols: Option<PathBuf>,
@@ -136,7 +141,10 @@ impl Vm {
         install_kick_handler()
             .map_err(|source| RunError::Host { step: "install the vCPU signal", source })?;
         let (sender, receiver) = mpsc::channel();
-        let features = Features { la57: levels == 5, tsc_deadline: offer.tsc_deadline };
+        let mut nodes: Vec<u32> = config.facts.cpus.iter().map(|cpu| cpu.node).collect();
+        nodes.dedup();
+        let features =
+            Features { la57: levels == 5, tsc_deadline: offer.tsc_deadline, one_package: nodes.len() <= 1 };
         let count = u32::try_from(config.facts.cpus.len()).unwrap_or(u32::MAX);
         let mut vcpus = Vec::new();
         let mut stats = Vec::new();
@@ -165,6 +173,7 @@ impl Vm {
             seccomp: config.seccomp,
             console,
             serial,
+            typed: Mutex::default(),
             built: Instant::now(),
             bus,
             symbols: config.symbols.clone(),
@@ -234,13 +243,34 @@ impl Vm {
     /// Shows what the guest has not ended with a newline yet, unless output is stuck.
     pub fn flush_console(&self) {
         if let Ok(mut console) = self.console.try_lock() {
-            console.flush_line();
+            console.flush_ready();
         }
     }
 
-    /// Input for the guest's serial port.
+    /// The last output; `None` if the guest waits for the reader of its output.
+    pub fn console_tail(&self) -> Option<Vec<u8>> {
+        // A guest that only prints much lets go between two lines.
+        for _ in 0..20 {
+            if let Ok(console) = self.console.try_lock() {
+                return Some(console.tail());
+            }
+            thread::sleep(Duration::from_millis(5));
+        }
+        None
+    }
+
+    /// Input for the guest's serial port. While the guest waits there for the reader of its output the
+    /// input is kept; a later call, even with nothing, delivers it.
     pub fn type_bytes(&self, bytes: &[u8]) {
-        self.serial.lock().unwrap_or_else(PoisonError::into_inner).type_bytes(bytes);
+        let mut typed = self.typed.lock().unwrap_or_else(PoisonError::into_inner);
+        let room = TYPED_MAX.saturating_sub(typed.len());
+        typed.extend(bytes.iter().take(room));
+        if !typed.is_empty()
+            && let Ok(mut serial) = self.serial.try_lock()
+        {
+            serial.type_bytes(&typed);
+            typed.clear();
+        }
     }
 
     /// State now. A guest may be paused before it starts; one that has ended stays so.
@@ -299,6 +329,13 @@ impl Vm {
         self.vcpus.iter().any(|vcpu| vcpu.state() == State::Running)
     }
 
+    /// One line about what keeps a foreign kernel from running well on this host, if anything does. To
+    /// find out takes as long as to start a small guest.
+    pub fn host_limit(&self) -> Option<&'static str> {
+        let limited = self.entry.foreign && open_kvm().is_ok_and(|kvm| emulates_ring0(&kvm));
+        limited.then_some(EMULATED_RING0)
+    }
+
     /// Adds to `failure` what is known beyond the vCPU: the symbol, and what to do.
     pub(super) fn explain(&self, failure: &mut Failure) {
         if let Some(path) = &self.symbols {
@@ -307,9 +344,7 @@ impl Vm {
                 Err(error) => tracing::warn!("no symbols from {}: {error}", path.display()),
             }
         }
-        // Only now: to try it takes as long as to start a small guest.
-        let limited = open_kvm().is_ok_and(|kvm| emulates_ring0(&kvm));
-        failure.hint = (self.entry.foreign && limited).then(|| EMULATED_RING0.to_owned());
+        failure.hint = self.host_limit().map(str::to_owned);
     }
 
     /// What a reset means: a foreign kernel ends by it, unless it has just reported its own end.
@@ -325,7 +360,7 @@ impl Vm {
 }
 
 /// One line: why a kernel stops, and what to do.
-const EMULATED_RING0: &str = "memvisor: this KVM emulates ring 0 and lacks instructions that Linux uses, so Linux stops sooner or later: use a host with VT-x or AMD-V, or bed nested (docs/linux-guest.md)";
+const EMULATED_RING0: &str = "this KVM emulates ring 0, slowly and without instructions that Linux uses, so Linux does not run on it: use a host with VT-x or AMD-V, or bed nested (docs/linux-guest.md)";
 
 fn choose_levels(paging: Paging, offer: &HostOffer) -> Result<u32, RunError> {
     match (paging, offer.la57) {

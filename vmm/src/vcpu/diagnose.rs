@@ -125,7 +125,7 @@ impl fmt::Display for Failure {
             write!(f, "\n{}", TranslateView::new(walk.clone(), None).to_string().trim_end())?;
         }
         match &self.hint {
-            Some(hint) => write!(f, "\n{hint}"),
+            Some(hint) => write!(f, "\nmemvisor: {hint}"),
             None => Ok(()),
         }
     }

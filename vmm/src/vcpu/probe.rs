@@ -153,7 +153,7 @@ fn try_ring0(kvm: &Kvm) -> Result<bool, Box<dyn std::error::Error>> {
 fn accepts_la57(kvm: &Kvm, cpuid: &CpuId) -> Result<bool, KvmOpenError> {
     let vm = kvm.create_vm().map_err(|errno| ioctl("KVM_CREATE_VM", errno))?;
     let vcpu = vm.create_vcpu(0).map_err(|errno| ioctl("KVM_CREATE_VCPU", errno))?;
-    let cpuid = build_cpuid(cpuid, 0, 1, Features { la57: true, tsc_deadline: false });
+    let cpuid = build_cpuid(cpuid, 0, 1, Features { la57: true, tsc_deadline: false, one_package: true });
     vcpu.set_cpuid2(&cpuid).map_err(|errno| ioctl("KVM_SET_CPUID2", errno))?;
     let mut sregs = vcpu.get_sregs().map_err(|errno| ioctl("KVM_GET_SREGS", errno))?;
     regs::enter_long_mode(&mut sregs, 0, 5);

@@ -85,21 +85,27 @@ pub struct Guest {
 impl Guest {
     /// Runs `kernel` of the bench's folder.
     pub fn start(bench: &Bench, flags: &[&str]) -> Guest {
+        let mut guest = Guest::start_unread(bench, flags);
+        let mut stdout = guest.child.stdout.take().expect("a pipe");
+        // Read all the time: a guest that floods must not wait for us.
+        guest.output = Some(std::thread::spawn(move || {
+            let mut text = Vec::new();
+            let _ = stdout.read_to_end(&mut text);
+            String::from_utf8_lossy(&text).into_owned()
+        }));
+        guest
+    }
+
+    /// As [`Guest::start`], but nobody reads its output.
+    pub fn start_unread(bench: &Bench, flags: &[&str]) -> Guest {
         let args = [&["run", "tiny", "--kernel", "kernel", "--audit", "off"], flags].concat();
-        let mut child = bench
+        let child = bench
             .command(&args)
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
             .spawn()
             .expect("memvisor starts");
-        let mut stdout = child.stdout.take().expect("a pipe");
-        // Read all the time: a guest that floods must not wait for us.
-        let output = std::thread::spawn(move || {
-            let mut text = Vec::new();
-            let _ = stdout.read_to_end(&mut text);
-            String::from_utf8_lossy(&text).into_owned()
-        });
-        Guest { child, output: Some(output) }
+        Guest { child, output: None }
     }
 
     /// Waits until the guest runs and answers.
@@ -114,6 +120,27 @@ impl Guest {
             assert!(Instant::now() < deadline, "no guest {name} runs: {text}");
             assert!(self.child.try_wait().expect("ours").is_none(), "the guest {name} ended");
             std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Waits until the guest makes no more exits: its pipe is full.
+    pub fn wait_for_silence(&mut self, bench: &Bench, name: &str) {
+        let deadline = Instant::now() + PATIENCE;
+        let exits = || {
+            let vms = bench.run(&["vms", "--json"]);
+            let list: serde_json::Value = serde_json::from_slice(&vms.stdout).expect("JSON");
+            assert_eq!(list[0]["name"], name);
+            list[0]["stats"]["vcpus"][0]["exits"]["io_out"].as_u64()
+        };
+        let mut before = exits();
+        loop {
+            std::thread::sleep(Duration::from_millis(100));
+            let now = exits();
+            if now == before && now > Some(0) {
+                return;
+            }
+            assert!(Instant::now() < deadline, "the guest {name} does not wait for its reader");
+            before = now;
         }
     }
 
