@@ -13,6 +13,7 @@ step() {
 }
 
 step "formatting" cargo fmt --all --check
+step "formatting of the fuzz programs" rustfmt --edition 2024 --check fuzz/fuzz_targets/*.rs
 step "clippy, host crates" cargo clippy --workspace --exclude memvisor-kernel --exclude memvisor-user \
     --all-targets -- -D warnings
 step "clippy, guest crates" scripts/guest.sh clippy

@@ -53,7 +53,7 @@ code=0
 timeout --foreground "${NESTED_TIMEOUT:-600}" qemu-system-x86_64 -accel tcg,thread=multi \
     -cpu "${NESTED_CPU:-max,phys-bits=48}" -smp 2 -m "${NESTED_MEMORY:-2048}" -M q35 -display none -nodefaults -no-reboot \
     -serial stdio -serial "file:$out/out.tgz" -kernel "$kernel" -initrd "$out/initramfs.cpio" -append "$append" \
-    </dev/null 2>&1 | tr -d '\r' | tee "$out/console.log" || code=${PIPESTATUS[0]}
+    </dev/null 2>&1 | sed -u 's|\r||g' | tee "$out/console.log" || code=${PIPESTATUS[0]}
 rm -f "$out/initramfs.cpio"
 
 tar -x -z -f "$out/out.tgz" -C "$out" 2>/dev/null || {

@@ -109,7 +109,7 @@ impl EventLoop {
         let thread = thread::Builder::new()
             .name("event-loop".into())
             .spawn(move || {
-                if let Err(error) = seccomp::enter(filters, seccomp::EVENT_LOOP) {
+                if let Err(error) = seccomp::enter(filters, seccomp::Thread::EventLoop) {
                     // Whoever may not be restricted is not let near clients.
                     let _ = events.send(RunEvent::Quit(error.to_string()));
                     return;

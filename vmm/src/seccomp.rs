@@ -1,6 +1,6 @@
 //! Filters on the threads that a guest or a client of the control socket can reach (seccomp(2)).
 //!
-//! A thread that has started needs few system calls; [`VCPU`] and [`EVENT_LOOP`] list them, and
+//! A thread that has started needs few system calls; [`Thread::allowed`] lists them, and
 //! docs/isolation.md says what each is for. [`enter`] makes the kernel refuse the rest to the calling
 //! thread, for ever. A refused call is a mistake in memvisor or an attack: the thread says which call
 //! in one line and stays where it is, and the process ends with
@@ -42,10 +42,12 @@ pub struct SeccompError {
 enum Only {
     /// Anything.
     Any,
-    /// Argument 1 is one of these requests of ioctl(2).
+    /// Argument 1 is one of these requests of ioctl(2) or fcntl(2).
     Requests(&'static [u64]),
-    /// Argument 2 has none of these bits.
-    Without(u64),
+    /// The argument of this number has none of these bits.
+    Without(u8, u64),
+    /// It fails with EACCES; the caller does without.
+    Fails,
 }
 
 /// A system call that is allowed.
@@ -66,11 +68,14 @@ macro_rules! allow {
 const EXEC: u64 = libc::PROT_EXEC as u64;
 const WRITE: u64 = (libc::O_WRONLY | libc::O_RDWR | libc::O_CREAT) as u64;
 
+const F_GETFD: u64 = 1;
 // linux/kvm.h.
 const KVM_RUN: u64 = 0xae80;
 const KVM_GET_REGS: u64 = 0x8090_ae81;
+const KVM_SET_REGS: u64 = 0x4090_ae82;
 const KVM_GET_SREGS: u64 = 0x8138_ae83;
 const KVM_TRANSLATE: u64 = 0xc018_ae85;
+const KVM_GET_STATS_FD: u64 = 0xaece;
 // asm-generic/ioctls.h.
 const FIONBIO: u64 = 0x5421;
 const TCSETS: u64 = 0x5402;
@@ -79,13 +84,14 @@ const TCSETS2: u64 = 0x402c_542b;
 /// What every thread of this program does: memory, locks, time, signals, output, its end.
 const COMMON: &[Allowed] = allow! {
     SYS_brk "brk" Only::Any;
-    SYS_mmap "mmap" Only::Without(EXEC);
-    SYS_mprotect "mprotect" Only::Without(EXEC);
+    SYS_mmap "mmap" Only::Without(2, EXEC);
+    SYS_mprotect "mprotect" Only::Without(2, EXEC);
     SYS_mremap "mremap" Only::Any;
     SYS_munmap "munmap" Only::Any;
     SYS_madvise "madvise" Only::Any;
     SYS_futex "futex" Only::Any;
     SYS_sched_yield "sched_yield" Only::Any;
+    SYS_sched_getaffinity "sched_getaffinity" Only::Any;
     SYS_clock_gettime "clock_gettime" Only::Any;
     SYS_restart_syscall "restart_syscall" Only::Any;
     SYS_rt_sigreturn "rt_sigreturn" Only::Any;
@@ -93,18 +99,20 @@ const COMMON: &[Allowed] = allow! {
     SYS_sigaltstack "sigaltstack" Only::Any;
     SYS_write "write" Only::Any;
     SYS_close "close" Only::Any;
+    SYS_fcntl "fcntl" Only::Requests(&[F_GETFD]);
     SYS_getrandom "getrandom" Only::Any;
     SYS_exit "exit" Only::Any;
     SYS_exit_group "exit_group" Only::Any;
 };
 
 /// What a vCPU thread does beyond [`COMMON`].
-pub const VCPU: &[Allowed] = allow! {
-    SYS_ioctl "ioctl" Only::Requests(&[KVM_RUN, KVM_GET_REGS, KVM_GET_SREGS, KVM_TRANSLATE]);
+const VCPU: &[Allowed] = allow! {
+    SYS_openat "openat" Only::Fails;
+    SYS_ioctl "ioctl" Only::Requests(&[KVM_RUN, KVM_GET_REGS, KVM_SET_REGS, KVM_GET_SREGS, KVM_TRANSLATE]);
 };
 
 /// What the event loop does beyond [`COMMON`].
-pub const EVENT_LOOP: &[Allowed] = allow! {
+const EVENT_LOOP: &[Allowed] = allow! {
     SYS_epoll_wait "epoll_wait" Only::Any;
     SYS_epoll_pwait "epoll_pwait" Only::Any;
     SYS_epoll_ctl "epoll_ctl" Only::Any;
@@ -114,9 +122,9 @@ pub const EVENT_LOOP: &[Allowed] = allow! {
     SYS_recvfrom "recvfrom" Only::Any;
     SYS_sendmsg "sendmsg" Only::Any;
     SYS_setsockopt "setsockopt" Only::Any;
-    SYS_fcntl "fcntl" Only::Any;
-    SYS_ioctl "ioctl" Only::Requests(&[FIONBIO, TCSETS, TCSETS2]);
-    SYS_openat "openat" Only::Without(WRITE);
+    SYS_ioctl "ioctl" Only::Requests(&[FIONBIO, TCSETS, TCSETS2, KVM_GET_STATS_FD]);
+    SYS_open "open" Only::Without(1, WRITE);
+    SYS_openat "openat" Only::Without(2, WRITE);
     SYS_unlink "unlink" Only::Any;
     SYS_getpid "getpid" Only::Any;
     SYS_gettid "gettid" Only::Any;
@@ -133,36 +141,69 @@ pub enum Filters {
     Off,
 }
 
-/// The calls of a thread of this kind, in the order of the tables.
-pub fn allowed(kind: &'static [Allowed]) -> impl Iterator<Item = &'static Allowed> {
-    COMMON.iter().chain(kind)
+/// Kinds of threads that are restricted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Thread {
+    /// Runs a vCPU and carries out its device accesses.
+    Vcpu,
+    /// Serves everything else.
+    EventLoop,
 }
 
-/// Restricts the calling thread to [`COMMON`] and `kind` for ever, unless `filters` are off.
+impl Thread {
+    const fn name(self) -> &'static str {
+        match self {
+            Thread::Vcpu => "a vCPU thread",
+            Thread::EventLoop => "the event loop",
+        }
+    }
+
+    /// What it may call, in the order of the tables.
+    pub fn allowed(self) -> impl Iterator<Item = &'static Allowed> {
+        COMMON.iter().chain(match self {
+            Thread::Vcpu => VCPU,
+            Thread::EventLoop => EVENT_LOOP,
+        })
+    }
+}
+
+/// Restricts the calling thread, which is one of this kind, for ever, unless `filters` are off.
 ///
 /// # Errors
 /// If the kernel has no seccomp filters.
-pub fn enter(filters: Filters, kind: &'static [Allowed]) -> Result<(), SeccompError> {
+pub fn enter(filters: Filters, kind: Thread) -> Result<(), SeccompError> {
     if filters == Filters::Off {
         return Ok(());
     }
     let fail = |step| move |error: io::Error| SeccompError { step, error: error.to_string() };
     register_signal_handler(libc::SIGSYS, on_refused)
         .map_err(|errno| fail("SIGSYS")(io::Error::from_raw_os_error(errno.errno())))?;
-    let program =
+    let [allow, fails] =
         compile(kind).map_err(|error| SeccompError { step: "compile a filter", error: error.to_string() })?;
-    THREAD.set(if std::ptr::eq(kind, VCPU) { "a vCPU thread" } else { "the event loop" });
-    seccompiler::apply_filter(&program)
-        .map_err(|error| SeccompError { step: "install a filter", error: error.to_string() })
+    THREAD.set(kind.name());
+    // The first one lets calls pass that the second one makes fail; the stricter answer counts.
+    for program in [fails, allow] {
+        seccompiler::apply_filter(&program)
+            .map_err(|error| SeccompError { step: "install a filter", error: error.to_string() })?;
+    }
+    Ok(())
 }
 
-fn compile(kind: &'static [Allowed]) -> Result<BpfProgram, seccompiler::BackendError> {
+/// The filter that refuses, and the one that makes calls fail.
+fn compile(kind: Thread) -> Result<[BpfProgram; 2], seccompiler::BackendError> {
+    const FAIL: SeccompAction = SeccompAction::Errno(libc::EACCES as u32);
     let mut rules: BTreeMap<i64, Vec<SeccompRule>> = BTreeMap::new();
-    for call in allowed(kind) {
+    let mut failing: BTreeMap<i64, Vec<SeccompRule>> = BTreeMap::new();
+    for call in kind.allowed() {
         rules.entry(call.number).or_default().extend(call.rules()?);
+        if matches!(call.only, Only::Fails) {
+            failing.insert(call.number, Vec::new());
+        }
     }
     let arch = std::env::consts::ARCH.try_into()?;
-    SeccompFilter::new(rules, SeccompAction::Trap, SeccompAction::Allow, arch)?.try_into()
+    let allow = SeccompFilter::new(rules, SeccompAction::Trap, SeccompAction::Allow, arch)?;
+    let fail = SeccompFilter::new(failing, SeccompAction::Allow, FAIL, arch)?;
+    Ok([allow.try_into()?, fail.try_into()?])
 }
 
 impl Allowed {
@@ -173,16 +214,17 @@ impl Allowed {
             SeccompRule::new(vec![condition])
         };
         match self.only {
-            Only::Any => Ok(Vec::new()),
+            Only::Any | Only::Fails => Ok(Vec::new()),
             Only::Requests(requests) => {
                 requests.iter().map(|request| rule(1, SeccompCmpOp::Eq, *request)).collect()
             }
-            Only::Without(bits) => Ok(vec![rule(2, SeccompCmpOp::MaskedEq(bits), 0)?]),
+            Only::Without(argument, bits) => Ok(vec![rule(argument, SeccompCmpOp::MaskedEq(bits), 0)?]),
         }
     }
 }
 
 thread_local! {
+    // Read in signal context: no destructor, no lazy start.
     static THREAD: Cell<&'static str> = const { Cell::new("a thread") };
 }
 
@@ -218,7 +260,7 @@ extern "C" fn on_refused(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut lib
     }
     // SAFETY: the kernel passes a valid siginfo_t, and fills this member of its union for SIGSYS.
     let number = unsafe { (*info.cast::<Refused>()).number };
-    let known = allowed(EVENT_LOOP).chain(VCPU).find(|call| call.number == i64::from(number));
+    let known = Thread::EventLoop.allowed().chain(VCPU).find(|call| call.number == i64::from(number));
     let name = known.map_or("", |call| call.name);
     let mut digits = [0; 10];
     say(&[
@@ -301,8 +343,8 @@ mod tests {
     #[ignore = "run by a_refused_call_is_one_line_and_a_failure in a process of its own"]
     fn opens_for_writing_under_a_filter() {
         watch(|| eprintln!("cleaned up")).expect("a thread");
-        enter(Filters::On, EVENT_LOOP).expect("seccomp");
-        fs::read("/proc/self/comm").expect("reading is allowed");
+        enter(Filters::On, Thread::EventLoop).expect("seccomp");
+        drop(fs::File::open("/proc/self/comm").expect("reading is allowed"));
         let _ = fs::write("/dev/null", "x");
         unreachable!("the call before never returns");
     }
@@ -318,7 +360,7 @@ mod tests {
     #[test]
     #[ignore = "run by a_vcpu_thread_cannot_open_make_sockets_or_change_the_machine in a process of its own"]
     fn makes_a_socket_under_a_filter() {
-        enter(Filters::On, VCPU).expect("seccomp");
+        enter(Filters::On, Thread::Vcpu).expect("seccomp");
         let _ = std::os::unix::net::UnixDatagram::unbound();
         unreachable!("the call before never returns");
     }
@@ -326,13 +368,13 @@ mod tests {
     #[test]
     fn the_tables_are_documented_and_name_each_call_once() {
         let documentation = include_str!("../../docs/isolation.md");
-        for kind in [VCPU, EVENT_LOOP] {
-            let mut numbers: Vec<i64> = allowed(kind).map(|call| call.number).collect();
+        for kind in [Thread::Vcpu, Thread::EventLoop] {
+            let mut numbers: Vec<i64> = kind.allowed().map(|call| call.number).collect();
             let count = numbers.len();
             numbers.sort_unstable();
             numbers.dedup();
             assert_eq!(numbers.len(), count);
-            for call in allowed(kind) {
+            for call in kind.allowed() {
                 assert!(
                     documentation.contains(&format!("`{}`", call.name)),
                     "{} is not documented",

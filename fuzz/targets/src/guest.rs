@@ -19,16 +19,23 @@ const BUDGET: u64 = 512 << 20;
 
 thread_local! {
     /// Building takes longer than reading: damage is undone instead.
-    static GUESTS: RefCell<Option<[SyntheticGuest; 2]>> = const { RefCell::new(None) };
+    static GUESTS: RefCell<Option<[Healthy; 2]>> = const { RefCell::new(None) };
 }
 
-fn build(levels: Levels) -> SyntheticGuest {
+/// A guest, and where the descriptors of its RAM below 4 GiB begin.
+struct Healthy {
+    guest: SyntheticGuest,
+    memmap: u64,
+}
+
+fn build(levels: Levels) -> Healthy {
     let memory = vec![
         (0, RamRegion { gpa: 0, len: 0xa_0000 }),
         (0, RamRegion { gpa: 0x10_0000, len: 0xa0_0000 }),
         (1, RamRegion { gpa: 5 << 30, len: 0x10_0000 }),
     ];
-    SyntheticGuest::new(&Machine { memory, cpus: vec![0, 1], levels })
+    let guest = SyntheticGuest::new(&Machine { memory, cpus: vec![0, 1], levels });
+    Healthy { memmap: guest.page_gpa(0), guest }
 }
 
 /// Edits of a healthy guest's memory (which place, where in it, what), then every reader there is.
@@ -37,8 +44,9 @@ pub fn guest_descriptors(data: &[u8]) {
     let choice = input.u8();
     GUESTS.with_borrow_mut(|guests| {
         let guests = guests.get_or_insert_with(|| [build(Levels::Four), build(Levels::Five)]);
-        let guest = &mut guests[usize::from(choice & 1)];
-        let undo = damage(guest, &mut input);
+        let healthy = &mut guests[usize::from(choice & 1)];
+        let undo = damage(healthy, &mut input);
+        let guest = &mut healthy.guest;
         read_all(guest, choice);
         for (gpa, old) in undo.into_iter().rev() {
             guest.memory.write_u64(gpa, old).expect("it was RAM before");
@@ -47,14 +55,15 @@ pub fn guest_descriptors(data: &[u8]) {
 }
 
 /// Writes words; gives back what was there.
-fn damage(guest: &mut SyntheticGuest, input: &mut Input<'_>) -> Vec<(u64, u64)> {
+fn damage(healthy: &mut Healthy, input: &mut Input<'_>) -> Vec<(u64, u64)> {
     let mut undo = Vec::new();
     for _ in 0..64 {
         if input.is_empty() {
             break;
         }
         let place = input.u8();
-        let (base, len) = place_of(guest, place);
+        let (base, len) = place_of(healthy, place);
+        let guest = &mut healthy.guest;
         let offset = input.number() % len.max(8);
         let gpa = base + offset / 8 * 8;
         let Ok(old) = guest.memory.read_u64(gpa) else { continue };
@@ -78,7 +87,8 @@ fn damage(guest: &mut SyntheticGuest, input: &mut Input<'_>) -> Vec<(u64, u64)> 
 }
 
 /// Address and length of the structures that a guest publishes.
-fn place_of(guest: &SyntheticGuest, place: u8) -> (u64, u64) {
+fn place_of(healthy: &Healthy, place: u8) -> (u64, u64) {
+    let Healthy { guest, memmap } = healthy;
     let root = &guest.root;
     let table = |table: TableRef| (table.gpa, u64::from(table.count) * u64::from(table.stride));
     match place % 16 {
@@ -97,9 +107,9 @@ fn place_of(guest: &SyntheticGuest, place: u8) -> (u64, u64) {
         8 => table(root.memblock_memory),
         9 => table(root.memblock_reserved),
         10 => table(root.address_spaces),
-        11 => (guest.page_gpa(0x100), 0xa00 * 64),
+        11 => (memmap + 0x100 * 64, 0xa00 * 64),
         12 => (root.pgd_pfn << 12, 16 * 4096),
-        13 => (guest.page_gpa(place.into()), 64),
+        13 => (memmap + u64::from(place) * 64, 64),
         14 => (guest.root_gpa, 4096),
         _ => (guest.root_gpa, 16 * 4096),
     }

@@ -194,16 +194,18 @@ static CALL: Lock<()> = Lock::new(());
 pub fn call_others(f: fn()) {
     let _one = CALL.lock();
     let own = percpu::cpu() as usize;
-    let cpus = CPUS.lock();
-    let (table, count) = (cpus.table, cpus.count);
-    drop(cpus);
-    let online = |number: &usize| *number != own && table[*number].state == CpuState::Online as u32;
-    for number in (0..count).filter(online) {
+    let count = CPUS.lock().count;
+    // Read one by one: a copy of the table would not fit on the stack.
+    let online = |number: usize| {
+        let cpu = CPUS.lock().table[number];
+        (number != own && cpu.state == CpuState::Online as u32).then_some((number, cpu.apic_id))
+    };
+    for (number, apic_id) in (0..count).filter_map(online) {
         let mailbox = mailbox(number);
         mailbox.call.store(f as usize as u64, Ordering::Release);
-        apic::send_ipi(table[number].apic_id, trap::VECTOR_CALL);
+        apic::send_ipi(apic_id, trap::VECTOR_CALL);
     }
-    for number in (0..count).filter(online) {
+    for (number, _) in (0..count).filter_map(online) {
         while mailbox(number).call.load(Ordering::Acquire) != 0 {
             core::hint::spin_loop();
         }

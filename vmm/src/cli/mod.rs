@@ -4,6 +4,7 @@
 
 mod check;
 mod dump;
+mod import;
 mod inspect;
 mod list;
 mod out;
@@ -21,6 +22,7 @@ use vmm_sys_util::signal::register_signal_handler;
 
 use crate::{
     control::{ClientError, SocketError},
+    import::ImportError,
     machine::MachineError,
     run::{ExitStatus, RunError},
     suite::{self, TestArgs},
@@ -68,6 +70,8 @@ enum Command {
     Check(check::CheckArgs),
     /// Write a running guest's memory and registers to an ELF core file
     Dump(dump::DumpArgs),
+    /// Make a machine file from what a real machine's Linux says about it
+    Import(import::ImportArgs),
     /// Run suites of cases on the beds that this machine has
     Test(TestArgs),
     /// List running guests
@@ -132,6 +136,7 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
         Command::Inspect(args) => inspect::run(&args),
         Command::Check(args) => check::run(&args),
         Command::Dump(args) => dump::run(&args),
+        Command::Import(args) => import::run(&args),
         Command::Test(args) => suite::run(args),
         Command::Vms(args) => list::vms(&args),
         Command::Machines(args) => list::machines(&args),
@@ -146,6 +151,10 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
 
 /// Whether whoever read our output went away: not an error of ours, and told as a shell would.
 fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    // A guest's VMM that goes away is an error of its own.
+    if error.is::<ClientError>() {
+        return false;
+    }
     error
         .chain()
         .filter_map(|cause| cause.downcast_ref::<io::Error>())
@@ -157,7 +166,11 @@ fn status_of(error: &anyhow::Error) -> ExitStatus {
         error.status()
     } else if let Some(ClientError::Name(_)) = error.downcast_ref() {
         ExitStatus::BadInput
-    } else if error.is::<MachineError>() || error.is::<BadInput>() || error.is::<SocketError>() {
+    } else if error.is::<MachineError>()
+        || error.is::<ImportError>()
+        || error.is::<BadInput>()
+        || error.is::<SocketError>()
+    {
         ExitStatus::BadInput
     } else {
         ExitStatus::Error

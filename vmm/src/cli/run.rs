@@ -10,6 +10,7 @@ use crate::{
     control::{Claim, SocketError},
     devices::ConsoleTarget,
     event_loop::{EventLoop, LoopConfig, restore_terminal},
+    import::Scale,
     machine::{self, Boot, Overrides, Paging, Size},
     run::{AtEnd, AuditMode, End, Irqchip, Outcome, Progress, RunError, Vm, VmConfig, conduct},
     seccomp::{self, Filters},
@@ -21,6 +22,7 @@ Examples:
   memvisor run numa4 --cmdline 'seeded=leak'       with a fault that the audit must find
   memvisor run tiny --memory 64M --cpus 2          a machine file, changed
   memvisor run ./my.toml --dry-run --json          what would be built, for a program
+  memvisor run real-chiplet --scale 1/64           a real machine's shape in little RAM
   memvisor run --kernel vmlinux --boot pvh         another kernel
   memvisor run --hold --name lab                   keep the guest after its end for `inspect --vm lab`
 
@@ -51,6 +53,9 @@ pub(super) struct RunArgs {
     /// Size of all RAM together, such as 512M or 4G
     #[arg(long, value_name = "SIZE")]
     memory: Option<Size>,
+    /// Scale RAM down, such as 1/64, and keep the machine's shape
+    #[arg(long, value_name = "1/N")]
+    scale: Option<Scale>,
     /// Number of CPUs
     #[arg(long, value_name = "N")]
     cpus: Option<u32>,
@@ -157,7 +162,7 @@ struct Document<'a, M: Serialize> {
 }
 
 pub(super) fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
-    let machine = machine::resolve(machine::load(&args.machine)?, &args.overrides())?;
+    let machine = machine::resolve(super::import::load(&args.machine, args.scale)?, &args.overrides())?;
     let description = machine::describe(&machine)?;
     if args.dry_run {
         out::show(&description, args.json)?;
@@ -179,9 +184,12 @@ pub(super) fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
     if args.no_seccomp {
         config.seccomp = Filters::Off;
     } else {
-        let claim = claim.clone();
+        // Not an owner: the name is given up when the run ends.
+        let claim = Arc::downgrade(&claim);
         seccomp::watch(move || {
-            claim.remove_files();
+            if let Some(claim) = claim.upgrade() {
+                claim.remove_files();
+            }
             restore_terminal();
         })
         .map_err(|source| RunError::Host { step: "watch the filtered threads", source })?;

@@ -12,14 +12,14 @@ use memvisor_abi::E820Type;
 use memvisor_inspect::FactE820;
 
 /// The type of usable RAM.
-pub(super) const RAM: u32 = E820Type::Ram as u32;
+pub(crate) const RAM: u32 = E820Type::Ram as u32;
 /// The type of what firmware keeps.
-pub(super) const RESERVED: u32 = E820Type::Reserved as u32;
+pub(crate) const RESERVED: u32 = E820Type::Reserved as u32;
 /// The type of ACPI tables.
-pub(super) const ACPI: u32 = E820Type::Acpi as u32;
+pub(crate) const ACPI: u32 = E820Type::Acpi as u32;
 
 /// The map of `raw`: ascending, disjoint, neighbours of one type merged.
-pub(super) fn resolve(raw: &[FactE820]) -> Vec<FactE820> {
+pub(crate) fn resolve(raw: &[FactE820]) -> Vec<FactE820> {
     let mut borders: Vec<(u128, Border, u32)> = Vec::new();
     for entry in raw.iter().filter(|entry| entry.kind != 0 && entry.size != 0) {
         let start = u128::from(entry.addr);

@@ -19,7 +19,19 @@ macro_rules! bundle {
     };
 }
 
-bundle!("default", "tiny", "numa4", "sparse", "hostile", "la57", "la57-optional");
+bundle!(
+    "default",
+    "tiny",
+    "numa4",
+    "sparse",
+    "hostile",
+    "la57",
+    "la57-optional",
+    "real-laptop",
+    "real-cloud",
+    "real-server",
+    "real-chiplet",
+);
 
 /// Name and description of every bundled machine, the default one first.
 pub fn names() -> impl Iterator<Item = (&'static str, &'static str)> {

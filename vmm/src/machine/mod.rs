@@ -7,7 +7,7 @@
 pub mod acpi;
 mod describe;
 mod draft;
-mod e820;
+pub(crate) mod e820;
 mod error;
 mod file;
 mod flags;

@@ -366,7 +366,7 @@ struct Runner {
 
 impl Runner {
     fn run(mut self, filters: Filters) {
-        if let Err(error) = seccomp::enter(filters, seccomp::VCPU) {
+        if let Err(error) = seccomp::enter(filters, seccomp::Thread::Vcpu) {
             let reason = error.to_string();
             let failure = Failure::describe(self.index, reason, false, &self.fd, &self.memory);
             self.report(VcpuEvent::Failed(Box::new(failure)));

@@ -3,8 +3,8 @@
 use super::Table;
 use crate::{Memory, Say};
 
-/// Most CPUs the guest kernel starts (Linux: `NR_CPUS`).
-pub const MAX_CPUS: usize = 64;
+/// Most CPUs the guest kernel starts (Linux: `NR_CPUS`): every id that an xAPIC can have.
+pub const MAX_CPUS: usize = 255;
 /// Where the local APICs' registers are when nobody says otherwise (SDM 3A 11.4.1).
 pub const DEFAULT_APIC_BASE: u64 = 0xfee0_0000;
 

@@ -210,7 +210,7 @@ impl Reader<'_> {
         let mut parts: Vec<(RamRegion, Arc<File>, u64)> = Vec::new();
         let mut regions: Vec<RamRegion> = Vec::new();
         for segment in segments.iter().filter(|segment| segment.kind == PT_LOAD) {
-            if find(&regions, segment.paddr).is_some() {
+            if segment.memsz == 0 || find(&regions, segment.paddr).is_some() {
                 continue;
             }
             self.check(segment.offset, segment.filesz, "RAM")?;
@@ -221,6 +221,18 @@ impl Reader<'_> {
             let place = regions.partition_point(|other| other.gpa < region.gpa);
             regions.insert(place, region);
             parts.push((region, Arc::clone(&self.file), segment.offset));
+        }
+        let mut places: Vec<_> = parts.iter().map(|(region, _, offset)| (*offset, *region)).collect();
+        places.sort_unstable_by_key(|(offset, _)| *offset);
+        for pair in places.windows(2) {
+            // Else a small file could claim any amount of RAM.
+            if let [(one, first), (two, second)] = pair
+                && two - one < first.len
+            {
+                let what =
+                    format!("the RAM at {:#x} and at {:#x} is stored in one place", first.gpa, second.gpa);
+                return Err(self.foreign(what));
+            }
         }
         MappedMemory::from_files(parts)
             .map_err(|source| OpenError::Map { path: self.path.to_path_buf(), source })

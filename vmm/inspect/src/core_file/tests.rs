@@ -162,6 +162,23 @@ fn other_files_are_told_apart() {
 }
 
 #[test]
+fn ram_stored_in_one_place_twice_is_refused() {
+    let mut out = Cursor::new(Vec::new());
+    let memory =
+        SparseMemory::new(&[RamRegion { gpa: 0, len: 0x2000 }, RamRegion { gpa: 0x8000, len: 0x2000 }]);
+    write(&mut out, &memory.unwrap(), &[], &Facts::default(), "", &mut |_, _| ()).unwrap();
+    let mut bytes = out.into_inner();
+    // The program headers follow the file's: notes, then RAM; an offset is 8 bytes into each.
+    let (first, second) = (64 + 56 + 8, 64 + 2 * 56 + 8);
+    bytes.copy_within(first..first + 8, second);
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("dump");
+    fs::write(&path, &bytes).unwrap();
+    let error = CoreFile::open(&path).unwrap_err().to_string();
+    assert!(error.contains("the RAM at 0x0 and at 0x8000 is stored in one place"), "{error}");
+}
+
+#[test]
 fn vmcoreinfo_survives_text_and_foreign_lines() {
     let guest = guest();
     let text = info(&guest);

@@ -87,7 +87,7 @@ fn syntax_unknown_keys_and_wrong_words_name_their_line() {
         ),
         (
             &["[machine]", r#"name = "../x""#, "[[node]]", r#"memory = ["64M"]"#, "cpus = [0]"],
-            r#"m.toml:2: machine.name: `../x` is not a name; use 1 to 64 letters, digits, `.`, `_` and `-`, and begin with a letter or digit"#,
+            r#"m.toml:2: machine.name: `../x` is not a name; use 1 to 44 letters, digits, `.`, `_` and `-`, and begin with a letter or digit"#,
         ),
         (
             &["[[node]]", r#"memory = ["64M"]"#, "cpus = [0]", "[boot]", r#"cmdline = "a\nb""#],
@@ -459,8 +459,8 @@ fn flags_that_cannot_be_are_named() {
         (Overrides { cpus: Some(5000), ..none() }, "--cpus: 5000 CPUs; at most 1024 are supported"),
         (Overrides { name: Some("a/b".to_owned()), ..none() }, "--name: `a/b` is not a name"),
         (
-            Overrides { cmdline: Some("x".repeat(65536)), ..none() },
-            "--cmdline: a command line of 65536 bytes; the room is 65535 bytes",
+            Overrides { cmdline: Some("x".repeat(2048)), ..none() },
+            "--cmdline: a command line of 2048 bytes; kernels take at most 2047",
         ),
         (
             Overrides { cmdline: Some("a\0b".to_owned()), ..none() },

@@ -15,7 +15,10 @@ fn every_machine_resolves_and_keeps_the_promises() {
         assert_eq!(machine.name, name);
         assert_eq!(machine.description, description);
         let ram = machine.ram_bytes();
-        assert!((31 * MIB..=256 * MIB).contains(&ram), "{name}: {ram:#x} bytes of RAM");
+        // Real machines are as large as they are.
+        if !name.starts_with("real-") {
+            assert!((31 * MIB..=256 * MIB).contains(&ram), "{name}: {ram:#x} bytes of RAM");
+        }
     }
 }
 
