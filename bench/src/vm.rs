@@ -94,6 +94,30 @@ impl HeldVm {
         self.child.0.id()
     }
 
+    /// The descriptors of the guest's RAM, as paths.
+    fn ram(&self) -> anyhow::Result<Vec<PathBuf>> {
+        let mut paths = Vec::new();
+        for entry in fs::read_dir(format!("/proc/{}/fd", self.pid()))? {
+            let path = entry?.path();
+            // A descriptor may have been closed meanwhile.
+            let target = fs::read_link(&path).unwrap_or_default();
+            if target.to_string_lossy().starts_with("/memfd:guest-ram") {
+                paths.push(path);
+            }
+        }
+        anyhow::ensure!(!paths.is_empty(), "memvisor has no descriptors of guest RAM");
+        Ok(paths)
+    }
+
+    /// The memory file with most of the guest's RAM.
+    ///
+    /// # Errors
+    /// If memvisor's descriptors cannot be looked at.
+    pub fn largest_ram(&self) -> anyhow::Result<PathBuf> {
+        let len = |path: &PathBuf| fs::metadata(path).map_or(0, |data| data.len());
+        self.ram()?.into_iter().max_by_key(len).context("no RAM")
+    }
+
     /// Writes to the guest's RAM through memvisor's own descriptors, page by page as `fill` says: what is in
     /// the page with this number, or nothing to leave it as it is.
     ///
@@ -101,12 +125,7 @@ impl HeldVm {
     /// If its descriptors cannot be opened (they are the same user's).
     pub fn fill(&self, mut fill: impl FnMut(u64, &mut [u8; 4096]) -> bool) -> anyhow::Result<()> {
         let mut number = 0;
-        for entry in fs::read_dir(format!("/proc/{}/fd", self.pid()))? {
-            let path = entry?.path();
-            let target = fs::read_link(&path).unwrap_or_default();
-            if !target.to_string_lossy().starts_with("/memfd:guest-ram") {
-                continue;
-            }
+        for path in self.ram()? {
             let file = fs::OpenOptions::new()
                 .write(true)
                 .open(&path)
@@ -120,7 +139,6 @@ impl HeldVm {
                 number += 1;
             }
         }
-        anyhow::ensure!(number > 0, "memvisor has no descriptors of guest RAM");
         Ok(())
     }
 }

@@ -130,7 +130,10 @@ fn vmcoreinfo(source: &Source) -> Vmcoreinfo {
     /// Linux: `__START_KERNEL_map`.
     const START_KERNEL_MAP: u64 = 0xffff_ffff_8000_0000;
     let mut info = Vmcoreinfo { root_gpa: source.root_gpa, ..Vmcoreinfo::default() };
-    if let Ok(guest) = source.guest() {
+    // A live guest that has not announced a root descriptor is not searched for one: that would read all of
+    // its memory once more.
+    let known = source.root_gpa.is_some() || !source.is_live();
+    if let Some(guest) = known.then(|| source.guest().ok()).flatten() {
         let root = guest.root();
         info.os_release = format!("memvisor-abi-{}", root.version);
         info.root_gpa = Some(guest.root_gpa());

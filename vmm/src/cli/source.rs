@@ -127,6 +127,11 @@ impl Source {
         self.stage2.as_ref().map(|stage2| stage2 as &dyn Stage2)
     }
 
+    /// Whether it is a guest of memvisor's, which says itself where its root descriptor is.
+    pub(super) fn is_live(&self) -> bool {
+        self.client.is_some()
+    }
+
     /// The guest's own account of itself.
     pub(super) fn guest(&self) -> anyhow::Result<Guest<'_, dyn MemorySource + '_>> {
         let root = self.root_gpa.or_else(|| find_root(self.memory())).context(
