@@ -44,7 +44,7 @@ run: build ## launch MACHINE (default: default) and audit it from outside
 	$(MEMVISOR) run $(MACHINE) $(ARGS)
 
 test: ## everything that CI tests, on every bed that this machine has
-	@scripts/test.sh host kvm qemu nested
+	@scripts/test.sh host kvm qemu
 
 test-host: ## unit, property and documentation tests
 	@scripts/test.sh host

@@ -118,8 +118,8 @@ impl HeldVm {
         self.ram()?.into_iter().max_by_key(len).context("no RAM")
     }
 
-    /// Writes to the guest's RAM through memvisor's own descriptors, page by page as `fill` says: what is in
-    /// the page with this number, or nothing to leave it as it is.
+    /// Writes to those pages of the guest's RAM that are zero, through memvisor's own descriptors, as `fill`
+    /// says: what goes into the page with this number, or nothing to leave it as it is.
     ///
     /// # Errors
     /// If its descriptors cannot be opened (they are the same user's).
@@ -127,13 +127,15 @@ impl HeldVm {
         let mut number = 0;
         for path in self.ram()? {
             let file = fs::OpenOptions::new()
+                .read(true)
                 .write(true)
                 .open(&path)
                 .with_context(|| format!("{}", path.display()))?;
             let pages = file.metadata()?.len() / 4096;
             let mut page = [0; 4096];
             for index in 0..pages {
-                if fill(number, &mut page) {
+                file.read_exact_at(&mut page, index * 4096)?;
+                if page.iter().all(|byte| *byte == 0) && fill(number, &mut page) {
                     file.write_all_at(&page, index * 4096)?;
                 }
                 number += 1;

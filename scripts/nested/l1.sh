@@ -12,6 +12,7 @@
 #   NESTED_MEMORY   MiB of RAM of L1 [2048]
 #   NESTED_TIMEOUT  seconds for all of it [600]
 #   NESTED_APPEND   words for L1's command line
+#   NESTED_QEMU     further arguments of QEMU, such as -monitor unix:FILE,server,nowait
 #
 # Exit codes: the command's; 70 if L1 did not come to its end, with the reason as the last line.
 set -euo pipefail
@@ -50,9 +51,10 @@ kernel=$L1/${NESTED_KERNEL:-vmlinux}
 # What L1 runs is trusted, so nothing is mitigated; everything else is as its distribution ships it.
 append="console=ttyS0 quiet loglevel=4 panic=-1 mitigations=off nokaslr ${NESTED_APPEND:-}"
 code=0
+# shellcheck disable=SC2086 # NESTED_QEMU is a list of arguments
 timeout --foreground "${NESTED_TIMEOUT:-600}" qemu-system-x86_64 -accel tcg,thread=multi \
     -cpu "${NESTED_CPU:-max,phys-bits=48}" -smp 2 -m "${NESTED_MEMORY:-2048}" -M q35 -display none -nodefaults -no-reboot \
-    -serial stdio -serial "file:$out/out.tgz" -kernel "$kernel" -initrd "$out/initramfs.cpio" -append "$append" \
+    -serial stdio -serial "file:$out/out.tgz" -kernel "$kernel" -initrd "$out/initramfs.cpio" -append "$append" ${NESTED_QEMU:-} \
     </dev/null 2>&1 | sed -u 's|\r||g' | tee "$out/console.log" || code=${PIPESTATUS[0]}
 rm -f "$out/initramfs.cpio"
 

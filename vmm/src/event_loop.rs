@@ -76,12 +76,8 @@ impl EventLoop {
         let running = Arc::new(AtomicBool::new(true));
 
         let signal_fd = catch_signals().map_err(io("catch signals"))?;
-        manager.add_subscriber(Box::new(Signals {
-            fd: signal_fd,
-            events: config.events.clone(),
-            claim: config.claim.clone(),
-            asked: false,
-        }));
+        let quit = Quit { events: config.events.clone(), claim: config.claim.clone(), asked: Arc::default() };
+        manager.add_subscriber(Box::new(Signals { fd: signal_fd, quit: quit.clone() }));
         let mut timer =
             TimerFd::new().map_err(|errno| LoopError { step: "create a timer", error: errno.to_string() })?;
         timer
@@ -96,11 +92,7 @@ impl EventLoop {
         }));
         let terminal = config.keyboard.then(RawTerminal::enter).flatten();
         if terminal.is_some() {
-            manager.add_subscriber(Box::new(Keyboard {
-                vm: config.vm.clone(),
-                events: config.events.clone(),
-                after_ctrl_a: false,
-            }));
+            manager.add_subscriber(Box::new(Keyboard { vm: config.vm.clone(), quit, after_ctrl_a: false }));
         }
         if let Some(claim) = config.claim {
             manager.add_subscriber(Box::new(ControlServer::new(claim, config.vm, config.events)));
@@ -177,11 +169,32 @@ fn catch_signals() -> io::Result<EventFd> {
     Ok(fd)
 }
 
-struct Signals {
-    fd: EventFd,
+/// How a person ends the run.
+#[derive(Clone)]
+struct Quit {
     events: Sender<RunEvent>,
     claim: Option<Arc<Claim>>,
-    asked: bool,
+    asked: Arc<AtomicBool>,
+}
+
+impl Quit {
+    fn ask(&self, by: &str) {
+        let gone = self.events.send(RunEvent::Quit(by.into())).is_err();
+        if self.asked.swap(true, Ordering::Relaxed) || gone {
+            // For the second time: whoever asks does not want to wait, neither for an audit to finish nor
+            // for a terminal that takes no output.
+            if let Some(claim) = &self.claim {
+                claim.remove_files();
+            }
+            RawTerminal::leave();
+            std::process::exit(i32::from(ExitStatus::Stopped as u8));
+        }
+    }
+}
+
+struct Signals {
+    fd: EventFd,
+    quit: Quit,
 }
 
 impl MutEventSubscriber for Signals {
@@ -192,15 +205,7 @@ impl MutEventSubscriber for Signals {
             libc::SIGHUP => "SIGHUP",
             _ => "SIGTERM",
         };
-        let gone = self.events.send(RunEvent::Quit(name.into())).is_err();
-        if std::mem::replace(&mut self.asked, true) || gone {
-            // A second signal: whoever sent it does not want to wait for an audit to finish.
-            if let Some(claim) = &self.claim {
-                claim.remove_files();
-            }
-            RawTerminal::leave();
-            std::process::exit(i32::from(ExitStatus::Stopped as u8));
-        }
+        self.quit.ask(name);
     }
 
     fn init(&mut self, ops: &mut EventOps) {
@@ -224,6 +229,7 @@ impl MutEventSubscriber for Clock {
             tracing::warn!("timer: {errno}");
         }
         self.vm.flush_console();
+        self.vm.type_bytes(&[]);
         if self.deadline.is_some_and(|deadline| Instant::now() >= deadline) {
             self.deadline = None;
             let seconds = self.limit.unwrap_or_default().as_secs();
@@ -240,7 +246,7 @@ impl MutEventSubscriber for Clock {
 
 struct Keyboard {
     vm: Arc<Vm>,
-    events: Sender<RunEvent>,
+    quit: Quit,
     after_ctrl_a: bool,
 }
 
@@ -262,7 +268,7 @@ impl MutEventSubscriber for Keyboard {
         for &byte in typed {
             match (std::mem::take(&mut self.after_ctrl_a), byte) {
                 (true, b'x' | b'X') => {
-                    let _ = self.events.send(RunEvent::Quit("Ctrl-A x".into()));
+                    self.quit.ask("Ctrl-A x");
                 }
                 (true, _) | (false, 0..CTRL_A | 2..) => text.push(byte),
                 (false, CTRL_A) => self.after_ctrl_a = true,

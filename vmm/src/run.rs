@@ -14,6 +14,7 @@ mod vm;
 use std::{
     borrow::Cow,
     io,
+    path::PathBuf,
     sync::mpsc::{Receiver, RecvTimeoutError},
     time::{Duration, Instant},
 };
@@ -127,6 +128,8 @@ pub struct VmConfig {
     pub initrd: Option<Vec<u8>>,
     /// The command line.
     pub cmdline: String,
+    /// File with names of the kernel's addresses, for messages: an ELF file or a System.map.
+    pub symbols: Option<PathBuf>,
     /// Boot protocol.
     pub boot: Boot,
     /// Paging depth.
@@ -162,10 +165,11 @@ impl VmConfig {
             kernel_name,
             kernel,
             initrd,
+            symbols: machine.kernel.clone(),
             cmdline: machine.cmdline.clone(),
             boot: machine.boot,
             paging: machine.paging,
-            irqchip: Irqchip::Split,
+            irqchip: Irqchip::Auto,
             console: ConsoleTarget::Stdout,
             audit: AuditMode::Every,
             seccomp: Filters::On,
@@ -224,10 +228,13 @@ pub fn conduct(
         };
         match event {
             RunEvent::Quit(by) => break End::Stopped { by },
-            RunEvent::Vcpu(VcpuEvent::Failed(failure)) => break End::Failed { failure },
+            RunEvent::Vcpu(VcpuEvent::Failed(mut failure)) => {
+                vm.explain(&mut failure);
+                break End::Failed { failure };
+            }
             RunEvent::Vcpu(VcpuEvent::Effect { cpu, effect }) => match effect {
                 Effect::PowerOff => break End::PowerOff,
-                Effect::Reset => break End::Reset,
+                Effect::Reset => break vm.judge_reset(),
                 Effect::Exit(code) => break End::exit(code),
                 Effect::Checkpoint { number, name } => {
                     let record = run_checkpoint(vm, cpu, number, name, &mut watch);
@@ -238,7 +245,9 @@ pub fn conduct(
     };
     vm.end();
     vm.console().flush_line();
-    if end.is_clean() && vm.audit != AuditMode::Off {
+    // A foreign kernel publishes nothing to audit it by; one that does is audited.
+    let publishes = !vm.entry.foreign || vm.device.root_gpa().is_some();
+    if end.is_clean() && publishes && vm.audit != AuditMode::Off {
         checkpoints.push(record(None, "end".into(), None, audit(vm)));
     }
     let outcome = Outcome { end, epitaph: vm.device.epitaph(), checkpoints, duration: started.elapsed() };

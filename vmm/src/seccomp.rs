@@ -113,6 +113,9 @@ const VCPU: &[Allowed] = allow! {
 
 /// What the event loop does beyond [`COMMON`].
 const EVENT_LOOP: &[Allowed] = allow! {
+    SYS_clock_nanosleep "clock_nanosleep" Only::Any;
+    SYS_poll "poll" Only::Any;
+    SYS_ppoll "ppoll" Only::Any;
     SYS_epoll_wait "epoll_wait" Only::Any;
     SYS_epoll_pwait "epoll_pwait" Only::Any;
     SYS_epoll_ctl "epoll_ctl" Only::Any;

@@ -58,13 +58,17 @@ pub(super) fn run(args: &DumpArgs) -> anyhow::Result<ExitCode> {
         let mut file = NamedTempFile::new_in(&folder)
             .with_context(|| format!("cannot create a file in {}", folder.display()))?;
         let facts = source.facts.clone().unwrap_or_default();
-        let info = vmcoreinfo(source);
+        let info = match source.root() {
+            Some(_) => vmcoreinfo(source).to_string(),
+            // Of a foreign kernel only Linux is known to leave something for readers.
+            None => core_file::find_linux(source.memory()).unwrap_or_else(|| vmcoreinfo(source).to_string()),
+        };
         let summary = core_file::write(
             &mut Stoppable(file.as_file_mut()),
             source.memory(),
             &source.registers,
             &facts,
-            &info.to_string(),
+            &info,
             &mut |done, total| {
                 bar.set_length(total);
                 bar.set_position(done);
@@ -130,10 +134,7 @@ fn vmcoreinfo(source: &Source) -> Vmcoreinfo {
     /// Linux: `__START_KERNEL_map`.
     const START_KERNEL_MAP: u64 = 0xffff_ffff_8000_0000;
     let mut info = Vmcoreinfo { root_gpa: source.root_gpa, ..Vmcoreinfo::default() };
-    // A live guest that has not announced a root descriptor is not searched for one: that would read all of
-    // its memory once more.
-    let known = source.root_gpa.is_some() || !source.is_live();
-    if let Some(guest) = known.then(|| source.guest().ok()).flatten() {
+    if let Ok(guest) = source.guest() {
         let root = guest.root();
         info.os_release = format!("memvisor-abi-{}", root.version);
         info.root_gpa = Some(guest.root_gpa());

@@ -89,8 +89,14 @@ pub(super) fn run(args: &InspectArgs) -> anyhow::Result<ExitCode> {
     let source = &mut source;
     let json = args.json;
     match args.view {
-        View::E820 => show(source, json, |s| Ok(E820View::new(&s.guest()?, s.facts.as_ref())?))?,
-        View::Numa => show(source, json, |s| Ok(NumaView::new(&s.guest()?, s.facts.as_ref())?))?,
+        View::E820 => show(source, json, |s| match (s.root(), &s.facts) {
+            (None, Some(facts)) => Ok(E820View::from_facts(facts)),
+            _ => Ok(E820View::new(&s.guest()?, s.facts.as_ref())?),
+        })?,
+        View::Numa => show(source, json, |s| match (s.root(), &s.facts) {
+            (None, Some(facts)) => Ok(NumaView::from_facts(facts)),
+            _ => Ok(NumaView::new(&s.guest()?, s.facts.as_ref())?),
+        })?,
         View::Cpus => show(source, json, |s| Ok(CpusView::new(&s.guest()?, s.facts.as_ref())?))?,
         View::Layout => show(source, json, |s| Ok(LayoutView::new(&s.guest()?)?))?,
         View::Memblock => show(source, json, |s| Ok(MemblockView::new(&s.guest()?)?))?,

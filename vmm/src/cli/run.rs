@@ -24,6 +24,8 @@ Examples:
   memvisor run ./my.toml --dry-run --json          what would be built, for a program
   memvisor run real-chiplet --scale 1/64           a real machine's shape in little RAM
   memvisor run --kernel vmlinux --boot pvh         another kernel
+  memvisor run --kernel vmlinuz --initrd initrd.cpio --cmdline console=ttyS0
+                                                   stock Linux (docs/linux-guest.md)
   memvisor run --hold --name lab                   keep the guest after its end for `inspect --vm lab`
 
 While it runs: Ctrl-C or Ctrl-A x ends it. Its control socket is $XDG_RUNTIME_DIR/memvisor/NAME.sock.";
@@ -35,7 +37,7 @@ pub(super) struct RunArgs {
     /// Name of a machine (see `memvisor machines`) or path of a machine file
     #[arg(default_value = "default")]
     machine: String,
-    /// Kernel to boot, an uncompressed ELF file [default: the bundled guest kernel]
+    /// Kernel to boot, an ELF file or a Linux bzImage [default: the bundled guest kernel]
     #[arg(long, value_name = "FILE")]
     kernel: Option<PathBuf>,
     /// Initial ramdisk
@@ -83,9 +85,12 @@ pub(super) struct RunArgs {
     /// End the guest after so many seconds
     #[arg(long, value_name = "SECONDS")]
     timeout: Option<u64>,
-    /// Interrupt controllers; `full` adds PIC, I/O APIC and PIT for kernels that need them
-    #[arg(long, value_enum, default_value = "split")]
+    /// Interrupt controllers; `full` adds PIC, I/O APIC and PIT, which `auto` does for foreign kernels
+    #[arg(long, value_enum, default_value = "auto")]
     irqchip: IrqchipArg,
+    /// Names of the kernel's addresses for messages: an ELF file or a System.map [default: the kernel]
+    #[arg(long, value_name = "FILE")]
+    symbols: Option<PathBuf>,
     /// Do not restrict the threads to the system calls that they need (docs/isolation.md)
     #[arg(long)]
     no_seccomp: bool,
@@ -120,6 +125,7 @@ enum AuditArg {
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum IrqchipArg {
+    Auto,
     Split,
     Full,
 }
@@ -176,9 +182,13 @@ pub(super) fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
         AuditArg::Off => AuditMode::Off,
     };
     config.irqchip = match args.irqchip {
+        IrqchipArg::Auto => Irqchip::Auto,
         IrqchipArg::Split => Irqchip::Split,
         IrqchipArg::Full => Irqchip::Full,
     };
+    if args.symbols.is_some() {
+        config.symbols.clone_from(&args.symbols);
+    }
     let claim = Arc::new(claim(&config.name, args.name.is_some())?);
     claim.name().clone_into(&mut config.name);
     if args.no_seccomp {
@@ -292,6 +302,11 @@ fn print_end(vm: &Vm, outcome: &Outcome, hold: bool) -> std::io::Result<()> {
         outcome.duration.as_millis(),
         outcome.checkpoints.iter().filter(|record| record.audit.is_some()).count(),
     ))?;
+    if matches!(outcome.end, End::Stopped { .. } | End::Reset { clean: false })
+        && let Some(limit) = vm.host_limit()
+    {
+        out::text(&format!("memvisor: {limit}"))?;
+    }
     if hold && !matches!(outcome.end, End::Stopped { .. }) {
         out::text(&format!("memvisor: held for inspection as {:?}; Ctrl-C ends it", vm.name))?;
     }
@@ -301,7 +316,11 @@ fn print_end(vm: &Vm, outcome: &Outcome, hold: bool) -> std::io::Result<()> {
         let reasons = outcome.checkpoints.iter().find_map(|record| record.no_audit.as_deref());
         return out::text(&format!(
             "memvisor: no audit: {}",
-            reasons.unwrap_or("the guest did not end cleanly")
+            reasons.unwrap_or(match vm.audit {
+                AuditMode::Off => "audits are off (--audit off)",
+                _ if vm.entry.foreign => "the kernel is not memvisor's and publishes nothing to audit it by",
+                _ => "the guest did not end cleanly",
+            })
         ));
     };
     for (record, report) in earlier.iter().filter(|(_, report)| !report.is_clean()) {

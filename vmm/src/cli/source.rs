@@ -127,15 +127,15 @@ impl Source {
         self.stage2.as_ref().map(|stage2| stage2 as &dyn Stage2)
     }
 
-    /// Whether it is a guest of memvisor's, which says itself where its root descriptor is.
-    pub(super) fn is_live(&self) -> bool {
-        self.client.is_some()
+    /// Where the guest's root descriptor is; a foreign kernel has none.
+    pub(super) fn root(&self) -> Option<u64> {
+        self.root_gpa.or_else(|| find_root(self.memory()))
     }
 
     /// The guest's own account of itself.
     pub(super) fn guest(&self) -> anyhow::Result<Guest<'_, dyn MemorySource + '_>> {
-        let root = self.root_gpa.or_else(|| find_root(self.memory())).context(
-            "this guest publishes no root descriptor: only the page-table views (pagetables, translate) can be shown",
+        let root = self.root().context(
+            "this guest publishes no root descriptor: only the page-table views (pagetables, translate) and, with the VMM's facts, e820 and numa can be shown",
         )?;
         Ok(Guest::attach(self.memory(), root)?)
     }

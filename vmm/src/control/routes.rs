@@ -74,11 +74,14 @@ pub fn serve(vm: &Vm, quit: &Sender<RunEvent>, request: &Request) -> Answer {
         }
         ("GET", "/vm/facts") => Answer::json(200, &vm.facts),
         ("GET", "/vm/stats") => Answer::json(200, &stats(vm)),
-        ("GET", "/vm/console") => Answer {
-            status: 200,
-            content_type: "text/plain; charset=utf-8",
-            body: String::from_utf8_lossy(&vm.console().tail()).into_owned().into_bytes(),
-            descriptors: Vec::new(),
+        ("GET", "/vm/console") => match vm.console_tail() {
+            Some(tail) => Answer {
+                status: 200,
+                content_type: "text/plain; charset=utf-8",
+                body: String::from_utf8_lossy(&tail).into_owned().into_bytes(),
+                descriptors: Vec::new(),
+            },
+            None => Answer::error(409, "the guest waits for the reader of its output: pause it first".into()),
         },
         ("PUT", "/vm/pause") => {
             vm.pause();

@@ -6,6 +6,7 @@
 
 mod acpi_pm;
 mod bus;
+mod cmos;
 mod console;
 mod i8042;
 mod memvisor;
@@ -13,6 +14,7 @@ mod serial;
 
 pub use acpi_pm::AcpiPm;
 pub use bus::{Bus, BusError};
+pub use cmos::Cmos;
 pub use console::{Console, ConsoleTarget, RING_BYTES};
 pub use i8042::I8042;
 pub use memvisor::{DeviceState, MemvisorDevice};

@@ -70,6 +70,9 @@ pub(super) enum MapSource {
     Kernel,
 }
 
+/// A node, the nodes that a row of distances names, and the distances to them.
+pub(super) type DistanceRow = (u32, Vec<u32>, Vec<u8>);
+
 /// A whole memory map.
 #[derive(Clone, Debug)]
 pub(super) struct MapClaim {
@@ -124,7 +127,7 @@ pub(super) struct Claims {
     /// Distances by proximity domain.
     pub slit: Vec<Claim<Vec<Vec<u8>>>>,
     /// Distances from a node to the nodes that are listed first.
-    pub distances: Vec<Claim<(u32, Vec<u32>, Vec<u8>)>>,
+    pub distances: Vec<Claim<DistanceRow>>,
     /// Bytes that Linux manages on a node.
     pub totals: Vec<Claim<(u32, u64)>>,
     pub localities: Vec<Claim<Locality>>,

@@ -87,7 +87,7 @@ fn low_memory(map: Vec<FactE820>, remarks: &mut Vec<Remark>) -> Vec<FactE820> {
 
 /// Makes RAM entries inside `range` another type, or drops that part. Returns how many bytes it were.
 fn retype(map: &mut Vec<FactE820>, range: Range, into: Option<u32>) -> u64 {
-    let mut changed = 0;
+    let mut changed = 0_u64;
     let mut result = Vec::new();
     for entry in map.drain(..) {
         let whole = Range::new(entry.addr, entry.addr.saturating_add(entry.size));
@@ -96,7 +96,8 @@ fn retype(map: &mut Vec<FactE820>, range: Range, into: Option<u32>) -> u64 {
             result.push(entry);
             continue;
         }
-        changed += inside.len;
+        // Entries of a broken map may overlap and sum to more than there are addresses.
+        changed = changed.saturating_add(inside.len);
         let before = (Range::new(whole.base, inside.base), Some(e820::RAM));
         let behind = (Range::new(inside.end(), whole.end()), Some(e820::RAM));
         for (part, kind) in [before, (inside, into), behind] {

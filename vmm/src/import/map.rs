@@ -85,7 +85,7 @@ fn claim_of(map: &MapClaim, addr: u64, kind: u32) -> (String, super::At) {
         of == kind && start <= addr && addr - start < size
     };
     let before = |entry: &&Claim<FactE820>| entry.value.addr <= addr;
-    let place = map.entries.iter().find(covers).or_else(|| map.entries.iter().filter(before).next_back());
+    let place = map.entries.iter().find(covers).or_else(|| map.entries.iter().rfind(before));
     let at = place.or(map.entries.first()).map(|entry| entry.at.clone());
     let at = at.unwrap_or_else(|| super::At { file: "".into(), line: 0 });
     match kind {

@@ -15,13 +15,8 @@ pub enum ElfError {
     /// Empty file.
     #[error("the file is empty")]
     Empty,
-    /// A compressed Linux image.
-    #[error(
-        "this is a bzImage (compressed Linux kernel), which is not supported yet: give the uncompressed vmlinux"
-    )]
-    BzImage,
     /// Not ELF at all.
-    #[error("not an ELF file (it begins with {first:02x?})")]
+    #[error("neither an ELF file nor a bzImage (it begins with {first:02x?})")]
     NotElf {
         /// First bytes.
         first: Vec<u8>,
@@ -97,6 +92,8 @@ pub struct Image<'a> {
     pub pvh_entry: Option<u64>,
     /// Whether the image may be moved (it is ET_DYN, or carries memvisor's note).
     pub relocatable: bool,
+    /// Whether it carries memvisor's note: it knows the memvisor device and publishes a root descriptor.
+    pub has_root_note: bool,
 }
 
 const ET_EXEC: u16 = 2;
@@ -120,6 +117,7 @@ impl<'a> Image<'a> {
             entry: header.entry,
             pvh_entry: None,
             relocatable: header.kind == ET_DYN,
+            has_root_note: false,
         };
         for index in 0..u64::from(header.program_count) {
             let at = index
@@ -194,7 +192,9 @@ impl<'a> Image<'a> {
                 (b"Xen\0", XEN_ELFNOTE_PHYS32_ENTRY) if desc.len() >= 4 => {
                     self.pvh_entry = Some(u64::from(read_u32(desc, 0)));
                 }
-                (b"memvisor\0", memvisor_abi::ELF_NOTE_ROOT) => self.relocatable = true,
+                (b"memvisor\0", memvisor_abi::ELF_NOTE_ROOT) => {
+                    (self.relocatable, self.has_root_note) = (true, true);
+                }
                 _ => {}
             }
             let next = desc_at.saturating_add(desc_len).next_multiple_of(align);
@@ -224,9 +224,6 @@ impl Header {
             return Err(ElfError::Empty);
         }
         if bytes.get(..4) != Some(b"\x7fELF") {
-            if bytes.get(0x202..0x206) == Some(b"HdrS") {
-                return Err(ElfError::BzImage);
-            }
             return Err(ElfError::NotElf { first: bytes.iter().take(4).copied().collect() });
         }
         let header = slice(bytes, "ELF header", 0, 64)?;
@@ -309,7 +306,7 @@ mod tests {
             Image::parse(&bad).expect_err("damaged").to_string()
         };
         assert!(Image::parse(b"").expect_err("empty").to_string().contains("empty"));
-        assert!(Image::parse(b"#!/bin/sh\n").expect_err("text").to_string().contains("not an ELF"));
+        assert!(Image::parse(b"#!/bin/sh\n").expect_err("text").to_string().contains("neither an ELF file"));
         assert!(with(4, 1).contains("64-bit"));
         assert!(with(18, 183).contains("183"));
         assert!(with(16, 1).contains("executable"));
@@ -318,9 +315,6 @@ mod tests {
         assert!(Image::parse(&good[..100]).expect_err("cut").to_string().contains("program header"));
         let cut = &good[..good.len() - 1];
         assert!(Image::parse(cut).expect_err("cut").to_string().contains("truncated: segment"));
-        let mut bz = vec![0; 0x300];
-        bz[0x202..0x206].copy_from_slice(b"HdrS");
-        assert_eq!(Image::parse(&bz).expect_err("bzImage"), ElfError::BzImage);
     }
 
     proptest! {

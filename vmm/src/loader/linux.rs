@@ -1,6 +1,6 @@
 //! The zero page of the Linux boot protocol (Documentation/arch/x86/zero-page.rst).
 
-use linux_loader::loader::bootparam::{boot_e820_entry, boot_params};
+use linux_loader::loader::bootparam::{boot_e820_entry, boot_params, setup_header};
 use vm_memory::ByteValued;
 
 use super::{Cargo, LoadError};
@@ -22,26 +22,21 @@ const SETUP_E820_EXT: u32 = 1;
 const SETUP_DATA_HEADER: u64 = 16;
 const ENTRY_BYTES: usize = size_of::<boot_e820_entry>();
 
-/// Writes the zero page, and `setup_data` for entries past the 128 that the page holds.
+/// Writes the zero page, and `setup_data` for entries past the 128 that the page holds. `header` is a
+/// bzImage's own; an ELF image has none, and gets one that a kernel of any age reads.
 pub(super) fn write_zero_page(
     memory: &Memory,
     cargo: &Cargo<'_>,
     initrd: Option<(u64, u64)>,
+    header: Option<&setup_header>,
 ) -> Result<(), LoadError> {
     let mut page = boot_params { acpi_rsdp_addr: cargo.rsdp, ..Default::default() };
-    page.hdr.boot_flag = 0xaa55;
-    page.hdr.header = HDRS;
-    page.hdr.version = VERSION;
-    page.hdr.type_of_loader = LOADER_OTHER;
-    page.hdr.loadflags = LOADED_HIGH;
-    page.hdr.kernel_alignment = 1 << 21;
-    page.hdr.relocatable_kernel = 1;
-    page.hdr.xloadflags = XLF_KERNEL_64 | XLF_CAN_BE_LOADED_ABOVE_4G;
-    if cargo.levels == 5 {
-        page.hdr.xloadflags |= XLF_5LEVEL | XLF_5LEVEL_ENABLED;
+    match header {
+        Some(header) => page.hdr = *header,
+        None => page.hdr = make_header(cargo),
     }
+    page.hdr.type_of_loader = LOADER_OTHER;
     (page.hdr.cmd_line_ptr, page.ext_cmd_line_ptr) = split(layout::CMDLINE);
-    page.hdr.cmdline_size = u32::try_from(cargo.cmdline.len()).unwrap_or(u32::MAX);
     if let Some((base, len)) = initrd {
         (page.hdr.ramdisk_image, page.ext_ramdisk_image) = split(base);
         (page.hdr.ramdisk_size, page.ext_ramdisk_size) = split(len);
@@ -76,6 +71,25 @@ pub(super) fn write_zero_page(
     }
     memory.write(layout::ZERO_PAGE, page.as_slice())?;
     Ok(())
+}
+
+/// The header of a kernel that has none.
+fn make_header(cargo: &Cargo<'_>) -> setup_header {
+    let mut header = setup_header {
+        boot_flag: 0xaa55,
+        header: HDRS,
+        version: VERSION,
+        loadflags: LOADED_HIGH,
+        kernel_alignment: 1 << 21,
+        relocatable_kernel: 1,
+        xloadflags: XLF_KERNEL_64 | XLF_CAN_BE_LOADED_ABOVE_4G,
+        cmdline_size: u32::try_from(cargo.cmdline.len()).unwrap_or(u32::MAX),
+        ..Default::default()
+    };
+    if cargo.levels == 5 {
+        header.xloadflags |= XLF_5LEVEL | XLF_5LEVEL_ENABLED;
+    }
+    header
 }
 
 fn write_setup_data(memory: &Memory, count: usize, payload: &[u8]) -> Result<(), LoadError> {

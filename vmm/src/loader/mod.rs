@@ -1,11 +1,13 @@
 //! Puts a kernel and what its boot protocol wants into guest memory.
 //!
-//! Protocols: Linux 64-bit (Documentation/arch/x86/boot.rst, "64-bit boot protocol") and PVH
-//! (xen/include/public/arch-x86/hvm/start_info.h). The fixed places are in [`crate::machine::layout`].
+//! Protocols: Linux 64-bit (Documentation/arch/x86/boot.rst, "64-bit boot protocol") for ELF images and
+//! bzImages, and PVH (xen/include/public/arch-x86/hvm/start_info.h) for ELF images. The fixed places are
+//! in [`crate::machine::layout`].
 //!
 //! An image goes where it asks to be. If that is not RAM and the image can be moved, it goes to the
-//! lowest RAM that fits, moved by a multiple of [`MOVE_STEP`].
+//! lowest RAM that fits, an ELF image moved by a multiple of [`MOVE_STEP`].
 
+mod bzimage;
 mod elf64;
 mod linux;
 mod pvh;
@@ -22,6 +24,7 @@ use std::{
 use memvisor_inspect::FactE820;
 use thiserror::Error;
 
+pub use bzimage::{BzImage, BzImageError, ENTRY_OFFSET};
 pub use elf64::{ElfError, Image, MAX_FILE, Segment};
 pub use tables::{BOOT_CODE, BOOT_DATA, FlatSegment};
 
@@ -74,6 +77,14 @@ pub enum LoadError {
         /// What is wrong.
         source: ElfError,
     },
+    /// The bzImage is not usable.
+    #[error("kernel {name} (a bzImage) cannot be booted")]
+    BzImage {
+        /// The file.
+        name: String,
+        /// What is wrong.
+        source: BzImageError,
+    },
     /// No RAM where the image must be.
     #[error(
         "kernel {name} must be at {start:#x} (+{len:#x}), which is not RAM on this machine, and it cannot be moved"
@@ -102,7 +113,7 @@ pub enum LoadError {
     },
     /// The command line is too long.
     #[error(
-        "the command line has {len} bytes with what memvisor appended, kernels take at most {max}: make --cmdline shorter"
+        "the command line has {len} bytes with what memvisor appended, the kernel takes at most {max}: make --cmdline shorter"
     )]
     CmdlineTooLong {
         /// Its length.
@@ -178,6 +189,9 @@ pub struct Entry {
     pub image: (u64, u64),
     /// Where the initial ramdisk is.
     pub initrd: Option<(u64, u64)>,
+    /// Whether the kernel is not one of memvisor's own: it neither knows the memvisor device nor
+    /// publishes a root descriptor, and wants the devices of a PC.
+    pub foreign: bool,
 }
 
 /// The kernel to boot: a file, or the bundled one.
@@ -210,6 +224,9 @@ pub fn read_initrd(path: &Path) -> Result<Vec<u8>, LoadError> {
 /// # Errors
 /// [`LoadError`]; memory may then be partly written.
 pub fn load(memory: &Memory, cargo: &Cargo<'_>) -> Result<Entry, LoadError> {
+    if BzImage::is(cargo.kernel) {
+        return load_bzimage(memory, cargo);
+    }
     let image_error = |source| LoadError::Image { name: cargo.kernel_name.to_owned(), source };
     let image = Image::parse(cargo.kernel).map_err(image_error)?;
     let entry = match cargo.boot {
@@ -224,19 +241,14 @@ pub fn load(memory: &Memory, cargo: &Cargo<'_>) -> Result<Entry, LoadError> {
         memory.write(segment.paddr.wrapping_add(delta), image.contents(segment))?;
     }
     let range = (moved_to, len);
-    let initrd = cargo.initrd.map(|bytes| place_initrd(bytes, range, cargo)).transpose()?;
-    if let (Some((base, _)), Some(bytes)) = (initrd, cargo.initrd) {
-        memory.write(base, bytes)?;
-    }
-    write_cmdline(memory, cargo.cmdline)?;
+    let initrd = load_initrd(memory, range, 1 << 32, cargo)?;
+    write_cmdline(memory, cargo.cmdline, u64::MAX)?;
     let rip = entry.wrapping_add(delta);
+    let foreign = !image.has_root_note;
     match cargo.boot {
         Boot::Linux => {
-            linux::write_zero_page(memory, cargo, initrd)?;
-            tables::write_gdt(memory, true)?;
-            let cr3 = tables::write_identity_map(memory, cargo.levels, range)?;
-            let argument = layout::ZERO_PAGE;
-            Ok(Entry { boot: Boot::Linux, rip, argument, cr3, levels: cargo.levels, image: range, initrd })
+            linux::write_zero_page(memory, cargo, initrd, None)?;
+            enter_linux(memory, cargo.levels, Entry { rip, image: range, initrd, foreign, ..LINUX_ENTRY })
         }
         Boot::Pvh => {
             if rip >= 1 << 32 {
@@ -245,9 +257,46 @@ pub fn load(memory: &Memory, cargo: &Cargo<'_>) -> Result<Entry, LoadError> {
             pvh::write_start_info(memory, cargo, initrd)?;
             tables::write_gdt(memory, false)?;
             let argument = layout::PVH_START_INFO;
-            Ok(Entry { boot: Boot::Pvh, rip, argument, cr3: 0, levels: 0, image: range, initrd })
+            Ok(Entry { boot: Boot::Pvh, rip, argument, image: range, initrd, foreign, ..LINUX_ENTRY })
         }
     }
+}
+
+fn load_bzimage(memory: &Memory, cargo: &Cargo<'_>) -> Result<Entry, LoadError> {
+    let image_error = |source| LoadError::BzImage { name: cargo.kernel_name.to_owned(), source };
+    let image = BzImage::parse(cargo.kernel).map_err(image_error)?;
+    if cargo.boot == Boot::Pvh {
+        return Err(image_error(BzImageError::NoPvhEntry));
+    }
+    let at = place_bzimage(&image, cargo)?;
+    memory.write(at, image.kernel)?;
+    let range = (at, image.memory_len());
+    let initrd = load_initrd(memory, range, image.initrd_limit().min(1 << 32), cargo)?;
+    write_cmdline(memory, cargo.cmdline, image.cmdline_max())?;
+    linux::write_zero_page(memory, cargo, initrd, Some(&image.header))?;
+    // A kernel without 5-level code changes to 4 levels itself only if it knows that there are 5.
+    let levels = if image.takes_5_levels() { cargo.levels } else { 4 };
+    let rip = at + ENTRY_OFFSET;
+    enter_linux(memory, levels, Entry { rip, image: range, initrd, foreign: true, ..LINUX_ENTRY })
+}
+
+/// What the entries by the Linux protocol have in common.
+const LINUX_ENTRY: Entry = Entry {
+    boot: Boot::Linux,
+    rip: 0,
+    argument: layout::ZERO_PAGE,
+    cr3: 0,
+    levels: 0,
+    image: (0, 0),
+    initrd: None,
+    foreign: true,
+};
+
+/// Makes the GDT and page tables with which `entry` begins.
+fn enter_linux(memory: &Memory, levels: u32, entry: Entry) -> Result<Entry, LoadError> {
+    tables::write_gdt(memory, true)?;
+    let cr3 = tables::write_identity_map(memory, levels, entry.image)?;
+    Ok(Entry { cr3, levels, ..entry })
 }
 
 fn read_file(what: &'static str, path: &Path) -> Result<Vec<u8>, LoadError> {
@@ -259,13 +308,20 @@ fn read_file(what: &'static str, path: &Path) -> Result<Vec<u8>, LoadError> {
     fs::read(path).map_err(fail)
 }
 
-/// RAM above boot data, where images may go.
-fn rooms<'a>(cargo: &'a Cargo<'_>) -> impl Iterator<Item = (u64, u64)> + 'a {
-    cargo.ram.iter().filter_map(|&(base, len)| {
+/// RAM above boot data, where images may go: `(base, end)`, ascending; neighbours, which may be of two
+/// nodes, are one.
+fn rooms(cargo: &Cargo<'_>) -> impl Iterator<Item = (u64, u64)> {
+    let mut rooms: Vec<(u64, u64)> = Vec::new();
+    for &(base, len) in cargo.ram {
         let end = base.saturating_add(len);
         let base = base.max(layout::BOOT_DATA_END);
-        (end > base).then_some((base, end))
-    })
+        match rooms.last_mut() {
+            Some((_, last)) if *last == base => *last = end,
+            _ if end > base => rooms.push((base, end)),
+            _ => {}
+        }
+    }
+    rooms.into_iter()
 }
 
 /// Where the image's first byte goes.
@@ -299,14 +355,56 @@ fn place_image(image: &Image<'_>, cargo: &Cargo<'_>) -> Result<u64, LoadError> {
     })
 }
 
-/// The highest place below 4 GiB that does not touch the image.
-fn place_initrd(bytes: &[u8], image: (u64, u64), cargo: &Cargo<'_>) -> Result<(u64, u64), LoadError> {
+/// Where a bzImage goes: where it prefers to be, or the lowest RAM above that is large enough.
+fn place_bzimage(image: &BzImage<'_>, cargo: &Cargo<'_>) -> Result<u64, LoadError> {
+    let (preferred, len) = (image.preferred(), image.memory_len());
+    let limit = image.address_limit();
+    // The end of the boot data and the first MiB: below, no kernel asks to be.
+    let low = preferred.max(layout::HIGH_RAM_START);
+    let above = || rooms(cargo).map(move |(base, end)| (base.max(low), end.min(limit)));
+    let fits =
+        |at: u64, base: u64, end: u64| at >= base && at.checked_add(len).is_some_and(|last| last <= end);
+    let name = cargo.kernel_name.to_owned();
+    let Some(alignment) = image.alignment() else {
+        let fixed = rooms(cargo).any(|(base, end)| fits(preferred, base, end));
+        return if fixed { Ok(preferred) } else { Err(LoadError::Fixed { name, start: preferred, len }) };
+    };
+    above()
+        .filter_map(|(base, end)| base.checked_next_multiple_of(alignment).filter(|at| fits(*at, base, end)))
+        .min()
+        .ok_or_else(|| LoadError::NoRoom {
+            what: format!("kernel {name}"),
+            len,
+            place: "where it can unpack itself (from its pref_address on)",
+            largest: above().map(|(base, end)| end.saturating_sub(base)).max().unwrap_or(0),
+        })
+}
+
+fn load_initrd(
+    memory: &Memory,
+    image: (u64, u64),
+    limit: u64,
+    cargo: &Cargo<'_>,
+) -> Result<Option<(u64, u64)>, LoadError> {
+    let Some(bytes) = cargo.initrd else { return Ok(None) };
+    let place = place_initrd(bytes, image, limit, cargo)?;
+    memory.write(place.0, bytes)?;
+    Ok(Some(place))
+}
+
+/// The highest place below `limit` that does not touch the image.
+fn place_initrd(
+    bytes: &[u8],
+    image: (u64, u64),
+    limit: u64,
+    cargo: &Cargo<'_>,
+) -> Result<(u64, u64), LoadError> {
     let len = bytes.len() as u64;
     let mut largest = 0;
     let image_end = image.0.saturating_add(image.1);
     let mut best = None;
     for (base, end) in rooms(cargo) {
-        let end = end.min(1 << 32);
+        let end = end.min(limit);
         for (base, end) in [(base, end.min(image.0)), (base.max(image_end), end)] {
             let room = end.saturating_sub(base);
             largest = largest.max(room);
@@ -319,13 +417,14 @@ fn place_initrd(bytes: &[u8], image: (u64, u64), cargo: &Cargo<'_>) -> Result<(u
     best.map(|at| (at, len)).ok_or_else(|| LoadError::NoRoom {
         what: "initrd".into(),
         len,
-        place: "below 4 GiB",
+        place: if limit < 1 << 32 { "below the kernel's initrd_addr_max" } else { "below 4 GiB" },
         largest,
     })
 }
 
-fn write_cmdline(memory: &Memory, cmdline: &str) -> Result<(), LoadError> {
-    let max = layout::CMDLINE_MAX;
+/// `kernel_max` is what the kernel says that it takes.
+fn write_cmdline(memory: &Memory, cmdline: &str, kernel_max: u64) -> Result<(), LoadError> {
+    let max = kernel_max.min(layout::CMDLINE_MAX);
     let len = cmdline.len() as u64;
     if len > max {
         return Err(LoadError::CmdlineTooLong { len, max });

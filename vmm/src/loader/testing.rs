@@ -76,3 +76,46 @@ impl ElfBuilder {
         file
     }
 }
+
+/// Builds a bzImage for the 64-bit entry.
+#[derive(Clone, Debug)]
+pub struct BzImageBuilder {
+    file: Vec<u8>,
+}
+
+impl BzImageBuilder {
+    /// A relocatable image of protocol 2.15 whose 64-bit entry is `code`; it prefers 16 MiB and
+    /// needs 1 MiB.
+    pub fn new(code: &[u8]) -> BzImageBuilder {
+        let kernel_len = (0x200 + code.len()).next_multiple_of(16);
+        let mut file = vec![0; 2 * 512 + kernel_len];
+        let code_at = 2 * 512 + 0x200;
+        file[code_at..code_at + code.len()].copy_from_slice(code);
+        let paragraphs = u32::try_from(kernel_len / 16).unwrap_or(u32::MAX);
+        BzImageBuilder { file }
+            .set(0x1f1, &[1])
+            .set(0x1f4, &paragraphs.to_le_bytes())
+            .set(0x1fe, &[0x55, 0xaa, 0xeb, 0x6a])
+            .set(0x202, b"HdrS")
+            .set(0x206, &[0x0f, 0x02])
+            .set(0x211, &[1])
+            .set(0x22c, &0x7fff_ffffu32.to_le_bytes())
+            .set(0x230, &0x20_0000u32.to_le_bytes())
+            .set(0x234, &[1, 21])
+            .set(0x236, &[0x7f, 0])
+            .set(0x238, &2047u32.to_le_bytes())
+            .set(0x258, &0x100_0000u64.to_le_bytes())
+            .set(0x260, &0x10_0000u32.to_le_bytes())
+    }
+
+    /// Puts `bytes` at `offset` of the file.
+    pub fn set(mut self, offset: usize, bytes: &[u8]) -> BzImageBuilder {
+        self.file[offset..offset + bytes.len()].copy_from_slice(bytes);
+        self
+    }
+
+    /// The file.
+    pub fn build(&self) -> Vec<u8> {
+        self.file.clone()
+    }
+}

@@ -3,7 +3,10 @@ use linux_loader::loader::elf::start_info::{XEN_HVM_START_MAGIC_VALUE, hvm_start
 use memvisor_inspect::{MemorySource, RamRegion};
 use vm_memory::ByteValued;
 
-use super::{testing::ElfBuilder, *};
+use super::{
+    testing::{BzImageBuilder, ElfBuilder},
+    *,
+};
 
 const MIB: u64 = 1 << 20;
 
@@ -206,4 +209,82 @@ fn the_command_line_has_a_limit() {
 fn kernel_files_are_named_in_errors() {
     let error = read_kernel(Some(Path::new("/nonexistent/kernel"))).expect_err("missing");
     assert!(error.to_string().contains("/nonexistent/kernel"), "{error}");
+}
+
+fn zero_page(memory: &Memory) -> boot_params {
+    let mut page = boot_params::default();
+    memory.read(layout::ZERO_PAGE, page.as_mut_slice()).expect("RAM");
+    page
+}
+
+#[test]
+fn a_bzimage_goes_where_it_prefers_and_its_header_into_the_zero_page() {
+    let ram = [LOW, (MIB, 31 * MIB)];
+    let memory = memory(&ram);
+    let kernel = BzImageBuilder::new(b"entry").build();
+    let initrd = vec![7; 5000];
+    let cargo = Cargo { initrd: Some(&initrd), ..cargo(&kernel, &ram, &[]) };
+    let entry = load(&memory, &cargo).expect("fits");
+    assert_eq!((entry.rip, entry.image, entry.foreign), (16 * MIB + 0x200, (16 * MIB, MIB), true));
+    assert_eq!(&read::<5>(&memory, entry.rip), b"entry");
+    let page = zero_page(&memory);
+    let (magic, init_size, loader, xloadflags) =
+        (page.hdr.header, page.hdr.init_size, page.hdr.type_of_loader, page.hdr.xloadflags);
+    assert_eq!((magic, init_size, loader, xloadflags), (HDRS_TEXT, 0x10_0000, 0xff, 0x7f));
+    let (cmdline, image, size) = (page.hdr.cmd_line_ptr, page.hdr.ramdisk_image, page.hdr.ramdisk_size);
+    assert_eq!((u64::from(cmdline), size), (layout::CMDLINE, 5000));
+    assert_eq!(u64::from(image), 32 * MIB - 8192);
+    assert_eq!(read::<1>(&memory, u64::from(image)), [7]);
+}
+
+#[test]
+fn a_bzimage_moves_up_to_aligned_ram_and_never_down() {
+    // 16 MiB is in a hole; the next RAM is not aligned.
+    let ram = [LOW, (MIB, 8 * MIB), (33 * MIB, 8 * MIB)];
+    let memory = memory(&ram);
+    let kernel = BzImageBuilder::new(b"e").build();
+    let entry = load(&memory, &cargo(&kernel, &ram, &[])).expect("fits");
+    assert_eq!(entry.image, (34 * MIB, MIB));
+    let fixed = BzImageBuilder::new(b"e").set(0x234, &[0]).build();
+    let error = load(&memory, &cargo(&fixed, &ram, &[])).expect_err("cannot move");
+    assert!(matches!(error, LoadError::Fixed { start: 0x100_0000, .. }), "{error}");
+}
+
+#[test]
+fn a_bzimage_needs_its_init_size_of_ram_and_not_only_its_file() {
+    let ram = [LOW, (MIB, 31 * MIB)];
+    let memory = memory(&ram);
+    let big = BzImageBuilder::new(b"e").set(0x260, &0x200_0000u32.to_le_bytes()).build();
+    let error = load(&memory, &cargo(&big, &ram, &[])).expect_err("too big");
+    assert!(matches!(error, LoadError::NoRoom { len: 0x200_0000, largest: 0x100_0000, .. }), "{error}");
+}
+
+#[test]
+fn limits_of_the_setup_header_hold_for_initrd_and_command_line() {
+    let ram = [LOW, (MIB, 63 * MIB)];
+    let memory = memory(&ram);
+    let low = BzImageBuilder::new(b"e").set(0x22c, &0x1ff_ffffu32.to_le_bytes()).build();
+    let initrd = vec![7; 5000];
+    let with_initrd = Cargo { initrd: Some(&initrd), ..cargo(&low, &ram, &[]) };
+    let entry = load(&memory, &with_initrd).expect("fits");
+    assert_eq!(entry.initrd, Some((32 * MIB - 8192, 5000)));
+    let big = vec![0; 17 << 20];
+    let error = load(&memory, &Cargo { initrd: Some(&big), ..with_initrd }).expect_err("too big");
+    assert!(error.to_string().contains("initrd_addr_max"), "{error}");
+    let long = "x".repeat(2048);
+    let error = load(&memory, &Cargo { cmdline: &long, ..cargo(&low, &ram, &[]) }).expect_err("too long");
+    assert!(matches!(error, LoadError::CmdlineTooLong { max: 2047, .. }), "{error}");
+}
+
+#[test]
+fn a_bzimage_is_entered_with_the_levels_that_it_knows_and_not_by_pvh() {
+    let ram = [LOW, (MIB, 31 * MIB)];
+    let memory = memory(&ram);
+    let kernel = BzImageBuilder::new(b"e").build();
+    let old = BzImageBuilder::new(b"e").set(0x236, &[0x1f]).build();
+    let levels =
+        |kernel: &[u8]| load(&memory, &Cargo { levels: 5, ..cargo(kernel, &ram, &[]) }).expect("fits").levels;
+    assert_eq!((levels(&kernel), levels(&old)), (5, 4));
+    let error = load(&memory, &Cargo { boot: Boot::Pvh, ..cargo(&kernel, &ram, &[]) }).expect_err("no PVH");
+    assert!(error.to_string().contains("test.elf"), "{error}");
 }

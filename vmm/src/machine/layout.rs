@@ -95,6 +95,8 @@ pub const I8042_DATA: u16 = 0x60;
 pub const I8042_COMMAND: u16 = 0x64;
 /// Written to [`I8042_COMMAND`], resets the machine.
 pub const RESET_VALUE: u8 = 0xfe;
+/// Index port of the CMOS clock; its data port follows.
+pub const CMOS_INDEX: u16 = 0x70;
 /// First port of the 16550 serial port.
 pub const COM1: u16 = 0x3f8;
 /// Ports of the 16550.

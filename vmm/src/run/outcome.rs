@@ -22,7 +22,7 @@ pub enum ExitStatus {
     Findings = AuditReport::EXIT_FINDINGS,
     /// /dev/kvm is missing, not permitted or too old: nothing could run on this machine.
     NoKvm = 4,
-    /// The guest failed: panic, failed test, triple fault, reset.
+    /// The guest failed: panic, failed test, triple fault; a reset by our own kernel.
     GuestFailed = 5,
     /// KVM or memvisor failed.
     VmmFailed = 6,
@@ -44,7 +44,11 @@ pub enum End {
         meaning: &'static str,
     },
     /// The guest reset the machine.
-    Reset,
+    Reset {
+        /// Whether that is a good end: of a foreign kernel, such as Linux, that did not panic before.
+        /// memvisor's own kernel never asks for it.
+        clean: bool,
+    },
     /// A vCPU could not go on.
     Failed {
         /// What is known about it.
@@ -65,7 +69,7 @@ impl End {
 
     /// Whether the guest said that all is well.
     pub fn is_clean(&self) -> bool {
-        matches!(self, End::PowerOff | End::Exit { code: 0, .. })
+        matches!(self, End::PowerOff | End::Exit { code: 0, .. } | End::Reset { clean: true })
     }
 
     /// One line for people.
@@ -73,7 +77,7 @@ impl End {
         match self {
             End::PowerOff => "the guest powered off".into(),
             End::Exit { code, meaning } => format!("the guest exited with {code}: {meaning}"),
-            End::Reset => "the guest reset the machine".into(),
+            End::Reset { .. } => "the guest reset the machine".into(),
             End::Failed { failure } => failure.to_string(),
             End::Stopped { by } => format!("stopped by {by} before the guest ended"),
         }
@@ -182,7 +186,8 @@ mod tests {
         assert_eq!(outcome(End::exit(0), 0).status(), ExitStatus::Clean);
         assert_eq!(outcome(End::exit(0), 1).status(), ExitStatus::Findings);
         assert_eq!(outcome(End::exit(101), 0).status(), ExitStatus::GuestFailed);
-        assert_eq!(outcome(End::Reset, 0).status(), ExitStatus::GuestFailed);
+        assert_eq!(outcome(End::Reset { clean: false }, 0).status(), ExitStatus::GuestFailed);
+        assert_eq!(outcome(End::Reset { clean: true }, 0).status(), ExitStatus::Clean);
         assert_eq!(outcome(End::Stopped { by: "SIGINT".into() }, 0).status(), ExitStatus::Stopped);
     }
 }

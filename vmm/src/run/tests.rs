@@ -89,7 +89,7 @@ fn acpi_power_off_and_keyboard_reset_end_the_run() {
     assert!(matches!(outcome.end, End::PowerOff), "{}", outcome.end.describe());
     // mov al, 0xfe ; out 0x64, al
     let (outcome, _) = run(&config_of(&ElfBuilder::new(CODE, &[0xb0, 0xfe, 0xe6, 0x64])));
-    assert!(matches!(outcome.end, End::Reset), "{}", outcome.end.describe());
+    assert!(matches!(outcome.end, End::Reset { clean: true }), "{}", outcome.end.describe());
 }
 
 #[test]
@@ -108,6 +108,32 @@ fn a_triple_fault_is_reported_with_registers_and_bytes() {
     let walk = failure.walk.as_ref().and_then(|walk| walk.mapped()).expect("mapped");
     assert_eq!((walk.gpa, failure.rip_gpa), (CODE + 5, Some(CODE + 5)), "{failure}");
     assert_eq!(outcome.status(), ExitStatus::GuestFailed);
+}
+
+#[test]
+fn what_this_kvm_cannot_run_in_ring_0_is_reported_with_bytes_symbol_and_advice() {
+    if !has_kvm() {
+        return;
+    }
+    let map = tempfile::NamedTempFile::new().expect("temporary file");
+    std::fs::write(map.path(), format!("{CODE:016x} T count_bits\n")).expect("writes");
+    // nop ; popcnt eax, eax
+    let code = [vec![0x90, 0xf3, 0x0f, 0xb8, 0xc0], exit_with(0)].concat();
+    let config =
+        VmConfig { symbols: Some(map.path().to_owned()), ..config_of(&ElfBuilder::new(CODE, &code)) };
+    let (outcome, _) = run(&config);
+    let Some(failure) = failure(&outcome.end) else {
+        // A KVM that runs ring 0 itself.
+        assert_eq!(outcome.status(), ExitStatus::Clean, "{}", outcome.end.describe());
+        return;
+    };
+    assert!(!failure.guest_fault, "{failure}");
+    assert_eq!(failure.instruction.first_chunk(), Some(&[0xf3, 0x0f, 0xb8, 0xc0]), "{failure}");
+    assert_eq!(failure.rip_gpa, Some(CODE + 1), "{failure}");
+    assert_eq!(failure.symbol.as_deref(), Some("count_bits+0x1"), "{failure}");
+    let text = failure.to_string();
+    assert!(text.contains("in count_bits+0x1") && text.contains("emulates ring 0"), "{text}");
+    assert_eq!(outcome.status(), ExitStatus::VmmFailed);
 }
 
 #[test]

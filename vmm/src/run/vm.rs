@@ -2,13 +2,15 @@
 
 use std::{
     collections::BTreeMap,
-    io,
+    fs, io,
     os::fd::OwnedFd,
+    path::PathBuf,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
         mpsc::{self, Receiver, Sender},
     },
+    thread,
     time::{Duration, Instant},
 };
 
@@ -23,28 +25,33 @@ use memvisor_inspect::{CpuRegisters, Facts};
 use serde::{Deserialize, Serialize};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::{AuditMode, RunError, RunEvent, VmConfig};
+use super::{AuditMode, End, RunError, RunEvent, VmConfig};
 use crate::{
-    devices::{AcpiPm, BusError, COM1_IRQ, Console, DeviceState, I8042, MemvisorDevice, SerialPort},
+    devices::{AcpiPm, BusError, COM1_IRQ, Cmos, Console, DeviceState, I8042, MemvisorDevice, SerialPort},
     loader::{self, Cargo, Entry},
     machine::{Paging, layout},
     memory::{Memory, SlotInfo},
     seccomp::Filters,
     vcpu::{
-        Features, Hold, HostOffer, KvmStats, SharedBus, State, Vcpu, VcpuError, build_cpuid,
-        install_kick_handler, open_kvm, set_boot_registers,
+        Failure, Features, Hold, HostOffer, KvmStats, SharedBus, State, Symbols, Vcpu, VcpuError,
+        build_cpuid, emulates_ring0, install_kick_handler, open_kvm, set_boot_registers, set_memory_type,
     },
 };
 
 /// Interrupt controllers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Irqchip {
-    /// Local APICs in KVM, nothing else: faster to make, and all that our own guest uses.
+    /// Split for our own kernel, full for a foreign one.
     #[default]
+    Auto,
+    /// Local APICs in KVM, nothing else: faster to make, and all that our own guest uses.
     Split,
     /// PIC, I/O APIC and PIT in KVM too.
     Full,
 }
+
+/// Input kept while the serial port is busy; more is dropped.
+const TYPED_MAX: usize = 4096;
 
 /// State of a guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -77,8 +84,10 @@ pub struct Vm {
     pub seccomp: Filters,
     console: Arc<Mutex<Console>>,
     serial: Arc<Mutex<SerialPort>>,
+    typed: Mutex<Vec<u8>>,
     built: Instant,
     bus: Arc<SharedBus>,
+    symbols: Option<PathBuf>,
     started: AtomicBool,
     paused: AtomicBool,
     ended: AtomicBool,
@@ -118,7 +127,12 @@ impl Vm {
             levels,
         };
         let entry = loader::load(&memory, &cargo)?;
-        let com1_irq = create_irqchip(&vm, config.irqchip)?;
+        let full_irqchip = match config.irqchip {
+            Irqchip::Auto => entry.foreign,
+            Irqchip::Split => false,
+            Irqchip::Full => true,
+        };
+        let com1_irq = create_irqchip(&vm, full_irqchip)?;
 
         let console = Arc::new(Mutex::new(Console::new(config.console)));
         let serial = Arc::new(Mutex::new(SerialPort::new(console.clone(), com1_irq)));
@@ -127,7 +141,10 @@ impl Vm {
         install_kick_handler()
             .map_err(|source| RunError::Host { step: "install the vCPU signal", source })?;
         let (sender, receiver) = mpsc::channel();
-        let features = Features { la57: levels == 5, tsc_deadline: offer.tsc_deadline };
+        let mut nodes: Vec<u32> = config.facts.cpus.iter().map(|cpu| cpu.node).collect();
+        nodes.dedup();
+        let features =
+            Features { la57: levels == 5, tsc_deadline: offer.tsc_deadline, one_package: nodes.len() <= 1 };
         let count = u32::try_from(config.facts.cpus.len()).unwrap_or(u32::MAX);
         let mut vcpus = Vec::new();
         let mut stats = Vec::new();
@@ -156,8 +173,10 @@ impl Vm {
             seccomp: config.seccomp,
             console,
             serial,
+            typed: Mutex::default(),
             built: Instant::now(),
             bus,
+            symbols: config.symbols.clone(),
             started: AtomicBool::new(false),
             paused: AtomicBool::new(false),
             ended: AtomicBool::new(false),
@@ -224,13 +243,34 @@ impl Vm {
     /// Shows what the guest has not ended with a newline yet, unless output is stuck.
     pub fn flush_console(&self) {
         if let Ok(mut console) = self.console.try_lock() {
-            console.flush_line();
+            console.flush_ready();
         }
     }
 
-    /// Input for the guest's serial port.
+    /// The last output; `None` if the guest waits for the reader of its output.
+    pub fn console_tail(&self) -> Option<Vec<u8>> {
+        // A guest that only prints much lets go between two lines.
+        for _ in 0..20 {
+            if let Ok(console) = self.console.try_lock() {
+                return Some(console.tail());
+            }
+            thread::sleep(Duration::from_millis(5));
+        }
+        None
+    }
+
+    /// Input for the guest's serial port. While the guest waits there for the reader of its output the
+    /// input is kept; a later call, even with nothing, delivers it.
     pub fn type_bytes(&self, bytes: &[u8]) {
-        self.serial.lock().unwrap_or_else(PoisonError::into_inner).type_bytes(bytes);
+        let mut typed = self.typed.lock().unwrap_or_else(PoisonError::into_inner);
+        let room = TYPED_MAX.saturating_sub(typed.len());
+        typed.extend(bytes.iter().take(room));
+        if !typed.is_empty()
+            && let Ok(mut serial) = self.serial.try_lock()
+        {
+            serial.type_bytes(&typed);
+            typed.clear();
+        }
     }
 
     /// State now. A guest may be paused before it starts; one that has ended stays so.
@@ -289,10 +329,38 @@ impl Vm {
         self.vcpus.iter().any(|vcpu| vcpu.state() == State::Running)
     }
 
+    /// One line about what keeps a foreign kernel from running well on this host, if anything does. To
+    /// find out takes as long as to start a small guest.
+    pub fn host_limit(&self) -> Option<&'static str> {
+        let limited = self.entry.foreign && open_kvm().is_ok_and(|kvm| emulates_ring0(&kvm));
+        limited.then_some(EMULATED_RING0)
+    }
+
+    /// Adds to `failure` what is known beyond the vCPU: the symbol, and what to do.
+    pub(super) fn explain(&self, failure: &mut Failure) {
+        if let Some(path) = &self.symbols {
+            match fs::read(path) {
+                Ok(bytes) => failure.name_rip(&Symbols::parse(&bytes)),
+                Err(error) => tracing::warn!("no symbols from {}: {error}", path.display()),
+            }
+        }
+        failure.hint = self.host_limit().map(str::to_owned);
+    }
+
+    /// What a reset means: a foreign kernel ends by it, unless it has just reported its own end.
+    pub(super) fn judge_reset(&self) -> End {
+        const LINUX_PANIC: &str = "Kernel panic - not syncing";
+        let panicked = self.console().transcript().contains(LINUX_PANIC);
+        End::Reset { clean: self.entry.foreign && !panicked }
+    }
+
     pub(super) fn set_status(&self, status: Status) {
         self.device.set_status(status);
     }
 }
+
+/// One line: why a kernel stops, and what to do.
+const EMULATED_RING0: &str = "this KVM emulates ring 0, slowly and without instructions that Linux uses, so Linux does not run on it: use a host with VT-x or AMD-V, or bed nested (docs/linux-guest.md)";
 
 fn choose_levels(paging: Paging, offer: &HostOffer) -> Result<u32, RunError> {
     match (paging, offer.la57) {
@@ -314,19 +382,19 @@ fn complete_cmdline(cmdline: &str, levels: u32, offer: &HostOffer) -> String {
 }
 
 /// Makes the interrupt controller; the line of COM1 if there is one that takes it.
-fn create_irqchip(vm: &VmFd, irqchip: Irqchip) -> Result<Option<EventFd>, RunError> {
+fn create_irqchip(vm: &VmFd, full: bool) -> Result<Option<EventFd>, RunError> {
     // Intel processors without unrestricted guests need both; others ignore them.
     vm.set_identity_map_address(layout::KVM_IDENTITY_MAP).map_err(kvm_error("KVM_SET_IDENTITY_MAP_ADDR"))?;
     let tss = usize::try_from(layout::KVM_TSS).unwrap_or(usize::MAX);
     vm.set_tss_address(tss).map_err(kvm_error("KVM_SET_TSS_ADDR"))?;
-    let line = match irqchip {
-        Irqchip::Split => {
+    let line = match full {
+        false => {
             let mut cap = kvm_enable_cap { cap: KVM_CAP_SPLIT_IRQCHIP, ..Default::default() };
             cap.args[0] = 24;
             vm.enable_cap(&cap).map_err(kvm_error("KVM_ENABLE_CAP(KVM_CAP_SPLIT_IRQCHIP)"))?;
             None
         }
-        Irqchip::Full => {
+        true => {
             vm.create_irq_chip().map_err(kvm_error("KVM_CREATE_IRQCHIP"))?;
             vm.create_pit2(kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() })
                 .map_err(kvm_error("KVM_CREATE_PIT2"))?;
@@ -365,12 +433,14 @@ pub fn build_bus(
         AcpiPm::LEN,
         Arc::new(Mutex::new(AcpiPm::default())),
     )?;
+    bus.pio.insert("cmos", layout::CMOS_INDEX.into(), Cmos::LEN, Arc::new(Mutex::new(Cmos::default())))?;
     let memvisor = MemvisorDevice::new(memory.clone(), console.clone(), device.clone());
     bus.pio.insert("memvisor", port::BASE.into(), port::LEN.into(), Arc::new(Mutex::new(memvisor)))?;
     Ok(bus)
 }
 
 fn set_up(fd: &VcpuFd, index: u32, entry: &Entry) -> Result<(), RunError> {
+    set_memory_type(fd);
     if index == 0 {
         return set_boot_registers(fd, entry).map_err(|(ioctl, errno)| kvm_error(ioctl)(errno));
     }

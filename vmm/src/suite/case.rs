@@ -24,6 +24,7 @@ const FILES: &[(&str, &str)] = &[
     ("pagetables", include_str!("../../../tests/cases/pagetables.toml")),
     ("tlb", include_str!("../../../tests/cases/tlb.toml")),
     ("audit", include_str!("../../../tests/cases/audit.toml")),
+    ("linux", include_str!("../../../tests/cases/linux.toml")),
 ];
 
 /// Why the case files cannot be used.
@@ -128,6 +129,8 @@ pub enum Need {
     Pages1g,
     /// It walks a second stage (NPT, EPT) instead of shadowing the guest's page tables.
     SecondStage,
+    /// A stock Linux is there to be booted, and this KVM runs it.
+    Linux,
 }
 
 /// The machine of a case.
@@ -152,6 +155,8 @@ pub struct KvmSetup {
     pub cpus: Option<u32>,
     /// Size of all RAM together, as `--memory` takes it.
     pub memory: Option<String>,
+    /// Image of a stock Linux to boot instead of memvisor's kernel: `bzImage` or `vmlinux`.
+    pub linux: Option<String>,
     /// What the host must be able to do.
     pub needs: Vec<Need>,
 }
@@ -307,6 +312,7 @@ struct KvmStanza {
     paging: Option<Axis<String>>,
     cpus: Option<Axis<u32>>,
     memory: Option<String>,
+    linux: Option<String>,
     #[serde(default)]
     needs: Vec<Need>,
 }
@@ -444,6 +450,7 @@ impl KvmStanza {
                             paging: paging.clone(),
                             cpus,
                             memory: self.memory.clone(),
+                            linux: self.linux.clone(),
                             needs: self.needs.clone(),
                         };
                         setups.push((name, Setup::Kvm(setup)));

@@ -19,12 +19,13 @@ use serde_json::Value;
 use super::bed::{Audit, Ended, Observed};
 use super::case::{Case, KvmSetup, Need, Setup};
 use super::command::{Finished, memvisor, program};
+use super::linux;
 use super::outcome::Subcase;
 use super::outside::read_report;
 use super::probes::{Control, Held};
 use crate::control::{Client, api::VmInfo};
 use crate::run::{ExitStatus, VmState};
-use crate::vcpu::{HostOffer, KvmOpenError, open_kvm, second_stage_levels};
+use crate::vcpu::{HostOffer, KvmOpenError, emulates_ring0, open_kvm, second_stage_levels};
 
 /// How often a guest is asked whether it is held.
 const POLL: Duration = Duration::from_millis(50);
@@ -39,6 +40,7 @@ pub struct Host {
     la57: bool,
     pages_1g: bool,
     second_stage: bool,
+    linux: Result<(), &'static str>,
 }
 
 impl Host {
@@ -47,8 +49,15 @@ impl Host {
     /// # Errors
     /// Why this bed cannot be used here.
     pub fn probe() -> Result<Host, KvmOpenError> {
-        let offer = HostOffer::probe(&open_kvm()?, true)?;
-        Ok(Host { la57: offer.la57, pages_1g: offer.pages_1g, second_stage: second_stage_levels() > 0 })
+        let kvm = open_kvm()?;
+        let offer = HostOffer::probe(&kvm, true)?;
+        let linux = match linux::folder() {
+            None => Err("no Linux to boot: MEMVISOR_LINUX names no folder (docs/linux-guest.md)"),
+            Some(_) if emulates_ring0(&kvm) => Err("this KVM emulates ring 0 and does not run Linux"),
+            Some(_) => Ok(()),
+        };
+        let second_stage = second_stage_levels() > 0;
+        Ok(Host { la57: offer.la57, pages_1g: offer.pages_1g, second_stage, linux })
     }
 
     /// Why a case with these needs means nothing here; `None` if all are met.
@@ -59,6 +68,7 @@ impl Host {
             Need::Pages1g => (!self.pages_1g).then_some("this KVM has no 1 GiB pages for guests"),
             Need::SecondStage => (!self.second_stage)
                 .then_some("this KVM shadows the guest's page tables instead of walking a second stage"),
+            Need::Linux => self.linux.err(),
         })
     }
 }
@@ -71,7 +81,14 @@ pub fn run(case: &Case, kernel: Option<&Path>, deadline: Instant) -> anyhow::Res
     if case.expect.probes.is_empty() {
         let mut process = Process::start(case, kernel, &[])?;
         let ended = process.wait(deadline);
-        return process.observe(ended, case);
+        let mut observed = process.observe(ended, case)?;
+        if let Setup::Kvm(setup) = &case.setup
+            && setup.linux.is_some()
+        {
+            let outcome = linux::examine(setup, &observed.console)?;
+            observed.probes.push(Subcase { name: linux::NAME.to_owned(), outcome });
+        }
+        return Ok(observed);
     }
     let vm = HeldVm::start(case, kernel, deadline)?;
     let mut probes = Vec::new();
@@ -242,6 +259,8 @@ impl Drop for Process {
 impl Process {
     fn start(case: &Case, kernel: Option<&Path>, more: &[&str]) -> anyhow::Result<Process> {
         let Setup::Kvm(setup) = &case.setup else { bail!("a case without its table kvm") };
+        // A stock Linux is not replaced by another build of memvisor's kernel.
+        let kernel = kernel.filter(|_| setup.linux.is_none());
         let mut child = Command::new(program()?)
             .args(arguments(setup, &case.cmdline))
             .args(more)
@@ -298,6 +317,9 @@ fn arguments(setup: &KvmSetup, cmdline: &str) -> Vec<String> {
     add("--memory", setup.memory.clone());
     add("--cpus", setup.cpus.map(|cpus| cpus.to_string()));
     add("--cmdline", (!cmdline.is_empty()).then(|| cmdline.to_owned()));
+    if let Some(image) = &setup.linux {
+        args.extend(linux::arguments(image));
+    }
     args
 }
 
@@ -313,6 +335,9 @@ struct Document {
 struct End {
     kind: String,
     code: Option<u8>,
+    /// Of a reset: whether it is a good end.
+    #[serde(default)]
+    clean: bool,
 }
 
 #[derive(Debug, Deserialize)]
@@ -367,7 +392,7 @@ fn meaning(code: Option<i32>, document: Option<&Document>, audits: &[Audit]) -> 
     }
     let Some(document) = document else { bail!("memvisor exited with {code} and without a document") };
     let found = audits.iter().any(|audit| audit.findings > 0);
-    let clean = document.end.kind == "power_off" || document.end.code == Some(0);
+    let clean = document.end.kind == "power_off" || document.end.clean || document.end.code == Some(0);
     match (document.end.code, code) {
         _ if clean && !found && code == ExitStatus::Clean as i32 => Ok(Ended::Clean),
         _ if clean && found && code == ExitStatus::Findings as i32 => Ok(Ended::Clean),
@@ -419,11 +444,11 @@ mod tests {
 
     #[test]
     fn a_host_is_told_what_it_lacks_for_a_case() {
-        let host = Host { la57: true, pages_1g: false, second_stage: true };
+        let host = Host { la57: true, pages_1g: false, second_stage: true, linux: Ok(()) };
         assert_eq!(host.lacks(&[Need::La57, Need::SecondStage]), None);
         assert!(host.lacks(&[Need::La57, Need::Pages1g]).unwrap().contains("1 GiB"));
         assert!(host.lacks(&[Need::NoLa57]).unwrap().contains("does run"));
-        let shadow = Host { la57: false, pages_1g: false, second_stage: false };
+        let shadow = Host { la57: false, pages_1g: false, second_stage: false, linux: Err("none") };
         assert!(shadow.lacks(&[Need::SecondStage]).unwrap().contains("shadows"));
         assert_eq!(shadow.lacks(&[Need::NoLa57]), None);
     }

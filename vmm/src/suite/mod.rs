@@ -4,11 +4,13 @@
 //! outside find what they must and nothing else, the tests that the guest reports pass, and the
 //! probes that the stanza names agree. What cannot run here is skipped with the reason, and counted.
 
+mod anchor;
 pub mod bed;
 pub mod case;
 mod command;
 pub mod ktap;
 mod kvm;
+mod linux;
 pub mod outcome;
 mod outside;
 mod probes;
@@ -221,6 +223,8 @@ struct Bench {
     no_qemu: Option<String>,
     image: Option<PathBuf>,
     kernel: Option<PathBuf>,
+    // Held for bed nested only. What cannot be had there fails the cases themselves, with its reason.
+    _anchor: Option<anchor::Anchor>,
     // Holds the image of the bundled guest.
     _folder: tempfile::TempDir,
 }
@@ -241,6 +245,7 @@ impl Bench {
                 .to_owned()
         });
         Ok(Bench {
+            _anchor: uses(Bed::Nested).then(|| anchor::Anchor::hold().ok()).flatten(),
             no_kernel,
             host: (uses(Bed::Kvm) || uses(Bed::Nested))
                 .then(|| kvm::Host::probe().map_err(|error| error.to_string())),

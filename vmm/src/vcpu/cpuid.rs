@@ -1,6 +1,8 @@
 //! CPUID of each vCPU: what KVM supports, with this CPU's identity and the machine's topology.
 //!
-//! Topology told: one package, a core a CPU, one thread a core. Nodes come from the SRAT alone.
+//! Topology told: one thread a core; on a machine of one node all CPUs are cores of one package, else each
+//! is a package of its own, because no package or cache may span nodes (Linux: arch/x86/kernel/smpboot.c,
+//! `topology_sane`; AMD's older families share the last cache in a package). Nodes come from the SRAT alone.
 //!
 //! On some hosts ring-3 and ring-0 CPUID show the host's leaves 1 and 7 whatever is set here; the
 //! guest therefore also gets `no5lvl` and `nogbpages` on its command line.
@@ -14,6 +16,8 @@ pub struct Features {
     pub la57: bool,
     /// Whether KVM emulates the TSC-deadline timer.
     pub tsc_deadline: bool,
+    /// Whether the CPUs are cores of one package; else each is a package.
+    pub one_package: bool,
 }
 
 const LEAF1_ECX_X2APIC: u32 = 1 << 21;
@@ -31,7 +35,7 @@ pub fn build_cpuid(supported: &CpuId, apic_id: u32, count: u32, features: Featur
         .filter(|entry| !matches!(entry.function, 0xb | 0x1f))
         .copied()
         .collect();
-    let cores = count.max(1);
+    let cores = if features.one_package { count.max(1) } else { 1 };
     for entry in &mut entries {
         match (entry.function, entry.index) {
             (1, _) => {
@@ -41,7 +45,9 @@ pub fn build_cpuid(supported: &CpuId, apic_id: u32, count: u32, features: Featur
                 set(&mut entry.edx, LEAF1_EDX_HTT, cores > 1);
             }
             // Caches are a core's own: no sharing, so no host topology shows.
-            (4, _) if entry.eax & 0x1f != 0 => entry.eax &= 0x3fff,
+            (4 | 0x8000_001d, _) if entry.eax & 0x1f != 0 => entry.eax &= 0x3fff,
+            // AMD takes an L3 for one of the whole package, whatever the leaf above says.
+            (0x8000_0006, _) => entry.edx = 0,
             (7, 0) if !features.la57 => entry.ecx &= !LEAF7_ECX_LA57,
             (0x8000_0008, _) => {
                 let bits = apic_id_bits(cores);
@@ -101,7 +107,8 @@ mod tests {
 
     #[test]
     fn identity_and_topology_are_the_machines() {
-        let cpuid = build_cpuid(&host(), 5, 6, Features { la57: false, tsc_deadline: true });
+        let cpuid =
+            build_cpuid(&host(), 5, 6, Features { la57: false, tsc_deadline: true, one_package: true });
         let one = find(&cpuid, 1, 0);
         assert_eq!((one.ebx >> 24, one.ebx >> 16 & 0xff, one.ebx & 0xffff), (5, 6, 0x0800));
         assert_ne!(one.ecx & LEAF1_ECX_HYPERVISOR, 0);
@@ -109,13 +116,45 @@ mod tests {
         let cores = find(&cpuid, 0xb, 1);
         assert_eq!((cores.eax, cores.ebx, cores.edx), (3, 6, 5));
         assert!(cpuid.as_slice().iter().all(|entry| entry.function != 0x1f));
-        let lone = build_cpuid(&host(), 0, 1, Features { la57: false, tsc_deadline: false });
+        let lone =
+            build_cpuid(&host(), 0, 1, Features { la57: false, tsc_deadline: false, one_package: true });
         assert_eq!(find(&lone, 1, 0).edx & LEAF1_EDX_HTT, 0);
     }
 
     #[test]
+    fn on_several_nodes_each_cpu_is_a_package() {
+        let features = Features { la57: false, tsc_deadline: true, one_package: false };
+        let cpuid = build_cpuid(&host(), 5, 6, features);
+        let one = find(&cpuid, 1, 0);
+        assert_eq!((one.ebx >> 24, one.ebx >> 16 & 0xff, one.edx & LEAF1_EDX_HTT), (5, 1, 0));
+        let cores = find(&cpuid, 0xb, 1);
+        assert_eq!((cores.eax, cores.ebx, cores.edx), (0, 1, 5));
+    }
+
+    #[test]
+    fn no_cache_is_shared() {
+        let shared = |function, index| kvm_cpuid_entry2 {
+            function,
+            index,
+            eax: 0x1c_4143,
+            edx: 0x0200_9140,
+            ..Default::default()
+        };
+        let host = [shared(4, 3), shared(0x8000_001d, 3), shared(0x8000_0006, 0)];
+        let host = CpuId::from_entries(&host).expect("three entries");
+        let cpuid = build_cpuid(&host, 1, 2, Features { la57: false, tsc_deadline: true, one_package: true });
+        for function in [4, 0x8000_001d] {
+            assert_eq!(find(&cpuid, function, 3).eax, 0x143, "type and level stay, sharers go");
+        }
+        assert_eq!(find(&cpuid, 0x8000_0006, 0).edx, 0, "no L3");
+    }
+
+    #[test]
     fn la57_shows_only_when_wanted_and_offered() {
-        let ecx = |la57| find(&build_cpuid(&host(), 0, 1, Features { la57, tsc_deadline: true }), 7, 0).ecx;
+        let ecx = |la57| {
+            find(&build_cpuid(&host(), 0, 1, Features { la57, tsc_deadline: true, one_package: true }), 7, 0)
+                .ecx
+        };
         assert_eq!(ecx(true), LEAF7_ECX_LA57 | 4);
         assert_eq!(ecx(false), 4);
     }

@@ -9,7 +9,7 @@ use kvm_ioctls::VcpuFd;
 use memvisor_inspect::{CpuRegisters, MemorySource, Translation, Walker, views::TranslateView};
 use serde::Serialize;
 
-use super::read_registers;
+use super::{Symbols, read_registers};
 use crate::memory::Memory;
 
 /// Why a vCPU stopped for good.
@@ -27,9 +27,16 @@ pub struct Failure {
     pub rip_gpa: Option<u64>,
     /// Bytes at RIP.
     pub instruction: Vec<u8>,
+    /// The symbol that RIP is in, if symbols are known.
+    pub symbol: Option<String>,
     /// Our own walk of RIP; `None` without paging.
     pub walk: Option<Translation>,
+    /// What to do about it.
+    pub hint: Option<String>,
 }
+
+/// Linux: `__START_KERNEL_map`, where an unmoved kernel maps physical address 0.
+const START_KERNEL_MAP: u64 = 0xffff_ffff_8000_0000;
 
 /// Longest x86 instruction, bytes.
 const INSTRUCTION_MAX: u64 = 15;
@@ -62,7 +69,16 @@ impl Failure {
         let walk = registers
             .as_ref()
             .and_then(|registers| Some(Walker::from_registers(registers)?.translate(memory, registers.rip)));
-        Failure { cpu, reason, guest_fault, registers, rip_gpa, instruction, walk }
+        let (symbol, hint) = (None, None);
+        Failure { cpu, reason, guest_fault, registers, rip_gpa, instruction, symbol, walk, hint }
+    }
+
+    /// Names RIP by `symbols`. Code that runs where it was loaded, before the kernel maps itself, is
+    /// looked for at the address that it will have.
+    pub fn name_rip(&mut self, symbols: &Symbols) {
+        let rip = self.registers.as_ref().map(|registers| registers.rip);
+        let later = self.rip_gpa.and_then(|gpa| START_KERNEL_MAP.checked_add(gpa));
+        self.symbol = [rip, later].into_iter().flatten().find_map(|va| Some(symbols.find(va)?.to_string()));
     }
 
     /// The words for a KVM_INTERNAL_ERROR_* number.
@@ -88,6 +104,9 @@ impl fmt::Display for Failure {
         for byte in &self.instruction {
             write!(f, " {byte:02x}")?;
         }
+        if let Some(symbol) = &self.symbol {
+            write!(f, "\n  in {symbol}")?;
+        }
         const NAMES: [&str; 16] = [
             "rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rsp", "rbp", "r8", "r9", "r10", "r11", "r12", "r13",
             "r14", "r15",
@@ -102,8 +121,11 @@ impl fmt::Display for Failure {
             r.cr0, r.cr2, r.cr3, r.cr4, r.efer
         )?;
         write!(f, " rflags {:#x} cs {:#x} ss {:#x}", r.rflags, r.selectors[0], r.selectors[5])?;
-        match &self.walk {
-            Some(walk) => write!(f, "\n{}", TranslateView::new(walk.clone(), None).to_string().trim_end()),
+        if let Some(walk) = &self.walk {
+            write!(f, "\n{}", TranslateView::new(walk.clone(), None).to_string().trim_end())?;
+        }
+        match &self.hint {
+            Some(hint) => write!(f, "\nmemvisor: {hint}"),
             None => Ok(()),
         }
     }

@@ -1,13 +1,14 @@
 //! What this host's KVM can do, tried rather than believed.
 
-use std::{fs, io, path::Path};
+use std::{fs, io, path::Path, sync::Arc};
 
 use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES};
-use kvm_ioctls::{Cap, Kvm};
-use memvisor_inspect::CpuRegisters;
+use kvm_ioctls::{Cap, Kvm, VcpuExit};
+use memvisor_inspect::{CpuRegisters, RamRegion};
 use thiserror::Error;
 
 use super::{Features, build_cpuid, regs};
+use crate::memory::Memory;
 
 /// Why /dev/kvm cannot be used. One line that says how to get access.
 #[derive(Debug, Error)]
@@ -107,11 +108,52 @@ impl HostOffer {
     }
 }
 
+/// Whether this KVM interprets the guest's ring 0 instead of running it, which limits the instructions that
+/// a kernel may use. Tried: POPCNT, which no KVM emulates, in 64-bit mode. `false` also if that cannot be
+/// tried.
+pub fn emulates_ring0(kvm: &Kvm) -> bool {
+    try_ring0(kvm).inspect_err(|error| tracing::info!("cannot try ring 0: {error}")).unwrap_or(false)
+}
+
+fn try_ring0(kvm: &Kvm) -> Result<bool, Box<dyn std::error::Error>> {
+    const TABLES: u64 = 0x1000;
+    const CODE: u64 = 0x4000;
+    /// popcnt eax, eax ; out 0x80, al ; jmp to itself
+    const PROGRAM: [u8; 8] = [0xf3, 0x0f, 0xb8, 0xc0, 0xe6, 0x80, 0xeb, 0xfe];
+    const PRESENT_WRITE: u64 = 3;
+    const LARGE: u64 = 1 << 7;
+    const ATTEMPTS: u32 = 100;
+
+    // Before the VM, which must go first.
+    let memory = Arc::new(Memory::new(&[RamRegion { gpa: 0, len: 0x1_0000 }])?);
+    let vm = kvm.create_vm()?;
+    memory.attach(&vm)?;
+    for (table, entry) in [(0, TABLES + 0x1000), (0x1000, TABLES + 0x2000), (0x2000, LARGE)] {
+        memory.write(TABLES + table, &(entry | PRESENT_WRITE).to_le_bytes())?;
+    }
+    memory.write(CODE, &PROGRAM)?;
+    let mut vcpu = vm.create_vcpu(0)?;
+    vcpu.set_cpuid2(&kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)?)?;
+    let mut sregs = vcpu.get_sregs()?;
+    regs::enter_long_mode(&mut sregs, TABLES, 4);
+    vcpu.set_sregs(&sregs)?;
+    vcpu.set_regs(&kvm_bindings::kvm_regs { rip: CODE, rflags: 2, ..Default::default() })?;
+    for _ in 0..ATTEMPTS {
+        match vcpu.run() {
+            Ok(VcpuExit::Intr) => {}
+            Ok(exit) => return Ok(matches!(exit, VcpuExit::InternalError)),
+            Err(errno) if matches!(errno.errno(), libc::EINTR | libc::EAGAIN) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+    Ok(false)
+}
+
 /// Puts a throw-away vCPU into long mode with CR4.LA57.
 fn accepts_la57(kvm: &Kvm, cpuid: &CpuId) -> Result<bool, KvmOpenError> {
     let vm = kvm.create_vm().map_err(|errno| ioctl("KVM_CREATE_VM", errno))?;
     let vcpu = vm.create_vcpu(0).map_err(|errno| ioctl("KVM_CREATE_VCPU", errno))?;
-    let cpuid = build_cpuid(cpuid, 0, 1, Features { la57: true, tsc_deadline: false });
+    let cpuid = build_cpuid(cpuid, 0, 1, Features { la57: true, tsc_deadline: false, one_package: true });
     vcpu.set_cpuid2(&cpuid).map_err(|errno| ioctl("KVM_SET_CPUID2", errno))?;
     let mut sregs = vcpu.get_sregs().map_err(|errno| ioctl("KVM_GET_SREGS", errno))?;
     regs::enter_long_mode(&mut sregs, 0, 5);

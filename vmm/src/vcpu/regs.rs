@@ -41,16 +41,20 @@ pub fn set_boot_registers(vcpu: &VcpuFd, entry: &Entry) -> Result<(), (&'static 
         Boot::Linux => (regs.rsi, regs.rsp) = (entry.argument, layout::BOOT_STACK_TOP),
         Boot::Pvh => regs.rbx = entry.argument,
     }
-    vcpu.set_regs(&regs).map_err(|errno| ("KVM_SET_REGS", errno))?;
+    vcpu.set_regs(&regs).map_err(|errno| ("KVM_SET_REGS", errno))
+}
+
+/// Makes memory write-back, as firmware leaves it on every CPU; one that differs is an inconsistency
+/// that an OS complains about.
+pub fn set_memory_type(vcpu: &VcpuFd) {
     let msr = kvm_msr_entry { index: MSR_MTRR_DEF_TYPE, data: MTRR_ENABLE_WB, ..Default::default() };
     if let Ok(msrs) = Msrs::from_entries(&[msr])
         && vcpu.set_msrs(&msrs).is_ok_and(|count| count == 1)
     {
-        return Ok(());
+        return;
     }
     // Guests of this KVM have no MTRRs then; memory is write-back all the same.
     tracing::debug!("KVM does not take IA32_MTRR_DEF_TYPE");
-    Ok(())
 }
 
 /// 64-bit mode with paging at `levels`.

@@ -85,21 +85,27 @@ pub struct Guest {
 impl Guest {
     /// Runs `kernel` of the bench's folder.
     pub fn start(bench: &Bench, flags: &[&str]) -> Guest {
+        let mut guest = Guest::start_unread(bench, flags);
+        let mut stdout = guest.child.stdout.take().expect("a pipe");
+        // Read all the time: a guest that floods must not wait for us.
+        guest.output = Some(std::thread::spawn(move || {
+            let mut text = Vec::new();
+            let _ = stdout.read_to_end(&mut text);
+            String::from_utf8_lossy(&text).into_owned()
+        }));
+        guest
+    }
+
+    /// As [`Guest::start`], but nobody reads its output.
+    pub fn start_unread(bench: &Bench, flags: &[&str]) -> Guest {
         let args = [&["run", "tiny", "--kernel", "kernel", "--audit", "off"], flags].concat();
-        let mut child = bench
+        let child = bench
             .command(&args)
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
             .spawn()
             .expect("memvisor starts");
-        let mut stdout = child.stdout.take().expect("a pipe");
-        // Read all the time: a guest that floods must not wait for us.
-        let output = std::thread::spawn(move || {
-            let mut text = Vec::new();
-            let _ = stdout.read_to_end(&mut text);
-            String::from_utf8_lossy(&text).into_owned()
-        });
-        Guest { child, output: Some(output) }
+        Guest { child, output: None }
     }
 
     /// Waits until the guest runs and answers.
@@ -117,19 +123,46 @@ impl Guest {
         }
     }
 
+    /// Waits until the guest makes no more exits: its pipe is full.
+    pub fn wait_for_silence(&mut self, bench: &Bench, name: &str) {
+        let deadline = Instant::now() + PATIENCE;
+        let exits = || {
+            let vms = bench.run(&["vms", "--json"]);
+            let list: serde_json::Value = serde_json::from_slice(&vms.stdout).expect("JSON");
+            assert_eq!(list[0]["name"], name);
+            list[0]["stats"]["vcpus"][0]["exits"]["io_out"].as_u64()
+        };
+        let mut before = exits();
+        loop {
+            std::thread::sleep(Duration::from_millis(100));
+            let now = exits();
+            if now == before && now > Some(0) {
+                return;
+            }
+            assert!(Instant::now() < deadline, "the guest {name} does not wait for its reader");
+            before = now;
+        }
+    }
+
     pub fn signal(&self, signal: Signal) {
         let pid = Pid::from_raw(self.child.id().try_into().expect("a process id")).expect("not 0");
         kill_process(pid, signal).expect("it runs");
     }
 
     /// Whether the thread of this name has a seccomp filter.
-    pub fn is_filtered(&self, thread: &str) -> bool {
-        let tasks = fs::read_dir(format!("/proc/{}/task", self.child.id())).expect("it runs");
-        let task = tasks
-            .flatten()
-            .map(|task| task.path())
-            .find(|task| fs::read_to_string(task.join("comm")).is_ok_and(|name| name.trim() == thread))
-            .unwrap_or_else(|| panic!("there is no thread {thread}"));
+    pub fn is_filtered(&self, name: &str) -> bool {
+        let deadline = Instant::now() + PATIENCE;
+        // Threads start after the socket is there.
+        let task = loop {
+            let tasks = fs::read_dir(format!("/proc/{}/task", self.child.id())).expect("it runs");
+            let named =
+                |task: &PathBuf| fs::read_to_string(task.join("comm")).is_ok_and(|comm| comm.trim() == name);
+            if let Some(task) = tasks.flatten().map(|task| task.path()).find(named) {
+                break task;
+            }
+            assert!(Instant::now() < deadline, "there is no thread {name}");
+            std::thread::sleep(Duration::from_millis(5));
+        };
         let status = fs::read_to_string(task.join("status")).expect("it runs");
         status.lines().any(|line| line == "Seccomp:\t2")
     }

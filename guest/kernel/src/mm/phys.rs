@@ -130,8 +130,10 @@ impl DirectMap {
         let table = pointer(frame.phys()).cast::<u64>();
         let mut value = value;
         for index in first..first + count {
-            // SAFETY: inside one mapped frame, which belongs to no Rust object (type documentation).
-            unsafe { table.add(index).write_volatile(value) };
+            // SAFETY: inside one mapped frame, by the check above.
+            let entry = unsafe { table.add(index) };
+            // SAFETY: the frame belongs to no Rust object (type documentation).
+            unsafe { entry.write_volatile(value) };
             value = value.wrapping_add(step);
         }
     }

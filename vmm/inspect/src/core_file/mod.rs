@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize};
 use crate::{CpuRegisters, Facts};
 
 pub use open::{CoreFile, OpenError};
-pub use vmcoreinfo::Vmcoreinfo;
+pub use vmcoreinfo::{Vmcoreinfo, find_linux};
 pub use write::{Summary, WriteError, write};
 
 /// Version of the MEMVISOR note.

@@ -13,9 +13,9 @@ use crate::{Facts, Guest, GuestError, MemorySource};
 pub struct E820View {
     /// As the VMM built it; `None` without its facts.
     pub built: Option<Vec<E820Row>>,
-    /// As the guest got it.
+    /// As the guest got it; empty if it publishes nothing.
     pub raw: Vec<E820Row>,
-    /// As the guest sanitized it.
+    /// As the guest sanitized it; empty if it publishes nothing.
     pub sanitized: Vec<E820Row>,
 }
 
@@ -45,11 +45,20 @@ impl E820View {
         let rows = |entries: Vec<E820Entry>| {
             entries.iter().map(|entry| E820Row::new(entry.addr, entry.size, entry.kind)).collect()
         };
-        let built = facts.map(|facts| {
-            facts.e820.iter().map(|entry| E820Row::new(entry.addr, entry.size, entry.kind)).collect()
-        });
+        let built = facts.map(built_rows);
         Ok(E820View { built, raw: rows(guest.e820_raw()?), sanitized: rows(guest.e820()?) })
     }
+}
+
+impl E820View {
+    /// The map of a guest that publishes none, as the VMM built it.
+    pub fn from_facts(facts: &Facts) -> E820View {
+        E820View { built: Some(built_rows(facts)), raw: Vec::new(), sanitized: Vec::new() }
+    }
+}
+
+fn built_rows(facts: &Facts) -> Vec<E820Row> {
+    facts.e820.iter().map(|entry| E820Row::new(entry.addr, entry.size, entry.kind)).collect()
 }
 
 impl E820Row {
@@ -60,6 +69,14 @@ impl E820Row {
 
 impl fmt::Display for E820View {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let (Some(built), true) = (&self.built, self.raw.is_empty() && self.sanitized.is_empty()) {
+            writeln!(
+                f,
+                "E820 map: {} entries, as the VMM built it (the guest publishes nothing)",
+                built.len()
+            )?;
+            return write_rows(f, built);
+        }
         let ram: u64 = self
             .sanitized
             .iter()

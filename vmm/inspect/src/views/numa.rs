@@ -10,7 +10,7 @@ use crate::{Facts, Guest, GuestError, MemorySource};
 /// `inspect numa`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct NumaView {
-    /// Nodes as the guest has them, offline ones included.
+    /// Nodes as the guest has them, offline ones included; empty if it publishes nothing.
     pub nodes: Vec<NodeRow>,
     /// Distances, row by row; empty if there is no table.
     pub distances: Vec<Vec<u8>>,
@@ -73,6 +73,13 @@ impl NumaView {
     }
 }
 
+impl NumaView {
+    /// The nodes and distances of a guest that publishes none, as the VMM built them.
+    pub fn from_facts(facts: &Facts) -> NumaView {
+        NumaView { nodes: Vec::new(), distances: facts.distances.clone(), built: Some(built(facts)) }
+    }
+}
+
 /// An unpublished table is an empty one here.
 fn published<T>(table: Result<Vec<T>, GuestError>) -> Result<Vec<T>, GuestError> {
     match table {
@@ -115,26 +122,39 @@ fn built(facts: &Facts) -> Vec<NodeRow> {
 
 impl fmt::Display for NumaView {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let (Some(built), true) = (&self.built, self.nodes.is_empty()) {
+            writeln!(f, "NUMA nodes as the VMM built them (the guest publishes nothing): {}", built.len())?;
+            write_nodes(f, built.iter())?;
+            return self.write_distances(f);
+        }
         let online = self.nodes.iter().filter(|node| node.online).count();
         writeln!(f, "NUMA nodes as the guest has them: {online} online")?;
         write_nodes(f, self.nodes.iter().filter(|node| node.online))?;
-        if !self.distances.is_empty() {
-            write!(f, "node distances:\nnode")?;
-            for column in 0..self.distances.len() {
-                write!(f, " {column:>4}")?;
-            }
-            writeln!(f)?;
-            for (row, distances) in self.distances.iter().enumerate() {
-                write!(f, "{row:>4}")?;
-                for distance in distances {
-                    write!(f, " {distance:>4}")?;
-                }
-                writeln!(f)?;
-            }
-        }
+        self.write_distances(f)?;
         if let Some(built) = &self.built {
             writeln!(f, "as the VMM built them:")?;
             write_nodes(f, built.iter())?;
+        }
+        Ok(())
+    }
+}
+
+impl NumaView {
+    fn write_distances(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.distances.is_empty() {
+            return Ok(());
+        }
+        write!(f, "node distances:\nnode")?;
+        for column in 0..self.distances.len() {
+            write!(f, " {column:>4}")?;
+        }
+        writeln!(f)?;
+        for (row, distances) in self.distances.iter().enumerate() {
+            write!(f, "{row:>4}")?;
+            for distance in distances {
+                write!(f, " {distance:>4}")?;
+            }
+            writeln!(f)?;
         }
         Ok(())
     }

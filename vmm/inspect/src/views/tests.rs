@@ -55,6 +55,18 @@ fn numa_shows_cpus_memory_and_distances() {
 }
 
 #[test]
+fn a_guest_that_publishes_nothing_is_shown_as_it_was_built() {
+    let facts = guest().facts;
+    let view = E820View::from_facts(&facts);
+    let text = view.to_string();
+    assert!(first_line(&view).starts_with("E820 map: 3 entries, as the VMM built it"), "{text}");
+    assert_eq!(text.lines().count(), 1 + facts.e820.len());
+    let view = NumaView::from_facts(&facts);
+    assert!(first_line(&view).ends_with("(the guest publishes nothing): 2"), "{view}");
+    assert!(view.to_string().ends_with("node    0    1\n   0   10   20\n   1   20   10\n"), "{view}");
+}
+
+#[test]
 fn cpus_show_state_and_area() {
     let guest = guest();
     let view = CpusView::new(&attach(&guest), Some(&guest.facts)).unwrap();

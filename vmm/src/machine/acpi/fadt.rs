@@ -13,12 +13,8 @@ use super::{OEM_ID, OEM_REVISION, OEM_TABLE_ID};
 
 /// IA-PC boot architecture: there are ISA devices.
 const LEGACY_DEVICES: u16 = 1 << 0;
-/// There is an i8042.
-const HAS_8042: u16 = 1 << 1;
 /// There is no VGA.
 const VGA_NOT_PRESENT: u16 = 1 << 2;
-/// There is no CMOS clock.
-const CMOS_RTC_NOT_PRESENT: u16 = 1 << 5;
 
 pub(super) fn build(dsdt_gpa: u64) -> Vec<u8> {
     let mut fadt = FADTBuilder::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION)
@@ -49,7 +45,9 @@ pub(super) fn build(dsdt_gpa: u64) -> Vec<u8> {
     // C2 and C3 do not exist (table 5.9: above 100 and 1000 us).
     fadt.p_lvl2_lat = 101.into();
     fadt.p_lvl3_lat = 1001.into();
-    fadt.iapc_boot_arch = (LEGACY_DEVICES | HAS_8042 | VGA_NOT_PRESENT | CMOS_RTC_NOT_PRESENT).into();
+    // Bit 1 (8042) stays clear: of a keyboard controller there is only the reset line, and probing for
+    // more takes an OS seconds. Bit 5 (no CMOS clock) stays clear: there is one.
+    fadt.iapc_boot_arch = (LEGACY_DEVICES | VGA_NOT_PRESENT).into();
     fadt.hypervisor_vendor_identity = u64::from_le_bytes(OEM_TABLE_ID).into();
 
     let mut bytes = Vec::new();
