@@ -5,6 +5,7 @@
 # CARGO_TARGET_DIR (default ./target), GUEST_TOOLCHAIN (rustup|source, see scripts/setup.sh).
 
 SHELL := /bin/bash
+comma := ,
 .DEFAULT_GOAL := help
 
 TARGET := $(abspath $(or $(CARGO_TARGET_DIR),target))
@@ -16,8 +17,10 @@ CASE ?=
 # bash counts in a variable of this name: it must not come from the environment.
 SECONDS = 60
 
-# Without libraries to load and to bind memvisor starts a third faster. Where libc has no archive it is linked as usual.
-STATIC := $(if $(filter /%,$(shell $(CC) -print-file-name=libc.a)),-C target-feature=+crt-static)
+# Without libraries to load and to bind memvisor starts a third faster; where libc has no archive it is linked as
+# usual. The start-up code of glibc 2.36 and later reads packed relocations, a third of a MiB less.
+PACKED := $(if $(shell printf '%s\n' 2.36 "$$(getconf GNU_LIBC_VERSION | cut -d' ' -f2)" | sort -VC && echo yes),-C link-arg=-Wl$(comma)-z$(comma)pack-relative-relocs)
+STATIC := $(if $(filter /%,$(shell $(CC) -print-file-name=libc.a)),-C target-feature=+crt-static $(PACKED))
 
 # Read by vmm's build script, which embeds the image.
 export MEMVISOR_GUEST := $(GUEST)

@@ -26,7 +26,7 @@ pub fn run(options: &Options) -> anyhow::Result<Score> {
     let mut table = Table::new(
         "Dump",
         &format!(
-            "`memvisor dump` of a held guest with {mib} MiB to {TMPFS}, and `cp` of that file to the same place: \
+            "`memvisor dump` of a held guest with {mib} MiB to {TMPFS}, and `cp` of that file, and of the memory it was made from, to the same place: \
              milliseconds for the whole command, medians of {} interleaved runs (range). The ratio is memvisor's \
              time divided by cp's.",
             options.rounds
@@ -42,8 +42,9 @@ pub fn run(options: &Options) -> anyhow::Result<Score> {
     }
     let files = Files::new()?;
     let folder = tempfile::tempdir_in(TMPFS).with_context(|| format!("a directory in {TMPFS}"))?;
-    let vm = HeldVm::start(&files.memvisor(&options.memvisor, mib)?)?;
-    // In this order, because a page that was touched stays so.
+    // The bundled kernel, which says where its root descriptor is: memory is not searched for one then.
+    let vm = HeldVm::start(&command([&options.memvisor, &"run", &files.machine(mib)?, &"--audit", &"off"]))?;
+    // In this order, because a page that was touched stays so. What the kernel wrote is left alone.
     let mut random = Random::new(1);
     vm.fill(|number, page| {
         // In blocks of 64 KiB.
@@ -80,25 +81,37 @@ fn measure(
     let (dump, copy) = (folder.join("dump.core"), folder.join("copy.core"));
     let ours = command([&options.memvisor, &"dump", &"--vm", &vm.name, &"-o", &dump]);
     let theirs = command([&"cp", &dump, &copy]);
-    let (mut ours_ms, mut theirs_ms) = (Vec::new(), Vec::new());
+    let memory = command([&"cp", &"-L", &vm.largest_ram()?, &copy]);
+    let (mut ours_ms, mut theirs_ms, mut memory_ms) = (Vec::new(), Vec::new(), Vec::new());
     for round in 0..=options.rounds {
         let (time, _) = process::run(&ours)?;
         let (other, _) = process::run(&theirs)?;
         if round == 0 {
             process::run(&command([&"cmp", &dump, &copy])).context("cp copied something else")?;
-        } else {
-            ours_ms.push(process::millis(time));
-            theirs_ms.push(process::millis(other));
         }
         fs::remove_file(&dump)?;
         fs::remove_file(&copy)?;
+        let (of_memory, _) = process::run(&memory)?;
+        fs::remove_file(&copy)?;
+        if round > 0 {
+            ours_ms.push(process::millis(time));
+            theirs_ms.push(process::millis(other));
+            memory_ms.push(process::millis(of_memory));
+        }
     }
     table.row(
         work,
         &spread(&ours_ms, "ms"),
-        ("cp", &spread(&theirs_ms, "ms")),
+        ("cp of the dump", &spread(&theirs_ms, "ms")),
         (ratio(&ours_ms, &theirs_ms), "x"),
         Target::AtMost(1.1),
+    );
+    table.row(
+        work,
+        &spread(&ours_ms, "ms"),
+        ("cp of the guest's memory file", &spread(&memory_ms, "ms")),
+        (ratio(&ours_ms, &memory_ms), "x"),
+        Target::None,
     );
     Ok(())
 }

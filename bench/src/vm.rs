@@ -94,33 +94,53 @@ impl HeldVm {
         self.child.0.id()
     }
 
-    /// Writes to the guest's RAM through memvisor's own descriptors, page by page as `fill` says: what is in
-    /// the page with this number, or nothing to leave it as it is.
+    /// The descriptors of the guest's RAM, as paths.
+    fn ram(&self) -> anyhow::Result<Vec<PathBuf>> {
+        let mut paths = Vec::new();
+        for entry in fs::read_dir(format!("/proc/{}/fd", self.pid()))? {
+            let path = entry?.path();
+            // A descriptor may have been closed meanwhile.
+            let target = fs::read_link(&path).unwrap_or_default();
+            if target.to_string_lossy().starts_with("/memfd:guest-ram") {
+                paths.push(path);
+            }
+        }
+        anyhow::ensure!(!paths.is_empty(), "memvisor has no descriptors of guest RAM");
+        Ok(paths)
+    }
+
+    /// The memory file with most of the guest's RAM.
+    ///
+    /// # Errors
+    /// If memvisor's descriptors cannot be looked at.
+    pub fn largest_ram(&self) -> anyhow::Result<PathBuf> {
+        let len = |path: &PathBuf| fs::metadata(path).map_or(0, |data| data.len());
+        self.ram()?.into_iter().max_by_key(len).context("no RAM")
+    }
+
+    /// Writes to those pages of the guest's RAM that are zero, through memvisor's own descriptors, as `fill`
+    /// says: what goes into the page with this number, or nothing to leave it as it is.
     ///
     /// # Errors
     /// If its descriptors cannot be opened (they are the same user's).
     pub fn fill(&self, mut fill: impl FnMut(u64, &mut [u8; 4096]) -> bool) -> anyhow::Result<()> {
         let mut number = 0;
-        for entry in fs::read_dir(format!("/proc/{}/fd", self.pid()))? {
-            let path = entry?.path();
-            let target = fs::read_link(&path).unwrap_or_default();
-            if !target.to_string_lossy().starts_with("/memfd:guest-ram") {
-                continue;
-            }
+        for path in self.ram()? {
             let file = fs::OpenOptions::new()
+                .read(true)
                 .write(true)
                 .open(&path)
                 .with_context(|| format!("{}", path.display()))?;
             let pages = file.metadata()?.len() / 4096;
             let mut page = [0; 4096];
             for index in 0..pages {
-                if fill(number, &mut page) {
+                file.read_exact_at(&mut page, index * 4096)?;
+                if page.iter().all(|byte| *byte == 0) && fill(number, &mut page) {
                     file.write_all_at(&page, index * 4096)?;
                 }
                 number += 1;
             }
         }
-        anyhow::ensure!(number > 0, "memvisor has no descriptors of guest RAM");
         Ok(())
     }
 }
