@@ -25,10 +25,10 @@ STATIC := $(if $(filter /%,$(shell $(CC) -print-file-name=libc.a)),-C target-fea
 # Read by vmm's build script, which embeds the image.
 export MEMVISOR_GUEST := $(GUEST)
 
-.PHONY: help setup guest build run test test-host test-kvm test-qemu test-nested fuzz bench lint ci clean
+.PHONY: help setup guest build run test test-host test-kvm test-qemu test-nested test-nested-long fuzz bench lint ci clean
 
 help: ## list these verbs
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## install what building and testing need; quick when all is there
 	@scripts/setup.sh all
@@ -57,6 +57,9 @@ test-qemu: ## suites under QEMU's software CPU, 4 and 5 paging levels
 
 test-nested: ## suites in a stock Linux with KVM on nested paging, in QEMU's software CPU; CASE=name for one
 	@CASE="$(CASE)" scripts/test.sh nested
+
+test-nested-long: ## stock Linux as memvisor's guest on nested paging, compared with the machine files
+	@scripts/linux/run.sh $(CASE)
 
 fuzz: ## look for inputs that break a promise: SECONDS for each target, needs nightly
 	@scripts/fuzz.sh $(SECONDS)

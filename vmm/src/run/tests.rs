@@ -93,6 +93,23 @@ fn acpi_power_off_and_keyboard_reset_end_the_run() {
 }
 
 #[test]
+fn a_reset_after_a_kernel_panic_is_a_failure() {
+    if !has_kvm() {
+        return;
+    }
+    // mov al, 0xfe ; out 0x64, al
+    let reset = vec![0xb0, 0xfe, 0xe6, 0x64];
+    for (said, status) in [
+        ("reboot: Restarting system\n", ExitStatus::Clean),
+        ("Kernel panic - not syncing: no init\n", ExitStatus::GuestFailed),
+    ] {
+        let (outcome, text) = run(&config_of(&ElfBuilder::new(CODE, &[print(said), reset.clone()].concat())));
+        assert_eq!((text.as_str(), outcome.status()), (said, status), "{}", outcome.end.describe());
+        assert!(outcome.checkpoints.is_empty(), "nothing to audit it by");
+    }
+}
+
+#[test]
 fn a_triple_fault_is_reported_with_registers_and_bytes() {
     if !has_kvm() {
         return;
