@@ -5,7 +5,8 @@ use core::mem::{offset_of, size_of};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::{
-    AddressSpace, CpuInfo, E820Entry, LayoutRange, MemblockRegion, Node, Page, Section, Zone, fnv1a,
+    AddressSpace, Cache, CacheCpu, CacheNode, CpuInfo, E820Entry, LayoutRange, MemblockRegion, Node, Page,
+    Section, Zone, fnv1a,
 };
 
 /// An array in guest-physical memory.
@@ -183,6 +184,9 @@ pub const LAYOUT_HASH: u64 = fnv1a(&[
     size_of::<E820Entry>() as u64,
     size_of::<MemblockRegion>() as u64,
     size_of::<LayoutRange>() as u64,
+    size_of::<Cache>() as u64,
+    size_of::<CacheCpu>() as u64,
+    size_of::<CacheNode>() as u64,
 ]);
 
 const _: () = assert!(
