@@ -90,11 +90,11 @@ pub struct Root {
     pub zonelists: TableRef,
     /// Contiguous areas (Linux: `cma_areas`).
     pub cma_areas: TableRef,
-    /// Slab caches (Linux: `slab_caches`).
+    /// [`Cache`], `MAX_CACHES` slots (Linux: `slab_caches`).
     pub caches: TableRef,
-    /// Per-CPU state of slab caches.
+    /// `u64` addresses, by CPU: its `MAX_CACHES` [`CacheCpu`].
     pub cache_cpus: TableRef,
-    /// Per-node state of slab caches.
+    /// [`CacheNode`], indexed by node * `MAX_CACHES` + cache.
     pub cache_nodes: TableRef,
     /// Areas of vmalloc, vmap and ioremap (Linux: `vmap_area_list`).
     pub vm_areas: TableRef,

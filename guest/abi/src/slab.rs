@@ -124,7 +124,8 @@ pub struct Cache {
 }
 const _: () = assert!(size_of::<Cache>() == 128);
 
-/// A CPU's part of a cache, indexed by CPU * [`MAX_CACHES`] + cache (Linux: `struct kmem_cache_cpu`, `struct array_cache`).
+/// A CPU's part of a cache, one of [`MAX_CACHES`] in the CPU's table (Linux: `struct kmem_cache_cpu`, `struct array_cache`).
+/// It says nothing while [`Self::span_words`] is 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct CacheCpu {

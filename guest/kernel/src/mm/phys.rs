@@ -172,6 +172,12 @@ pub fn copy_from_frame(pfn: Pfn, offset: u64, bytes: &mut [u8]) {
     unsafe { core::ptr::copy_nonoverlapping(source, bytes.as_mut_ptr(), bytes.len()) }
 }
 
+/// Where the kernel sees a physical address, for frames that their owner turns into an object.
+pub fn object_at<T>(addr: PhysAddr) -> *mut T {
+    check(addr, size_of::<T>() as u64);
+    pointer(addr).cast()
+}
+
 /// Turns freshly allocated frames into an array that lives for ever.
 ///
 /// # Safety

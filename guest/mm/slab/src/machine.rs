@@ -62,7 +62,7 @@ pub trait Machine {
     /// The page allocator.
     fn pages(&self) -> &Self::Pages;
 
-    /// Each CPU's part of the caches, at first all [`CacheCpu::EMPTY`].
+    /// Each CPU's part of the caches, at first all zeroes.
     fn cpus(&self) -> &Self::Cpus;
 
     /// The table of caches, at first all empty.

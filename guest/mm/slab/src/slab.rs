@@ -363,6 +363,9 @@ impl<M: Machine> Kmem<M> {
         let mut discard = Discard::NONE;
         self.machine.cpus().for_each(|_, caches| {
             let c = &mut caches[id.index()];
+            if c.span_words == 0 {
+                return;
+            }
             let count = (c.avail as usize).min(c.array.len());
             self.machine.with_node(id, c.node, |n| {
                 c.array[..count].iter().for_each(|object| self.free_to_slab(cache, n, *object, &mut discard));

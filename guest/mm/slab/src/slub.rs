@@ -283,6 +283,9 @@ impl<M: Machine> Kmem<M> {
         let mut discard = Discard::NONE;
         self.machine.cpus().for_each(|_, caches| {
             let c = &mut caches[id.index()];
+            if c.span_words == 0 {
+                return;
+            }
             self.deactivate(id, cache, c, &mut discard);
             self.flush_array(id, cache, c, u32::MAX, &mut discard);
             self.unfreeze_partials(id, cache, c, &mut discard);

@@ -185,8 +185,12 @@ pub fn boot(options: Options) -> Kmem<Sim> {
     mem.init(Pfn::new(DMA_FRAMES)..Pfn::new(NODE_FRAMES), 0, ZoneKind::Normal, PageKind::Tail);
     mem.init(Pfn::new(NODE_FRAMES)..Pfn::new(FRAMES), 1, ZoneKind::Normal, PageKind::Tail);
     let caches: Vec<Cache> = (0..MAX_CACHES).map(|_| Cache::new()).collect();
-    let empty =
-        || -> Box<CpuCaches> { vec![CacheCpu::EMPTY; MAX_CACHES].into_boxed_slice().try_into().unwrap() };
+    let empty = || -> Box<CpuCaches> {
+        vec![CacheCpu { slab: 0, partial: 0, ..CacheCpu::EMPTY }; MAX_CACHES]
+            .into_boxed_slice()
+            .try_into()
+            .unwrap()
+    };
     let sim = Sim {
         pages: Pages { mem, used: Mutex::default(), blocks: Mutex::default(), limit: AtomicU64::new(FRAMES) },
         cpus: Cpus { current: AtomicU32::new(0), data: (0..CPUS).map(|_| RefCell::new(empty())).collect() },
