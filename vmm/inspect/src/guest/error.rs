@@ -24,6 +24,9 @@ pub enum TableName {
     Cpus,
     AddressSpaces,
     ExtraTables,
+    Caches,
+    CacheCpus,
+    CacheNodes,
 }
 
 impl TableName {
@@ -42,6 +45,9 @@ impl TableName {
             TableName::Cpus => "cpus",
             TableName::AddressSpaces => "address_spaces",
             TableName::ExtraTables => "extra_tables",
+            TableName::Caches => "caches",
+            TableName::CacheCpus => "cache_cpus",
+            TableName::CacheNodes => "cache_nodes",
         }
     }
 }
