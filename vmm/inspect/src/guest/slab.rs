@@ -41,7 +41,7 @@ pub struct Slab {
 impl Slab {
     /// Frames.
     pub fn frames(&self) -> u64 {
-        1 << u32::from(self.page.order).min(abi::NR_ORDERS as u32 - 1)
+        1 << usize::from(self.page.order).min(abi::NR_ORDERS - 1)
     }
 
     /// Whether an object of a cache with this record starts at `addr`.
@@ -388,7 +388,7 @@ impl<S: MemorySource + ?Sized> Guest<'_, S> {
                     let object = self.word(n.shared.wrapping_add(8 * at)).unwrap_or(0);
                     kept.push((index, object, Keeper::Shared(node)));
                 }
-                for row in 0..u64::from(n.alien_rows.min(abi::MAX_NUMNODES as u32)) {
+                for row in 0..u64::from(n.alien_rows).min(abi::MAX_NUMNODES as u64) {
                     let row = n.alien.wrapping_add(row * abi::ALIEN_ROW * 8);
                     let avail = self.word(row).unwrap_or(0).min(abi::ALIEN_LIMIT.into());
                     for at in 0..avail {
