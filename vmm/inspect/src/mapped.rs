@@ -1,6 +1,7 @@
 //! Guest memory through shared mappings: of the VMM in its own process, of a running guest from
 //! another process, or of a memory file.
 
+use std::any::Any;
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -96,6 +97,8 @@ pub struct MappedMemory {
     largest: Hot,
     /// The next largest.
     others: Vec<Hot>,
+    /// Of mappings that are not their own.
+    _owner: Option<Arc<dyn Any + Send + Sync>>,
 }
 
 #[derive(Debug)]
@@ -114,18 +117,21 @@ impl Hot {
 }
 
 impl MappedMemory {
-    /// Shares the VMM's own mappings.
+    /// Shares the VMM's own mappings. `owner`, if they are not their own, is kept as long as they are used.
     ///
     /// # Errors
     /// [`MapError::Empty`].
-    pub fn from_guest_memory(memory: &Arc<GuestMemoryMmap>) -> Result<MappedMemory, MapError> {
+    pub fn from_guest_memory(
+        memory: &GuestMemoryMmap,
+        owner: Option<Arc<dyn Any + Send + Sync>>,
+    ) -> Result<MappedMemory, MapError> {
         let parts = memory
             .iter()
             .map(|region: &GuestRegionMmap| {
                 (RamRegion { gpa: region.start_addr().0, len: region.len() }, region.get_mmap())
             })
             .collect();
-        MappedMemory::from_maps(parts)
+        Ok(MappedMemory { _owner: owner, ..MappedMemory::from_maps(parts)? })
     }
 
     /// Maps each region read-only from its descriptor, which another process handed over, at an
@@ -191,7 +197,7 @@ impl MappedMemory {
             .map(|(region, map)| Hot { gpa: region.gpa, map: Arc::clone(map) });
         let largest = hot.next().ok_or(MapError::Empty)?;
         let others = hot.collect();
-        Ok(MappedMemory { regions, maps, largest, others })
+        Ok(MappedMemory { regions, maps, largest, others, _owner: None })
     }
 }
 

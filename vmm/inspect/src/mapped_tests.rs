@@ -128,7 +128,7 @@ fn the_end_of_data_is_where_the_next_hole_begins() {
 fn the_vmms_own_mappings_are_shared() {
     let ranges = [(vm_memory::GuestAddress(0x1000), 0x2000), (vm_memory::GuestAddress(0x10_0000), 0x1000)];
     let guest = Arc::new(GuestMemoryMmap::<()>::from_ranges(&ranges).unwrap());
-    let memory = MappedMemory::from_guest_memory(&guest).unwrap();
+    let memory = MappedMemory::from_guest_memory(&guest, None).unwrap();
     vm_memory::Bytes::write_obj(&*guest, 0x1234_5678_u64, vm_memory::GuestAddress(0x10_0010)).unwrap();
     assert_eq!(memory.read_u64(0x10_0010), Ok(0x1234_5678));
     assert_eq!(memory.next_data(0), Some(0x1000), "memory without a file is all data");

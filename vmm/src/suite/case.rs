@@ -129,6 +129,16 @@ pub enum Need {
     Pages1g,
     /// It walks a second stage (NPT, EPT) instead of shadowing the guest's page tables.
     SecondStage,
+    /// The host's pool has 64 free pages of 2 MiB.
+    #[serde(rename = "hugetlb-2m")]
+    #[value(name = "hugetlb-2m")]
+    Hugetlb2m,
+    /// The host's pool has 2 free pages of 1 GiB.
+    #[serde(rename = "hugetlb-1g")]
+    #[value(name = "hugetlb-1g")]
+    Hugetlb1g,
+    /// The host gives memory files transparent huge pages where they are asked for.
+    Thp,
     /// A stock Linux is there to be booted, and this KVM runs it.
     Linux,
 }
@@ -155,6 +165,10 @@ pub struct KvmSetup {
     pub cpus: Option<u32>,
     /// Size of all RAM together, as `--memory` takes it.
     pub memory: Option<String>,
+    /// Backing, as `--backing` takes it.
+    pub backing: Option<String>,
+    /// Scale of RAM, as `--scale` takes it.
+    pub scale: Option<String>,
     /// Image of a stock Linux to boot instead of memvisor's kernel: `bzImage` or `vmlinux`.
     pub linux: Option<String>,
     /// What the host must be able to do.
@@ -312,6 +326,8 @@ struct KvmStanza {
     paging: Option<Axis<String>>,
     cpus: Option<Axis<u32>>,
     memory: Option<String>,
+    backing: Option<String>,
+    scale: Option<String>,
     linux: Option<String>,
     #[serde(default)]
     needs: Vec<Need>,
@@ -450,6 +466,8 @@ impl KvmStanza {
                             paging: paging.clone(),
                             cpus,
                             memory: self.memory.clone(),
+                            backing: self.backing.clone(),
+                            scale: self.scale.clone(),
                             linux: self.linux.clone(),
                             needs: self.needs.clone(),
                         };

@@ -287,6 +287,8 @@ linux: end
             cpus: None,
             memory: None,
             linux: Some("bzImage".into()),
+            backing: None,
+            scale: None,
             needs: Vec::new(),
         }
     }
