@@ -53,7 +53,9 @@ pub enum MemoryError {
         len: u64,
     },
     /// The host would not give the memory.
-    #[error("cannot {step} for RAM at {gpa:#x} (+{len:#x})")]
+    #[error(
+        "cannot {step} for RAM at {gpa:#x} (+{len:#x}); give the machine less (--memory, --scale) or this process higher limits (ulimit)"
+    )]
     Host {
         /// What was tried.
         step: &'static str,
@@ -66,7 +68,7 @@ pub enum MemoryError {
     },
     /// The host's pool of huge pages is too small.
     #[error(
-        "backing \"{backing}\" takes {needed} pages of {} from the host's pool, which has {available} free; reserve them (echo {write} | sudo tee {}) or choose another backing",
+        "backing \"{backing}\" takes {needed} huge pages of {} from the host's pool, which has {available} free; reserve them (echo {write} | sudo tee {}) or choose another backing",
         Size::new(.backing.page_size()), file.display()
     )]
     HugePages {
@@ -315,7 +317,7 @@ fn map_slot(slot: Range, file: &RamFile) -> Result<MmapRegion, MemoryError> {
 
 #[cfg(test)]
 mod tests {
-    use std::{fs::File, io::Read, os::unix::fs::FileExt};
+    use std::{fs::File, os::unix::fs::FileExt};
 
     use super::*;
 
@@ -359,9 +361,9 @@ mod tests {
         let memory = two_slots();
         memory.write(0x10_0000, b"seen").expect("RAM");
         let fds = memory.read_only_descriptors().expect("proc is mounted");
-        let mut file = File::from(fds.into_iter().nth(2).expect("third slot"));
+        let file = File::from(fds.into_iter().nth(2).expect("third slot"));
         let mut head = [0; 4];
-        file.read_exact(&mut head).expect("readable");
+        file.read_exact_at(&mut head, memory.slots()[2].offset).expect("readable");
         assert_eq!(&head, b"seen");
         assert!(file.write_at(b"x", 0).is_err());
     }

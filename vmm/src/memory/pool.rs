@@ -153,7 +153,7 @@ mod tests {
         let pool = Pool::of(folder.path(), Backing::Huge2M).expect("a pool");
         assert_eq!(pool.available(), 2);
         let text = pool.refuse(16).to_string();
-        for words in ["hugetlb-2m", "16 pages of 2 MiB", "2 free", "echo 24 |", "nr_hugepages"] {
+        for words in ["hugetlb-2m", "16 huge pages of 2 MiB", "2 free", "echo 24 |", "nr_hugepages"] {
             assert!(text.contains(words), "{words:?} in {text}");
         }
         fs::write(folder.path().join(file("nr_overcommit_hugepages")), "5").expect("writes");

@@ -51,7 +51,7 @@ impl RamFile {
         let size = usize::try_from(range.len).ok();
         let align = usize::try_from(align).ok();
         let (Some(size), Some(align)) = (size, align) else { return Err(MemoryError::too_large(range)) };
-        let reservation = Reservation::new(size, align).map_err(host("find addresses"))?;
+        let reservation = Reservation::new(size, align).map_err(host("map a memfd"))?;
         let address = reservation.aligned(align);
         let reserve =
             if backing.is_some_and(Backing::is_pooled) { MapFlags::empty() } else { MapFlags::NORESERVE };
