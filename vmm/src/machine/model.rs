@@ -279,11 +279,13 @@ impl Machine {
                 backing: node.backing,
             })
             .collect();
+        let firmware = Range::new(layout::FIRMWARE_START, layout::FIRMWARE_END);
+        let around = self.backed.iter().find(|backed| backed.range.intersection(&firmware) == firmware);
         slots.push(Slot {
-            gpa: layout::FIRMWARE_START,
-            len: layout::FIRMWARE_END - layout::FIRMWARE_START,
+            gpa: firmware.base,
+            len: firmware.len,
             kind: SlotKind::Firmware,
-            backing: None,
+            backing: around.map(|backed| backed.backing),
         });
         slots.sort_by_key(|slot| slot.gpa);
         slots
