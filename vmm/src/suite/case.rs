@@ -24,6 +24,7 @@ const FILES: &[(&str, &str)] = &[
     ("pagetables", include_str!("../../../tests/cases/pagetables.toml")),
     ("tlb", include_str!("../../../tests/cases/tlb.toml")),
     ("audit", include_str!("../../../tests/cases/audit.toml")),
+    ("real", include_str!("../../../tests/cases/real.toml")),
     ("linux", include_str!("../../../tests/cases/linux.toml")),
 ];
 
@@ -109,7 +110,8 @@ impl Case {
 
     /// The same case on bed nested; `None` if it has no place there.
     pub fn nested(self) -> Option<Case> {
-        (self.bed == Bed::Kvm).then_some(Case { bed: Bed::Nested, ..self })
+        let takes = matches!(&self.setup, Setup::Kvm(setup) if setup.nested);
+        takes.then_some(Case { bed: Bed::Nested, ..self })
     }
 }
 
@@ -173,6 +175,8 @@ pub struct KvmSetup {
     pub linux: Option<String>,
     /// What the host must be able to do.
     pub needs: Vec<Need>,
+    /// Whether bed nested has it, too.
+    pub nested: bool,
 }
 
 /// A QEMU command line in words.
@@ -331,6 +335,8 @@ struct KvmStanza {
     linux: Option<String>,
     #[serde(default)]
     needs: Vec<Need>,
+    #[serde(default = "KvmStanza::default_nested")]
+    nested: bool,
 }
 
 /// A value or a list of values.
@@ -444,6 +450,10 @@ impl Stanza {
 }
 
 impl KvmStanza {
+    const fn default_nested() -> bool {
+        true
+    }
+
     fn expand(&self, name: &str) -> Vec<(String, Setup)> {
         let mut setups = Vec::new();
         for machine in self.machine.values() {
@@ -470,6 +480,7 @@ impl KvmStanza {
                             scale: self.scale.clone(),
                             linux: self.linux.clone(),
                             needs: self.needs.clone(),
+                            nested: self.nested,
                         };
                         setups.push((name, Setup::Kvm(setup)));
                     }

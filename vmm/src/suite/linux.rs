@@ -290,6 +290,7 @@ linux: end
             backing: None,
             scale: None,
             needs: Vec::new(),
+            nested: true,
         }
     }
 
