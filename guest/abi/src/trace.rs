@@ -160,7 +160,7 @@ pub enum FieldKind {
     Order,
     /// `gfp_t`, Linux's bits.
     Gfp,
-    /// `ALLOC_*`, the rights of an attempt, Linux's bits.
+    /// `ALLOC_*`, the rights of an attempt: [`ALLOC_FLAG_NAMES`] by bit.
     AllocFlags,
     /// [`crate::ZoneKind`] number.
     ZoneKind,
@@ -177,6 +177,22 @@ pub enum FieldKind {
     /// 0 or 1.
     Bool,
 }
+
+/// Names of the bits of [`FieldKind::AllocFlags`], lowest first.
+pub const ALLOC_FLAG_NAMES: [&str; 12] = [
+    "WMARK_MIN",
+    "WMARK_LOW",
+    "WMARK_HIGH",
+    "NO_WATERMARKS",
+    "HARDER",
+    "HIGH",
+    "OOM",
+    "CPUSET",
+    "CMA",
+    "NOFRAGMENT",
+    "KSWAPD",
+    "HIGHATOMIC",
+];
 
 /// "No node" in an argument.
 pub const NO_NODE: u16 = u16::MAX;
