@@ -23,6 +23,7 @@ mod page;
 pub mod port;
 mod root;
 mod slab;
+mod trace;
 mod zone;
 
 pub use boot::{E820Entry, E820Type, MemblockRegion};
@@ -33,6 +34,10 @@ pub use root::{BootProtocol, BootStage, Counters, LAYOUT_HASH, Root, TableRef};
 pub use slab::{
     ALIEN_LIMIT, ALIEN_ROW, CACHE_NAME_LEN, CPU_ARRAY, Cache, CacheCpu, CacheNode, LARGE_MAPPING, MAX_CACHES,
     SLOB_MAPPING, SlabCounters, SlabKind, SlabList, SlabListKind, Track, cache_flags, poison,
+};
+pub use trace::{
+    ALLOC_FLAG_NAMES, ARG_WORDS, EVENTS, EventId, EventInfo, Field, FieldKind, Group, MASK_WORDS, NO_CACHE,
+    NO_NODE, Phase, TRACE_CAPACITY_MAX, TRACE_RECORD_SIZE, TraceRecord, TraceRing, select_events,
 };
 pub use zone::{
     FreeArea, MAX_NR_ZONES, MAX_NUMNODES, NODE_NONE, NR_ORDERS, Node, Section, SectionState, Watermark, Zone,

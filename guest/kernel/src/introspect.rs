@@ -7,7 +7,7 @@ use guest_firmware::BootInfo;
 use memvisor_abi::{
     AddressSpace, BootStage, Counters, CpuInfo, LAYOUT_HASH, MAX_NR_ZONES, Node, Root, TableRef,
 };
-use mm_core::{PAGE_SIZE, Pfn};
+use mm_core::{PAGE_SIZE, Pfn, Ring};
 use mm_page_alloc::Zone;
 use mm_pgtable::layout as va_layout;
 
@@ -183,6 +183,11 @@ pub fn publish_zones() {
         root.cache_nodes = slab::node_table();
     });
     stage(BootStage::Buddy);
+}
+
+/// The trace rings, by CPU.
+pub fn publish_trace(rings: &'static [Ring]) {
+    update(|root| root.trace_rings = slice(rings));
 }
 
 /// A root table that belongs to no address space.

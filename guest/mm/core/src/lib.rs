@@ -11,6 +11,7 @@ mod addr;
 mod gfp;
 mod order;
 mod page;
+mod trace;
 mod traits;
 
 #[cfg(test)]
@@ -20,6 +21,7 @@ pub use addr::{Pfn, PhysAddr, VirtAddr};
 pub use gfp::Gfp;
 pub use order::Order;
 pub use page::Page;
+pub use trace::{Event, Ring, Stamp, Trace, TraceMask, ZoneId};
 pub use traits::{CpuLocal, MemMap, PageAlloc, PhysMem};
 
-pub use memvisor_abi::{PAGE_SHIFT, PAGE_SIZE, PFN_NONE, PageFlags, PageKind, ZoneKind};
+pub use memvisor_abi::{EventId, PAGE_SHIFT, PAGE_SIZE, PFN_NONE, PageFlags, PageKind, ZoneKind};

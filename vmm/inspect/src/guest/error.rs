@@ -27,6 +27,7 @@ pub enum TableName {
     Caches,
     CacheCpus,
     CacheNodes,
+    TraceRings,
 }
 
 impl TableName {
@@ -48,6 +49,7 @@ impl TableName {
             TableName::Caches => "caches",
             TableName::CacheCpus => "cache_cpus",
             TableName::CacheNodes => "cache_nodes",
+            TableName::TraceRings => "trace_rings",
         }
     }
 }

@@ -7,7 +7,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 
 use memvisor_abi::{CacheCpu, CacheNode, MAX_CACHES, Track};
-use mm_core::{CpuLocal, Gfp, MemMap, Order, PageAlloc, PageKind, Pfn, PhysAddr, PhysMem, ZoneKind};
+use mm_core::{CpuLocal, Gfp, MemMap, Order, PageAlloc, PageKind, Pfn, PhysAddr, PhysMem, Trace, ZoneKind};
 use mm_sim::SimMem;
 
 use crate::{Cache, CacheId, CpuCaches, Kmem, Machine, Object, Options};
@@ -53,6 +53,8 @@ impl Pages {
         self.blocks.lock().unwrap().values().map(|order| order.pages()).sum()
     }
 }
+
+impl Trace for Pages {}
 
 impl PageAlloc for Pages {
     fn alloc_pages(&self, gfp: Gfp, order: Order, node: Option<u32>) -> Option<Pfn> {
