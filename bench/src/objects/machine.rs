@@ -61,6 +61,9 @@ impl Drop for Ram {
     }
 }
 
+impl mm_core::Trace for Ram {}
+impl mm_core::Trace for Frames {}
+
 impl MemMap for Ram {
     #[inline]
     fn page(&self, pfn: Pfn) -> Option<&Page> {
@@ -176,11 +179,6 @@ impl fmt::Debug for Host {
 }
 
 impl Host {
-    /// Where an object's bytes are.
-    #[inline]
-    pub fn pointer(&self, object: Object) -> *mut u64 {
-        self.frames.ram.word(object.addr())
-    }
 
     /// Frames that are allocated.
     pub fn used_frames(&self) -> usize {

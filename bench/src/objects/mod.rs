@@ -63,7 +63,7 @@ fn nanoseconds(start: Instant, count: usize) -> f64 {
     start.elapsed().as_secs_f64() * 1e9 / count as f64
 }
 
-fn pairs<O: Objects>(objects: &O, count: usize) -> f64 {
+pub fn pairs<O: Objects>(objects: &O, count: usize) -> f64 {
     let start = Instant::now();
     for _ in 0..count {
         objects.free(black_box(objects.alloc()));
@@ -72,7 +72,7 @@ fn pairs<O: Objects>(objects: &O, count: usize) -> f64 {
 }
 
 /// Frees in an order that has nothing to do with that of the allocations.
-fn bulk<O: Objects>(objects: &O, rounds: usize) -> (f64, f64) {
+pub fn bulk<O: Objects>(objects: &O, rounds: usize) -> (f64, f64) {
     let mut order: Vec<usize> = (0..BULK).collect();
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
     for at in (1..BULK).rev() {

@@ -45,11 +45,13 @@ const _: () = assert!(
 macro_rules! field {
     ($(#[$doc:meta])* $get:ident, $set:ident, $ty:ty) => {
         $(#[$doc])*
+        #[inline]
         pub fn $get(&self) -> $ty {
             self.$get.load(Relaxed)
         }
 
         #[doc = concat!("Sets [`Page::", stringify!($get), "`].")]
+        #[inline]
         pub fn $set(&self, value: $ty) {
             self.$get.store(value, Relaxed);
         }
@@ -110,6 +112,7 @@ impl Page {
     }
 
     /// Who owns the frame; an undefined number reads as [`PageKind::None`].
+    #[inline]
     pub fn kind(&self) -> PageKind {
         PageKind::from_raw(self.kind.load(Relaxed)).unwrap_or(PageKind::None)
     }
@@ -120,6 +123,7 @@ impl Page {
     }
 
     /// Order of the block that starts here; a number past the largest reads as order 0.
+    #[inline]
     pub fn order(&self) -> Order {
         Order::new(self.order.load(Relaxed)).unwrap_or(Order::ZERO)
     }
@@ -130,6 +134,7 @@ impl Page {
     }
 
     /// The node the frame belongs to.
+    #[inline]
     pub fn node(&self) -> u32 {
         (self.flags.load(Relaxed) >> abi::Page::NODE_SHIFT) as u32
     }

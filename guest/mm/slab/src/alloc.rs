@@ -1,10 +1,10 @@
 //! Allocating and freeing objects: the fast path that SLUB and SLAB share, and the way to the slow ones.
 
-use memvisor_abi::{CacheCpu, PFN_NONE, SlabKind};
-use mm_core::{CpuLocal, Gfp, Page, Pfn, PhysAddr, PhysMem};
+use memvisor_abi::{CacheCpu, EventId, PFN_NONE, SlabKind};
+use mm_core::{CpuLocal, Event, Gfp, Page, Pfn, PhysAddr, PhysMem, Trace};
 
 use crate::cache::Name;
-use crate::{Cache, CacheId, FreeError, Machine, Object};
+use crate::{Cache, CacheId, FreeError, Machine, Object, array};
 
 /// The caches of a machine.
 #[derive(Debug)]
@@ -35,12 +35,17 @@ impl<M: Machine> Kmem<M> {
     /// zero with [`Gfp::ZERO`]. `None` if no page is to be had.
     #[inline]
     pub fn alloc(&self, id: CacheId, gfp: Gfp) -> Option<Object> {
+        self.emit(Event::SlabAllocNode { cache: Some(id.as_u16()), node: None, gfp });
         let object = match self.machine.cpus().with(|_, caches| self.take(&mut caches[id.index()])) {
             Some(object) => object,
             None => self.alloc_slow(id, gfp, None)?,
         };
         if gfp.contains(Gfp::ZERO) {
             self.clear(object, self.cache(id).object_size());
+        }
+        self.emit(Event::SlabAllocNodeRet { object: object.0 });
+        if self.machine.map().wants(EventId::KmemCacheAlloc) {
+            self.trace_alloc(id, object, gfp, None);
         }
         Some(object)
     }
@@ -51,10 +56,13 @@ impl<M: Machine> Kmem<M> {
         if node >= self.machine.nr_nodes() {
             return None;
         }
+        self.emit(Event::SlabAllocNode { cache: Some(id.as_u16()), node: Some(node), gfp });
         let object = self.alloc_slow(id, gfp, Some(node))?;
         if gfp.contains(Gfp::ZERO) {
             self.clear(object, self.cache(id).object_size());
         }
+        self.emit(Event::SlabAllocNodeRet { object: object.0 });
+        self.trace_alloc(id, object, gfp, Some(node));
         Some(object)
     }
 
@@ -78,13 +86,38 @@ impl<M: Machine> Kmem<M> {
     /// [`FreeError`]: nothing was changed, and the console says what is wrong.
     #[inline]
     pub fn free(&self, id: CacheId, object: Object) -> Result<(), FreeError> {
+        self.emit(Event::KmemCacheFree { ptr: object.0, cache: Some(id.as_u16()) });
+        self.emit(Event::SlabFree { object: object.0, cache: Some(id.as_u16()) });
         if let Some((pfn, page)) = self.slab_of(object)
             && page.mapping() == id.as_u64()
             && self.machine.cpus().with(|_, caches| self.put(&mut caches[id.index()], pfn, page, object))
         {
+            self.emit(Event::SlabFreeRet {});
             return Ok(());
         }
-        self.free_slow(id, object)
+        let freed = self.free_slow(id, object);
+        self.emit(Event::SlabFreeRet {});
+        freed
+    }
+
+    /// Tells the machine's trace.
+    #[inline(always)]
+    pub(crate) fn emit(&self, event: Event) {
+        self.machine.map().emit(event);
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn trace_alloc(&self, id: CacheId, object: Object, gfp_flags: Gfp, node: Option<u32>) {
+        let cache = self.cache(id);
+        self.emit(Event::KmemCacheAlloc {
+            ptr: object.0,
+            bytes_req: cache.object_size().into(),
+            bytes_alloc: cache.size().into(),
+            gfp_flags,
+            node,
+            cache: Some(id.as_u16()),
+        });
     }
 
     /// Takes objects back (Linux: `kmem_cache_free_bulk`); the number that was refused.
@@ -109,14 +142,18 @@ impl<M: Machine> Kmem<M> {
     /// An object from what this CPU has at hand.
     #[inline]
     fn take(&self, cpu: &mut CacheCpu) -> Option<Object> {
-        let object = cpu.freelist;
-        if object != 0 {
-            cpu.freelist = self.next_free(cpu, object);
-            return Some(Object(object));
+        if let Some(avail) = cpu.avail.checked_sub(1)
+            && let Some(object) = cpu.array.get(avail as usize)
+        {
+            cpu.avail = avail;
+            return Some(Object(*object));
         }
-        let avail = cpu.avail.checked_sub(1)?;
-        cpu.avail = avail;
-        cpu.array.get(avail as usize).map(|object| Object(*object))
+        let object = cpu.freelist;
+        if object == 0 {
+            return None;
+        }
+        cpu.freelist = self.next_free(cpu, object);
+        Some(Object(object))
     }
 
     /// The object that follows on the CPU's free list. A link that leads out of the slab was overwritten by somebody who still
@@ -148,15 +185,7 @@ impl<M: Machine> Kmem<M> {
         if !inside(object.0, base, cpu.span_words) || from.wrapping_mul(cpu.divisor) >= cpu.divisor {
             return false;
         }
-        if pfn.as_u64() == cpu.slab {
-            if cpu.freelist == object.0 {
-                return false;
-            }
-            self.machine.mem().write_u64(PhysAddr::new(object.0 + u64::from(cpu.offset)), cpu.freelist);
-            cpu.freelist = object.0;
-            return true;
-        }
-        if cpu.avail >= cpu.limit || page.node() != cpu.node {
+        if cpu.avail >= cpu.limit || page.node() != cpu.node || array::is_newest(cpu, object.0) {
             return false;
         }
         let Some(slot) = cpu.array.get_mut(cpu.avail as usize) else { return false };
@@ -176,11 +205,17 @@ impl<M: Machine> Kmem<M> {
             ));
             return None;
         }
-        match cache.kind() {
+        self.emit(Event::SlabAllocSlow { cache: Some(id.as_u16()), node, gfp });
+        let (object, source) = match cache.kind() {
             SlabKind::Slub => self.slub_alloc(id, cache, gfp, node),
             SlabKind::Slab => self.slab_alloc(id, cache, gfp, node),
-            SlabKind::Slob => self.slob_cache_alloc(id, cache, gfp, node),
-        }
+            SlabKind::Slob => (self.slob_cache_alloc(id, cache, gfp, node), Source::Search),
+        };
+        self.emit(Event::SlabAllocSlowRet {
+            object: object.map_or(0, |object| object.0),
+            source: source as u8,
+        });
+        object
     }
 
     #[inline(never)]
@@ -223,6 +258,17 @@ impl<M: Machine> Kmem<M> {
             SlabKind::Slob => self.slob_live(id),
         }
     }
+}
+
+/// Where an object of the slow path came from, as events number it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Source {
+    CpuSlab = 1,
+    CpuPartial = 2,
+    NodePartial = 3,
+    NewSlab = 4,
+    Shared = 5,
+    Search = 6,
 }
 
 /// Whether `object` is a word's address in the `words` words from `base` on.

@@ -12,6 +12,7 @@ pub(crate) fn drop_oldest(cpu: &mut CacheCpu, count: u32) {
 }
 
 /// Adds an object; `false` if the array is full.
+#[inline]
 pub(crate) fn push(cpu: &mut CacheCpu, object: u64) -> bool {
     if cpu.avail >= cpu.limit {
         return false;
@@ -20,4 +21,11 @@ pub(crate) fn push(cpu: &mut CacheCpu, object: u64) -> bool {
     *slot = object;
     cpu.avail += 1;
     true
+}
+
+/// Whether `object` was freed last: freed again it is a double free, the only one that costs nothing to see.
+#[inline]
+pub(crate) fn is_newest(cpu: &CacheCpu, object: u64) -> bool {
+    let newest = cpu.avail.checked_sub(1).and_then(|at| cpu.array.get(at as usize));
+    newest == Some(&object)
 }

@@ -22,13 +22,20 @@ impl CacheId {
     }
 
     /// As an index into the tables.
+    #[inline]
     pub const fn index(self) -> usize {
         self.0 as usize
     }
 
     /// As slabs name it in `mapping`.
+    #[inline]
     pub const fn as_u64(self) -> u64 {
         self.0 as u64
+    }
+
+    /// As events name it.
+    pub const fn as_u16(self) -> u16 {
+        self.0
     }
 
     /// All numbers.
@@ -92,6 +99,7 @@ macro_rules! cache {
 
             $(
                 #[doc = concat!("See [`abi::Cache::", stringify!($field), "`].")]
+                #[inline]
                 pub fn $field(&self) -> u32 {
                     self.$field.load(Relaxed)
                 }
@@ -160,11 +168,13 @@ impl Cache {
     }
 
     /// Who manages it; SLUB for an unused slot.
+    #[inline]
     pub fn kind(&self) -> SlabKind {
         SlabKind::from_raw(self.allocator()).unwrap_or(SlabKind::Slub)
     }
 
     /// Whether the allocator checks every alloc and free (Linux: `kmem_cache_debug`).
+    #[inline]
     pub fn is_debugged(&self) -> bool {
         self.slab_flags().intersects(SlabFlags::DEBUG)
     }

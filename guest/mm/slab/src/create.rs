@@ -2,7 +2,7 @@
 
 use memvisor_abi as abi;
 use memvisor_abi::SlabKind;
-use mm_core::PAGE_SIZE;
+use mm_core::{Event, PAGE_SIZE};
 
 use crate::cache::Name;
 use crate::{Cache, CacheId, CreateError, DestroyError, Kmem, Machine, SlabFlags, shape};
@@ -36,6 +36,17 @@ impl<M: Machine> Kmem<M> {
     /// # Errors
     /// [`CreateError`]; nothing was changed.
     pub fn create(&self, args: &CacheArgs<'_>) -> Result<CacheId, CreateError> {
+        let (size, align) = (args.size.into(), args.align.into());
+        self.emit(Event::KmemCacheCreate { size, align, flags: args.flags.bits().into() });
+        let created = self.create_or_share(args);
+        let (id, merged) = created.map_or((None, false), |(id, merged)| (Some(id), merged));
+        let record = |id| (self.cache(id).slab_order(), u64::from(self.cache(id).objects()));
+        let (order, objects) = id.map(record).unwrap_or_default();
+        self.emit(Event::KmemCacheCreateRet { cache: id.map(CacheId::as_u16), merged, order, objects });
+        created.map(|(id, _)| id)
+    }
+
+    fn create_or_share(&self, args: &CacheArgs<'_>) -> Result<(CacheId, bool), CreateError> {
         let cache = self.plan(args)?;
         self.machine.with_caches(|| {
             if let Some(id) = self.find(&cache.name) {
@@ -47,11 +58,11 @@ impl<M: Machine> Kmem<M> {
                 // The longer object decides what is cleared and what a user may use.
                 let object_size = other.object_size().max(cache.object_size);
                 other.set_object_size(object_size, other.inuse().max(cache.inuse));
-                return Ok(id);
+                return Ok((id, true));
             }
             let id = self.unused_slot().ok_or(CreateError::Full)?;
             self.cache(id).store(&cache);
-            Ok(id)
+            Ok((id, false))
         })
     }
 
@@ -61,6 +72,14 @@ impl<M: Machine> Kmem<M> {
     /// # Errors
     /// [`DestroyError::Busy`] while objects are in use: the cache stays as it is, and the console says which.
     pub fn destroy(&self, id: CacheId) -> Result<(), DestroyError> {
+        self.emit(Event::KmemCacheDestroy { cache: Some(id.as_u16()) });
+        let destroyed = self.destroy_or_leave(id);
+        let in_use = if let Err(DestroyError::Busy { objects }) = destroyed { objects } else { 0 };
+        self.emit(Event::KmemCacheDestroyRet { ok: destroyed.is_ok(), in_use });
+        destroyed
+    }
+
+    fn destroy_or_leave(&self, id: CacheId) -> Result<(), DestroyError> {
         let cache = self.cache(id);
         if cache.is_used() && cache.slab_flags().contains(SlabFlags::KMALLOC) {
             return Err(DestroyError::Kmalloc);

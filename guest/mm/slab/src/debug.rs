@@ -11,7 +11,7 @@
 //! not taken back, a slab is called full for ever.
 
 use memvisor_abi::{CacheNode, SlabListKind, Track, poison};
-use mm_core::{Gfp, Page, Pfn, PhysAddr, PhysMem};
+use mm_core::{Event, Gfp, Page, Pfn, PhysAddr, PhysMem};
 
 use crate::report::{Finding, Report};
 use crate::slab_page::{Discard, counters, set_counters};
@@ -369,6 +369,15 @@ impl<M: Machine> Kmem<M> {
     }
 
     fn bug(&self, cache: &Cache, pfn: Pfn, page: &Page, object: Option<Object>, finding: Finding) {
+        let what = match finding {
+            Finding::AlreadyFree => 1,
+            Finding::Bytes { what: "Right Redzone", .. } => 3,
+            Finding::Bytes { what: "Left Redzone", .. } => 4,
+            Finding::InvalidPointer => 6,
+            _ => 2,
+        };
+        let at = object.map_or(0, |object| object.0);
+        self.emit(Event::SlabError { object: at, cache: u16::try_from(page.mapping()).ok(), what });
         Report { kmem: self, cache, pfn, page, object, finding }.print();
     }
 

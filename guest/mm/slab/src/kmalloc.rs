@@ -1,7 +1,9 @@
 //! The kmalloc family: caches by size, then pages (Linux: mm/slab_common.c, `kmalloc_large`).
 
-use memvisor_abi::{LARGE_MAPPING, SlabKind};
-use mm_core::{Gfp, MemMap, Order, PAGE_SIZE, Page, PageAlloc, PageKind, Pfn, PhysAddr, PhysMem};
+use memvisor_abi::{EventId, LARGE_MAPPING, SlabKind};
+use mm_core::{
+    Event, Gfp, MemMap, Order, PAGE_SIZE, Page, PageAlloc, PageKind, Pfn, PhysAddr, PhysMem, Trace,
+};
 
 use crate::{CacheArgs, CacheId, CreateError, FreeError, Kmem, Machine, Object, SlabFlags};
 
@@ -106,13 +108,28 @@ impl<M: Machine> Kmem<M> {
     /// [`Object::ZERO_SIZE`]. `None` above [`KMALLOC_MAX_SIZE`], which is reported, or without memory.
     #[inline]
     pub fn kmalloc(&self, size: u64, gfp: Gfp) -> Option<Object> {
-        if self.cache(CacheId::ALL_KMALLOC).kind() == SlabKind::Slob {
-            return self.slob_kmalloc(size, gfp);
+        let object = if self.cache(CacheId::ALL_KMALLOC).kind() == SlabKind::Slob {
+            self.slob_kmalloc(size, gfp)
+        } else {
+            match self.kmalloc_cache(size, gfp) {
+                Some(id) => self.alloc(id, gfp),
+                None => self.kmalloc_large(size, gfp),
+            }
+        };
+        if self.machine.map().wants(EventId::Kmalloc) {
+            self.trace_kmalloc(size, gfp, object);
         }
-        match self.kmalloc_cache(size, gfp) {
-            Some(id) => self.alloc(id, gfp),
-            None => self.kmalloc_large(size, gfp),
-        }
+        object
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn trace_kmalloc(&self, size: u64, gfp_flags: Gfp, object: Option<Object>) {
+        let cache = self.kmalloc_cache(size, gfp_flags).map(CacheId::as_u16);
+        let bytes_alloc = object.and_then(|object| self.ksize(object)).unwrap_or(0);
+        self.emit(Event::KmallocSlab { bytes_req: size, bytes_alloc, cache });
+        let ptr = object.map_or(0, |object| object.0);
+        self.emit(Event::Kmalloc { ptr, bytes_req: size, bytes_alloc, gfp_flags, node: None, cache });
     }
 
     /// [`Kmem::kmalloc`] of zeroes.
@@ -153,6 +170,7 @@ impl<M: Machine> Kmem<M> {
     /// # Errors
     /// [`FreeError`]: nothing was changed, and the console says what is wrong.
     pub fn kfree(&self, object: Object) -> Result<(), FreeError> {
+        self.emit(Event::Kfree { ptr: object.0 });
         if object == Object::ZERO_SIZE {
             return Ok(());
         }
@@ -212,8 +230,11 @@ impl<M: Machine> Kmem<M> {
             }
             return None;
         };
+        self.emit(Event::KmallocLarge { bytes_req: size, order, gfp, node: None });
         let comp = if order == Order::ZERO { Gfp::empty() } else { Gfp::COMP };
-        let pfn = self.machine.pages().alloc_pages((gfp - Gfp::ZERO) | comp, order, None)?;
+        let pfn = self.machine.pages().alloc_pages((gfp - Gfp::ZERO) | comp, order, None);
+        self.emit(Event::KmallocLargeRet { ptr: pfn.map_or(0, |pfn| pfn.phys().as_u64()) });
+        let pfn = pfn?;
         self.machine.map().page(pfn)?.set_mapping(LARGE_MAPPING);
         if gfp.contains(Gfp::ZERO) {
             (0..order.pages()).for_each(|page| self.machine.mem().zero_frame(pfn.offset(page)));

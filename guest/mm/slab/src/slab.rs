@@ -7,9 +7,9 @@
 //! Differs from Linux: arrays of a node are made when the node is first used, and given back by every shrink.
 
 use memvisor_abi::{ALIEN_LIMIT, ALIEN_ROW, CacheCpu, CacheNode, SlabCounters, SlabListKind};
-use mm_core::{CpuLocal, Gfp, Order, PAGE_SIZE, Page, PageAlloc, Pfn, PhysAddr, PhysMem};
+use mm_core::{CpuLocal, Event, Gfp, Order, PAGE_SIZE, Page, PageAlloc, Pfn, PhysAddr, PhysMem};
 
-use crate::alloc::set_up;
+use crate::alloc::{Source, set_up};
 use crate::slab_page::{Discard, counters, set_counters};
 use crate::slub::forget;
 use crate::{Cache, CacheId, FreeError, Kmem, Machine, Object, array, list};
@@ -26,14 +26,14 @@ impl<M: Machine> Kmem<M> {
         cache: &Cache,
         gfp: Gfp,
         node: Option<u32>,
-    ) -> Option<Object> {
+    ) -> (Option<Object>, Source) {
         let here = self.current_node();
         self.prepare_node(id, cache, here);
         let near = node.unwrap_or(here);
         let found =
             if near == here { self.cache_refill(id, cache) } else { self.take_from_node(id, cache, near) };
         if found.is_some() {
-            return found;
+            return (found, if near == here { Source::Shared } else { Source::NodePartial });
         }
         if let Some((pfn, page)) = self.grow(id, cache, gfp, near) {
             let node = page.node();
@@ -44,10 +44,10 @@ impl<M: Machine> Kmem<M> {
                 list::push_back(&mut n.lists[FREE], self.machine.map(), pfn, page);
             });
             let refilled = if node == here { self.cache_refill(id, cache) } else { None };
-            return refilled.or_else(|| self.take_from_node(id, cache, node));
+            return (refilled.or_else(|| self.take_from_node(id, cache, node)), Source::NewSlab);
         }
         let others = 0..if gfp.contains(Gfp::THISNODE) { 0 } else { self.machine.nr_nodes() };
-        others.into_iter().find_map(|node| self.take_from_node(id, cache, node))
+        (others.into_iter().find_map(|node| self.take_from_node(id, cache, node)), Source::Search)
     }
 
     pub(crate) fn current_node(&self) -> u32 {
@@ -60,6 +60,8 @@ impl<M: Machine> Kmem<M> {
             let c = &mut caches[id.index()];
             set_up(c, cache, self.machine.node_of(cpu));
             c.refills += 1;
+            let (name, node) = (Some(id.as_u16()), Some(c.node));
+            self.emit(Event::CacheAllocRefill { cache: name, node, batchcount: cache.batchcount().into() });
             if c.avail == 0 {
                 self.machine.with_node(id, c.node, |n| {
                     let batch = cache.batchcount().min(c.limit);
@@ -75,6 +77,7 @@ impl<M: Machine> Kmem<M> {
                     }
                 });
             }
+            self.emit(Event::CacheAllocRefillRet { avail: c.avail.into() });
             let avail = c.avail.checked_sub(1)?;
             c.avail = avail;
             c.array.get(avail as usize).map(|object| Object(*object))
@@ -123,26 +126,35 @@ impl<M: Machine> Kmem<M> {
         let mut discard = Discard::NONE;
         let here = self.current_node();
         self.prepare_node(id, cache, here);
-        self.machine.cpus().with(|cpu, caches| {
+        let freed = self.machine.cpus().with(|cpu, caches| {
             let c = &mut caches[id.index()];
             set_up(c, cache, self.machine.node_of(cpu));
+            if array::is_newest(c, object.0) {
+                return Err(FreeError::DoubleFree { object });
+            }
             if page.node() != c.node {
                 self.free_alien(id, cache, c, page.node(), object.0, &mut discard);
-                return;
+                return Ok(());
             }
             if c.avail >= c.limit {
                 self.flush(id, cache, c, &mut discard);
             }
             array::push(c, object.0);
+            Ok(())
         });
         self.discard(discard);
-        Ok(())
+        freed
     }
 
     /// Makes room in the CPU's array: the oldest objects go to the shared array, else to their slabs (Linux:
     /// `cache_flusharray`).
     fn flush(&self, id: CacheId, cache: &Cache, c: &mut CacheCpu, discard: &mut Discard) {
         let batch = cache.batchcount().min(c.avail);
+        self.emit(Event::CacheFlusharray {
+            cache: Some(id.as_u16()),
+            node: Some(c.node),
+            batchcount: batch.into(),
+        });
         let moved = self.machine.with_node(id, c.node, |n| {
             let mut moved = 0;
             let oldest = c.array.iter().take(batch as usize);
@@ -169,9 +181,7 @@ impl<M: Machine> Kmem<M> {
         let Some((pfn, page)) = self.slab_of(Object(object)) else { return };
         let mut k = counters(page);
         let number = (object - page.index()) / u64::from(cache.size());
-        let freed_twice =
-            (k.inuse..k.objects).any(|at| u64::from(self.index(cache, pfn, page, at)) == number);
-        if k.inuse == 0 || freed_twice {
+        if k.inuse == 0 {
             self.machine.report(format_args!("BUG slab: double free of object {object:#x}"));
             return;
         }
@@ -313,7 +323,12 @@ impl<M: Machine> Kmem<M> {
 
     /// A new slab, all free, in the node's next colour (Linux: `cache_grow_begin`).
     fn grow(&self, id: CacheId, cache: &Cache, gfp: Gfp, near: u32) -> Option<(Pfn, &Page)> {
-        let (pfn, page) = self.slab_frames(cache, gfp, Some(near), id.as_u64())?;
+        let order = cache.slab_order();
+        self.emit(Event::NewSlab { cache: Some(id.as_u16()), order, node: Some(near), gfp });
+        let Some((pfn, page)) = self.slab_frames(cache, gfp, Some(near), id.as_u64()) else {
+            self.emit(Event::NewSlabRet { pfn: None, objects: 0, colour: 0 });
+            return None;
+        };
         let colour = self.machine.with_node(id, page.node(), |n| {
             let colour = n.colour_next;
             n.colour_next = if colour + 1 < cache.colour() { colour + 1 } else { 0 };
@@ -330,6 +345,8 @@ impl<M: Machine> Kmem<M> {
                 self.machine.construct(cache.ctor(), Object(object), cache.object_size());
             }
         }
+        let colour = first - pfn.phys().as_u64();
+        self.emit(Event::NewSlabRet { pfn: Some(pfn), objects: objects.into(), colour });
         Some((pfn, page))
     }
 

@@ -1,7 +1,7 @@
 //! Frames as slabs: marking, finding the head, giving back.
 
 use memvisor_abi::{PFN_NONE, SlabCounters};
-use mm_core::{Gfp, MemMap, Order, Page, PageAlloc, PageKind, Pfn};
+use mm_core::{Event, Gfp, MemMap, Order, Page, PageAlloc, PageKind, Pfn};
 
 use crate::{Cache, Kmem, Machine, Object, SlabFlags};
 
@@ -14,6 +14,7 @@ impl Discard {
     pub(crate) const NONE: Discard = Discard(PFN_NONE);
 
     /// Adds a slab that is on no list.
+    #[inline]
     pub(crate) fn push(&mut self, pfn: Pfn, page: &Page) {
         page.set_next(self.0);
         self.0 = pfn.as_u64();
@@ -27,11 +28,13 @@ const fn tail_mark(head: Pfn) -> u64 {
 }
 
 /// The counters of a slab.
+#[inline]
 pub(crate) fn counters(page: &Page) -> SlabCounters {
     SlabCounters::from_raw(page.mapcount())
 }
 
 /// Writes the counters of a slab.
+#[inline]
 pub(crate) fn set_counters(page: &Page, counters: SlabCounters) {
     page.set_mapcount(counters.as_raw());
 }
@@ -136,6 +139,8 @@ impl<M: Machine> Kmem<M> {
         let mut link = discard.0;
         while let Some((pfn, page)) = crate::list::at(link, self.machine.map()) {
             link = page.next();
+            let cache = u16::try_from(page.mapping()).ok();
+            self.emit(Event::DiscardSlab { cache, pfn, order: page.order() });
             self.free_frames(pfn, page);
         }
     }

@@ -9,7 +9,7 @@
 //! Differs from Linux: a unit is 8 bytes, not 2, because memory is reached by words; a block that overlaps a free one is refused.
 
 use memvisor_abi::{CacheNode, LARGE_MAPPING, SLOB_MAPPING};
-use mm_core::{Gfp, MemMap, Order, PAGE_SIZE, Page, PageAlloc, PageKind, Pfn, PhysAddr, PhysMem};
+use mm_core::{Event, Gfp, MemMap, Order, PAGE_SIZE, Page, PageAlloc, PageKind, Pfn, PhysAddr, PhysMem};
 
 use crate::slab_page::Discard;
 use crate::{Cache, CacheId, FreeError, Kmem, Machine, Object, list};
@@ -141,15 +141,26 @@ impl<M: Machine> Kmem<M> {
         Ok((pfn, page))
     }
 
-    /// Finds room in the pages of its list, else takes a new page (Linux: `slob_alloc`).
+    /// Linux: `slob_alloc`.
     fn slob_alloc(&self, place: Place, gfp: Gfp, node: Option<u32>) -> Option<u64> {
+        self.emit(Event::SlobAlloc { size: place.units * UNIT, align: place.align, gfp, node });
+        let mut examined = 0;
+        let found = self.slob_search(place, gfp, node, &mut examined);
+        let block = found.or_else(|| self.slob_new_page(place, gfp, node));
+        self.emit(Event::SlobAllocRet { object: block.unwrap_or(0), new_page: found.is_none(), examined });
+        block
+    }
+
+    /// Finds room in the pages of its list.
+    fn slob_search(&self, place: Place, gfp: Gfp, node: Option<u32>, examined: &mut u64) -> Option<u64> {
         let kind = list_of(place.units * UNIT);
         let highest = gfp.highest_zone()?;
-        let found = self.machine.with_node(CacheId::SLOB, 0, |n| {
+        self.machine.with_node(CacheId::SLOB, 0, |n| {
             let map = self.machine.map();
             let mut link = n.lists[kind].head;
             while let Some((pfn, page)) = list::at(link, map) {
                 link = page.next();
+                *examined += 1;
                 let near = node.is_none_or(|node| page.node() == node) && page.zone() <= highest;
                 if near
                     && units_free(page) >= place.units
@@ -164,10 +175,12 @@ impl<M: Machine> Kmem<M> {
                 }
             }
             None
-        });
-        if found.is_some() {
-            return found;
-        }
+        })
+    }
+
+    /// A block of a new page.
+    fn slob_new_page(&self, place: Place, gfp: Gfp, node: Option<u32>) -> Option<u64> {
+        let kind = list_of(place.units * UNIT);
         let pfn = self.machine.pages().alloc_pages(gfp - Gfp::ZERO, Order::ZERO, node)?;
         let page = self.machine.map().page(pfn)?;
         let start = pfn.phys().as_u64();

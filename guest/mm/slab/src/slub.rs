@@ -7,10 +7,10 @@
 //! Differs from Linux 6.1: an object of another slab than the CPU's goes to an array of the CPU first, and many go back under
 //! one lock, where Linux 6.1 exchanges two words of each slab atomically; Linux 6.18 has such arrays (sheaves).
 
-use memvisor_abi::{CacheCpu, CacheNode, PFN_NONE, SlabListKind};
-use mm_core::{CpuLocal, Gfp, MemMap, Page, Pfn, PhysAddr, PhysMem};
+use memvisor_abi::{CacheCpu, CacheNode, PFN_NONE, SlabCounters, SlabListKind};
+use mm_core::{CpuLocal, Event, Gfp, MemMap, Page, Pfn, PhysAddr, PhysMem};
 
-use crate::alloc::set_up;
+use crate::alloc::{Source, set_up};
 use crate::slab_page::{Discard, counters, set_counters};
 use crate::{Cache, CacheId, FreeError, Kmem, Machine, Object, array, list};
 
@@ -24,17 +24,19 @@ impl<M: Machine> Kmem<M> {
         cache: &Cache,
         gfp: Gfp,
         node: Option<u32>,
-    ) -> Option<Object> {
+    ) -> (Option<Object>, Source) {
         if cache.is_debugged() {
-            return self.debug_alloc(id, cache, gfp, node);
+            return (self.debug_alloc(id, cache, gfp, node), Source::NodePartial);
         }
-        if let Some(object) = self.slub_refill(id, cache, node) {
-            return Some(object);
+        let found = self.slub_refill(id, cache, node);
+        if found.0.is_some() {
+            return found;
         }
         let near = node.unwrap_or_else(|| self.machine.cpus().with(|cpu, _| self.machine.node_of(cpu)));
         let Some((pfn, page)) = self.new_slab(id, cache, gfp, near) else {
             let others = 0..if gfp.contains(Gfp::THISNODE) { 0 } else { self.machine.nr_nodes() };
-            return others.into_iter().find_map(|node| self.slub_refill(id, cache, Some(node)));
+            let found = others.into_iter().find_map(|node| self.slub_refill(id, cache, Some(node)).0);
+            return (found, Source::Search);
         };
         let mut discard = Discard::NONE;
         let object = self.machine.cpus().with(|cpu, caches| {
@@ -49,25 +51,28 @@ impl<M: Machine> Kmem<M> {
             self.pop(c)
         });
         self.discard(discard);
-        object
+        (object, Source::NewSlab)
     }
 
     /// An object from the slabs that the CPU and the node have.
-    fn slub_refill(&self, id: CacheId, cache: &Cache, want: Option<u32>) -> Option<Object> {
+    fn slub_refill(&self, id: CacheId, cache: &Cache, want: Option<u32>) -> (Option<Object>, Source) {
         let mut discard = Discard::NONE;
-        let object = self.machine.cpus().with(|cpu, caches| {
+        let found = self.machine.cpus().with(|cpu, caches| {
             let c = &mut caches[id.index()];
             set_up(c, cache, self.machine.node_of(cpu));
             c.refills += 1;
             let near = want.unwrap_or(c.node);
+            let own = c.slab;
             self.refill_from_cpu(id, cache, c, want, &mut discard);
+            let mut source = if c.slab == own { Source::CpuSlab } else { Source::CpuPartial };
             if c.freelist == 0 {
-                self.machine.with_node(id, near, |n| self.get_partial(cache, c, n));
+                self.machine.with_node(id, near, |n| self.get_partial(id, cache, c, n));
+                source = Source::NodePartial;
             }
-            self.pop(c)
+            (self.pop(c), source)
         });
         self.discard(discard);
-        object
+        found
     }
 
     fn pop(&self, c: &mut CacheCpu) -> Option<Object> {
@@ -114,10 +119,17 @@ impl<M: Machine> Kmem<M> {
     }
 
     /// Takes the node's first partial slab for the CPU, and further ones for its partial list (Linux: `get_partial_node`).
-    fn get_partial(&self, cache: &Cache, c: &mut CacheCpu, n: &mut CacheNode) {
+    fn get_partial(&self, id: CacheId, cache: &Cache, c: &mut CacheCpu, n: &mut CacheNode) {
         let map = self.machine.map();
         let Some((pfn, page)) = list::first(&n.lists[PARTIAL], map) else { return };
         list::remove(&mut n.lists[PARTIAL], map, page);
+        let k = counters(page);
+        self.emit(Event::GetPartial {
+            cache: Some(id.as_u16()),
+            node: Some(page.node()),
+            pfn: Some(pfn),
+            objects: k.objects.saturating_sub(k.inuse).into(),
+        });
         claim(c, pfn, page);
         while c.partial_slabs < cache.cpu_partial_slabs() / 2
             && let Some((pfn, page)) = list::first(&n.lists[PARTIAL], map)
@@ -157,6 +169,11 @@ impl<M: Machine> Kmem<M> {
     /// Gives the CPU's partial slabs to their nodes (Linux: `unfreeze_partials`).
     fn unfreeze_partials(&self, id: CacheId, cache: &Cache, c: &mut CacheCpu, discard: &mut Discard) {
         let map = self.machine.map();
+        self.emit(Event::UnfreezePartials {
+            cache: Some(id.as_u16()),
+            node: Some(c.node),
+            slabs: c.partial_slabs.into(),
+        });
         while let Some((pfn, page)) = list::at(c.partial, map) {
             c.partial = page.next();
             self.machine.with_node(id, page.node(), |n| unfreeze(cache, n, map, pfn, page, discard));
@@ -180,14 +197,15 @@ impl<M: Machine> Kmem<M> {
         if !is_place(cache, pfn, page, object) {
             return Err(FreeError::NotObject { object });
         }
+        self.emit(Event::SlabFreeSlow { object: object.0, pfn, cache: Some(id.as_u16()) });
         let mut discard = Discard::NONE;
         let freed = self.machine.cpus().with(|cpu, caches| {
             let c = &mut caches[id.index()];
             set_up(c, cache, self.machine.node_of(cpu));
+            if c.freelist == object.0 || array::is_newest(c, object.0) {
+                return Err(FreeError::DoubleFree { object });
+            }
             if pfn.as_u64() == c.slab {
-                if c.freelist == object.0 {
-                    return Err(FreeError::DoubleFree { object });
-                }
                 self.machine.mem().write_u64(link(cache, object.0), c.freelist);
                 c.freelist = object.0;
                 return Ok(());
@@ -197,7 +215,9 @@ impl<M: Machine> Kmem<M> {
             }
             if page.node() != c.node || !array::push(c, object.0) {
                 self.machine.with_node(id, page.node(), |n| {
-                    self.give_back(cache, c, n, pfn, page, object.0, &mut discard);
+                    if let Some(prior) = self.push_free(u64::from(cache.offset()), page, object.0) {
+                        self.settle(cache, c, n, pfn, page, prior, &mut discard);
+                    }
                 });
             }
             if c.partial_slabs > cache.cpu_partial_slabs() {
@@ -205,17 +225,26 @@ impl<M: Machine> Kmem<M> {
             }
             Ok(())
         });
+        let k = counters(page);
+        let fate = u8::from(k.frozen);
+        self.emit(Event::SlabFreeSlowRet { in_use: k.inuse.into(), fate });
         self.discard(discard);
         freed
     }
 
     /// Gives the oldest `count` objects of the CPU's array back to their slabs.
     fn flush_array(&self, id: CacheId, cache: &Cache, c: &mut CacheCpu, count: u32, discard: &mut Discard) {
+        self.emit(Event::CacheFlusharray {
+            cache: Some(id.as_u16()),
+            node: Some(c.node),
+            batchcount: count.min(c.avail).into(),
+        });
         let count = count.min(c.avail) as usize;
         let slab = |c: &CacheCpu, at: usize| {
             let object = c.array.get(at).copied().filter(|_| at < count)?;
             self.slab_of(Object(object)).map(|(pfn, page)| (pfn, page, object))
         };
+        let offset = u64::from(cache.offset());
         let mut at = 0;
         while at < count {
             let Some((mut pfn, mut page, mut object)) = slab(c, at) else {
@@ -226,7 +255,9 @@ impl<M: Machine> Kmem<M> {
             // One lock for all that follow from the same node.
             self.machine.with_node(id, node, |n| {
                 loop {
-                    self.give_back(cache, c, n, pfn, page, object, discard);
+                    if let Some(prior) = self.push_free(offset, page, object) {
+                        self.settle(cache, c, n, pfn, page, prior, discard);
+                    }
                     at += 1;
                     match slab(c, at) {
                         Some(next) if next.1.node() == node => (pfn, page, object) = next,
@@ -238,40 +269,49 @@ impl<M: Machine> Kmem<M> {
         array::drop_oldest(c, u32::try_from(count).unwrap_or(0));
     }
 
-    /// Puts an object on its slab's own list. A slab that was full becomes the CPU's partial one; one that becomes empty is
-    /// given back if the node has partial slabs enough.
-    #[inline]
+    /// Puts an object on its slab's own list. `Some` of what was first there if the slab may now belong elsewhere: a list
+    /// that was empty, or no object in use any more.
+    #[inline(always)]
+    fn push_free(&self, offset: u64, page: &Page, object: u64) -> Option<u64> {
+        let prior = page.index();
+        let k = counters(page);
+        if prior == object || k.inuse == 0 {
+            self.report_double_free(object);
+            return None;
+        }
+        self.machine.mem().write_u64(PhysAddr::new(object + offset), prior);
+        page.set_index(object);
+        set_counters(page, SlabCounters { inuse: k.inuse - 1, ..k });
+        (!k.frozen && (prior == 0 || k.inuse == 1)).then_some(prior)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn report_double_free(&self, object: u64) {
+        self.machine.report(format_args!("BUG slab: double free of object {object:#x}"));
+    }
+
+    /// Puts a slab where its counters want it after a free: one that was full becomes the CPU's partial one; one that became empty
+    /// is given back if the node has partial slabs enough.
+    #[inline(never)]
     #[expect(clippy::too_many_arguments, reason = "all that a list lock guards")]
-    fn give_back(
+    fn settle(
         &self,
         cache: &Cache,
         c: &mut CacheCpu,
         n: &mut CacheNode,
         pfn: Pfn,
         page: &Page,
-        object: u64,
+        prior: u64,
         discard: &mut Discard,
     ) {
-        let prior = page.index();
-        let mut k = counters(page);
-        if prior == object || k.inuse == 0 {
-            self.machine.report(format_args!("BUG slab: double free of object {object:#x}"));
-            return;
-        }
-        self.machine.mem().write_u64(link(cache, object), prior);
-        page.set_index(object);
-        k.inuse -= 1;
-        set_counters(page, k);
-        if k.frozen {
-            return;
-        }
         if prior == 0 {
             if cache.cpu_partial_slabs() != 0 {
                 freeze(c, pfn, page);
             } else {
                 unfreeze(cache, n, self.machine.map(), pfn, page, discard);
             }
-        } else if k.inuse == 0 && n.lists[PARTIAL].nr > u64::from(cache.min_partial()) {
+        } else if n.lists[PARTIAL].nr > u64::from(cache.min_partial()) {
             list::remove(&mut n.lists[PARTIAL], self.machine.map(), page);
             forget(n, pfn, page, discard);
         }
@@ -334,28 +374,41 @@ impl<M: Machine> Kmem<M> {
 
     /// A slab whose objects are all free, on its own list, which nobody else knows (Linux: `new_slab`).
     pub(crate) fn new_slab(&self, id: CacheId, cache: &Cache, gfp: Gfp, node: u32) -> Option<(Pfn, &Page)> {
-        let (pfn, page) = self.slab_frames(cache, gfp, Some(node), id.as_u64())?;
+        let order = cache.slab_order();
+        self.emit(Event::NewSlab { cache: Some(id.as_u16()), order, node: Some(node), gfp });
+        let Some((pfn, page)) = self.slab_frames(cache, gfp, Some(node), id.as_u64()) else {
+            self.emit(Event::NewSlabRet { pfn: None, objects: 0, colour: 0 });
+            return None;
+        };
         let objects = if page.order() == cache.slab_order() { cache.objects() } else { cache.min_objects() };
         let start = pfn.phys().as_u64() + u64::from(cache.red_left());
         let size = u64::from(cache.size());
-        for number in 0..u64::from(objects) {
-            let object = start + number * size;
-            if cache.ctor() != 0 {
-                self.machine.construct(cache.ctor(), Object(object), cache.object_size());
+        let (debugged, ctor, offset) = (cache.is_debugged(), cache.ctor(), u64::from(cache.offset()));
+        let last = start + u64::from(objects.saturating_sub(1)) * size;
+        let mut object = start;
+        loop {
+            if ctor != 0 {
+                self.machine.construct(ctor, Object(object), cache.object_size());
             }
-            let next = if number + 1 < u64::from(objects) { object + size } else { 0 };
-            if cache.is_debugged() {
+            if debugged {
                 self.debug_init(cache, object);
             }
-            self.machine.mem().write_u64(link(cache, object), next);
+            let next = if object == last { 0 } else { object + size };
+            self.machine.mem().write_u64(PhysAddr::new(object + offset), next);
+            if next == 0 {
+                break;
+            }
+            object = next;
         }
         page.set_index(start);
-        set_counters(page, memvisor_abi::SlabCounters { inuse: 0, objects, frozen: false });
+        set_counters(page, SlabCounters { inuse: 0, objects, frozen: false });
+        self.emit(Event::NewSlabRet { pfn: Some(pfn), objects: objects.into(), colour: 0 });
         Some((pfn, page))
     }
 }
 
 /// Where an object's free-list word is.
+#[inline]
 pub(crate) fn link(cache: &Cache, object: u64) -> PhysAddr {
     PhysAddr::new(object + u64::from(cache.offset()))
 }
@@ -371,6 +424,7 @@ pub(crate) fn is_place(cache: &Cache, pfn: Pfn, page: &Page, object: Object) -> 
 }
 
 /// Makes a slab the CPU's own and takes all its free objects; a slab without any is full, and on no list.
+#[inline]
 fn claim(c: &mut CacheCpu, pfn: Pfn, page: &Page) {
     let mut k = counters(page);
     let first = page.index();
@@ -385,6 +439,7 @@ fn claim(c: &mut CacheCpu, pfn: Pfn, page: &Page) {
 }
 
 /// Puts a slab that is on no list on the CPU's partial list (Linux: `put_cpu_partial`).
+#[inline]
 fn freeze(c: &mut CacheCpu, pfn: Pfn, page: &Page) {
     let mut k = counters(page);
     k.frozen = true;
