@@ -94,8 +94,8 @@ pub enum PageKind {
     None = 0,
     /// Head of a free block on a free list (Linux: `PageBuddy`).
     Buddy = 1,
-    /// Frame inside a free block, not its head.
-    BuddyTail = 2,
+    /// Frame of a free or allocated block that is not its head: the head speaks for it.
+    Tail = 2,
     /// Reserved in memblock, without a more exact owner.
     Reserved = 3,
     /// Kernel image.
@@ -110,6 +110,14 @@ pub enum PageKind {
     User = 8,
     /// Allocated by the kernel for anything else.
     Allocated = 9,
+    /// Head of a free block on a per-CPU list.
+    Pcp = 10,
+    /// Head of a slab (Linux: `PageSlab`).
+    Slab = 11,
+    /// Behind a vmalloc area.
+    Vmalloc = 12,
+    /// Part of a kernel stack.
+    KernelStack = 13,
 }
 
 impl PageKind {
@@ -118,7 +126,7 @@ impl PageKind {
         Some(match raw {
             0 => PageKind::None,
             1 => PageKind::Buddy,
-            2 => PageKind::BuddyTail,
+            2 => PageKind::Tail,
             3 => PageKind::Reserved,
             4 => PageKind::Kernel,
             5 => PageKind::Memmap,
@@ -126,6 +134,10 @@ impl PageKind {
             7 => PageKind::PerCpu,
             8 => PageKind::User,
             9 => PageKind::Allocated,
+            10 => PageKind::Pcp,
+            11 => PageKind::Slab,
+            12 => PageKind::Vmalloc,
+            13 => PageKind::KernelStack,
             _ => return None,
         })
     }
@@ -135,7 +147,7 @@ impl PageKind {
         match self {
             PageKind::None => "none",
             PageKind::Buddy => "buddy",
-            PageKind::BuddyTail => "buddy tail",
+            PageKind::Tail => "tail",
             PageKind::Reserved => "reserved",
             PageKind::Kernel => "kernel image",
             PageKind::Memmap => "memmap",
@@ -143,6 +155,10 @@ impl PageKind {
             PageKind::PerCpu => "per-CPU",
             PageKind::User => "user",
             PageKind::Allocated => "allocated",
+            PageKind::Pcp => "per-CPU list",
+            PageKind::Slab => "slab",
+            PageKind::Vmalloc => "vmalloc",
+            PageKind::KernelStack => "kernel stack",
         }
     }
 }

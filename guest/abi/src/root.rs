@@ -83,6 +83,28 @@ pub struct Root {
     /// Frames of further top-level page tables, neither [`Self::pgd_pfn`] nor an address space's
     /// (the tree that application processors start on); `u64` each.
     pub extra_tables: TableRef,
+    /// Per-CPU page lists, indexed by zone index * `cpus.count` + CPU (Linux: `per_cpu_pageset`).
+    pub pcps: TableRef,
+    /// Zones to try for an allocation, by node (Linux: `node_zonelists`).
+    pub zonelists: TableRef,
+    /// Contiguous areas (Linux: `cma_areas`).
+    pub cma_areas: TableRef,
+    /// Slab caches (Linux: `slab_caches`).
+    pub caches: TableRef,
+    /// Per-CPU state of slab caches.
+    pub cache_cpus: TableRef,
+    /// Per-node state of slab caches.
+    pub cache_nodes: TableRef,
+    /// Areas of vmalloc, vmap and ioremap (Linux: `vmap_area_list`).
+    pub vm_areas: TableRef,
+    /// Slots of the kmap windows (Linux: `pkmap_count`, `KM_TYPE_NR`).
+    pub kmaps: TableRef,
+    /// Tasks with their kernel stacks (Linux: `task_struct`, `thread_info`).
+    pub tasks: TableRef,
+    /// Trace rings, one a CPU.
+    pub trace_rings: TableRef,
+    /// `u64` event counters by number, summed over CPUs (Linux: `vm_event_states`).
+    pub vm_events: TableRef,
     /// Event counters.
     pub counters: Counters,
 }
@@ -91,7 +113,7 @@ impl Root {
     /// First bytes of the structure.
     pub const MAGIC: [u8; 16] = *b"memvisor-root\x00\x0d\x0a";
     /// Version of this interface. Any change of a layout raises it.
-    pub const VERSION: u32 = 1;
+    pub const VERSION: u32 = 2;
     /// `size_of::<Root>()`, as [`Root::size`] has it.
     #[expect(clippy::cast_possible_truncation, reason = "pinned by an assert below")]
     pub const SIZE: u32 = size_of::<Root>() as u32;
@@ -167,6 +189,6 @@ const _: () = assert!(
     offset_of!(Root, layout_hash) == 24
         && offset_of!(Root, self_gpa) == 32
         && offset_of!(Root, layout) == 120
-        && offset_of!(Root, counters) == 312
-        && size_of::<Root>() == 344
+        && offset_of!(Root, counters) == 488
+        && size_of::<Root>() == 520
 );

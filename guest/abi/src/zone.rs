@@ -5,7 +5,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 /// Orders of the buddy allocator, 0..=10 (Linux: `MAX_ORDER` + 1).
 pub const NR_ORDERS: usize = 11;
 /// Zones of a node.
-pub const MAX_NR_ZONES: usize = 4;
+pub const MAX_NR_ZONES: usize = 5;
 /// Most NUMA nodes the guest handles.
 pub const MAX_NUMNODES: usize = 64;
 /// "No node" (Linux: `NUMA_NO_NODE`).
@@ -21,14 +21,16 @@ pub enum ZoneKind {
     Dma32 = 1,
     /// The rest.
     Normal = 2,
+    /// Beyond the direct map, when `lowmem=` limits that.
+    HighMem = 3,
     /// Only movable allocations.
-    Movable = 3,
+    Movable = 4,
 }
 
 impl ZoneKind {
     /// All kinds, lowest first.
     pub const ALL: [ZoneKind; MAX_NR_ZONES] =
-        [ZoneKind::Dma, ZoneKind::Dma32, ZoneKind::Normal, ZoneKind::Movable];
+        [ZoneKind::Dma, ZoneKind::Dma32, ZoneKind::Normal, ZoneKind::HighMem, ZoneKind::Movable];
 
     /// The kind of a raw number, or `None`.
     pub const fn from_raw(raw: u32) -> Option<ZoneKind> {
@@ -36,7 +38,8 @@ impl ZoneKind {
             0 => ZoneKind::Dma,
             1 => ZoneKind::Dma32,
             2 => ZoneKind::Normal,
-            3 => ZoneKind::Movable,
+            3 => ZoneKind::HighMem,
+            4 => ZoneKind::Movable,
             _ => return None,
         })
     }
@@ -47,6 +50,7 @@ impl ZoneKind {
             ZoneKind::Dma => "DMA",
             ZoneKind::Dma32 => "DMA32",
             ZoneKind::Normal => "Normal",
+            ZoneKind::HighMem => "HighMem",
             ZoneKind::Movable => "Movable",
         }
     }
@@ -123,7 +127,7 @@ pub struct Zone {
     pub free_area: [FreeArea; NR_ORDERS],
 }
 const _: () =
-    assert!(size_of::<Zone>() == 112 + 24 * NR_ORDERS && core::mem::offset_of!(Zone, free_area) == 112);
+    assert!(size_of::<Zone>() == 120 + 24 * NR_ORDERS && core::mem::offset_of!(Zone, free_area) == 120);
 
 /// State of a memory section (Linux: `struct mem_section`), indexed by position in the table, which
 /// holds present sections only, ascending by number.

@@ -57,6 +57,17 @@ static MEMVISOR_ROOT: RootPage = RootPage(Lock::new(Root {
     cpus: NO_TABLE,
     address_spaces: NO_TABLE,
     extra_tables: NO_TABLE,
+    pcps: NO_TABLE,
+    zonelists: NO_TABLE,
+    cma_areas: NO_TABLE,
+    caches: NO_TABLE,
+    cache_cpus: NO_TABLE,
+    cache_nodes: NO_TABLE,
+    vm_areas: NO_TABLE,
+    kmaps: NO_TABLE,
+    tasks: NO_TABLE,
+    trace_rings: NO_TABLE,
+    vm_events: NO_TABLE,
     counters: Counters { pgfault: 0, pgalloc: 0, pgfree: 0, syscalls: 0 },
 }));
 

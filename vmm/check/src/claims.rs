@@ -78,7 +78,7 @@ impl Owner {
             Owner::Memmap => matches!(kind, PageKind::Memmap),
             Owner::Table => matches!(kind, PageKind::Table),
             Owner::PerCpu => matches!(kind, PageKind::PerCpu),
-            Owner::Buddy => matches!(kind, PageKind::Buddy | PageKind::BuddyTail),
+            Owner::Buddy => matches!(kind, PageKind::Buddy | PageKind::Tail),
             Owner::User => matches!(kind, PageKind::User),
             Owner::Allocated => matches!(kind, PageKind::Allocated | PageKind::None),
         }

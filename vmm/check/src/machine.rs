@@ -125,7 +125,7 @@ impl Machine {
     }
 }
 
-/// Frames that belong to a kind of zone, whatever the node. `Movable` has none of its own.
+/// Frames that belong to a kind of zone, whatever the node. `HighMem` and `Movable` have none of their own.
 pub(crate) const fn zone_frames(zone: ZoneKind) -> Frames {
     const DMA_END: u64 = (16 << 20) >> PAGE_SHIFT;
     const DMA32_END: u64 = (4 << 30) >> PAGE_SHIFT;
@@ -133,7 +133,7 @@ pub(crate) const fn zone_frames(zone: ZoneKind) -> Frames {
         ZoneKind::Dma => Frames::new(0, DMA_END),
         ZoneKind::Dma32 => Frames::new(DMA_END, DMA32_END),
         ZoneKind::Normal => Frames::new(DMA32_END, u64::MAX),
-        ZoneKind::Movable => Frames::new(0, 0),
+        ZoneKind::HighMem | ZoneKind::Movable => Frames::new(0, 0),
     }
 }
 

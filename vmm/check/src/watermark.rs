@@ -23,9 +23,9 @@ pub(crate) fn watermarks(managed: u64, lowmem: u64, total: u64) -> [u64; 3] {
 
 /// `lowmem_reserve` of each zone of a node, from the zones' managed pages: against an allocation
 /// that could have used zone `j`, zone `i` keeps the managed pages of the zones above it up to `j`
-/// divided by its ratio (256, 256, 32; movable keeps nothing).
+/// divided by its ratio (256, 256, 32; highmem and movable keep nothing).
 pub(crate) fn lowmem_reserves(managed: [u64; MAX_NR_ZONES]) -> [[u64; MAX_NR_ZONES]; MAX_NR_ZONES] {
-    const RATIOS: [u64; MAX_NR_ZONES] = [256, 256, 32, 0];
+    const RATIOS: [u64; MAX_NR_ZONES] = [256, 256, 32, 0, 0];
     let mut reserves = [[0; MAX_NR_ZONES]; MAX_NR_ZONES];
     for ((i, row), (own, ratio)) in reserves.iter_mut().enumerate().zip(managed.into_iter().zip(RATIOS)) {
         if own == 0 || ratio == 0 {
@@ -86,14 +86,14 @@ mod tests {
 
     #[test]
     fn reserves_protect_low_zones_from_those_who_have_higher_ones() {
-        let reserves = lowmem_reserves([4000, 256_000, 512_000, 0]);
-        assert_eq!(reserves[0], [0, 1000, 3000, 3000]);
-        assert_eq!(reserves[1], [0, 0, 2000, 2000]);
-        assert_eq!(reserves[2], [0, 0, 0, 0]);
+        let reserves = lowmem_reserves([4000, 256_000, 512_000, 0, 0]);
+        assert_eq!(reserves[0], [0, 1000, 3000, 3000, 3000]);
+        assert_eq!(reserves[1], [0, 0, 2000, 2000, 2000]);
+        assert_eq!(reserves[2], [0; 5]);
     }
 
     #[test]
     fn an_empty_zone_reserves_nothing() {
-        assert_eq!(lowmem_reserves([0, 256, 512, 0])[0], [0; 4]);
+        assert_eq!(lowmem_reserves([0, 256, 512, 0, 0])[0], [0; 5]);
     }
 }

@@ -189,7 +189,7 @@ pub fn bring_online(index: usize) {
     for_each_ram(start, end, |first, last, node| {
         hole(at, first);
         page_alloc::for_each_zone_part(first, last, |first, last, kind| {
-            init_range(&Fresh, first, last, node, kind, PageKind::BuddyTail);
+            init_range(&Fresh, first, last, node, kind, PageKind::Tail);
         });
         at = last;
     });

@@ -19,6 +19,7 @@ const fn new_zone(index: usize) -> Lock<Zone> {
         0 => ZoneKind::Dma,
         1 => ZoneKind::Dma32,
         2 => ZoneKind::Normal,
+        3 => ZoneKind::HighMem,
         _ => ZoneKind::Movable,
     };
     Lock::new(Zone::new((index / MAX_NR_ZONES) as u32, kind))

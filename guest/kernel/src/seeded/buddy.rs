@@ -28,7 +28,7 @@ fn push(zone: &mut Zone, pfn: Pfn, order: u8) {
     let order = Order::new(order).expect("a small order");
     for index in 1..order.pages() {
         let page = Vmemmap.page(pfn.offset(index)).expect("RAM");
-        page.set_kind(PageKind::BuddyTail);
+        page.set_kind(PageKind::Tail);
         page.set_refcount(0);
     }
     let page = Vmemmap.page(pfn).expect("RAM");

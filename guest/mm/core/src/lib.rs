@@ -8,6 +8,7 @@
 #![forbid(unsafe_code)]
 
 mod addr;
+mod gfp;
 mod order;
 mod page;
 mod traits;
@@ -16,8 +17,9 @@ mod traits;
 mod tests;
 
 pub use addr::{Pfn, PhysAddr, VirtAddr};
+pub use gfp::Gfp;
 pub use order::Order;
 pub use page::Page;
-pub use traits::{MemMap, PhysMem};
+pub use traits::{CpuLocal, MemMap, PageAlloc, PhysMem};
 
 pub use memvisor_abi::{PAGE_SHIFT, PAGE_SIZE, PFN_NONE, PageFlags, PageKind, ZoneKind};

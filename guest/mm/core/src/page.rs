@@ -59,14 +59,14 @@ macro_rules! field {
 impl Page {
     /// Writes a fresh descriptor over an all-zero one: no references, no mapping, on no list
     /// (Linux: `__init_single_page`). `node` is below `MAX_NUMNODES`. A kind other than `None` and
-    /// `BuddyTail` makes the frame reserved, with one reference.
+    /// `Tail` makes the frame reserved, with one reference.
     pub fn init(&self, node: u32, zone: ZoneKind, kind: PageKind) {
         Page::init_all(core::slice::from_ref(self), node, zone, kind);
     }
 
     /// [`Page::init`] for a run of descriptors; six stores each, everything else outside the loop.
     pub fn init_all(pages: &[Page], node: u32, zone: ZoneKind, kind: PageKind) {
-        let reserved = kind != PageKind::None && kind != PageKind::BuddyTail;
+        let reserved = kind != PageKind::None && kind != PageKind::Tail;
         let flags = if reserved { PageFlags::RESERVED } else { PageFlags::empty() };
         let flags = links(node, zone) | flags.bits();
         let refcount = i32::from(reserved);

@@ -36,13 +36,13 @@ fn orders_cover_what_they_say() {
 #[test]
 fn a_fresh_descriptor_is_free_of_owners_or_reserved() {
     let pages = [Page::default(), Page::default(), Page::default()];
-    Page::init_all(&pages[..2], 1023, ZoneKind::Movable, PageKind::BuddyTail);
+    Page::init_all(&pages[..2], 1023, ZoneKind::Movable, PageKind::Tail);
     pages[2].init(5, ZoneKind::Normal, PageKind::Kernel);
     for page in &pages {
         assert_eq!((page.next(), page.prev(), page.mapcount()), (PFN_NONE, PFN_NONE, -1));
     }
     for page in &pages[..2] {
-        assert_eq!((page.node(), page.zone(), page.kind()), (1023, ZoneKind::Movable, PageKind::BuddyTail));
+        assert_eq!((page.node(), page.zone(), page.kind()), (1023, ZoneKind::Movable, PageKind::Tail));
         assert_eq!((page.refcount(), page.has(PageFlags::RESERVED)), (0, false));
     }
     assert_eq!((pages[2].node(), pages[2].zone(), pages[2].kind()), (5, ZoneKind::Normal, PageKind::Kernel));

@@ -69,7 +69,7 @@ impl Zone {
                         check(self.is_linked(map, pfn, page), "B9", pfn, Some(page.order()))?;
                         covered = pfn.offset(page.order().pages());
                     }
-                    PageKind::BuddyTail if self.owns(page) && pfn >= covered => {
+                    PageKind::Tail if self.owns(page) && pfn >= covered => {
                         check(free_block_over(map, pfn, Order::ZERO).is_some(), "B9", pfn, None)?;
                     }
                     _ => {}
@@ -114,7 +114,7 @@ impl Zone {
         let mut seen = 0;
         for_each_page(map, start, order, |pfn, page| {
             seen += 1;
-            let inner = page.kind() == PageKind::BuddyTail && page.refcount() == 0;
+            let inner = page.kind() == PageKind::Tail && page.refcount() == 0;
             result = result
                 .and_then(|()| check(self.owns(page), "B6", pfn, Some(order)))
                 .and_then(|()| check(pfn == start || inner, "B7", pfn, Some(order)));

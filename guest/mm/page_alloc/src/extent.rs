@@ -38,7 +38,7 @@ impl ZoneLimits {
             ZoneKind::Dma => (0, dma_end),
             ZoneKind::Dma32 => (dma_end, dma32_end),
             ZoneKind::Normal => (dma32_end, u64::MAX),
-            ZoneKind::Movable => (0, 0),
+            ZoneKind::HighMem | ZoneKind::Movable => (0, 0),
         };
         (low, high.min(max_pfn).max(low))
     }

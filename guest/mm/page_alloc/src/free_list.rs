@@ -54,7 +54,7 @@ pub(crate) fn remove<M: MemMap + ?Sized>(area: &mut FreeArea, map: &M, page: &Pa
     page.set_prev(PFN_NONE);
     page.set_private(0);
     page.set_order(Order::ZERO);
-    page.set_kind(PageKind::BuddyTail);
+    page.set_kind(PageKind::Tail);
     area.nr_free = area.nr_free.saturating_sub(1);
 }
 

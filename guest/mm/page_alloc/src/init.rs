@@ -6,7 +6,7 @@ use mm_core::{MemMap, Page, PageKind, Pfn, ZoneKind};
 /// and zone (Linux: `memmap_init_range`). Frames without descriptor are skipped. Returns how many
 /// were initialised.
 ///
-/// [`PageKind::BuddyTail`] is for frames that [`crate::Zone::free_range`] will hand over; every
+/// [`PageKind::Tail`] is for frames that [`crate::Zone::free_range`] will hand over; every
 /// other owner makes the frame reserved, with one reference.
 pub fn init_range<M: MemMap + ?Sized>(
     map: &M,

@@ -19,11 +19,11 @@
 //! B5  a block on the list of order n is headed by a frame of kind `Buddy` with `order` and
 //!     `private` n, refcount 0, mapcount -1 and without `RESERVED`;
 //! B6  every frame of a free block lies in the zone's span and has its node and zone;
-//! B7  the other frames of a free block are of kind `BuddyTail` with refcount 0;
+//! B7  the other frames of a free block are of kind `Tail` with refcount 0;
 //! B8  `free_pages + deferred_pages <= managed_pages <= present_pages <= spanned_pages`.
 //!
 //! And by [`Zone::audit_range`], which reads every descriptor of a range:
-//! B9  a frame of kind `Buddy` is on a list, and one of kind `BuddyTail` inside a free block.
+//! B9  a frame of kind `Buddy` is on a list, and one of kind `Tail` inside a free block.
 
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]

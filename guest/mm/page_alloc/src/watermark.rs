@@ -24,7 +24,7 @@ use crate::Zone;
 pub const WATERMARK_SCALE_FACTOR: u64 = 10;
 
 /// Linux's default `lowmem_reserve_ratio`, indexed by [`ZoneKind`]. 0 reserves nothing.
-pub const LOWMEM_RESERVE_RATIO: [u64; MAX_NR_ZONES] = [256, 256, 32, 0];
+pub const LOWMEM_RESERVE_RATIO: [u64; MAX_NR_ZONES] = [256, 256, 32, 0, 0];
 
 /// The default `min_free_kbytes` for that many pages of low memory: grows with the square root
 /// (Linux: `calculate_min_free_kbytes`).

@@ -117,7 +117,7 @@ impl Zone {
         Ok(())
     }
 
-    /// Hands over `start..end`, whose descriptors are initialised as [`PageKind::BuddyTail`] and which
+    /// Hands over `start..end`, whose descriptors are initialised as [`PageKind::Tail`] and which
     /// was never free before, in the largest naturally aligned blocks (Linux: `__free_memory_core`,
     /// `memblock_free_pages`). Reads one descriptor a block of the largest order, and up to 20 more for a
     /// smaller one. Does not count [`Zone::add_managed`].
@@ -132,8 +132,8 @@ impl Zone {
             self.check_place(pfn, order)?;
             let page = self.check_frame(pfn, map.page(pfn))?;
             match page.kind() {
-                PageKind::BuddyTail if free_block_over(map, pfn, order).is_none() => {}
-                PageKind::BuddyTail | PageKind::Buddy => return Err(FreeError::DoubleFree { pfn }),
+                PageKind::Tail if free_block_over(map, pfn, order).is_none() => {}
+                PageKind::Tail | PageKind::Buddy => return Err(FreeError::DoubleFree { pfn }),
                 kind => return Err(FreeError::Owned { pfn, kind }),
             }
             // At the tail, as Linux does: what boot freed last is not what boot uses next.
@@ -162,7 +162,7 @@ impl Zone {
         Ok(())
     }
 
-    /// Links a block whose frames are all [`PageKind::BuddyTail`], merged upwards. Without `end`, Linux's
+    /// Links a block whose frames are all [`PageKind::Tail`], merged upwards. Without `end`, Linux's
     /// choice: the tail if the next merge is likely, because the buddy's buddy is free already.
     fn free_one_page<M: MemMap + ?Sized>(&mut self, map: &M, pfn: Pfn, order: Order, end: Option<End>) {
         self.0.free_pages += order.pages();
@@ -228,7 +228,7 @@ impl Zone {
         heads: Option<Order>,
     ) -> Result<&'m Page, FreeError> {
         let page = self.check_frame(pfn, page)?;
-        if matches!(page.kind(), PageKind::Buddy | PageKind::BuddyTail) {
+        if matches!(page.kind(), PageKind::Buddy | PageKind::Tail) {
             return Err(FreeError::DoubleFree { pfn });
         }
         if let Some(order) = heads.filter(|order| *order != page.order()) {
@@ -278,7 +278,7 @@ fn retire(page: &Page) {
     page.set_private(0);
     page.set_refcount(0);
     page.set_order(Order::ZERO);
-    page.set_kind(PageKind::BuddyTail);
+    page.set_kind(PageKind::Tail);
 }
 
 /// The free block of an order above `order` that covers `pfn`. Nothing to look up for the largest.

@@ -152,9 +152,9 @@ mod tests {
     #[test]
     fn init_skips_holes_and_sets_links() {
         let mem = SimMem::new(&[pfns(0, 2), pfns(4, 6)]);
-        mem.init(pfns(0, 6), 3, ZoneKind::Dma32, PageKind::BuddyTail);
+        mem.init(pfns(0, 6), 3, ZoneKind::Dma32, PageKind::Tail);
         let page = mem.page(Pfn::new(5)).expect("frame 5 is RAM");
-        assert_eq!((page.node(), page.zone(), page.kind()), (3, ZoneKind::Dma32, PageKind::BuddyTail));
+        assert_eq!((page.node(), page.zone(), page.kind()), (3, ZoneKind::Dma32, PageKind::Tail));
         assert!(mem.page(Pfn::new(3)).is_none());
     }
 

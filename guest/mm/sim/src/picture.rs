@@ -30,7 +30,7 @@ pub fn parse(text: &str, start: Pfn, node: u32, zone: ZoneKind) -> (SimMem, Vec<
         match cell {
             '~' => {}
             '.' => {
-                mem.init(range.clone(), node, zone, PageKind::BuddyTail);
+                mem.init(range.clone(), node, zone, PageKind::Tail);
                 free.push(range);
             }
             '#' => mem.init(range, node, zone, PageKind::Reserved),
@@ -56,7 +56,7 @@ pub fn draw(map: &impl MemMap, range: Range<Pfn>) -> String {
         let kind = page.kind();
         let cell = match kind {
             PageKind::None => '?',
-            PageKind::BuddyTail => {
+            PageKind::Tail => {
                 if inside {
                     tail
                 } else {
@@ -102,7 +102,7 @@ fn allocate(mem: &SimMem, range: Range<Pfn>, node: u32, zone: ZoneKind) {
     let Some(order) = order else {
         panic!("{pages} pages at {} are no naturally aligned block", range.start);
     };
-    mem.init(range.clone(), node, zone, PageKind::BuddyTail);
+    mem.init(range.clone(), node, zone, PageKind::Tail);
     for raw in range.start.as_u64()..range.end.as_u64() {
         if let Some(page) = mem.page(Pfn::new(raw)) {
             page.set_kind(PageKind::Allocated);

@@ -6,7 +6,7 @@ use memvisor_report::Finding;
 use super::guest::*;
 
 const NODE0_DMA32: usize = 1;
-const NODE1_DMA32: usize = 5;
+const NODE1_DMA32: usize = 6;
 
 /// The only finding of the damaged guest.
 #[track_caller]
@@ -126,7 +126,7 @@ fn zone_watermark_sees_a_wrong_minimum() {
 #[test]
 fn zone_lowmem_reserve_sees_a_missing_reserve() {
     let mut guest = healthy();
-    guest.edit_zone(NODE1_DMA32, |zone| zone.lowmem_reserve = [0; 4]);
+    guest.edit_zone(NODE1_DMA32, |zone| zone.lowmem_reserve = [0; 5]);
     only(&guest, "zone.lowmem_reserve");
 }
 

@@ -19,6 +19,7 @@ use memvisor_report::AuditReport;
 
 use crate::watermark::{lowmem_reserves, watermarks};
 use crate::{Evidence, audit};
+use zerocopy::FromZeros;
 
 pub(super) const MIB: u64 = 1 << 20;
 pub(super) const GIB: u64 = 1 << 30;
@@ -167,7 +168,7 @@ impl TestGuest {
         }
         for tail in pfn..pfn + (1 << order) {
             self.edit_page(tail, |page| {
-                (page.kind, page.refcount) = (PageKind::BuddyTail as u8, 0);
+                (page.kind, page.refcount) = (PageKind::Tail as u8, 0);
             });
         }
         self.edit_page(pfn, |page| {
@@ -419,15 +420,15 @@ impl Builder {
                     free_pages: 0,
                     deferred_pages: deferred,
                     watermark: [0; 3],
-                    lowmem_reserve: [0; 4],
+                    lowmem_reserve: [0; 5],
                     free_area: [area; NR_ORDERS],
                 });
             }
         }
         self.free_lists(&mut zones);
         let lowmem = zones.iter().map(|zone| zone.managed_pages).sum();
-        for zones in zones.chunks_mut(4) {
-            let managed = [0, 1, 2, 3].map(|kind: usize| zones[kind].managed_pages);
+        for zones in zones.chunks_mut(MAX_NR_ZONES) {
+            let managed = std::array::from_fn(|kind: usize| zones[kind].managed_pages);
             for (zone, reserve) in zones.iter_mut().zip(lowmem_reserves(managed)) {
                 zone.lowmem_reserve = reserve;
                 zone.watermark = watermarks(zone.managed_pages, lowmem, lowmem);
@@ -442,7 +443,7 @@ impl Builder {
             while at < end {
                 let fits = |order: &usize| at.is_multiple_of(1 << order) && at + (1 << order) <= end;
                 let order = (0..NR_ORDERS).rev().find(fits).unwrap();
-                let zone = &mut zones[node_of(at) as usize * 4 + zone_of(at) as usize];
+                let zone = &mut zones[node_of(at) as usize * MAX_NR_ZONES + zone_of(at) as usize];
                 zone.free_pages += 1 << order;
                 let area = &mut zone.free_area[order];
                 if area.tail == PFN_NONE {
@@ -451,7 +452,7 @@ impl Builder {
                     self.pages.get_mut(&area.tail).unwrap().next = at;
                 }
                 for tail in at + 1..at + (1 << order) {
-                    self.pages.get_mut(&tail).unwrap().kind = PageKind::BuddyTail as u8;
+                    self.pages.get_mut(&tail).unwrap().kind = PageKind::Tail as u8;
                 }
                 let page = self.pages.get_mut(&at).unwrap();
                 (page.kind, page.private) = (PageKind::Buddy as u8, order as u64);
@@ -563,6 +564,8 @@ impl Builder {
             address_spaces: publish!([space], AddressSpace),
             extra_tables: publish!([trampoline_pgd], u64),
             counters: Counters::default(),
+            // Tables that no rule under test needs are not published.
+            ..Root::new_zeroed()
         };
         self.memory.write_value(ROOT_GPA, &root).unwrap();
     }

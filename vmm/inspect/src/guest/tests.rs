@@ -121,7 +121,7 @@ fn what_is_no_root_is_refused_by_name() {
     type Damage = fn(&mut Root);
     let cases: [(Damage, &str); 8] = [
         (|root| root.magic[0] = 0, "no magic"),
-        (|root| root.version = 2, "interface version 2"),
+        (|root| root.version = Root::VERSION + 1, "interface version 3"),
         (|root| root.layout_hash ^= 1, "layouts differ"),
         (|root| root.size = 8, "layouts differ"),
         (|root| root.self_gpa += 4096, "this is a copy"),
@@ -145,7 +145,7 @@ fn what_is_no_root_is_refused_by_name() {
 #[test]
 fn impossible_tables_are_refused_by_name() {
     let mut guest = small();
-    guest.root.zones.count = 257;
+    guest.root.zones.count = 321;
     guest.root.cpus.stride = 31;
     guest.root.nodes.gpa = u64::MAX - 8;
     guest.root.e820.gpa = 0;
@@ -155,7 +155,7 @@ fn impossible_tables_are_refused_by_name() {
     let table = |error: GuestError| error.to_string();
     assert_eq!(
         table(reader.zones().unwrap_err()),
-        "table zones claims 257 elements, at most 256 are possible on this machine"
+        "table zones claims 321 elements, at most 320 are possible on this machine"
     );
     assert_eq!(table(reader.cpus().unwrap_err()), "table cpus has stride 31, its elements have 32 bytes");
     assert!(matches!(reader.nodes(), Err(GuestError::NotRam { table: TableName::Nodes, .. })));

@@ -395,7 +395,7 @@ impl<'a> Builder<'a> {
                     next: PFN_NONE,
                     prev: PFN_NONE,
                     mapcount: -1,
-                    kind: PageKind::BuddyTail as u8,
+                    kind: PageKind::Tail as u8,
                     ..Page::default()
                 };
             }

@@ -19,7 +19,7 @@ fn hand_over_in_pieces_merges_across_them() {
     let mut zone = Zone::new(0, ZoneKind::Dma);
     zone.set_extent(Pfn::new(0), 4096, 4096);
     zone.add_managed(4096);
-    init_range(&mem, Pfn::new(0), Pfn::new(4096), 0, ZoneKind::Dma, PageKind::BuddyTail);
+    init_range(&mem, Pfn::new(0), Pfn::new(4096), 0, ZoneKind::Dma, PageKind::Tail);
     for start in [0, 1000, 1500, 3333] {
         let end = [1000, 1500, 3333, 4096].into_iter().find(|end| *end > start).expect("ends follow starts");
         zone.free_range(&mem, Pfn::new(start), Pfn::new(end)).expect("fresh frames");
@@ -109,7 +109,7 @@ fn zones_do_not_merge_with_each_other() {
     let mut other_node = Zone::new(1, ZoneKind::Normal);
     for (zone, start, end) in [(&mut low, 0, 4), (&mut high, 4, 8), (&mut other_node, 8, 16)] {
         let kind = ZoneKind::from_raw(zone.info().kind).expect("a known kind");
-        init_range(&mem, Pfn::new(start), Pfn::new(end), zone.info().node, kind, PageKind::BuddyTail);
+        init_range(&mem, Pfn::new(start), Pfn::new(end), zone.info().node, kind, PageKind::Tail);
         zone.set_extent(Pfn::new(0), 16, 16);
         zone.add_managed(end - start);
         zone.free_range(&mem, Pfn::new(start), Pfn::new(end)).expect("fresh frames");

@@ -18,7 +18,7 @@ fn broken_rule(zone: &Pictured) -> Option<&'static str> {
 #[test]
 fn a_misaligned_block_breaks_b1() {
     let mut zone = zone("A.BB....");
-    page(&zone, 4).set_kind(PageKind::BuddyTail);
+    page(&zone, 4).set_kind(PageKind::Tail);
     page(&zone, 5).set_kind(PageKind::Buddy);
     let area = &mut zone.zone.info_mut().free_area[2];
     (area.head, area.tail) = (5, 5);
@@ -34,7 +34,7 @@ fn two_free_buddies_break_b2() {
     freed.set_order(order(1));
     freed.set_private(1);
     freed.set_refcount(0);
-    page(&zone, 1).set_kind(PageKind::BuddyTail);
+    page(&zone, 1).set_kind(PageKind::Tail);
     freed.set_next(2);
     page(&zone, 2).set_prev(0);
     let info = zone.zone.info_mut();
@@ -126,7 +126,7 @@ fn a_lost_block_breaks_b9() {
     assert_eq!(broken_rule(&zone), Some("B9"));
 
     let leaked = super::zone("A.BB....");
-    page(&leaked, 0).set_kind(PageKind::BuddyTail);
+    page(&leaked, 0).set_kind(PageKind::Tail);
     assert_eq!(broken_rule(&leaked), Some("B9"));
 }
 

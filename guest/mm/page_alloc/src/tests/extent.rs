@@ -34,6 +34,7 @@ fn a_pc_has_holes_in_dma_and_dma32() {
             extent(1, 4095, 158 + 15 * MI),
             extent(4096, GI * 4 - 4096, 3 * GI - 4096),
             extent(4 * GI, GI, GI),
+            NONE,
             NONE
         ]
     );
@@ -43,7 +44,7 @@ fn a_pc_has_holes_in_dma_and_dma32() {
 fn a_small_machine_ends_in_dma32() {
     let memory = [ram(0, 640 * 1024, 0), ram(MIB, 32 * MIB, 0)];
     let extents = zone_extents(&memory, 0, ZoneLimits::X86_64);
-    assert_eq!(extents, [extent(0, 4096, 160 + 15 * MI), extent(4096, 4096, 4096), NONE, NONE]);
+    assert_eq!(extents, [extent(0, 4096, 160 + 15 * MI), extent(4096, 4096, 4096), NONE, NONE, NONE]);
 }
 
 #[test]
@@ -56,20 +57,23 @@ fn interleaved_nodes_overlap_in_span_only() {
     ];
     assert_eq!(
         zone_extents(&memory, 0, ZoneLimits::X86_64),
-        [extent(0, 4096, 4096), extent(4096, 176 * MI, 112 * MI), NONE, NONE]
+        [extent(0, 4096, 4096), extent(4096, 176 * MI, 112 * MI), NONE, NONE, NONE]
     );
     assert_eq!(
         zone_extents(&memory, 1, ZoneLimits::X86_64),
-        [NONE, extent(64 * MI, 192 * MI, 128 * MI), NONE, NONE]
+        [NONE, extent(64 * MI, 192 * MI, 128 * MI), NONE, NONE, NONE]
     );
 }
 
 #[test]
 fn nodes_without_memory_and_above_4_gib() {
     let memory = [ram(0, GIB, 0), ram(1 << 40, (1 << 40) + GIB, 2)];
-    assert_eq!(zone_extents(&memory, 1, ZoneLimits::X86_64), [NONE; 4]);
-    assert_eq!(zone_extents(&memory, 2, ZoneLimits::X86_64), [NONE, NONE, extent(1 << 28, GI, GI), NONE]);
-    assert_eq!(zone_extents(&[], 0, ZoneLimits::X86_64), [NONE; 4]);
+    assert_eq!(zone_extents(&memory, 1, ZoneLimits::X86_64), [NONE; 5]);
+    assert_eq!(
+        zone_extents(&memory, 2, ZoneLimits::X86_64),
+        [NONE, NONE, extent(1 << 28, GI, GI), NONE, NONE]
+    );
+    assert_eq!(zone_extents(&[], 0, ZoneLimits::X86_64), [NONE; 5]);
 }
 
 #[test]
@@ -77,7 +81,7 @@ fn a_hole_across_a_whole_zone_is_spanned_but_not_present() {
     let memory = [ram(0, 8 * MIB, 0), ram(8 * GIB, 9 * GIB, 0)];
     assert_eq!(
         zone_extents(&memory, 0, ZoneLimits::X86_64),
-        [extent(0, 4096, 8 * MI), extent(4096, 4 * GI - 4096, 0), extent(4 * GI, 5 * GI, GI), NONE]
+        [extent(0, 4096, 8 * MI), extent(4096, 4 * GI - 4096, 0), extent(4 * GI, 5 * GI, GI), NONE, NONE]
     );
 }
 
@@ -90,7 +94,13 @@ fn movablecore_is_taken_from_the_top_of_the_highest_zone() {
     let limits = ZoneLimits { movable_start: starts[0], ..ZoneLimits::X86_64 };
     assert_eq!(
         zone_extents(&memory, 0, limits),
-        [extent(0, 4096, 4096), extent(4096, 176 * MI, 176 * MI), NONE, extent(192 * MI, 64 * MI, 64 * MI)]
+        [
+            extent(0, 4096, 4096),
+            extent(4096, 176 * MI, 176 * MI),
+            NONE,
+            NONE,
+            extent(192 * MI, 64 * MI, 64 * MI)
+        ]
     );
 }
 
@@ -161,7 +171,7 @@ proptest! {
                 let limit = match kind {
                     ZoneKind::Dma => 1 << 12,
                     ZoneKind::Dma32 => 1 << 20,
-                    ZoneKind::Normal | ZoneKind::Movable => u64::MAX,
+                    _ => u64::MAX,
                 };
                 prop_assert!(end <= limit);
             }

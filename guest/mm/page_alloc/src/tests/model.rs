@@ -38,7 +38,7 @@ impl Twin {
         let mut models = Vec::new();
         for (node, kind, range) in &ZONES {
             let Range { start, end } = pfns(range);
-            init_range(&mem, start, end, *node, *kind, PageKind::BuddyTail);
+            init_range(&mem, start, end, *node, *kind, PageKind::Tail);
             let mut zone = Zone::new(*node, *kind);
             zone.set_extent(start, range.end - range.start, range.end - range.start);
             zones.push(zone);

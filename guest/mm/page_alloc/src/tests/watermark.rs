@@ -69,14 +69,14 @@ fn watermarks_follow_min_free_kbytes_and_the_scale_factor() {
 fn zones_share_the_minimum_by_size() {
     // 3840 + 61440 + 32768 = 98048 pages; MOVABLE is no low memory: 65280 pages, 261120 kB,
     // isqrt(4177920) = 2043 kB, 510 pages.
-    let mut zones = node(0, [3840, 61_440, 0, 32_768]);
+    let mut zones = node(0, [3840, 61_440, 0, 0, 32_768]);
     let kbytes = min_free_kbytes(nr_free_buffer_pages(&zones));
     assert_eq!(kbytes, 2043);
     setup_per_zone_wmarks(&mut zones, kbytes, WATERMARK_SCALE_FACTOR);
     let marks: Vec<[u64; 3]> = zones.iter().map(|zone| zone.info().watermark).collect();
     // DMA: 510 * 3840 / 98048 = 19, gap max(4, 3) = 4. DMA32: 510 * 61440 / 98048 = 319, gap
     // max(79, 61) = 79. MOVABLE: 510 * 32768 / 98048 = 170, gap max(42, 32) = 42.
-    assert_eq!(marks, [[19, 23, 27], [319, 398, 477], [0, 0, 0], [170, 212, 254]]);
+    assert_eq!(marks, [[19, 23, 27], [319, 398, 477], [0, 0, 0], [0, 0, 0], [170, 212, 254]]);
     // 65280 - 27 - 477: set watermarks count as taken.
     assert_eq!(nr_free_buffer_pages(&zones), 64_776);
 }
@@ -84,19 +84,22 @@ fn zones_share_the_minimum_by_size() {
 #[test]
 fn reserves_are_the_memory_above_over_the_ratio() {
     // A PC with 8 GiB: DMA keeps (774144 + 1310720) / 256 from NORMAL, DMA32 1310720 / 256.
-    let reserves = lowmem_reserves([3840, 774_144, 1_310_720, 0], LOWMEM_RESERVE_RATIO);
-    assert_eq!(reserves, [[0, 3024, 8144, 8144], [0, 0, 5120, 5120], [0, 0, 0, 0], [0, 0, 0, 0]]);
+    let reserves = lowmem_reserves([3840, 774_144, 1_310_720, 0, 0], LOWMEM_RESERVE_RATIO);
+    assert_eq!(reserves, [[0, 3024, 8144, 8144, 8144], [0, 0, 5120, 5120, 5120], [0; 5], [0; 5], [0; 5]]);
     // NORMAL's ratio of 32 shows with MOVABLE: 65536 / 32.
-    let reserves = lowmem_reserves([0, 0, 1000, 65_536], LOWMEM_RESERVE_RATIO);
-    assert_eq!(reserves, [[0; 4], [0; 4], [0, 0, 0, 2048], [0; 4]]);
-    assert_eq!(lowmem_reserves([1, 1, 1, 1], [0, 1, 1, 0]), [[0; 4], [0, 0, 1, 2], [0, 0, 0, 1], [0; 4]]);
+    let reserves = lowmem_reserves([0, 0, 1000, 0, 65_536], LOWMEM_RESERVE_RATIO);
+    assert_eq!(reserves, [[0; 5], [0; 5], [0, 0, 0, 0, 2048], [0; 5], [0; 5]]);
+    assert_eq!(
+        lowmem_reserves([1, 1, 1, 0, 1], [0, 1, 1, 0, 0]),
+        [[0; 5], [0, 0, 1, 1, 2], [0, 0, 0, 0, 1], [0; 5], [0; 5]]
+    );
 }
 
 #[test]
 fn reserves_stay_inside_a_node() {
-    let mut zones = node(0, [3840, 51_200, 0, 0]);
-    zones.extend(node(1, [0, 0, 25_600, 0]));
+    let mut zones = node(0, [3840, 51_200, 0, 0, 0]);
+    zones.extend(node(1, [0, 0, 25_600, 0, 0]));
     setup_per_zone_lowmem_reserve(&mut zones, LOWMEM_RESERVE_RATIO);
-    assert_eq!(zones[0].info().lowmem_reserve, [0, 200, 200, 200]);
-    assert!(zones[1..].iter().all(|zone| zone.info().lowmem_reserve == [0; 4]));
+    assert_eq!(zones[0].info().lowmem_reserve, [0, 200, 200, 200, 200]);
+    assert!(zones[1..].iter().all(|zone| zone.info().lowmem_reserve == [0; 5]));
 }
