@@ -63,7 +63,8 @@ impl Stats {
     /// Statistics of a guest as it is now.
     pub fn of(vm: &Vm) -> Stats {
         let vcpus = vm.vcpus().iter().map(|vcpu| {
-            let exits = vcpu.exits().list().into_iter().map(|(name, count)| (name.to_owned(), count)).collect();
+            let exits =
+                vcpu.exits().list().into_iter().map(|(name, count)| (name.to_owned(), count)).collect();
             VcpuStats { index: vcpu.index(), state: vcpu.state(), exits }
         });
         Stats {

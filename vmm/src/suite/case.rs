@@ -120,9 +120,7 @@ impl Case {
 }
 
 /// How often a case is worth its time. A selection holds the cases of its length and the shorter ones.
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum, serde::Serialize,
-)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Length {
     /// In every run, also on a slow bed.
@@ -525,7 +523,9 @@ impl Stanza {
         }
         let is_linux = self.kvm.as_ref().is_some_and(|kvm| kvm.linux.is_some());
         if !self.dialogue.is_empty() && !is_linux {
-            return Err("dialogue is for a stock Linux (kvm.linux): no other guest reads its console".to_owned());
+            return Err(
+                "dialogue is for a stock Linux (kvm.linux): no other guest reads its console".to_owned()
+            );
         }
         for probe in &self.expect.probes {
             if probe.is_for_linux() != is_linux {

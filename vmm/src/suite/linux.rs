@@ -1,7 +1,7 @@
 //! Cases that boot a stock Linux instead of memvisor's own kernel.
 //!
 //! `MEMVISOR_LINUX` names a folder with `bzImage`, `vmlinux` (the same, unpacked) and `initramfs.cpio`, whose
-//! first process is scripts/linux/init; scripts/linux/run.sh makes it. What that process prints about this
+//! first process is scripts/linux/init; scripts/nested/run.sh makes it. What that process prints about this
 //! Linux's memory, nodes, CPUs and distances must be what the machine file says.
 
 mod live;

@@ -82,7 +82,8 @@ impl Usage {
         let mut reasons: Vec<(&String, &u64)> =
             self.exits.as_ref()?.iter().filter(|(_, count)| **count > 0).collect();
         reasons.sort_by_key(|(_, count)| std::cmp::Reverse(**count));
-        let reasons: Vec<String> = reasons.iter().map(|(reason, count)| format!("{reason} {count}")).collect();
+        let reasons: Vec<String> =
+            reasons.iter().map(|(reason, count)| format!("{reason} {count}")).collect();
         let mut text = format!("{} exits", self.exit_count()?);
         if !reasons.is_empty() {
             text.push_str(&format!(" ({})", reasons.join(", ")));

@@ -177,8 +177,13 @@ fn json(results: &[CaseResult], time: Duration) -> serde_json::Result<String> {
     }
     let mut usage = Usage::default();
     results.iter().for_each(|result| usage.add(&result.usage));
-    let document =
-        Document { format: 1, seconds: time.as_secs_f64(), totals: Totals::of(results), usage, cases: results };
+    let document = Document {
+        format: 1,
+        seconds: time.as_secs_f64(),
+        totals: Totals::of(results),
+        usage,
+        cases: results,
+    };
     serde_json::to_string_pretty(&document).map(|text| text + "\n")
 }
 

@@ -286,7 +286,8 @@ fn a_linux_image_is_found_by_its_own_addresses() {
     let guest = guest();
     let (va, gpa) = (guest.root.kernel_va, guest.root.kernel_gpa);
     let phys_base = gpa.wrapping_sub(va - 0xffff_ffff_8000_0000).cast_signed();
-    let text = format!("OSRELEASE=6.1\nPAGESIZE=4096\nSYMBOL(_stext)={va:x}\nNUMBER(phys_base)={phys_base}\n");
+    let text =
+        format!("OSRELEASE=6.1\nPAGESIZE=4096\nSYMBOL(_stext)={va:x}\nNUMBER(phys_base)={phys_base}\n");
     let segments = |text: &str| {
         let mut file = Cursor::new(Vec::new());
         write(&mut file, &guest.memory, &guest.registers, &guest.facts, text, &mut |_, _| ()).unwrap();

@@ -206,7 +206,11 @@ fn loads<S: MemorySource + ?Sized>(regions: &[RamRegion], guest: Option<&Guest<'
 
 /// The segments of a Linux image: what its page tables map in one piece from `_stext` on, as far as it is where
 /// `phys_base` says. Parts that Linux has unmapped since, between text and data, are left out.
-fn linux_loads<S: MemorySource + ?Sized>(source: &S, cpus: &[CpuRegisters], info: &Vmcoreinfo) -> Vec<Segment> {
+fn linux_loads<S: MemorySource + ?Sized>(
+    source: &S,
+    cpus: &[CpuRegisters],
+    info: &Vmcoreinfo,
+) -> Vec<Segment> {
     /// Linux: `__START_KERNEL_map`, and the most that an image takes there (`KERNEL_IMAGE_SIZE` with KASLR).
     const KERNEL_MAP: u64 = 0xffff_ffff_8000_0000;
     const KERNEL_MAP_END: u64 = KERNEL_MAP + (1 << 30);

@@ -23,7 +23,8 @@ const BANNER: &[u8] = b"Linux version ";
 /// # Errors
 /// What kept the examination from its end.
 pub fn examine(probe: Probe, client: &Client, console: &str) -> anyhow::Result<Outcome> {
-    let va = banner_address(console).context("the console has no line of /proc/kallsyms with linux_banner")?;
+    let va =
+        banner_address(console).context("the console has no line of /proc/kallsyms with linux_banner")?;
     let release = release(console).context("the console has no line with Linux's release")?;
     match probe {
         Probe::LinuxViews => views(client, va, release),
