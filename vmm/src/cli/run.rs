@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::out;
 use crate::{
-    control::{Claim, SocketError},
+    control::{Claim, SocketError, api::Stats},
     devices::ConsoleTarget,
     event_loop::{EventLoop, LoopConfig, restore_terminal},
     import::Scale,
@@ -169,6 +169,7 @@ struct Document<'a, M: Serialize> {
     #[serde(flatten)]
     outcome: &'a Outcome,
     audit: Option<&'a memvisor_report::AuditReport>,
+    stats: Stats,
     exit_status: u8,
 }
 
@@ -260,6 +261,7 @@ pub(super) fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
             console: vm.console().transcript(),
             outcome: &outcome,
             audit: outcome.audit(),
+            stats: Stats::of(&vm),
             exit_status: status as u8,
         })?;
     }
