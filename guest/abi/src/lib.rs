@@ -31,8 +31,8 @@ pub use layout::{LayoutKind, LayoutRange, fnv1a};
 pub use page::{Page, PageFlags, PageKind};
 pub use root::{BootProtocol, BootStage, Counters, LAYOUT_HASH, Root, TableRef};
 pub use trace::{
-    ALLOC_FLAG_NAMES, ARG_WORDS, EVENTS, EventId, EventInfo, Field, FieldKind, Group, MASK_WORDS, NO_CACHE, NO_NODE, Phase,
-    TRACE_CAPACITY_MAX, TRACE_RECORD_SIZE, TraceRecord, TraceRing, select_events,
+    ALLOC_FLAG_NAMES, ARG_WORDS, EVENTS, EventId, EventInfo, Field, FieldKind, Group, MASK_WORDS, NO_CACHE,
+    NO_NODE, Phase, TRACE_CAPACITY_MAX, TRACE_RECORD_SIZE, TraceRecord, TraceRing, select_events,
 };
 pub use zone::{
     FreeArea, MAX_NR_ZONES, MAX_NUMNODES, NODE_NONE, NR_ORDERS, Node, Section, SectionState, Watermark, Zone,

@@ -13,6 +13,7 @@ mod source;
 mod stage2;
 #[cfg(test)]
 mod tests;
+mod trace;
 
 use std::{io, process::ExitCode};
 
@@ -72,6 +73,8 @@ enum Command {
     Dump(dump::DumpArgs),
     /// Make a machine file from what a real machine's Linux says about it
     Import(import::ImportArgs),
+    /// Run a guest and write what its memory manager does, event by event, while it runs
+    Trace(trace::TraceArgs),
     /// Run suites of cases on the beds that this machine has
     Test(TestArgs),
     /// List running guests
@@ -137,6 +140,7 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
         Command::Check(args) => check::run(&args),
         Command::Dump(args) => dump::run(&args),
         Command::Import(args) => import::run(&args),
+        Command::Trace(args) => trace::run(&args),
         Command::Test(args) => suite::run(args),
         Command::Vms(args) => list::vms(&args),
         Command::Machines(args) => list::machines(&args),
