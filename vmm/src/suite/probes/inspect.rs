@@ -48,7 +48,8 @@ pub fn probe(held: &mut Held<'_>) -> anyhow::Result<Outcome> {
     Ok(Outcome::from_problems(problems))
 }
 
-fn examine(view: &str, text: &Finished, json: &Finished) -> Vec<String> {
+/// What is wrong with a view that ran as text and as JSON.
+pub fn examine(view: &str, text: &Finished, json: &Finished) -> Vec<String> {
     let mut problems = Vec::new();
     for (form, run) in [("text", text), ("json", json)] {
         if let Err(error) = run.succeed() {
