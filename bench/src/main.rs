@@ -1,7 +1,7 @@
 //! Measures memvisor against its peers: the same work, in the same run, one after the other.
 //!
 //! ```text
-//! memvisor-bench [start] [resident] [translate] [dump] [boot] [--memvisor FILE] [--rounds N] [--quick]
+//! memvisor-bench [start] [resident] [translate] [dump] [boot] [slab] [--memvisor FILE] [--rounds N] [--quick]
 //! ```
 //!
 //! Without names all of them run. Every table is Markdown; docs/benchmarks.md holds one run of each.
@@ -11,6 +11,7 @@ mod dump;
 mod guest;
 mod host;
 mod image;
+mod objects;
 mod peers;
 mod process;
 mod resident;
@@ -26,7 +27,7 @@ use anyhow::Context;
 
 use crate::table::Score;
 
-const USAGE: &str = "usage: memvisor-bench [start] [resident] [translate] [dump] [boot] \
+const USAGE: &str = "usage: memvisor-bench [start] [resident] [translate] [dump] [boot] [slab] \
                      [--memvisor FILE] [--rounds N] [--quick]";
 
 /// What the command line says.
@@ -41,12 +42,13 @@ pub struct Options {
 }
 
 type Benchmark = fn(&Options) -> anyhow::Result<Score>;
-const BENCHMARKS: [(&str, Benchmark); 5] = [
+const BENCHMARKS: [(&str, Benchmark); 6] = [
     ("start", start::run),
     ("resident", resident::run),
     ("translate", translate::run),
     ("dump", dump::run),
     ("boot", boot::run),
+    ("slab", objects::run),
 ];
 
 fn main() -> anyhow::Result<()> {

@@ -16,8 +16,76 @@ use std::time::Instant;
 use machine::become_cpu;
 use peers::{Kmalloc, Objects, Ours, buddy_alloc, glibc, mimalloc};
 
+use crate::stats::{median, short};
+use crate::table::{Score, Table, Target};
+use crate::Options;
+
 /// Objects of the bulk benchmark.
 const BULK: usize = 10_000;
+
+/// Runs the benchmark: all allocators in turn, round after round.
+pub fn run(options: &Options) -> anyhow::Result<Score> {
+    let share = if options.quick { 20 } else { 4 };
+    let mut score = Score::default();
+    for size in [64, 256] {
+        let mut all = vec![Vec::new(); NAMES.len()];
+        for _ in 0..options.rounds {
+            for (name, rounds) in NAMES.iter().zip(&mut all) {
+                rounds.push(make(name, size).round(share));
+            }
+        }
+        score = add(score, table(size, &all).print(&format!("objects of {size} bytes")));
+    }
+    let mut table = Table::new("Memory of 10,000 objects", "Bytes of frames over bytes of objects, in percent above 1.");
+    for (slab, size) in [("slub", 64), ("slub", 256), ("slab", 64), ("slab", 256)] {
+        let percent = overhead(slab, size) * 100.0;
+        let target = if slab == "slub" { Target::AtMost(3.0) } else { Target::None };
+        table.row(&format!("{slab}, {size} bytes"), &short(percent), ("-", &"-"), (percent, " %"), target);
+    }
+    Ok(add(score, table.print("memory of objects")))
+}
+
+fn add(a: Score, b: Score) -> Score {
+    Score { met: a.met + b.met, judged: a.judged + b.judged }
+}
+
+/// SLUB against mimalloc, and the others for information.
+fn table(size: usize, all: &[Vec<Times>]) -> Table {
+    /// Work, value, whether more is better.
+    type Column = (&'static str, fn(&Times) -> f64, bool);
+    const COLUMNS: [Column; 5] = [
+        ("pair, ns", |times| times.pair, false),
+        ("10,000 allocations, ns each", |times| times.bulk_alloc, false),
+        ("10,000 frees in random order, ns each", |times| times.bulk_free, false),
+        ("two threads, M operations/s", |times| times.threads, true),
+        ("freed by another thread, M objects/s", |times| times.cross, true),
+    ];
+    let about = "Medians of the rounds; SLUB is judged against mimalloc in the same rounds.";
+    let mut table = Table::new(&format!("Objects of {size} bytes"), about);
+    for (work, value, more) in COLUMNS {
+        let of = |at: usize| all.get(at).map_or(0.0, |rounds| median(&rounds.iter().map(value).collect::<Vec<_>>()));
+        let (ours, peer) = (of(0), of(PEER));
+        let ratio = if more { ours / peer } else { peer / ours };
+        table.row(work, &short(ours), (NAMES[PEER], &short(peer)), (ratio, "x"), Target::AtLeast(1.0));
+        for (at, name) in NAMES.iter().enumerate().filter(|(at, _)| *at != 0 && *at != PEER) {
+            table.row(&format!("{work}: {name}"), &short(of(at)), ("-", &"-"), (0.0, ""), Target::None);
+        }
+    }
+    table
+}
+
+/// The best peer of the column, measured before (docs/benchmarks-slab.md).
+const PEER: usize = 4;
+
+/// Keeps this thread on a CPU of the host, if it has that many.
+fn pin(cpu: u32) {
+    // SAFETY: a set of CPUs is plain bits.
+    let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
+    // SAFETY: the set has room for 1024.
+    unsafe { libc::CPU_SET(cpu as usize, &mut set) };
+    // SAFETY: 0 is this thread; a refusal leaves it where it is.
+    unsafe { libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &set) };
+}
 
 /// What one allocator did with objects of one size.
 #[derive(Clone, Copy, Debug, Default)]
@@ -32,11 +100,6 @@ pub struct Times {
     pub threads: f64,
     /// Million objects a second that one thread allocates and another frees.
     pub cross: f64,
-}
-
-/// Measures one round.
-pub fn measure(objects: &dyn Fn() -> Box<dyn Round>, quick: bool) -> Times {
-    objects().round(if quick { 20 } else { 1 })
 }
 
 /// An allocator of which all is measured; static inside, so that calls are as direct as a kernel's.
@@ -63,7 +126,7 @@ fn nanoseconds(start: Instant, count: usize) -> f64 {
     start.elapsed().as_secs_f64() * 1e9 / count as f64
 }
 
-pub fn pairs<O: Objects>(objects: &O, count: usize) -> f64 {
+fn pairs<O: Objects>(objects: &O, count: usize) -> f64 {
     let start = Instant::now();
     for _ in 0..count {
         objects.free(black_box(objects.alloc()));
@@ -72,7 +135,7 @@ pub fn pairs<O: Objects>(objects: &O, count: usize) -> f64 {
 }
 
 /// Frees in an order that has nothing to do with that of the allocations.
-pub fn bulk<O: Objects>(objects: &O, rounds: usize) -> (f64, f64) {
+fn bulk<O: Objects>(objects: &O, rounds: usize) -> (f64, f64) {
     let mut order: Vec<usize> = (0..BULK).collect();
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
     for at in (1..BULK).rev() {
@@ -110,7 +173,7 @@ fn two<O: Objects>(objects: &O, f: impl Fn(&O, u32) + Sync) -> f64 {
             let (barrier, f) = (&barrier, &f);
             scope.spawn(move || {
                 become_cpu(cpu);
-                super::pin(cpu);
+                pin(cpu);
                 barrier.wait();
                 f(objects, cpu);
                 barrier.wait();

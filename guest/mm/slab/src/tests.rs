@@ -1,5 +1,6 @@
 //! The three allocators on a simulated machine of two nodes and four CPUs.
 
 mod audit;
+mod debugging;
 mod machine;
 mod model;
