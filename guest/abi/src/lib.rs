@@ -22,6 +22,8 @@ mod layout;
 mod page;
 pub mod port;
 mod root;
+mod task;
+mod vmalloc;
 mod zone;
 
 pub use boot::{E820Entry, E820Type, MemblockRegion};
@@ -29,6 +31,11 @@ pub use cpu::{AddressSpace, CpuInfo, CpuState};
 pub use layout::{LayoutKind, LayoutRange, fnv1a};
 pub use page::{Page, PageFlags, PageKind};
 pub use root::{BootProtocol, BootStage, Counters, LAYOUT_HASH, Root, TableRef};
+pub use task::{TaskInfo, TaskState};
+pub use vmalloc::{
+    KM_MAX_IDX, KmapKind, KmapSlot, KmapWindow, LAST_PKMAP, THREAD_SIZE, VM_AREA_NONE, VM_AREAS_PER_FRAME,
+    VmArea, VmFlags, VmState,
+};
 pub use zone::{
     FreeArea, MAX_NR_ZONES, MAX_NUMNODES, NODE_NONE, NR_ORDERS, Node, Section, SectionState, Watermark, Zone,
     ZoneKind,
