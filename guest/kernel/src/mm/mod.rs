@@ -1,8 +1,12 @@
 //! Wiring of the memory manager: what `guest/mm` decides, on this machine's memory.
 
 pub mod early;
+pub mod fixmap;
+pub mod ioremap;
+pub mod kmap;
 pub mod layout;
 pub mod memmap;
 pub mod page_alloc;
 pub mod paging;
 pub mod phys;
+pub mod vmalloc;
