@@ -23,6 +23,7 @@ mod page;
 pub mod port;
 mod root;
 mod task;
+mod trace;
 mod vmalloc;
 mod zone;
 
@@ -32,6 +33,10 @@ pub use layout::{LayoutKind, LayoutRange, fnv1a};
 pub use page::{Page, PageFlags, PageKind};
 pub use root::{BootProtocol, BootStage, Counters, LAYOUT_HASH, Root, TableRef};
 pub use task::{TaskInfo, TaskState};
+pub use trace::{
+    ALLOC_FLAG_NAMES, ARG_WORDS, EVENTS, EventId, EventInfo, Field, FieldKind, Group, MASK_WORDS, NO_CACHE,
+    NO_NODE, Phase, TRACE_CAPACITY_MAX, TRACE_RECORD_SIZE, TraceRecord, TraceRing, select_events,
+};
 pub use vmalloc::{
     KM_MAX_IDX, KmapKind, KmapSlot, KmapWindow, LAST_PKMAP, THREAD_SIZE, VM_AREA_NONE, VM_AREAS_PER_FRAME,
     VmArea, VmFlags, VmState,

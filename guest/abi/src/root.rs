@@ -5,8 +5,8 @@ use core::mem::{offset_of, size_of};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::{
-    AddressSpace, CpuInfo, E820Entry, KmapSlot, KmapWindow, LayoutRange, MemblockRegion, Node, Page, Section,
-    TaskInfo, VmArea, Zone, fnv1a,
+    AddressSpace, CpuInfo, E820Entry, EVENTS, KmapSlot, KmapWindow, LayoutRange, MemblockRegion, Node, Page,
+    Section, TaskInfo, TraceRecord, TraceRing, VmArea, Zone, fnv1a,
 };
 
 /// An array in guest-physical memory.
@@ -102,7 +102,7 @@ pub struct Root {
     pub kmaps: TableRef,
     /// [`TaskInfo`]: tasks with their kernel stacks (Linux: `task_struct`, `thread_info`).
     pub tasks: TableRef,
-    /// Trace rings, one a CPU.
+    /// [`TraceRing`], indexed by CPU; published if `trace=` asks for events.
     pub trace_rings: TableRef,
     /// `u64` event counters by number, summed over CPUs (Linux: `vm_event_states`).
     pub vm_events: TableRef,
@@ -114,7 +114,7 @@ impl Root {
     /// First bytes of the structure.
     pub const MAGIC: [u8; 16] = *b"memvisor-root\x00\x0d\x0a";
     /// Version of this interface. Any change of a layout raises it.
-    pub const VERSION: u32 = 2;
+    pub const VERSION: u32 = 3;
     /// `size_of::<Root>()`, as [`Root::size`] has it.
     #[expect(clippy::cast_possible_truncation, reason = "pinned by an assert below")]
     pub const SIZE: u32 = size_of::<Root>() as u32;
@@ -189,6 +189,9 @@ pub const LAYOUT_HASH: u64 = fnv1a(&[
     size_of::<KmapWindow>() as u64,
     size_of::<KmapSlot>() as u64,
     size_of::<TaskInfo>() as u64,
+    size_of::<TraceRing>() as u64,
+    offset_of!(TraceRecord, args) as u64,
+    EVENTS.len() as u64,
 ]);
 
 const _: () = assert!(

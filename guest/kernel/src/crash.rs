@@ -12,7 +12,15 @@ const GENERAL_PROTECTION: usize = 13;
 
 /// Dies as the command line asks, if it asks.
 pub fn run() {
-    cmdline::value("crash", |name| match name {
+    let mut text = [0; 32];
+    let len = cmdline::value("crash", |value| {
+        let len = value.len().min(text.len());
+        text[..len].copy_from_slice(&value.as_bytes()[..len]);
+        len
+    });
+    // The command line is not locked any more: a thread may be started.
+    let Some(name) = len.and_then(|len| core::str::from_utf8(&text[..len]).ok()) else { return };
+    match name {
         "panic" => panic!("asked for by crash=panic"),
         "null-read" => touch(0x10),
         "rodata-write" => scribble(phys::image().va + phys::image().text),
@@ -27,7 +35,7 @@ pub fn run() {
         other => println!(
             "crash: no such way as {other}; known are panic null-read rodata-write stack-overflow irq-stack-overflow invalid-opcode double-fault"
         ),
-    });
+    }
 }
 
 fn touch(address: u64) {

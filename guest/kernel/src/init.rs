@@ -14,7 +14,7 @@ use crate::mm::phys::DirectMap;
 use crate::mm::{early, kmap, layout, memmap, page_alloc, paging, phys, vmalloc};
 use crate::sync::Lock;
 use crate::task::PAUSED;
-use crate::{cmdline, console, crash, introspect, ktest, println, sched, seeded, smp, task, topology};
+use crate::{cmdline, console, crash, introspect, ktest, println, sched, seeded, smp, task, topology, trace};
 
 /// The memory map.
 pub struct E820 {
@@ -69,6 +69,7 @@ extern "C" fn start_kernel(protocol: u64, info: u64, image: u64) -> ! {
 }
 
 extern "C" fn start_on_own_stack() -> ! {
+    trace::init();
     memmap::init();
     page_alloc::init();
     paging::use_buddy();

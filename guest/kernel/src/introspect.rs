@@ -7,7 +7,7 @@ use guest_firmware::BootInfo;
 use memvisor_abi::{
     AddressSpace, BootStage, Counters, CpuInfo, KmapWindow, LAYOUT_HASH, MAX_NR_ZONES, Node, Root, TableRef,
 };
-use mm_core::{PAGE_SIZE, Pfn};
+use mm_core::{PAGE_SIZE, Pfn, Ring};
 use mm_page_alloc::Zone;
 use mm_pgtable::layout as va_layout;
 use mm_vmalloc::DIRECTORY_FRAMES;
@@ -195,6 +195,11 @@ pub fn publish_vmalloc() {
             table(kmap::WINDOWS.as_ptr().cast::<KmapWindow>(), kmap::nr_windows(), size_of::<KmapWindow>());
         root.tasks = table(tasks, sched::MAX_TASKS, stride);
     });
+}
+
+/// The trace rings, by CPU.
+pub fn publish_trace(rings: &'static [Ring]) {
+    update(|root| root.trace_rings = slice(rings));
 }
 
 /// A root table that belongs to no address space.

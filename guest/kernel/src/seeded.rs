@@ -5,6 +5,7 @@ mod buddy;
 mod owners;
 mod tables;
 mod topology;
+mod vmalloc;
 
 use crate::{cmdline, println};
 
@@ -12,7 +13,7 @@ use crate::{cmdline, println};
 type Fault = fn() -> Result<(), &'static str>;
 
 /// Names as the command line gives them. docs/audit.md names the rule that finds each.
-const FAULTS: [(&str, Fault); 22] = [
+const FAULTS: [(&str, Fault); 30] = [
     ("buddy-misaligned", buddy::misaligned),
     ("buddy-unmerged", buddy::unmerged),
     ("buddy-wrong-zone", buddy::wrong_zone),
@@ -35,6 +36,14 @@ const FAULTS: [(&str, Fault); 22] = [
     ("exec-alias", tables::exec_alias),
     ("e820-clean", topology::e820_clean),
     ("numa-distance", topology::numa_distance),
+    ("vmalloc-overlap", vmalloc::overlap),
+    ("vmalloc-unmapped", vmalloc::unmapped),
+    ("vmalloc-guard", vmalloc::guard),
+    ("vmalloc-outside", vmalloc::outside),
+    ("vmalloc-owner", vmalloc::owner),
+    ("stack-guard", vmalloc::stack_guard),
+    ("kmap-count", vmalloc::kmap_count),
+    ("fixmap-stale", vmalloc::fixmap_stale),
 ];
 
 /// Applies the fault that the command line names, if it names one. `false` if it cannot.

@@ -16,8 +16,8 @@ use crate::mm::memmap::Vmemmap;
 use crate::mm::page_alloc;
 use crate::mm::paging::{self, Tables};
 use crate::mm::phys::{self, DirectMap};
-use crate::println;
 use crate::sync::Lock;
+use crate::{println, trace};
 
 /// Page faults from ring 3 (Linux: `PGFAULT`).
 pub static FAULTS: AtomicU64 = AtomicU64::new(0);
@@ -92,6 +92,7 @@ pub fn run(pid: u32, argument: u64) -> u64 {
     let entry = task.entry;
     publish(&task);
     *CURRENT.lock() = Some(task);
+    trace::set_pid(pid);
     // SAFETY: the upper half is the kernel's.
     unsafe { regs::write_cr3(table.root.phys().as_u64()) };
     // The ABI wants RSP + 8 to be a multiple of 16 at a function's entry.
@@ -103,6 +104,7 @@ pub fn reap() {
     // SAFETY: the kernel's own tables.
     unsafe { regs::write_cr3(paging::kernel().root.phys().as_u64()) };
     let Some(task) = CURRENT.lock().take() else { return };
+    trace::set_pid(0);
     let mut gather = Gather::new();
     let mut list = PFN_NONE;
     let outcome = task.table.unmap(

@@ -20,6 +20,7 @@ mod registers;
 mod source;
 mod sparse;
 pub mod testing;
+pub mod trace;
 pub mod views;
 mod walk;
 

@@ -9,7 +9,6 @@ use mm_pgtable::{CacheMode, LeafSize, Prot, layout};
 
 use crate::mm::layout::APIC_VA;
 use crate::mm::paging;
-use crate::println;
 use crate::sync::Lock;
 
 /// Slots (Linux: `enum fixed_addresses`).
@@ -73,13 +72,4 @@ pub fn clear_fixmap(slot: Fixed) -> bool {
     }
     paging::unmap_kernel(slot.va(), PAGE_SIZE);
     true
-}
-
-/// Prints what is mapped.
-pub fn print() {
-    for slot in Fixed::ALL {
-        if let Some(frame) = frame(slot) {
-            println!("fixmap: {slot:?} at {} maps {frame}", slot.va());
-        }
-    }
 }

@@ -9,7 +9,7 @@ use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use guest_firmware::acpi::MAX_CPUS;
 use memvisor_abi::{KmapKind, KmapWindow, LAST_PKMAP, PFN_NONE, VmFlags, ZoneKind};
-use mm_core::{MaySleep, MemMap, PAGE_SIZE, Pfn, VirtAddr};
+use mm_core::{Event, MaySleep, MemMap, PAGE_SIZE, Pfn, Trace, VirtAddr};
 use mm_pgtable::{Entry, FlushRange, Prot, TableMem, layout};
 use mm_vmalloc::{KmapError, LocalStack, Pkmap, PkmapHit};
 
@@ -131,12 +131,17 @@ pub fn kmap(pfn: Pfn, context: &MaySleep<'_>) -> Result<VirtAddr, KmapError> {
 #[track_caller]
 pub fn kmap_high(pfn: Pfn, context: &MaySleep<'_>) -> Result<VirtAddr, KmapError> {
     let caller = Location::caller();
+    let mut waited = false;
     loop {
         let outcome = map_high(pfn);
         match outcome {
-            Ok(va) => return Ok(va),
+            Ok(va) => {
+                Vmemmap.emit(Event::Kmap { pfn, addr: va.as_u64(), waited });
+                return Ok(va);
+            }
             Err(KmapError::Full) if PKMAP_WAITERS.load(Ordering::Acquire) + 1 < sched::nr_live() => {
                 PKMAP_WAITERS.fetch_add(1, Ordering::AcqRel);
+                waited = true;
                 // A slot that is free, or being the last one who could free one, ends the wait.
                 PKMAP_WAIT.wait_event(context, || {
                     let window = PKMAP.lock();
@@ -181,6 +186,7 @@ pub fn kunmap(pfn: Pfn) -> bool {
 /// Ends a [`kmap_high`]; the mapping itself stays until the window is full (Linux: `kunmap_high`).
 #[track_caller]
 pub fn kunmap_high(pfn: Pfn) -> bool {
+    Vmemmap.emit(Event::Kunmap { pfn });
     let outcome = PKMAP.lock().kunmap(pfn);
     match outcome {
         Ok(true) => PKMAP_WAIT.wake_up_all(),
@@ -229,7 +235,13 @@ pub fn kmap_local(pfn: Pfn) -> Result<VirtAddr, KmapError> {
     let outcome = sched::with_local_maps(|percpu, maps| {
         let slot = maps.push(pfn)?;
         set_local(percpu, slot, Some(pfn));
-        Ok(VirtAddr::new(local_va(percpu, slot)))
+        let addr = VirtAddr::new(local_va(percpu, slot));
+        Vmemmap.emit(Event::KmapLocal {
+            pfn,
+            addr: addr.as_u64(),
+            index: u8::try_from(slot).unwrap_or(u8::MAX),
+        });
+        Ok(addr)
     });
     if let Err(error) = outcome {
         println!("WARNING: kmap_local of {pfn}: {error}, called from {}", Location::caller());
@@ -248,6 +260,7 @@ pub fn kunmap_local(va: VirtAddr) -> bool {
             return Err(KmapError::NotMapped);
         }
         maps.pop(slot)?;
+        Vmemmap.emit(Event::KunmapLocal { addr: va.as_u64(), index: u8::try_from(slot).unwrap_or(u8::MAX) });
         set_local(percpu, slot, None);
         Ok(())
     });

@@ -8,7 +8,9 @@
 use core::sync::atomic::{AtomicPtr, AtomicU64, AtomicUsize, Ordering};
 
 use memvisor_abi::{NODE_NONE, PAGES_PER_SECTION, SECTION_SIZE_BITS, Section, SectionState};
-use mm_core::{MemMap, PAGE_SHIFT, PAGE_SIZE, Page, PageFlags, PageKind, Pfn, PhysAddr, VirtAddr, ZoneKind};
+use mm_core::{
+    MemMap, PAGE_SHIFT, PAGE_SIZE, Page, PageFlags, PageKind, Pfn, PhysAddr, Trace, VirtAddr, ZoneKind,
+};
 use mm_page_alloc::init_range;
 use mm_pgtable::{LeafSize, Prot, layout};
 
@@ -82,6 +84,9 @@ impl MemMap for Vmemmap {
 
 /// Descriptors of a section that is being initialised.
 struct Fresh;
+
+// Boot hands over all memory through it: not a step of anybody's allocation.
+impl Trace for Fresh {}
 
 impl MemMap for Fresh {
     fn page(&self, pfn: Pfn) -> Option<&Page> {

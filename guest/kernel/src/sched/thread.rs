@@ -138,8 +138,8 @@ impl Thread {
         vmalloc::vfree(VirtAddr::new(stack));
     }
 
-    /// CPU that the thread runs on or ran on last.
-    pub fn cpu(&self) -> u32 {
-        SCHED.lock().tasks[self.number].info.cpu
+    /// Lowest address of the thread's stack.
+    pub fn stack(&self) -> VirtAddr {
+        VirtAddr::new(SCHED.lock().tasks[self.number].info.stack)
     }
 }

@@ -12,6 +12,7 @@ mod context;
 mod gfp;
 mod order;
 mod page;
+mod trace;
 mod traits;
 
 #[cfg(test)]
@@ -22,6 +23,7 @@ pub use context::MaySleep;
 pub use gfp::Gfp;
 pub use order::Order;
 pub use page::Page;
+pub use trace::{Event, Ring, Stamp, Trace, TraceMask, ZoneId};
 pub use traits::{CpuLocal, MemMap, PageAlloc, PhysMem};
 
-pub use memvisor_abi::{PAGE_SHIFT, PAGE_SIZE, PFN_NONE, PageFlags, PageKind, ZoneKind};
+pub use memvisor_abi::{EventId, PAGE_SHIFT, PAGE_SIZE, PFN_NONE, PageFlags, PageKind, ZoneKind};

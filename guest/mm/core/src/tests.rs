@@ -4,7 +4,7 @@ use memvisor_abi::PFN_NONE;
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
 
-use crate::{MemMap, Order, Page, PageFlags, PageKind, Pfn, PhysAddr, ZoneKind};
+use crate::{MemMap, Order, Page, PageFlags, PageKind, Pfn, PhysAddr, Trace, ZoneKind};
 
 #[test]
 fn buddies_are_mutual_and_make_the_next_block() {
@@ -61,6 +61,8 @@ fn links_and_flags_do_not_disturb_each_other() {
 }
 
 struct OnePage(Page);
+
+impl Trace for OnePage {}
 
 impl MemMap for OnePage {
     fn page(&self, pfn: Pfn) -> Option<&Page> {

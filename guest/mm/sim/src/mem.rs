@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use mm_core::{MemMap, PAGE_SIZE, Page, PageKind, Pfn, PhysAddr, PhysMem, ZoneKind};
+use mm_core::{MemMap, PAGE_SIZE, Page, PageKind, Pfn, PhysAddr, PhysMem, Trace, ZoneKind};
 
 /// What a word of a frame reads that nobody wrote: RAM is not zero at power-on, and code that
 /// relies on that must fail here.
@@ -102,6 +102,8 @@ impl SimMem {
         (addr.pfn().as_u64(), (addr.page_offset() / 8) as usize)
     }
 }
+
+impl Trace for SimMem {}
 
 impl MemMap for SimMem {
     fn page(&self, pfn: Pfn) -> Option<&Page> {

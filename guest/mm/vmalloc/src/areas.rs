@@ -215,18 +215,21 @@ impl Areas {
         Some((low, high))
     }
 
-    /// The CPUs have flushed: what was lazy at [`Areas::begin_purge`] is free.
-    pub(crate) fn end_purge<M: PhysMem>(&mut self, mem: &M) {
+    /// The CPUs have flushed: what was lazy at [`Areas::begin_purge`] is free. Returns how many areas.
+    pub(crate) fn end_purge<M: PhysMem>(&mut self, mem: &M) -> u64 {
+        let mut areas = 0;
         while self.purging != NONE {
             let id = self.purging;
             let nodes = Nodes { mem, frames: &self.directory };
             self.purging = nodes.next(id);
+            areas += 1;
             let (start, end) = (nodes.start(id), nodes.end(id));
             self.drop_node(mem, id);
             self.add_free(mem, start, end);
         }
         self.purging_pages = 0;
         self.purges += 1;
+        areas
     }
 
     pub(crate) fn nodes<'a, M: PhysMem>(&'a self, mem: &'a M) -> Nodes<'a, M> {

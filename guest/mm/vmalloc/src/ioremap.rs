@@ -10,7 +10,7 @@
 use core::panic::Location;
 
 use memvisor_abi::VmFlags;
-use mm_core::{MaySleep, PAGE_SIZE, Pfn, PhysAddr, VirtAddr};
+use mm_core::{Event, MaySleep, PAGE_SIZE, Pfn, PhysAddr, VirtAddr};
 use mm_pgtable::{CacheMode, Prot};
 
 use crate::areas::Wanted;
@@ -64,8 +64,14 @@ impl<M: Machine> Vmalloc<'_, M> {
             self.release(&area);
             return Err(error);
         }
-        let va = self.done(&area, len)?;
-        Ok(VirtAddr::new(va.as_u64() + phys.page_offset()))
+        let va = VirtAddr::new(self.done(&area, len)?.as_u64() + phys.page_offset());
+        self.0.emit(Event::Ioremap {
+            phys: phys.as_u64(),
+            size,
+            addr: va.as_u64(),
+            cache_mode: trace_mode(cache),
+        });
+        Ok(va)
     }
 
     /// Undoes [`Vmalloc::ioremap`]; any offset into the first page is ignored, as in Linux.
@@ -96,5 +102,17 @@ impl<M: Machine> Vmalloc<'_, M> {
             Some(has) => Err(VmError::Conflict { phys: request.phys, has, wants }),
             None => Ok(()),
         }
+    }
+}
+
+/// Number of a cache mode in traces.
+const fn trace_mode(cache: CacheMode) -> u8 {
+    match cache {
+        CacheMode::Wb => 0,
+        CacheMode::Wc => 1,
+        CacheMode::UcMinus => 2,
+        CacheMode::Uc => 3,
+        CacheMode::Wt => 4,
+        CacheMode::Wp => 5,
     }
 }

@@ -4,7 +4,8 @@ use core::panic::Location;
 
 use memvisor_abi::VmFlags;
 use mm_core::{
-    Gfp, MaySleep, MemMap, Order, PAGE_SIZE, PFN_NONE, PageAlloc, PageKind, Pfn, PhysAddr, PhysMem, VirtAddr,
+    Event, Gfp, MaySleep, MemMap, Order, PAGE_SIZE, PFN_NONE, PageAlloc, PageKind, Pfn, PhysAddr, PhysMem,
+    VirtAddr,
 };
 use mm_pgtable::{CacheMode, FlushRange, Gather, KeepTables, LeafSize, PageTable, Prot, TableMem};
 
@@ -103,13 +104,21 @@ impl<M: Machine> Vmalloc<'_, M> {
     /// [`VmError`]; nothing is left behind.
     #[track_caller]
     pub fn vmalloc(&self, request: &Request, _context: &MaySleep<'_>) -> Result<VirtAddr, VmError> {
+        let Request { size, align, gfp, node, .. } = *request;
+        self.0.emit(Event::Vmalloc { size, align, gfp, node });
+        let outcome = self.vmalloc_at(request, Location::caller());
+        self.0.emit(Event::VmallocRet { addr: outcome.unwrap_or_default().as_u64() });
+        outcome
+    }
+
+    fn vmalloc_at(&self, request: &Request, caller: &'static Location<'static>) -> Result<VirtAddr, VmError> {
         let wanted = Wanted {
             size: self.check_size(request.size)?,
             align: request.align,
             flags: request.flags | VmFlags::ALLOC,
             cache: CacheMode::Wb,
             phys: 0,
-            caller: Location::caller(),
+            caller,
         };
         let area = self.take(&wanted)?;
         if let Err(error) = self.fill(&area, &wanted, request) {
@@ -129,8 +138,10 @@ impl<M: Machine> Vmalloc<'_, M> {
     /// [`VmError::BadAddress`], [`VmError::NotMapped`] and [`VmError::WrongKind`]: nothing was freed.
     pub fn vfree(&self, va: VirtAddr) -> Result<(), VmError> {
         let area = self.owned(va, VmFlags::ALLOC)?;
+        self.0.emit(Event::Vfree { addr: va.as_u64() });
         self.clear(&area, area.nr_pages * PAGE_SIZE, true);
         self.release(&area);
+        self.0.emit(Event::VfreeRet {});
         Ok(())
     }
 
@@ -200,7 +211,8 @@ impl<M: Machine> Vmalloc<'_, M> {
             FlushRange::All { global: true }
         };
         self.0.flush(range);
-        self.0.with_areas(|areas| areas.end_purge(self.0));
+        let npurged = self.0.with_areas(|areas| areas.end_purge(self.0));
+        self.0.emit(Event::PurgeVmapAreaLazy { start, end, npurged });
         true
     }
 
@@ -228,12 +240,19 @@ impl<M: Machine> Vmalloc<'_, M> {
 
     /// Takes a range; if there is none, what is lazy is purged first.
     pub(crate) fn take(&self, wanted: &Wanted) -> Result<Area, VmError> {
-        match self.0.with_areas(|areas| areas.alloc(self.0, wanted)) {
-            Err(VmError::NoSpace { .. }) if self.purge() => {
-                self.0.with_areas(|areas| areas.alloc(self.0, wanted))
-            }
+        let attempt = || self.0.with_areas(|areas| areas.alloc(self.0, wanted));
+        let outcome = match attempt() {
+            Err(VmError::NoSpace { .. }) if self.purge() => attempt(),
             outcome => outcome,
-        }
+        };
+        self.0.emit(Event::AllocVmapArea {
+            addr: outcome.map_or(0, |area| area.start.as_u64()),
+            size: wanted.size,
+            align: wanted.align,
+            vstart: self.0.with_areas(|areas| areas.start),
+            failed: outcome.is_err(),
+        });
+        outcome
     }
 
     pub(crate) fn done(&self, area: &Area, size: u64) -> Result<VirtAddr, VmError> {
@@ -307,6 +326,11 @@ impl<M: Machine> Vmalloc<'_, M> {
         use mm_pgtable::MapError;
         let outcome =
             self.0.with_tables(|table, tables| table.map(tables, va, phys, len, prot, LeafSize::Size4K));
+        self.0.emit(Event::VmapPagesRange {
+            start: va.as_u64(),
+            end: va.as_u64() + len,
+            nr_pages: len / PAGE_SIZE,
+        });
         outcome.map_err(|error| match error {
             MapError::NoMemory { .. } => VmError::NoMemory,
             error => VmError::Map(error),
@@ -315,6 +339,8 @@ impl<M: Machine> Vmalloc<'_, M> {
 
     /// Unmaps `size` bytes of the area. The frames are freed if they are the area's own.
     pub(crate) fn clear(&self, area: &Area, size: u64, free: bool) {
+        let start = area.start.as_u64();
+        self.0.emit(Event::VunmapRange { start, end: start + size });
         let mut list = PFN_NONE;
         self.0
             .with_tables(|table, tables| {
@@ -358,7 +384,9 @@ impl<M: Machine> Vmalloc<'_, M> {
             areas.release(self.0, area);
             areas.lazy_pages()
         });
-        if lazy > self.0.lazy_max_pages() {
+        let nr_lazy_max = self.0.lazy_max_pages();
+        self.0.emit(Event::FreeVmapAreaNoflush { va_start: area.start.as_u64(), nr_lazy: lazy, nr_lazy_max });
+        if lazy > nr_lazy_max {
             self.purge();
         }
     }

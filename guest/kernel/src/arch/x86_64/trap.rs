@@ -282,7 +282,7 @@ extern "C" fn interrupt(vector: u64) {
     match u8::try_from(vector) {
         Ok(VECTOR_CALL) => {
             apic::end_of_interrupt();
-            crate::smp::run_call();
+            crate::trace::in_interrupt(VECTOR_CALL, crate::smp::run_call);
         }
         Ok(VECTOR_FLUSH) => {
             apic::end_of_interrupt();

@@ -6,8 +6,8 @@ use std::collections::BTreeSet;
 use std::vec::Vec;
 
 use mm_core::{
-    Gfp, MaySleep, MemMap, Order, PAGE_SIZE, Page, PageAlloc, PageKind, Pfn, PhysAddr, PhysMem, VirtAddr,
-    ZoneKind,
+    Gfp, MaySleep, MemMap, Order, PAGE_SIZE, Page, PageAlloc, PageKind, Pfn, PhysAddr, PhysMem, Trace,
+    VirtAddr, ZoneKind,
 };
 use mm_pgtable::{FlushRange, Levels, PageTable, Prot, TableMem};
 use mm_sim::SimMem;
@@ -110,6 +110,8 @@ impl Sim {
 pub const fn task() -> MaySleep<'static> {
     MaySleep::checked_by_scheduler()
 }
+
+impl Trace for Sim {}
 
 impl MemMap for Sim {
     fn page(&self, pfn: Pfn) -> Option<&Page> {
