@@ -30,10 +30,12 @@ pub(crate) enum Owner {
     User,
     Deferred,
     Allocated,
+    Vmalloc,
+    KernelStack,
 }
 
 impl Owner {
-    pub const OWNERS: [Owner; 10] = [
+    pub const OWNERS: [Owner; 12] = [
         Owner::Reserved,
         Owner::Firmware,
         Owner::Kernel,
@@ -44,6 +46,8 @@ impl Owner {
         Owner::User,
         Owner::Deferred,
         Owner::Allocated,
+        Owner::Vmalloc,
+        Owner::KernelStack,
     ];
 
     pub const fn name(self) -> &'static str {
@@ -60,6 +64,8 @@ impl Owner {
             Owner::User => "user",
             Owner::Deferred => "deferred free",
             Owner::Allocated => "allocated",
+            Owner::Vmalloc => "vmalloc",
+            Owner::KernelStack => "kernel stack",
         }
     }
 
@@ -81,6 +87,8 @@ impl Owner {
             Owner::Buddy => matches!(kind, PageKind::Buddy | PageKind::Tail),
             Owner::User => matches!(kind, PageKind::User),
             Owner::Allocated => matches!(kind, PageKind::Allocated | PageKind::None),
+            Owner::Vmalloc => matches!(kind, PageKind::Vmalloc),
+            Owner::KernelStack => matches!(kind, PageKind::KernelStack),
         }
     }
 }

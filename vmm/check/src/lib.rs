@@ -28,6 +28,7 @@ mod pgtable;
 #[cfg(test)]
 mod tests;
 mod topology;
+mod vmalloc;
 mod watermark;
 mod zones;
 
@@ -82,6 +83,13 @@ pub const RULES: &[&Rule] = &[
     &pgtable::CANONICAL,
     &pgtable::CR3,
     &pgtable::SHARED_KERNEL,
+    &vmalloc::AREAS,
+    &vmalloc::MAPPED,
+    &vmalloc::GUARD,
+    &vmalloc::OUTSIDE,
+    &vmalloc::OWNER,
+    &vmalloc::STACK,
+    &vmalloc::SLOTS,
     &owner::SINGLE,
     &owner::NONE,
     &owner::SUM,
@@ -152,6 +160,7 @@ fn audit_guest(context: &Context<'_>, mut ledger: Ledger) -> AuditReport {
         }
         Paging::default()
     };
+    vmalloc::run(context, &paging, ledger_ref);
     let owners = owner::run(context, &paging, ledger_ref);
     memmap::run(context, &paging, owners.as_ref(), ledger_ref);
     let frames = count(&context.machine.ram);

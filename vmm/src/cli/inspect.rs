@@ -6,7 +6,8 @@ use clap::{Args, Subcommand};
 use memvisor_inspect::{
     ptdump::{PtDump, Span},
     views::{
-        BuddyView, CpusView, E820View, LayoutView, MemblockView, NumaView, PageView, TranslateView, ZonesView,
+        BuddyView, CpusView, E820View, LayoutView, MemblockView, NumaView, PageView, StacksView, TasksView,
+        TranslateView, VmallocView, ZonesView,
     },
 };
 use serde::Serialize;
@@ -53,6 +54,12 @@ enum View {
     Zones,
     /// Free blocks by zone and order
     Buddy,
+    /// Areas of the vmalloc range, and windows onto single frames
+    Vmalloc,
+    /// Kernel stacks: how deep they were used, and their guard pages
+    Stacks,
+    /// Tasks of the kernel
+    Tasks,
     /// The descriptor of a page frame
     Page {
         /// Page frame number
@@ -102,6 +109,9 @@ pub(super) fn run(args: &InspectArgs) -> anyhow::Result<ExitCode> {
         View::Memblock => show(source, json, |s| Ok(MemblockView::new(&s.guest()?)?))?,
         View::Zones => show(source, json, |s| Ok(ZonesView::new(&s.guest()?)?))?,
         View::Buddy => show(source, json, |s| Ok(BuddyView::new(&s.guest()?)?))?,
+        View::Vmalloc => show(source, json, |s| Ok(VmallocView::new(&s.guest()?)?))?,
+        View::Stacks => show(source, json, |s| Ok(StacksView::new(&s.guest()?)?))?,
+        View::Tasks => show(source, json, |s| Ok(TasksView::new(&s.guest()?)?))?,
         View::Page { pfn } => show(source, json, |s| Ok(PageView::new(&s.guest()?, pfn)?))?,
         View::Pagetables { va } => show(source, json, |s| {
             // Where the layout is not published, ranges have no names; they are as right.

@@ -15,7 +15,7 @@ use crate::smp;
 
 type Outcome = Result<(), Failure>;
 
-pub const TESTS: [(&str, Test); 9] = [
+pub const TESTS: [(&str, Test); 10] = [
     ("kmap_of_low_memory_is_the_direct_map", kmap_of_low_memory_is_the_direct_map),
     ("kmap_shows_the_frame_and_counts_users", kmap_shows_the_frame_and_counts_users),
     ("kunmap_of_an_unmapped_frame_changes_nothing", kunmap_of_an_unmapped_frame_changes_nothing),
@@ -25,6 +25,7 @@ pub const TESTS: [(&str, Test); 9] = [
     ("kmap_local_nests_and_goes_in_the_opposite_order", kmap_local_nests_and_goes_in_the_opposite_order),
     ("kmap_local_survives_a_task_switch", kmap_local_survives_a_task_switch),
     ("kmap_atomic_forbids_sleeping", kmap_atomic_forbids_sleeping),
+    ("mappings_stay_for_the_audit", mappings_stay_for_the_audit),
 ];
 
 fn frame(value: u64) -> Result<Pfn, Failure> {
@@ -223,5 +224,17 @@ fn kmap_atomic_forbids_sleeping() -> Outcome {
     check(!may, "sleeping is allowed inside kmap_atomic")?;
     check(sched::might_sleep().is_some(), "sleeping is still forbidden afterwards")?;
     drop_frame(pfn);
+    Ok(())
+}
+
+/// A slot with a user, one that waits for its flush, and two of kmap_local, so that the audits have something to compare.
+fn mappings_stay_for_the_audit() -> Outcome {
+    let context = sched::task_context();
+    let (a, b) = (frame(1)?, frame(2)?);
+    kmap::kmap_high(a, &context).map_err(wrong("kmap failed"))?;
+    kmap::kmap_high(b, &context).map_err(wrong("kmap failed"))?;
+    check(kmap::kunmap_high(b), "kunmap refused")?;
+    kmap::kmap_local(b).map_err(wrong("kmap_local failed"))?;
+    kmap::kmap_local(a).map_err(wrong("kmap_local failed"))?;
     Ok(())
 }

@@ -16,7 +16,7 @@ use crate::smp;
 
 type Outcome = Result<(), Failure>;
 
-pub const TESTS: [(&str, Test); 7] = [
+pub const TESTS: [(&str, Test); 8] = [
     ("a_thread_runs_on_its_own_guarded_stack", a_thread_runs_on_its_own_guarded_stack),
     ("threads_take_turns", threads_take_turns),
     ("a_wait_queue_wakes_its_waiters", a_wait_queue_wakes_its_waiters),
@@ -24,6 +24,7 @@ pub const TESTS: [(&str, Test); 7] = [
     ("joined_threads_give_their_stacks_back", joined_threads_give_their_stacks_back),
     ("interrupts_use_the_interrupt_stack", interrupts_use_the_interrupt_stack),
     ("only_task_context_may_sleep", only_task_context_may_sleep),
+    ("sleepers_stay_for_the_audit", sleepers_stay_for_the_audit),
 ];
 
 static WORD: AtomicU64 = AtomicU64::new(0);
@@ -158,4 +159,18 @@ fn only_task_context_may_sleep() -> Outcome {
     COUNT.store(0, Ordering::Release);
     smp::call_others(handler);
     check(COUNT.load(Ordering::Acquire) == 0, "sleeping is allowed in a call from another CPU")
+}
+
+/// Threads that never wake, so that the audits have stacks to look at.
+fn sleepers_stay_for_the_audit() -> Outcome {
+    static NEVER: WaitQueue = WaitQueue::new();
+    fn body(_: u64) {
+        COUNT.fetch_add(1, Ordering::AcqRel);
+        NEVER.wait_event(&sched::task_context(), || false);
+    }
+    COUNT.store(0, Ordering::Release);
+    let _sleepers = [spawn("sleeper-1", body, 0)?, spawn("sleeper-2", body, 0)?];
+    let context = sched::task_context();
+    GATE.wait_event(&context, || COUNT.load(Ordering::Acquire) == 2);
+    Ok(())
 }

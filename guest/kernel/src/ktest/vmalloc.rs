@@ -18,7 +18,7 @@ use crate::{sched, smp};
 
 type Outcome = Result<(), Failure>;
 
-pub const TESTS: [(&str, Test); 12] = [
+pub const TESTS: [(&str, Test); 13] = [
     ("vmalloc_memory_is_contiguous_and_private", vmalloc_memory_is_contiguous_and_private),
     ("guard_pages_fault", guard_pages_fault),
     ("vzalloc_is_zero", vzalloc_is_zero),
@@ -31,6 +31,7 @@ pub const TESTS: [(&str, Test); 12] = [
     ("ioremap_refuses_ram_and_conflicts", ioremap_refuses_ram_and_conflicts),
     ("fixmap_slots_map_and_unmap", fixmap_slots_map_and_unmap),
     ("a_storm_of_areas_leaves_the_space_whole", a_storm_of_areas_leaves_the_space_whole),
+    ("areas_of_every_kind_stay_for_the_audit", areas_of_every_kind_stay_for_the_audit),
 ];
 
 fn wrong(what: &'static str) -> impl FnOnce(VmError) -> Failure {
@@ -141,7 +142,8 @@ fn lazy_areas_are_purged_with_one_flush() -> Outcome {
     }
     let early = AREAS.lock().purges();
     give(get(2)?)?;
-    let (late, lazy) = (AREAS.lock().purges(), AREAS.lock().lazy_pages());
+    let late = AREAS.lock().purges();
+    let lazy = AREAS.lock().lazy_pages();
     vmalloc::set_lazy_max_pages(0);
     check(early == purges, "a purge came below the threshold")?;
     check(late == purges + 1 && lazy == 0, "no purge came above the threshold")
@@ -270,4 +272,17 @@ fn a_storm_of_areas_leaves_the_space_whole() -> Outcome {
     vmalloc::vm().purge();
     check(AREAS.lock().nr_busy() == busy, "areas are left over")?;
     check(AREAS.lock().audit(&Kernel).is_ok(), "the areas' own audit fails at the end")
+}
+
+/// What a healthy guest has at any time, so that the audits after the tests have something to compare.
+fn areas_of_every_kind_stay_for_the_audit() -> Outcome {
+    let context = sched::task_context();
+    let va = get(3)?;
+    give(get(2)?)?;
+    let first = vmalloc::vm().to_pfn(va).ok_or(Failure::Wrong("the area is not mapped"))?;
+    vmalloc::vmap(&[first, first], Prot::KERNEL_RO, &context).map_err(wrong("vmap failed"))?;
+    ioremap::ioremap_mode(DEVICE, 2 * PAGE_SIZE, CacheMode::Wc, &context).map_err(wrong("ioremap failed"))?;
+    let frame = vmalloc::vm().to_pfn(page(va, 1)).ok_or(Failure::Wrong("the area is not mapped"))?;
+    fixmap::set_fixmap(Fixed::TextPoke0, frame.phys(), CacheMode::Wb);
+    Ok(())
 }

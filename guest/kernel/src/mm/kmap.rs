@@ -44,7 +44,7 @@ pub static WINDOWS: Lock<[KmapWindow; 2 + MAX_CPUS]> = Lock::new([NO_WINDOW; 2 +
 pub fn init() {
     let size = LAST_PKMAP as u64 * PAGE_SIZE;
     // Aligned to its size, so that its entries are one whole table.
-    let area = vm().reserve(size, size, VmFlags::MAP | VmFlags::PKMAP | VmFlags::NO_GUARD);
+    let area = vm().reserve(size, size, VmFlags::MAP | VmFlags::PKMAP);
     let base = area.expect("the vmalloc space is empty").start;
     let (table, first) = paging::pte_of(base);
     assert!(first == 0, "the window of kmap begins in the middle of a table");

@@ -32,8 +32,9 @@ fn after(va: VirtAddr, pages: u64) -> VirtAddr {
 /// An area that reaches into the next one.
 pub fn overlap() -> Outcome {
     let (first, second) = (area()?, area()?);
-    let directory = *AREAS.lock().directory();
-    for frame in directory.into_iter().filter(|&frame| frame != mm_core::PFN_NONE) {
+    // By reference: the directory does not fit on a kernel stack.
+    let areas = AREAS.lock();
+    for &frame in areas.directory().iter().filter(|frame| **frame != mm_core::PFN_NONE) {
         for number in 0..memvisor_abi::VM_AREAS_PER_FRAME {
             let base = Pfn::new(frame).phys().as_u64() + number * size_of::<VmArea>() as u64;
             if Kernel.read_u64(PhysAddr::new(base)) == first.as_u64() {

@@ -25,6 +25,9 @@ pub enum TableName {
     AddressSpaces,
     ExtraTables,
     TraceRings,
+    VmAreas,
+    Kmaps,
+    Tasks,
 }
 
 impl TableName {
@@ -44,6 +47,9 @@ impl TableName {
             TableName::AddressSpaces => "address_spaces",
             TableName::ExtraTables => "extra_tables",
             TableName::TraceRings => "trace_rings",
+            TableName::VmAreas => "vm_areas",
+            TableName::Kmaps => "kmaps",
+            TableName::Tasks => "tasks",
         }
     }
 }

@@ -15,6 +15,7 @@ mod error;
 mod free_list;
 mod pages;
 mod tables;
+mod vmalloc;
 
 use std::mem::size_of;
 use std::sync::OnceLock;
@@ -29,6 +30,7 @@ pub use consistent::{Reading, consistent};
 pub use error::{AttachError, GuestError, TableName};
 pub use free_list::{FreeList, ListProblem};
 pub use pages::section_start_pfn;
+pub use vmalloc::{KmapWindowSlots, VmAreaAt};
 
 #[cfg(test)]
 mod tests;

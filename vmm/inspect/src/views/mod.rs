@@ -12,7 +12,9 @@ mod memblock;
 mod numa;
 mod page;
 mod pagetables;
+mod stacks;
 mod translate;
+mod vmalloc;
 mod zones;
 
 #[cfg(test)]
@@ -29,7 +31,9 @@ pub use layout::{LayoutRow, LayoutView};
 pub use memblock::{MemblockRow, MemblockView};
 pub use numa::{NodeRow, NumaView};
 pub use page::{PageRow, PageView};
+pub use stacks::{StackRow, StacksView, TaskRow, TasksView};
 pub use translate::TranslateView;
+pub use vmalloc::{KmapRow, VmAreaRow, VmallocView};
 pub use zones::{ZoneRow, ZonesView};
 
 /// Guest-physical bytes, both ends included, as Linux prints them.

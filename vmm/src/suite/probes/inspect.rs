@@ -8,7 +8,19 @@ use super::super::command::{Finished, memvisor};
 use super::{Control, Held, Outcome};
 
 /// The views of our own kernel's state that take no argument.
-const VIEWS: [&str; 8] = ["e820", "numa", "cpus", "layout", "memblock", "zones", "buddy", "pagetables"];
+const VIEWS: [&str; 11] = [
+    "e820",
+    "numa",
+    "cpus",
+    "layout",
+    "memblock",
+    "zones",
+    "buddy",
+    "pagetables",
+    "vmalloc",
+    "stacks",
+    "tasks",
+];
 
 pub fn probe(held: &mut Held<'_>) -> anyhow::Result<Outcome> {
     let Some(cpu) = held.registers.first() else { bail!("the VMM gives no registers") };
