@@ -11,10 +11,12 @@ use crate::arch::{apic, cpu, percpu, regs, trap, user};
 use crate::drivers::{memvisor, power, serial};
 use crate::mm::layout::{APIC_VA, levels, percpu_area};
 use crate::mm::phys::DirectMap;
-use crate::mm::{early, kmap, layout, memmap, page_alloc, paging, phys, vmalloc};
+use crate::mm::{early, kmap, layout, memmap, page_alloc, paging, phys, slab, vmalloc};
 use crate::sync::Lock;
 use crate::task::PAUSED;
-use crate::{cmdline, console, crash, introspect, ktest, println, sched, seeded, smp, task, topology, trace};
+use crate::{
+    cmdline, console, crash, explain, introspect, ktest, println, sched, seeded, smp, task, topology, trace,
+};
 
 /// The memory map.
 pub struct E820 {
@@ -73,6 +75,7 @@ extern "C" fn start_on_own_stack() -> ! {
     memmap::init();
     page_alloc::init();
     paging::use_buddy();
+    slab::init();
     introspect::publish_zones();
     page_alloc::print();
     let phys_bits = cpu::detect(false).phys_bits;
@@ -90,6 +93,11 @@ extern "C" fn start_on_own_stack() -> ! {
     // Handlers and the APIC are ready; what must not be interrupted says so from here on.
     regs::irq_restore(1 << 9);
     crash::run();
+    match explain::run() {
+        explain::Outcome::NotAsked => {}
+        explain::Outcome::Done => power::power_off(),
+        explain::Outcome::Failed => power::exit(ExitCode::BadMachine),
+    }
     let passed = ktest::run();
     let clean = run_init().map(|clean| clean && passed);
     match clean {
@@ -125,7 +133,7 @@ fn run_init() -> Option<bool> {
 
 /// Asks the VMM to audit. Under another VMM the line on the console is the request, and with
 /// `checkpoint=serial` a byte on the serial line is the answer.
-fn checkpoint(number: u32, name: &'static core::ffi::CStr) {
+pub fn checkpoint(number: u32, name: &'static core::ffi::CStr) {
     task::publish_current();
     introspect::publish_counters();
     if memvisor::present() {

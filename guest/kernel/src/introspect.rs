@@ -17,7 +17,7 @@ use crate::init::E820;
 use crate::mm::layout::levels;
 use crate::mm::page_alloc::{self, NODES, PGALLOC, PGFREE, ZONES};
 use crate::mm::vmalloc::AREAS;
-use crate::mm::{early, kmap, memmap, paging, phys};
+use crate::mm::{early, kmap, memmap, paging, phys, slab};
 use crate::sched;
 use crate::sync::Lock;
 use crate::task::{FAULTS, SYSCALLS};
@@ -181,6 +181,9 @@ pub fn publish_zones() {
         root.address_spaces =
             table(ADDRESS_SPACES.as_ptr().cast::<AddressSpace>(), SPACES, size_of::<AddressSpace>());
         root.extra_tables = table(extra.pfns.as_ptr(), extra.len as usize, 8);
+        root.caches = slice(slab::caches());
+        root.cache_cpus = slice(slab::cpu_tables());
+        root.cache_nodes = slab::node_table();
     });
     stage(BootStage::Buddy);
 }

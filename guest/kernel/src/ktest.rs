@@ -3,6 +3,8 @@
 mod buddy;
 mod highmem;
 mod paging;
+mod slab;
+mod slab_debug;
 mod stacks;
 mod vmalloc;
 
@@ -43,8 +45,13 @@ const TESTS: [(&str, Test); 18] = [
 ];
 
 /// Groups that `ktest=NAME` runs; plain `ktest` runs [`TESTS`].
-const GROUPS: [(&str, &[(&str, Test)]); 3] =
-    [("vmalloc", &vmalloc::TESTS), ("highmem", &highmem::TESTS), ("stacks", &stacks::TESTS)];
+const GROUPS: [(&str, &[(&str, Test)]); 5] = [
+    ("slab", &slab::TESTS),
+    ("slab-debug", &slab_debug::TESTS),
+    ("vmalloc", &vmalloc::TESTS),
+    ("highmem", &highmem::TESTS),
+    ("stacks", &stacks::TESTS),
+];
 
 /// Runs the tests that the command line asks for; `false` if one failed.
 pub fn run() -> bool {

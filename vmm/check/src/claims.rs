@@ -30,12 +30,13 @@ pub(crate) enum Owner {
     User,
     Deferred,
     Allocated,
+    Slab,
     Vmalloc,
     KernelStack,
 }
 
 impl Owner {
-    pub const OWNERS: [Owner; 12] = [
+    pub const OWNERS: [Owner; 13] = [
         Owner::Reserved,
         Owner::Firmware,
         Owner::Kernel,
@@ -46,6 +47,7 @@ impl Owner {
         Owner::User,
         Owner::Deferred,
         Owner::Allocated,
+        Owner::Slab,
         Owner::Vmalloc,
         Owner::KernelStack,
     ];
@@ -64,6 +66,7 @@ impl Owner {
             Owner::User => "user",
             Owner::Deferred => "deferred free",
             Owner::Allocated => "allocated",
+            Owner::Slab => "slab",
             Owner::Vmalloc => "vmalloc",
             Owner::KernelStack => "kernel stack",
         }
@@ -86,6 +89,7 @@ impl Owner {
             Owner::PerCpu => matches!(kind, PageKind::PerCpu),
             Owner::Buddy => matches!(kind, PageKind::Buddy | PageKind::Tail),
             Owner::User => matches!(kind, PageKind::User),
+            Owner::Slab => matches!(kind, PageKind::Slab | PageKind::Tail | PageKind::Allocated),
             Owner::Allocated => matches!(kind, PageKind::Allocated | PageKind::None),
             Owner::Vmalloc => matches!(kind, PageKind::Vmalloc),
             Owner::KernelStack => matches!(kind, PageKind::KernelStack),

@@ -170,6 +170,8 @@ impl<'a> Context<'a> {
         let area = page.kind == PageKind::Vmalloc as u8 || page.kind == PageKind::KernelStack as u8;
         if area {
             text.push_str(&format!(", page {} of the area at {:#x}", page.index, page.mapping));
+        } else if page.kind == PageKind::Slab as u8 {
+            text.push_str(&format!(", slab of cache {}", page.mapping));
         } else if page.mapping != 0 {
             text.push_str(&format!(", mapped by pid {} at {:#x}", page.mapping, page.index << 12));
         }

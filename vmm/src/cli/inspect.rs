@@ -6,8 +6,8 @@ use clap::{Args, Subcommand};
 use memvisor_inspect::{
     ptdump::{PtDump, Span},
     views::{
-        BuddyView, CpusView, E820View, LayoutView, MemblockView, NumaView, PageView, StacksView, TasksView,
-        TranslateView, VmallocView, ZonesView,
+        BuddyView, CpusView, E820View, LayoutView, MemblockView, NumaView, PageView, SlabView, StacksView,
+        TasksView, TranslateView, VmallocView, ZonesView,
     },
 };
 use serde::Serialize;
@@ -54,6 +54,14 @@ enum View {
     Zones,
     /// Free blocks by zone and order
     Buddy,
+    /// Slab caches, as /proc/slabinfo has them
+    Slab {
+        /// Only this cache, with its slabs
+        cache: Option<String>,
+        /// Slabs by the offset of their first object (SLAB)
+        #[arg(long, visible_alias = "color")]
+        colour: bool,
+    },
     /// Areas of the vmalloc range, and windows onto single frames
     Vmalloc,
     /// Kernel stacks: how deep they were used, and their guard pages
@@ -109,6 +117,9 @@ pub(super) fn run(args: &InspectArgs) -> anyhow::Result<ExitCode> {
         View::Memblock => show(source, json, |s| Ok(MemblockView::new(&s.guest()?)?))?,
         View::Zones => show(source, json, |s| Ok(ZonesView::new(&s.guest()?)?))?,
         View::Buddy => show(source, json, |s| Ok(BuddyView::new(&s.guest()?)?))?,
+        View::Slab { ref cache, colour } => {
+            show(source, json, |s| Ok(SlabView::new(&s.guest()?, cache.as_deref(), colour)?))?
+        }
         View::Vmalloc => show(source, json, |s| Ok(VmallocView::new(&s.guest()?)?))?,
         View::Stacks => show(source, json, |s| Ok(StacksView::new(&s.guest()?)?))?,
         View::Tasks => show(source, json, |s| Ok(TasksView::new(&s.guest()?)?))?,

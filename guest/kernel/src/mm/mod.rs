@@ -1,5 +1,6 @@
 //! Wiring of the memory manager: what `guest/mm` decides, on this machine's memory.
 
+pub mod cpu_local;
 pub mod early;
 pub mod fixmap;
 pub mod ioremap;
@@ -9,4 +10,5 @@ pub mod memmap;
 pub mod page_alloc;
 pub mod paging;
 pub mod phys;
+pub mod slab;
 pub mod vmalloc;

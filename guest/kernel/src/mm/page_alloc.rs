@@ -3,7 +3,7 @@
 use core::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 use memvisor_abi::{MAX_NR_ZONES, MAX_NUMNODES, Node, SectionState, Watermark};
-use mm_core::{MemMap, Order, PageFlags, PageKind, Pfn, ZoneKind};
+use mm_core::{Event, Gfp, MemMap, Order, PageFlags, PageKind, Pfn, Trace, ZoneId, ZoneKind};
 use mm_page_alloc::{NodeState, Zone, ZoneLimits, fallback_order, watermark, zone_extents, zone_refs};
 
 use crate::mm::early;
@@ -183,6 +183,16 @@ fn build_zonelists() {
 /// Allocates a block for `kind`, near `node` (default: this CPU's node). `None` if every zone is at its
 /// low-memory limits (Linux: `get_page_from_freelist` with `ALLOC_WMARK_MIN`).
 pub fn alloc_pages(order: Order, node: Option<u32>, kind: PageKind) -> Option<Pfn> {
+    Vmemmap.emit(Event::AllocPages { gfp: Gfp::KERNEL, order, node });
+    let pfn = get_page_from_freelist(order, node, kind);
+    if let Some(pfn) = pfn {
+        Vmemmap.emit(Event::MmPageAlloc { pfn, order, migratetype: 1, gfp_flags: Gfp::KERNEL });
+    }
+    Vmemmap.emit(Event::AllocPagesRet { pfn });
+    pfn
+}
+
+fn get_page_from_freelist(order: Order, node: Option<u32>, kind: PageKind) -> Option<Pfn> {
     let near =
         node.unwrap_or_else(topology::current_node).min(u32::try_from(nr_nodes()).ok()?.saturating_sub(1));
     let (list, len) = {
@@ -197,6 +207,15 @@ pub fn alloc_pages(order: Order, node: Option<u32>, kind: PageKind) -> Option<Pf
                 info.watermark[Watermark::Min as usize] + info.lowmem_reserve[ZoneKind::Normal as usize];
             let enough = info.free_pages > floor + order.pages();
             let deferred = info.deferred_pages;
+            Vmemmap.emit(Event::ZoneWatermarkOk {
+                zone: ZoneId::new(at.node, at.kind as u32),
+                order,
+                ok: enough,
+                alloc_flags: 1,
+                free: info.free_pages,
+                mark: info.watermark[Watermark::Min as usize],
+                lowmem_reserve: info.lowmem_reserve[ZoneKind::Normal as usize],
+            });
             if enough && let Some(pfn) = zone.alloc_block(&Vmemmap, order) {
                 drop(zone);
                 set_kind(pfn, order, kind);
@@ -227,10 +246,13 @@ fn set_kind(pfn: Pfn, order: Order, kind: PageKind) {
 pub fn free_pages(pfn: Pfn, order: Order) {
     let Some(page) = Vmemmap.page(pfn) else { panic!("free of {pfn}, which is not RAM") };
     assert!(!page.has(PageFlags::RESERVED), "free of {pfn}, which is reserved");
+    Vmemmap.emit(Event::FreePages { pfn, order });
+    Vmemmap.emit(Event::MmPageFree { pfn, order });
     let outcome = zone(page.node(), page.zone()).lock().free_block(&Vmemmap, pfn, order);
     if let Err(error) = outcome {
         panic!("free of {pfn}, order {}: {error}", order.as_u8());
     }
+    Vmemmap.emit(Event::FreePagesRet {});
     PGFREE.fetch_add(order.pages(), Ordering::Relaxed);
 }
 

@@ -2,10 +2,13 @@
 
 use memvisor_abi as abi;
 use memvisor_abi::{FreeArea, MAX_NR_ZONES, NR_ORDERS, PFN_NONE, ZoneKind};
-use mm_core::{MemMap, Order, Page, PageFlags, PageKind, Pfn};
+use mm_core::{Event, EventId, MemMap, Order, Page, PageFlags, PageKind, Pfn, ZoneId};
 
 use crate::FreeError;
 use crate::free_list::{self, End, linked};
+
+/// All memory is movable, as after Linux's boot.
+const MOVABLE: u8 = 1;
 
 /// A zone (Linux: `struct zone`), in the published layout.
 #[derive(Clone, Debug)]
@@ -68,12 +71,19 @@ impl Zone {
     /// The frames become [`PageKind::Allocated`]; the first has the block's order and one reference,
     /// the caller's. Contents are what the last owner left.
     pub fn alloc_block<M: MemMap + ?Sized>(&mut self, map: &M, order: Order) -> Option<Pfn> {
-        let mut have = Order::all().skip(order.index()).find(|have| self.area(*have).head != PFN_NONE)?;
+        map.emit(Event::RmqueueSmallest { zone: self.id(), order, migratetype: MOVABLE });
+        let Some(mut have) = Order::all().skip(order.index()).find(|have| self.area(*have).head != PFN_NONE)
+        else {
+            map.emit(Event::RmqueueSmallestRet { pfn: None, found_order: None });
+            return None;
+        };
+        let found_order = Some(have);
         let pfn = Pfn::new(self.area(have).head);
         let head = linked(map, pfn.as_u64());
         free_list::remove(self.area_mut(have), map, head);
         while let Some(half) = have.down().filter(|half| *half >= order) {
             let upper = pfn.offset(half.pages());
+            map.emit(Event::Expand { pfn: upper, order: half, migratetype: MOVABLE });
             free_list::add(self.area_mut(half), map, upper, linked(map, upper.as_u64()), half, End::Head);
             have = half;
         }
@@ -85,6 +95,7 @@ impl Zone {
         } else {
             for_each_page(map, pfn, order, |_, page| page.set_kind(PageKind::Allocated));
         }
+        map.emit(Event::RmqueueSmallestRet { pfn: Some(pfn), found_order });
         Some(pfn)
     }
 
@@ -165,16 +176,35 @@ impl Zone {
     /// Links a block whose frames are all [`PageKind::Tail`], merged upwards. Without `end`, Linux's
     /// choice: the tail if the next merge is likely, because the buddy's buddy is free already.
     fn free_one_page<M: MemMap + ?Sized>(&mut self, map: &M, pfn: Pfn, order: Order, end: Option<End>) {
+        map.emit(Event::FreeOnePage { pfn, order, migratetype: MOVABLE, zone: self.id() });
         self.0.free_pages += order.pages();
         let (mut pfn, mut order) = (pfn, order);
         while let Some(up) = order.up() {
-            let Some(buddy) = self.free_buddy(map, pfn, order) else { break };
+            let Some(buddy) = self.free_buddy(map, pfn, order) else {
+                self.tell_busy(map, pfn.buddy(order), order);
+                break;
+            };
+            map.emit(Event::BuddyMerge { pfn, buddy: pfn.buddy(order), order });
             free_list::remove(self.area_mut(order), map, buddy);
             pfn = pfn.block(up);
             order = up;
         }
         let end = end.unwrap_or_else(|| self.choose_end(map, pfn, order));
         free_list::add(self.area_mut(order), map, pfn, linked(map, pfn.as_u64()), order, end);
+        map.emit(Event::FreeOnePageRet { pfn, order, migratetype: MOVABLE, tail: end == End::Tail });
+    }
+
+    /// Says why merging ends here.
+    fn tell_busy<M: MemMap + ?Sized>(&self, map: &M, buddy: Pfn, order: Order) {
+        if let Some(page) = map.page(buddy).filter(|_| map.wants(EventId::BuddyBusy)) {
+            let (buddy_kind, buddy_order) = (page.kind() as u8, page.order());
+            map.emit(Event::BuddyBusy { buddy, order, buddy_kind, buddy_order });
+        }
+    }
+
+    /// The zone in events.
+    const fn id(&self) -> ZoneId {
+        ZoneId::new(self.0.node, self.0.kind)
     }
 
     /// The head of the buddy if that is a free block of the same order (Linux: `find_buddy_page_pfn`).

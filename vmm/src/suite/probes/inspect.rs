@@ -8,7 +8,7 @@ use super::super::command::{Finished, memvisor};
 use super::{Control, Held, Outcome};
 
 /// The views of our own kernel's state that take no argument.
-const VIEWS: [&str; 11] = [
+const VIEWS: [&str; 12] = [
     "e820",
     "numa",
     "cpus",
@@ -16,6 +16,7 @@ const VIEWS: [&str; 11] = [
     "memblock",
     "zones",
     "buddy",
+    "slab",
     "pagetables",
     "vmalloc",
     "stacks",
@@ -59,7 +60,8 @@ pub fn probe(held: &mut Held<'_>) -> anyhow::Result<Outcome> {
     Ok(Outcome::from_problems(problems))
 }
 
-fn examine(view: &str, text: &Finished, json: &Finished) -> Vec<String> {
+/// What is wrong with a view that ran as text and as JSON.
+pub fn examine(view: &str, text: &Finished, json: &Finished) -> Vec<String> {
     let mut problems = Vec::new();
     for (form, run) in [("text", text), ("json", json)] {
         if let Err(error) = run.succeed() {
