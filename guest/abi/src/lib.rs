@@ -23,7 +23,9 @@ mod page;
 pub mod port;
 mod root;
 mod slab;
+mod task;
 mod trace;
+mod vmalloc;
 mod zone;
 
 pub use boot::{E820Entry, E820Type, MemblockRegion};
@@ -35,9 +37,14 @@ pub use slab::{
     ALIEN_LIMIT, ALIEN_ROW, CACHE_NAME_LEN, CPU_ARRAY, Cache, CacheCpu, CacheNode, LARGE_MAPPING, MAX_CACHES,
     SLOB_MAPPING, SlabCounters, SlabKind, SlabList, SlabListKind, Track, cache_flags, poison,
 };
+pub use task::{TaskInfo, TaskState};
 pub use trace::{
     ALLOC_FLAG_NAMES, ARG_WORDS, EVENTS, EventId, EventInfo, Field, FieldKind, Group, MASK_WORDS, NO_CACHE,
     NO_NODE, Phase, TRACE_CAPACITY_MAX, TRACE_RECORD_SIZE, TraceRecord, TraceRing, select_events,
+};
+pub use vmalloc::{
+    KM_MAX_IDX, KmapKind, KmapSlot, KmapWindow, LAST_PKMAP, THREAD_SIZE, VM_AREA_NONE, VM_AREAS_PER_FRAME,
+    VmArea, VmFlags, VmState,
 };
 pub use zone::{
     FreeArea, MAX_NR_ZONES, MAX_NUMNODES, NODE_NONE, NR_ORDERS, Node, Section, SectionState, Watermark, Zone,

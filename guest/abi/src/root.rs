@@ -5,8 +5,8 @@ use core::mem::{offset_of, size_of};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::{
-    AddressSpace, Cache, CacheCpu, CacheNode, CpuInfo, E820Entry, EVENTS, LayoutRange, MemblockRegion, Node,
-    Page, Section, TraceRecord, TraceRing, Zone, fnv1a,
+    AddressSpace, Cache, CacheCpu, CacheNode, CpuInfo, E820Entry, EVENTS, KmapSlot, KmapWindow, LayoutRange,
+    MemblockRegion, Node, Page, Section, TaskInfo, TraceRecord, TraceRing, VmArea, Zone, fnv1a,
 };
 
 /// An array in guest-physical memory.
@@ -96,11 +96,11 @@ pub struct Root {
     pub cache_cpus: TableRef,
     /// [`CacheNode`], indexed by node * `MAX_CACHES` + cache.
     pub cache_nodes: TableRef,
-    /// Areas of vmalloc, vmap and ioremap (Linux: `vmap_area_list`).
+    /// Frames (`u64`) that hold the areas of vmalloc, vmap and ioremap, [`VmArea`]s (Linux: `vmap_area_list`).
     pub vm_areas: TableRef,
-    /// Slots of the kmap windows (Linux: `pkmap_count`, `KM_TYPE_NR`).
+    /// [`KmapWindow`]s: pkmap, kmap_local of every CPU, fixmap.
     pub kmaps: TableRef,
-    /// Tasks with their kernel stacks (Linux: `task_struct`, `thread_info`).
+    /// [`TaskInfo`]: tasks with their kernel stacks (Linux: `task_struct`, `thread_info`).
     pub tasks: TableRef,
     /// [`TraceRing`], indexed by CPU; published if `trace=` asks for events.
     pub trace_rings: TableRef,
@@ -184,6 +184,11 @@ pub const LAYOUT_HASH: u64 = fnv1a(&[
     size_of::<E820Entry>() as u64,
     size_of::<MemblockRegion>() as u64,
     size_of::<LayoutRange>() as u64,
+    size_of::<VmArea>() as u64,
+    offset_of!(VmArea, state) as u64,
+    size_of::<KmapWindow>() as u64,
+    size_of::<KmapSlot>() as u64,
+    size_of::<TaskInfo>() as u64,
     size_of::<TraceRing>() as u64,
     offset_of!(TraceRecord, args) as u64,
     EVENTS.len() as u64,

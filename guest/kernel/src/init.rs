@@ -7,15 +7,15 @@ use mm_core::PhysAddr;
 use mm_memblock::E820Table;
 use mm_pgtable::layout as va_layout;
 
-use crate::arch::{apic, cpu, percpu, trap, user};
+use crate::arch::{apic, cpu, percpu, regs, trap, user};
 use crate::drivers::{memvisor, power, serial};
 use crate::mm::layout::{APIC_VA, levels, percpu_area};
 use crate::mm::phys::DirectMap;
-use crate::mm::{early, layout, memmap, page_alloc, paging, phys, slab};
+use crate::mm::{early, kmap, layout, memmap, page_alloc, paging, phys, slab, vmalloc};
 use crate::sync::Lock;
 use crate::task::PAUSED;
 use crate::{
-    cmdline, console, crash, explain, introspect, ktest, println, seeded, smp, task, topology, trace,
+    cmdline, console, crash, explain, introspect, ktest, println, sched, seeded, smp, task, topology, trace,
 };
 
 /// The memory map.
@@ -78,8 +78,20 @@ extern "C" fn start_on_own_stack() -> ! {
     slab::init();
     introspect::publish_zones();
     page_alloc::print();
+    let phys_bits = cpu::detect(false).phys_bits;
+    vmalloc::init(phys_bits);
+    kmap::init();
+    sched::init(u32::try_from(topology::CPUS.lock().count).unwrap_or(0));
+    introspect::publish_vmalloc();
     smp::start_others();
+    if cpu::pat_is_linuxs() {
+        println!("x86/PAT: Configuration [0-7]: WB  WC  UC- UC  WB  WP  UC- WT");
+    } else {
+        println!("x86/PAT: the CPU does not keep its page attribute table: only WB and UC are right");
+    }
     introspect::stage(BootStage::Smp);
+    // Handlers and the APIC are ready; what must not be interrupted says so from here on.
+    regs::irq_restore(1 << 9);
     crash::run();
     match explain::run() {
         explain::Outcome::NotAsked => {}

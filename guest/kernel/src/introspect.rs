@@ -5,17 +5,20 @@ use core::sync::atomic::Ordering;
 
 use guest_firmware::BootInfo;
 use memvisor_abi::{
-    AddressSpace, BootStage, Counters, CpuInfo, LAYOUT_HASH, MAX_NR_ZONES, Node, Root, TableRef,
+    AddressSpace, BootStage, Counters, CpuInfo, KmapWindow, LAYOUT_HASH, MAX_NR_ZONES, Node, Root, TableRef,
 };
 use mm_core::{PAGE_SIZE, Pfn, Ring};
 use mm_page_alloc::Zone;
 use mm_pgtable::layout as va_layout;
+use mm_vmalloc::DIRECTORY_FRAMES;
 
 use crate::drivers::memvisor;
 use crate::init::E820;
 use crate::mm::layout::levels;
 use crate::mm::page_alloc::{self, NODES, PGALLOC, PGFREE, ZONES};
-use crate::mm::{early, memmap, paging, phys, slab};
+use crate::mm::vmalloc::AREAS;
+use crate::mm::{early, kmap, memmap, paging, phys, slab};
+use crate::sched;
 use crate::sync::Lock;
 use crate::task::{FAULTS, SYSCALLS};
 use crate::topology::{CPUS, SLIT};
@@ -183,6 +186,18 @@ pub fn publish_zones() {
         root.cache_nodes = slab::node_table();
     });
     stage(BootStage::Buddy);
+}
+
+/// Areas of the vmalloc range, windows and tasks.
+pub fn publish_vmalloc() {
+    let areas = AREAS.lock().directory().as_ptr();
+    let (tasks, stride) = sched::table();
+    update(|root| {
+        root.vm_areas = table(areas, DIRECTORY_FRAMES, size_of::<u64>());
+        root.kmaps =
+            table(kmap::WINDOWS.as_ptr().cast::<KmapWindow>(), kmap::nr_windows(), size_of::<KmapWindow>());
+        root.tasks = table(tasks, sched::MAX_TASKS, stride);
+    });
 }
 
 /// The trace rings, by CPU.

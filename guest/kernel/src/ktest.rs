@@ -1,9 +1,12 @@
 //! Tests inside the kernel, run by `ktest` on the command line and reported as KTAP version 1.
 
 mod buddy;
+mod highmem;
 mod paging;
 mod slab;
 mod slab_debug;
+mod stacks;
+mod vmalloc;
 
 use crate::{cmdline, println};
 
@@ -42,7 +45,13 @@ const TESTS: [(&str, Test); 18] = [
 ];
 
 /// Groups that `ktest=NAME` runs; plain `ktest` runs [`TESTS`].
-const GROUPS: [(&str, &[(&str, Test)]); 2] = [("slab", &slab::TESTS), ("slab-debug", &slab_debug::TESTS)];
+const GROUPS: [(&str, &[(&str, Test)]); 5] = [
+    ("slab", &slab::TESTS),
+    ("slab-debug", &slab_debug::TESTS),
+    ("vmalloc", &vmalloc::TESTS),
+    ("highmem", &highmem::TESTS),
+    ("stacks", &stacks::TESTS),
+];
 
 /// Runs the tests that the command line asks for; `false` if one failed.
 pub fn run() -> bool {

@@ -1,7 +1,7 @@
 //! The bundled guest kernel: a memory manager first, everything else as small as it can honestly be.
 //!
 //! `init.rs` has the order of boot. All assembly and all `unsafe` is in `arch/`, `sync.rs`, `mm/phys.rs`,
-//! `mm/memmap.rs` and where those are called.
+//! `mm/memmap.rs`, `sched/` and where those are called.
 
 #![cfg_attr(target_os = "none", no_std, no_main)]
 
@@ -30,6 +30,8 @@ mod ktest;
 mod mm;
 #[cfg(target_os = "none")]
 mod panic;
+#[cfg(target_os = "none")]
+mod sched;
 #[cfg(target_os = "none")]
 mod seeded;
 #[cfg(target_os = "none")]

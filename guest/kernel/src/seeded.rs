@@ -6,6 +6,7 @@ mod owners;
 mod slab;
 mod tables;
 mod topology;
+mod vmalloc;
 
 use crate::{cmdline, println};
 
@@ -13,7 +14,7 @@ use crate::{cmdline, println};
 type Fault = fn() -> Result<(), &'static str>;
 
 /// Names as the command line gives them. docs/audit.md names the rule that finds each.
-const FAULTS: [(&str, Fault); 30] = [
+const FAULTS: [(&str, Fault); 38] = [
     ("buddy-misaligned", buddy::misaligned),
     ("buddy-unmerged", buddy::unmerged),
     ("buddy-wrong-zone", buddy::wrong_zone),
@@ -44,6 +45,14 @@ const FAULTS: [(&str, Fault); 30] = [
     ("slab-lists", slab::lists),
     ("slab-counters", slab::counters),
     ("slab-redzone", slab::redzone),
+    ("vmalloc-overlap", vmalloc::overlap),
+    ("vmalloc-unmapped", vmalloc::unmapped),
+    ("vmalloc-guard", vmalloc::guard),
+    ("vmalloc-outside", vmalloc::outside),
+    ("vmalloc-owner", vmalloc::owner),
+    ("stack-guard", vmalloc::stack_guard),
+    ("kmap-count", vmalloc::kmap_count),
+    ("fixmap-stale", vmalloc::fixmap_stale),
 ];
 
 /// Applies the fault that the command line names, if it names one. `false` if it cannot.

@@ -12,9 +12,8 @@ use crate::mm::layout::{levels, percpu_area};
 use crate::mm::paging::{self, Tables};
 use crate::mm::phys::{self, DirectMap};
 use crate::mm::{early, page_alloc};
-use crate::sync::Lock;
 use crate::topology::CPUS;
-use crate::{introspect, println};
+use crate::{introspect, println, sched};
 
 unsafe extern "C" {
     static ap_trampoline: u8;
@@ -179,25 +178,36 @@ extern "C" fn ap_main(number: u64) -> ! {
     idle()
 }
 
-/// The idle loop: waits for calls.
+/// The idle loop: runs threads, and waits for interrupts while there are none.
 pub fn idle() -> ! {
     loop {
-        regs::wait_for_interrupt();
+        sched::idle();
         run_call();
+        answer_flush();
     }
 }
 
 // One call at a time; every CPU that has work finds it in its mailbox.
-static CALL: Lock<()> = Lock::new(());
+static CALLING: AtomicU32 = AtomicU32::new(0);
 
-/// Runs `f` on every other online CPU and waits for all (Linux: `smp_call_function`).
+/// Runs `f` on every other online CPU and waits for all (Linux: `smp_call_function`). The caller holds no lock.
 pub fn call_others(f: fn()) {
     call_others_while(f, || ());
 }
 
 /// [`call_others`], with `own` run here meanwhile.
 pub fn call_others_while(f: fn(), own: impl FnOnce()) {
-    let _one = CALL.lock();
+    // Whoever waits here with interrupts off still runs the calls of the one who is ahead.
+    while CALLING.swap(1, Ordering::Acquire) == 1 {
+        run_call();
+        answer_flush();
+        core::hint::spin_loop();
+    }
+    call_each(f, own);
+    CALLING.store(0, Ordering::Release);
+}
+
+fn call_each(f: fn(), own: impl FnOnce()) {
     let this = percpu::cpu() as usize;
     let count = CPUS.lock().count;
     // Read one by one: a copy of the table would not fit on the stack.
@@ -213,6 +223,7 @@ pub fn call_others_while(f: fn(), own: impl FnOnce()) {
     own();
     for (number, _) in (0..count).filter_map(online) {
         while mailbox(number).call.load(Ordering::Acquire) != 0 {
+            answer_flush();
             core::hint::spin_loop();
         }
     }
@@ -232,6 +243,59 @@ pub fn run_call() {
         f();
         percpu.call.store(0, Ordering::Release);
     }
+}
+
+/// Makes every other online CPU drop all its translations, and waits for it (Linux: `flush_tlb_kernel_range`). May be
+/// called with locks held and interrupts off: a CPU that waits for a lock, a call or a flush answers.
+pub fn flush_others() {
+    let own = percpu::cpu() as usize;
+    let count = CPUS.lock().count;
+    let online = |number: usize| {
+        let cpu = CPUS.lock().table[number];
+        (number != own && cpu.state == CpuState::Online as u32).then_some((number, cpu.apic_id))
+    };
+    for (number, apic_id) in (0..count).filter_map(online) {
+        mailbox(number).flush_requested.fetch_add(1, Ordering::AcqRel);
+        apic::send_ipi(apic_id, trap::VECTOR_FLUSH);
+    }
+    for (number, _) in (0..count).filter_map(online) {
+        let wanted = mailbox(number).flush_requested.load(Ordering::Acquire);
+        while mailbox(number).flush_done.load(Ordering::Acquire) < wanted {
+            answer_flush();
+            core::hint::spin_loop();
+        }
+    }
+}
+
+/// Does the flushes that others asked this CPU for.
+pub fn answer_flush() {
+    let Some(percpu) = percpu::current() else { return };
+    let requested = percpu.flush_requested.load(Ordering::Acquire);
+    if percpu.flush_done.load(Ordering::Relaxed) < requested {
+        regs::flush_all();
+        // An interrupt may have answered a later request meanwhile.
+        percpu.flush_done.fetch_max(requested, Ordering::AcqRel);
+    }
+}
+
+/// Tells an idle CPU that there is work, `cpu` if it must be that one.
+pub fn kick(cpu: Option<u32>) {
+    let own = percpu::cpu() as usize;
+    let count = CPUS.lock().count;
+    for number in (0..count).filter(|&number| number != own) {
+        let info = CPUS.lock().table[number];
+        let right = cpu.is_none_or(|cpu| cpu as usize == number);
+        let online = info.state == CpuState::Online as u32;
+        if right && online && mailbox(number).idle.load(Ordering::Acquire) == 1 {
+            apic::send_ipi(info.apic_id, trap::VECTOR_RESCHEDULE);
+            return;
+        }
+    }
+}
+
+/// CPUs that run.
+pub fn nr_online() -> u32 {
+    ONLINE.load(Ordering::Relaxed)
 }
 
 /// Stops all other CPUs for good.

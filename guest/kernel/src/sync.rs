@@ -30,6 +30,8 @@ impl<T> Lock<T> {
         let flags = regs::irq_save();
         let ticket = self.next.fetch_add(1, Ordering::Relaxed);
         while self.serving.load(Ordering::Acquire) != ticket {
+            // The holder may wait for every CPU's flush, and this one does not take interrupts.
+            crate::smp::answer_flush();
             core::hint::spin_loop();
         }
         Guard { lock: self, flags }
@@ -38,6 +40,14 @@ impl<T> Lock<T> {
     /// Address of the data, for descriptor tables and the root descriptor.
     pub const fn as_ptr(&self) -> *const T {
         self.data.get()
+    }
+
+    /// Opens the lock whose guard was given to [`Guard::keep_locked`].
+    ///
+    /// # Safety
+    /// The caller got the lock, by a switch of stacks, from the code that kept it locked.
+    pub unsafe fn open(&self) {
+        self.serving.fetch_add(1, Ordering::Release);
     }
 
     /// Opens the lock whoever holds it. For the panic path, where the holder never comes back.
@@ -60,6 +70,15 @@ impl<T> fmt::Debug for Lock<T> {
 pub struct Guard<'a, T> {
     lock: &'a Lock<T>,
     flags: u64,
+}
+
+impl<T> Guard<'_, T> {
+    /// Leaves the lock closed and interrupts off; returns the flags from before. Somebody must call [`Lock::open`].
+    pub fn keep_locked(self) -> u64 {
+        let flags = self.flags;
+        core::mem::forget(self);
+        flags
+    }
 }
 
 impl<T> Deref for Guard<'_, T> {

@@ -31,10 +31,12 @@ pub(crate) enum Owner {
     Deferred,
     Allocated,
     Slab,
+    Vmalloc,
+    KernelStack,
 }
 
 impl Owner {
-    pub const OWNERS: [Owner; 11] = [
+    pub const OWNERS: [Owner; 13] = [
         Owner::Reserved,
         Owner::Firmware,
         Owner::Kernel,
@@ -46,6 +48,8 @@ impl Owner {
         Owner::Deferred,
         Owner::Allocated,
         Owner::Slab,
+        Owner::Vmalloc,
+        Owner::KernelStack,
     ];
 
     pub const fn name(self) -> &'static str {
@@ -63,6 +67,8 @@ impl Owner {
             Owner::Deferred => "deferred free",
             Owner::Allocated => "allocated",
             Owner::Slab => "slab",
+            Owner::Vmalloc => "vmalloc",
+            Owner::KernelStack => "kernel stack",
         }
     }
 
@@ -85,6 +91,8 @@ impl Owner {
             Owner::User => matches!(kind, PageKind::User),
             Owner::Slab => matches!(kind, PageKind::Slab | PageKind::Tail | PageKind::Allocated),
             Owner::Allocated => matches!(kind, PageKind::Allocated | PageKind::None),
+            Owner::Vmalloc => matches!(kind, PageKind::Vmalloc),
+            Owner::KernelStack => matches!(kind, PageKind::KernelStack),
         }
     }
 }

@@ -2,9 +2,12 @@
 
 use memvisor_abi::{
     AddressSpace, BootStage, CpuInfo, E820Entry, LayoutRange, MemblockRegion, NODE_NONE, Node, Page,
-    PageKind, Root, Section, SectionState, Zone,
+    PageKind, Root, Section, SectionState, TaskInfo, Zone,
 };
-use memvisor_inspect::{CpuRegisters, Facts, FreeList, Guest, GuestError, MemorySource, section_start_pfn};
+use memvisor_inspect::{
+    CpuRegisters, Facts, FreeList, Guest, GuestError, KmapWindowSlots, MemorySource, VmAreaAt,
+    section_start_pfn,
+};
 
 use crate::e820::resolve;
 use crate::frames::{Frames, normalize};
@@ -36,6 +39,10 @@ pub(crate) struct Context<'a> {
     pub cpus: Vec<CpuInfo>,
     pub spaces: Vec<AddressSpace>,
     pub extra_tables: Vec<u64>,
+    /// Areas of the vmalloc range, ascending.
+    pub vm_areas: Vec<VmAreaAt>,
+    pub kmap_windows: Vec<KmapWindowSlots>,
+    pub tasks: Vec<TaskInfo>,
     /// Free lists with at least one block or a problem, by zone and order.
     pub free_lists: Vec<FreeList>,
     /// What the guest should have found.
@@ -69,6 +76,9 @@ impl<'a> Context<'a> {
         let nodes = loader.table(buddy, guest.nodes());
         let zones = loader.table(buddy, guest.zones());
         let sections = loader.table(buddy, guest.checked_sections().map(<[Section]>::to_vec));
+        let vm_areas = loader.table(smp, guest.vm_areas());
+        let kmap_windows = loader.table(smp, guest.kmap_windows());
+        let tasks = loader.table(smp, guest.tasks());
         let mut free_lists = Vec::new();
         for (index, zone) in zones.iter().enumerate() {
             for order in 0..zone.free_area.len() {
@@ -103,6 +113,9 @@ impl<'a> Context<'a> {
             cpus,
             spaces,
             extra_tables,
+            vm_areas,
+            kmap_windows,
+            tasks,
             free_lists,
             machine,
             no_zones,
@@ -154,7 +167,10 @@ impl<'a> Context<'a> {
             page.mapcount,
             page.page_flags(),
         );
-        if page.kind == PageKind::Slab as u8 {
+        let area = page.kind == PageKind::Vmalloc as u8 || page.kind == PageKind::KernelStack as u8;
+        if area {
+            text.push_str(&format!(", page {} of the area at {:#x}", page.index, page.mapping));
+        } else if page.kind == PageKind::Slab as u8 {
             text.push_str(&format!(", slab of cache {}", page.mapping));
         } else if page.mapping != 0 {
             text.push_str(&format!(", mapped by pid {} at {:#x}", page.mapping, page.index << 12));

@@ -29,6 +29,7 @@ mod slab;
 #[cfg(test)]
 mod tests;
 mod topology;
+mod vmalloc;
 mod watermark;
 mod zones;
 
@@ -89,6 +90,13 @@ pub const RULES: &[&Rule] = &[
     &slab::LISTS,
     &slab::COUNTERS,
     &slab::REDZONE,
+    &vmalloc::AREAS,
+    &vmalloc::MAPPED,
+    &vmalloc::GUARD,
+    &vmalloc::OUTSIDE,
+    &vmalloc::OWNER,
+    &vmalloc::STACK,
+    &vmalloc::SLOTS,
     &owner::SINGLE,
     &owner::NONE,
     &owner::SUM,
@@ -160,6 +168,7 @@ fn audit_guest(context: &Context<'_>, mut ledger: Ledger) -> AuditReport {
         }
         Paging::default()
     };
+    vmalloc::run(context, &paging, ledger_ref);
     let owners = owner::run(context, &paging, ledger_ref);
     memmap::run(context, &paging, owners.as_ref(), ledger_ref);
     let frames = count(&context.machine.ram);

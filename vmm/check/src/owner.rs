@@ -16,13 +16,13 @@ use std::collections::BTreeMap;
 use memvisor_abi::{NR_ORDERS, PAGE_SHIFT, PFN_NONE, Page, PageKind};
 use memvisor_inspect::section_start_pfn;
 
-use crate::Rule;
 use crate::buddy::block_frames;
 use crate::claims::{Owner, OwnerMap};
 use crate::context::{Context, section_frames};
 use crate::frames::{Frames, clip, count, find, gaps, normalize};
 use crate::ledger::{Ledger, finding};
 use crate::paging::Paging;
+use crate::{Rule, vmalloc};
 
 pub(crate) const SINGLE: Rule = Rule {
     name: "owner.single",
@@ -122,6 +122,9 @@ impl Deriver<'_, '_> {
         for run in paging.runs.iter().filter(|run| run.access.user && !run.upper) {
             // A device mapped for a program is no frame of RAM.
             self.claim_in_ram(run.frames, Owner::User);
+        }
+        for (frames, owner) in vmalloc::owned(context, paging) {
+            self.claim_in_ram(frames, owner);
         }
         for list in &context.free_lists {
             for &block in &list.blocks {

@@ -20,6 +20,8 @@ pub(crate) struct Run {
     pub frames: Frames,
     pub access: Access,
     pub cache: Cache,
+    /// Index into the page attribute table.
+    pub pat: u8,
     /// In the kernel's half of the address space.
     pub upper: bool,
 }
@@ -195,6 +197,7 @@ impl Visitor for Gatherer<'_> {
             frames: Frames::from_count(leaf.gpa >> PAGE_SHIFT, pages),
             access: leaf.access,
             cache: Cache::from_pat_index(leaf.entry.pat_index(leaf.size)),
+            pat: leaf.entry.pat_index(leaf.size),
             upper: leaf.va >> (self.levels.va_bits() - 1) & 1 == 1,
         };
         self.paging.leaves += 1;
@@ -208,7 +211,7 @@ impl Visitor for Gatherer<'_> {
             Some(open)
                 if open.frames.end == run.frames.start
                     && open.va.wrapping_add(open.frames.len() << PAGE_SHIFT) == run.va
-                    && (open.access, open.cache, open.upper) == (run.access, run.cache, run.upper) =>
+                    && (open.access, open.pat, open.upper) == (run.access, run.pat, run.upper) =>
             {
                 open.frames.end = run.frames.end;
             }

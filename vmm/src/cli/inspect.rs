@@ -6,8 +6,8 @@ use clap::{Args, Subcommand};
 use memvisor_inspect::{
     ptdump::{PtDump, Span},
     views::{
-        BuddyView, CpusView, E820View, LayoutView, MemblockView, NumaView, PageView, SlabView, TranslateView,
-        ZonesView,
+        BuddyView, CpusView, E820View, LayoutView, MemblockView, NumaView, PageView, SlabView, StacksView,
+        TasksView, TranslateView, VmallocView, ZonesView,
     },
 };
 use serde::Serialize;
@@ -62,6 +62,12 @@ enum View {
         #[arg(long, visible_alias = "color")]
         colour: bool,
     },
+    /// Areas of the vmalloc range, and windows onto single frames
+    Vmalloc,
+    /// Kernel stacks: how deep they were used, and their guard pages
+    Stacks,
+    /// Tasks of the kernel
+    Tasks,
     /// The descriptor of a page frame
     Page {
         /// Page frame number
@@ -114,6 +120,9 @@ pub(super) fn run(args: &InspectArgs) -> anyhow::Result<ExitCode> {
         View::Slab { ref cache, colour } => {
             show(source, json, |s| Ok(SlabView::new(&s.guest()?, cache.as_deref(), colour)?))?
         }
+        View::Vmalloc => show(source, json, |s| Ok(VmallocView::new(&s.guest()?)?))?,
+        View::Stacks => show(source, json, |s| Ok(StacksView::new(&s.guest()?)?))?,
+        View::Tasks => show(source, json, |s| Ok(TasksView::new(&s.guest()?)?))?,
         View::Page { pfn } => show(source, json, |s| Ok(PageView::new(&s.guest()?, pfn)?))?,
         View::Pagetables { va } => show(source, json, |s| {
             // Where the layout is not published, ranges have no names; they are as right.

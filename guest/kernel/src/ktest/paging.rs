@@ -30,9 +30,9 @@ fn direct(phys: u64) -> u64 {
     layout::page_offset(levels()).as_u64() + phys
 }
 
-/// Where these tests map: far from what seeded faults use.
+/// Where these tests map: far from areas and from what seeded faults use.
 fn window() -> VirtAddr {
-    VirtAddr::new(layout::vmalloc_start(levels()).as_u64() + (64 << 20))
+    VirtAddr::new(layout::vmalloc_start(levels()).as_u64() + (1 << 38) + (64 << 20))
 }
 
 /// Maps a fresh frame at the window, runs `f`, and takes everything back.
@@ -83,7 +83,8 @@ pub fn the_lower_half_is_unmapped() -> Outcome {
 pub fn stack_guards_fault() -> Outcome {
     let base = percpu_area(percpu::cpu()).as_u64();
     faults(Probe::Read(base + 2 * PAGE_SIZE), "the page below the kernel stack is mapped")?;
-    faults(Probe::Read(base + 7 * PAGE_SIZE), "the page above the kernel stack is mapped")
+    faults(Probe::Read(base + 7 * PAGE_SIZE), "the page above the kernel stack is mapped")?;
+    faults(Probe::Read(base + 19 * PAGE_SIZE), "the page below the interrupt stack is mapped")
 }
 
 pub fn non_canonical_addresses_raise_gp() -> Outcome {

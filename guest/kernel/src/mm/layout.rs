@@ -31,5 +31,10 @@ pub fn percpu_contains(va: u64) -> bool {
     va.wrapping_sub(layout::PERCPU_START.as_u64()) < LEN
 }
 
+/// Whether an address lies in the vmalloc range.
+pub fn vmalloc_contains(va: u64) -> bool {
+    va.wrapping_sub(layout::vmalloc_start(levels()).as_u64()) < layout::vmalloc_size(levels())
+}
+
 /// Where the local APIC's registers are mapped: the first fixmap slot (Linux: `FIX_APIC_BASE`).
 pub const APIC_VA: VirtAddr = layout::FIXADDR_START;

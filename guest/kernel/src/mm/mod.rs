@@ -2,9 +2,13 @@
 
 pub mod cpu_local;
 pub mod early;
+pub mod fixmap;
+pub mod ioremap;
+pub mod kmap;
 pub mod layout;
 pub mod memmap;
 pub mod page_alloc;
 pub mod paging;
 pub mod phys;
 pub mod slab;
+pub mod vmalloc;

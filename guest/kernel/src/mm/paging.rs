@@ -178,6 +178,30 @@ pub fn unmap_kernel(va: VirtAddr, len: u64) {
     }
 }
 
+/// Runs `f` on the kernel's tree under its lock.
+pub fn with_kernel<R>(f: impl FnOnce(PageTable, &mut Tables) -> R) -> R {
+    let _half = KERNEL_HALF.lock();
+    f(kernel(), &mut Tables)
+}
+
+/// The level-1 entry of an address in the kernel's half: table and index. The tables on the way are made, and stay.
+pub fn pte_of(va: VirtAddr) -> (Pfn, usize) {
+    let _half = KERNEL_HALF.lock();
+    // Mapping and unmapping leaves exactly the tables.
+    map(kernel(), va, PhysAddr::new(0), mm_core::PAGE_SIZE, Prot::KERNEL_RO, LeafSize::Size4K);
+    let mut found = None;
+    kernel().walk(&Tables, va, |level, table, index, _| {
+        if level == 1 {
+            found = Some((table, index));
+        }
+    });
+    let mut gather = Gather::new();
+    let outcome =
+        kernel().unmap(&mut Tables, va, mm_core::PAGE_SIZE, KeepTables::All, &mut gather, |_, _, _| {});
+    gather.flush(&mut Tables, flush_all_cpus);
+    found.filter(|_| outcome.is_ok()).unwrap_or_else(|| panic!("{va} has no page-table entry"))
+}
+
 /// Changes the protection of kernel memory and flushes every CPU.
 pub fn protect_kernel(va: VirtAddr, len: u64, prot: Prot) {
     let _half = KERNEL_HALF.lock();
@@ -200,7 +224,7 @@ pub fn flush_local(range: &FlushRange) {
 /// Drops translations on every CPU.
 pub fn flush_all_cpus(range: FlushRange) {
     flush_local(&range);
-    crate::smp::call_others(regs::flush_all);
+    crate::smp::flush_others();
 }
 
 /// The tree in this CPU's CR3.

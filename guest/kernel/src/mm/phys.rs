@@ -154,6 +154,26 @@ pub fn write_mapped(va: VirtAddr) {
     unsafe { word.write_volatile(value) }
 }
 
+/// Writes a word through a mapping that the caller made outside the direct map.
+pub fn store_mapped(va: VirtAddr, value: u64) {
+    // SAFETY: as for `read_mapped`; such mappings belong to no Rust object.
+    unsafe { (va.as_u64() as *mut u64).write_volatile(value) }
+}
+
+/// Fills a page that the caller mapped outside the direct map with zeroes.
+pub fn zero_mapped(va: VirtAddr) {
+    // SAFETY: as for `store_mapped`, for one page.
+    unsafe {
+        core::arch::asm!(
+            "rep stosq",
+            inout("rdi") va.as_u64() => _,
+            inout("rcx") TABLE_ENTRIES => _,
+            in("rax") 0_u64,
+            options(nostack, preserves_flags),
+        );
+    }
+}
+
 /// Copies from ordinary memory into a frame.
 pub fn copy_to_frame(pfn: Pfn, offset: u64, bytes: &[u8]) {
     assert!(offset + bytes.len() as u64 <= PAGE_SIZE, "copy crosses a frame");

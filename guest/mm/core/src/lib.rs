@@ -8,6 +8,7 @@
 #![forbid(unsafe_code)]
 
 mod addr;
+mod context;
 mod gfp;
 mod order;
 mod page;
@@ -18,6 +19,7 @@ mod traits;
 mod tests;
 
 pub use addr::{Pfn, PhysAddr, VirtAddr};
+pub use context::MaySleep;
 pub use gfp::Gfp;
 pub use order::Order;
 pub use page::Page;

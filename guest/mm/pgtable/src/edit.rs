@@ -14,6 +14,9 @@ pub enum KeepTables {
     /// The tables that the root points to stay too: the kernel's half, whose top-level entries
     /// other roots copied.
     TopLevel,
+    /// All stay: ranges whose translations are flushed later than they are unmapped. Nothing is put on the gather
+    /// but the range, and neighbours may be mapped in the meantime (Linux never frees kernel tables).
+    All,
 }
 
 impl PageTable {
@@ -37,6 +40,7 @@ impl PageTable {
         let keep_level = match keep {
             KeepTables::Root => u8::MAX,
             KeepTables::TopLevel => self.levels.count(),
+            KeepTables::All => 0,
         };
         self.edit(mem, va, len, gather, Unmap { keep_level, f })
     }
@@ -232,7 +236,7 @@ impl<M: TableMem, E: Edit> Visitor for Editor<'_, M, E> {
 }
 
 struct Unmap<F> {
-    /// Level of the entries whose tables stay.
+    /// Level of the entries whose tables stay; 0 if all do.
     keep_level: u8,
     f: F,
 }
@@ -249,7 +253,7 @@ impl<F: FnMut(VirtAddr, Entry, u8)> Edit for Unmap<F> {
     }
 
     fn leave<M: TableMem>(&mut self, mem: &M, slot: &Slot, table: Pfn) -> Leave {
-        if slot.level == self.keep_level {
+        if slot.level == self.keep_level || self.keep_level == 0 {
             return Leave::Keep;
         }
         // Errors come from entries that the range covers partly, and so not from below a table

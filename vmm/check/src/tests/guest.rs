@@ -17,6 +17,7 @@ use memvisor_inspect::{
 };
 use memvisor_report::AuditReport;
 
+use super::vmalloc;
 use crate::watermark::{lowmem_reserves, watermarks};
 use crate::{Evidence, audit};
 use zerocopy::FromZeros;
@@ -319,6 +320,9 @@ impl Builder {
         self.map(pgd, VMEMMAP, 32 * MIB, 2, W | NX);
         self.map(pgd, VMEMMAP + 32 * 2 * MIB, 34 * MIB, 2, W | NX);
         self.map(pgd, FIXMAP, 0xfee0_0000, 1, W | NX | UC);
+        for (va, frame, uncached) in vmalloc::mappings() {
+            self.map(pgd, va, frame << 12, 1, W | NX | if uncached { UC } else { 0 });
+        }
         pgd
     }
 
@@ -364,6 +368,10 @@ impl Builder {
             if (USER_PFN..USER_PFN + 4).contains(&pfn) {
                 (page.kind, page.refcount, page.mapcount) = (PageKind::User as u8, 1, 0);
                 (page.mapping, page.index) = (PID.into(), USER_VA / 4096 + pfn - USER_PFN);
+            }
+            if let Some((kind, mapping, index)) = vmalloc::frame_of(pfn) {
+                (page.kind, page.refcount) = (kind as u8, 1);
+                (page.mapping, page.index) = (mapping, index);
             }
             if pfn == ALLOCATED_PFN {
                 (page.kind, page.refcount, page.order) = (PageKind::Allocated as u8, 1, 2);
@@ -511,7 +519,8 @@ impl Builder {
             range(0, 0x7fff_ffff_ffff, LayoutKind::User),
             range(0x8000_0000_0000, 0xffff_7fff_ffff_ffff, LayoutKind::NonCanonical),
             range(0xffff_8000_0000_0000, PAGE_OFFSET - 1, LayoutKind::Guard),
-            range(PAGE_OFFSET, VMEMMAP - 1, LayoutKind::DirectMap),
+            range(PAGE_OFFSET, vmalloc::VMALLOC - 1, LayoutKind::DirectMap),
+            range(vmalloc::VMALLOC, VMEMMAP - 1, LayoutKind::Vmalloc),
             range(VMEMMAP, u64::MAX, LayoutKind::Unused),
         ];
         let mut at = ROOT_GPA + 4096;
@@ -533,6 +542,8 @@ impl Builder {
                 })
             };
         }
+        let extra_tables = publish!([trampoline_pgd], u64);
+        let (vm_areas, kmaps, tasks) = vmalloc::publish(&mut self.memory, extra_tables.gpa + 0x800);
         let root = Root {
             magic: Root::MAGIC,
             version: Root::VERSION,
@@ -562,7 +573,10 @@ impl Builder {
             sections: publish!(sections, Section),
             cpus: publish!([cpu(0), cpu(1)], CpuInfo),
             address_spaces: publish!([space], AddressSpace),
-            extra_tables: publish!([trampoline_pgd], u64),
+            extra_tables,
+            vm_areas,
+            kmaps,
+            tasks,
             counters: Counters::default(),
             // Tables that no rule under test needs are not published.
             ..Root::new_zeroed()

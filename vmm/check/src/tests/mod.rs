@@ -3,6 +3,7 @@
 mod faults;
 mod guest;
 mod hostile;
+mod vmalloc;
 
 use guest::{healthy, healthy_with_five_levels};
 use memvisor_inspect::CpuRegisters;

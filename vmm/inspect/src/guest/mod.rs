@@ -16,6 +16,7 @@ mod free_list;
 mod pages;
 mod slab;
 mod tables;
+mod vmalloc;
 
 use std::mem::size_of;
 use std::sync::OnceLock;
@@ -31,6 +32,7 @@ pub use error::{AttachError, GuestError, TableName};
 pub use free_list::{FreeList, ListProblem};
 pub use pages::section_start_pfn;
 pub use slab::{Keeper, Slab, SlabWalk, Slabs, cache_name};
+pub use vmalloc::{KmapWindowSlots, VmAreaAt};
 
 #[cfg(test)]
 mod tests;

@@ -13,7 +13,9 @@ mod numa;
 mod page;
 mod pagetables;
 mod slab;
+mod stacks;
 mod translate;
+mod vmalloc;
 mod zones;
 
 #[cfg(test)]
@@ -31,7 +33,9 @@ pub use memblock::{MemblockRow, MemblockView};
 pub use numa::{NodeRow, NumaView};
 pub use page::{PageRow, PageView};
 pub use slab::{CacheRow, SlabRow, SlabView};
+pub use stacks::{StackRow, StacksView, TaskRow, TasksView};
 pub use translate::TranslateView;
+pub use vmalloc::{KmapRow, VmAreaRow, VmallocView};
 pub use zones::{ZoneRow, ZonesView};
 
 /// Guest-physical bytes, both ends included, as Linux prints them.

@@ -45,11 +45,14 @@ pub fn end_of_interrupt() {
 
 fn send(apic_id: u32, command: u32) {
     const PENDING: u32 = 1 << 12;
+    // A handler that sends in between would write over the destination.
+    let flags = super::regs::irq_save();
     write(ICR_HIGH, apic_id << 24);
     write(ICR_LOW, command);
     while read(ICR_LOW) & PENDING != 0 {
         core::hint::spin_loop();
     }
+    super::regs::irq_restore(flags);
 }
 
 /// Sends an interrupt to one CPU.

@@ -62,6 +62,11 @@ pub fn init_control_registers() -> (bool, bool) {
     (value & CR4_SMEP != 0, value & CR4_SMAP != 0)
 }
 
+/// Whether the page attribute table holds what was written: else only write-back and uncached can be had.
+pub fn pat_is_linuxs() -> bool {
+    regs::rdmsr(MSR_PAT) == PAT
+}
+
 /// Lets ring 3 enter by `syscall` on this CPU.
 pub fn init_syscall(percpu_base: u64) {
     // sysret would load CS = base + 16 and SS = base + 8; we return by iretq, but debuggers and

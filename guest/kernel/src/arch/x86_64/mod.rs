@@ -4,8 +4,10 @@ pub mod apic;
 pub mod cpu;
 pub mod percpu;
 pub mod regs;
+pub mod stack;
 pub mod trap;
 pub mod user;
 
 core::arch::global_asm!(include_str!("boot.s"), options(att_syntax));
 core::arch::global_asm!(include_str!("trap.s"), options(att_syntax));
+core::arch::global_asm!(include_str!("switch.s"), options(att_syntax));

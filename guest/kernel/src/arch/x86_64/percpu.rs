@@ -10,24 +10,36 @@
 //! | 3..7 | kernel stack |
 //! | 8..10, 11..13, 14..16, 17..19 | IST stacks of #DF, NMI, #MC, #PF |
 //!
-//! All other pages are guards. Since every stack lies in the area, RSP masked by the size gives the
-//! area (Linux before 4.9 found `thread_info` this way); GS stays the user's.
+//! | 20..24 | interrupt stack |
+//! | 32..48 | windows of kmap_local, empty at boot |
+//!
+//! All other pages are guards. RSP masked by the area's size gives the area. Kernel threads have their
+//! stacks in the vmalloc range, aligned to their size; the last words of such a stack ([`ThreadInfo`]) say on which CPU
+//! it runs (Linux before 4.9 found `thread_info` this way). GS stays the user's.
 
 use core::mem::{offset_of, size_of};
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-use mm_core::PAGE_SIZE;
+use memvisor_abi::{KM_MAX_IDX, THREAD_SIZE};
+use mm_core::{PAGE_SIZE, PFN_NONE};
 
 use super::regs;
 
 /// Virtual bytes of an area.
-pub const AREA_SIZE: u64 = 0x2_0000;
+pub const AREA_SIZE: u64 = 0x4_0000;
 /// Frames of an area.
-pub const AREA_FRAMES: u64 = 14;
+pub const AREA_FRAMES: u64 = 18;
 /// First page and number of pages of every mapped run, in the order of the frames.
-pub const AREA_RUNS: [(u64, u64); 6] = [(0, 2), (3, 4), (8, 2), (11, 2), (14, 2), (17, 2)];
+pub const AREA_RUNS: [(u64, u64); 7] = [(0, 2), (3, 4), (8, 2), (11, 2), (14, 2), (17, 2), (20, 4)];
+
+/// Stacks of an area: name, first page, pages. The page below each is a guard.
+pub const STACKS: [(&str, u64, u64); 6] =
+    [("task", 3, 4), ("#DF", 8, 2), ("NMI", 11, 2), ("#MC", 14, 2), ("#PF", 17, 2), ("IRQ", 20, 4)];
+/// First page of the windows of kmap_local.
+pub const KMAP_PAGE: u64 = 32;
 
 const KSTACK_TOP: u64 = 7 * PAGE_SIZE;
+const IRQ_STACK_TOP: u64 = 24 * PAGE_SIZE;
 const IST_TOPS: [u64; 4] = [10 * PAGE_SIZE, 13 * PAGE_SIZE, 16 * PAGE_SIZE, 19 * PAGE_SIZE];
 
 /// IST slots (1-based, as gates name them).
@@ -66,7 +78,46 @@ pub struct PerCpu {
     pub call: AtomicU64,
     /// Interrupts taken.
     pub interrupts: AtomicU64,
+    /// Interrupt handlers that run (Linux: `hardirq_count`).
+    pub hardirq: AtomicU32,
+    /// Sections that must not be left by switching (Linux: `preempt_count`).
+    pub preempt: AtomicU32,
+    /// Number of the task that runs: see [`crate::sched`].
+    pub current: AtomicU32,
+    /// 1 while the CPU halts for want of work.
+    pub idle: AtomicU32,
+    /// Flushes of the TLB that others asked for, and how many of them are done: see [`crate::smp::flush_others`].
+    pub flush_requested: AtomicU64,
+    /// See [`PerCpu::flush_requested`].
+    pub flush_done: AtomicU64,
+    /// What the windows of kmap_local map.
+    pub kmaps: [KmapLocalSlot; KM_MAX_IDX],
 }
+
+/// A window of kmap_local: [`memvisor_abi::KmapSlot`] that only its CPU writes.
+#[derive(Debug)]
+#[repr(C)]
+pub struct KmapLocalSlot {
+    /// Frame, or `PFN_NONE`.
+    pub pfn: AtomicU64,
+    /// 1 if it is mapped.
+    pub count: AtomicU32,
+    next: AtomicU32,
+}
+
+/// The last words of a kernel thread's stack.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct ThreadInfo {
+    /// Area of the CPU that it runs on.
+    pub percpu: u64,
+    /// Number of the task.
+    pub task: u64,
+}
+
+/// Bytes at the top of a kernel thread's stack that are not stack.
+pub const THREAD_TOP: u64 = 64;
+
 const _: () = assert!(
     offset_of!(PerCpu, kstack_top) == 8
         && offset_of!(PerCpu, scratch) == 16
@@ -84,8 +135,26 @@ struct Tables {
 
 /// The address of the area of the CPU that runs this, or `None` on a boot stack.
 fn area() -> Option<u64> {
-    let base = regs::rsp() & !(AREA_SIZE - 1);
-    crate::mm::layout::percpu_contains(base).then_some(base)
+    let rsp = regs::rsp();
+    let base = rsp & !(AREA_SIZE - 1);
+    if crate::mm::layout::percpu_contains(base) {
+        return Some(base);
+    }
+    if !crate::mm::layout::vmalloc_contains(rsp) {
+        return None;
+    }
+    // SAFETY: this code runs on a thread's stack, so its last words are mapped.
+    Some(unsafe { (*thread_info(rsp)).percpu })
+}
+
+/// The last words of the kernel thread's stack that holds `rsp`.
+pub const fn thread_info(rsp: u64) -> *mut ThreadInfo {
+    ((rsp & !(THREAD_SIZE - 1)) + THREAD_SIZE - size_of::<ThreadInfo>() as u64) as *mut ThreadInfo
+}
+
+/// Address of a CPU's interrupt stack's end.
+pub fn irq_stack_top(percpu: &PerCpu) -> u64 {
+    (&raw const *percpu as u64) + IRQ_STACK_TOP
 }
 
 /// This CPU's data; `None` until the CPU runs on its own stack.
@@ -146,6 +215,10 @@ pub unsafe fn init_area(base: u64, cpu: u32) {
     // SAFETY: as above.
     let percpu = unsafe { &*(base as *const PerCpu) };
     percpu.cpu.store(cpu, Ordering::Relaxed);
+    percpu.current.store(cpu, Ordering::Relaxed);
+    for slot in &percpu.kmaps {
+        slot.pfn.store(PFN_NONE, Ordering::Relaxed);
+    }
     percpu.kstack_top.store(base + KSTACK_TOP, Ordering::Relaxed);
     percpu.tss_rsp0.store(tss + 4, Ordering::Relaxed);
 }

@@ -158,6 +158,16 @@ pub fn irq_restore(flags: u64) {
     }
 }
 
+/// Whether interrupts are enabled.
+pub fn irqs_enabled() -> bool {
+    let flags: u64;
+    // SAFETY: as for `irq_save`.
+    unsafe {
+        asm!("pushfq", "pop {}", out(reg) flags);
+    }
+    flags & 1 << 9 != 0
+}
+
 /// Waits for an interrupt with interrupts enabled, and disables them again.
 pub fn wait_for_interrupt() {
     // SAFETY: as for `irq_restore`; `sti` takes effect after `hlt` began, so none is missed.

@@ -5,7 +5,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use memvisor_abi::port::ExitCode;
 
-use super::{apic, percpu, regs};
+use super::{apic, percpu, regs, stack};
 use crate::sync::Lock;
 use crate::{panic, println, syscall, task};
 
@@ -15,6 +15,10 @@ pub const VECTOR_SYSCALL: u64 = 256;
 pub const VECTOR_PAGE_FAULT: u64 = 14;
 /// A call for this CPU waits in its mailbox.
 pub const VECTOR_CALL: u8 = 0xf0;
+/// Another CPU changed kernel mappings: drop translations.
+pub const VECTOR_FLUSH: u8 = 0xf2;
+/// A thread waits for a CPU.
+pub const VECTOR_RESCHEDULE: u8 = 0xf3;
 /// Another CPU panicked or powers off: stop.
 pub const VECTOR_STOP: u8 = 0xf1;
 /// The local APIC withdrew an interrupt.
@@ -257,21 +261,34 @@ extern "C" fn trap_entry(frame: &mut TrapFrame) {
     match frame.vector {
         VECTOR_SYSCALL => syscall::dispatch(frame),
         VECTOR_PAGE_FAULT if frame.came_from_user() => task::page_fault(frame, regs::cr2()),
-        32.. => interrupt(frame.vector),
+        32.. => take_interrupt(frame),
         _ if frame.came_from_user() => task::trap(frame),
         _ => die(frame),
     }
 }
 
-fn interrupt(vector: u64) {
-    if let Some(percpu) = percpu::current() {
-        percpu.interrupts.fetch_add(1, Ordering::Relaxed);
-    }
+/// Runs the handler on the CPU's interrupt stack (Linux: `run_irq_on_irqstack_cond`): what it needs does not
+/// depend on how deep the interrupted stack is. Handlers keep interrupts off, so the stack is never in use.
+fn take_interrupt(frame: &TrapFrame) {
+    let Some(percpu) = percpu::current() else { return interrupt(frame.vector) };
+    percpu.interrupts.fetch_add(1, Ordering::Relaxed);
+    percpu.hardirq.fetch_add(1, Ordering::Relaxed);
+    // SAFETY: the top of the mapped interrupt stack of this CPU, which no handler uses.
+    unsafe { stack::call_on(percpu::irq_stack_top(percpu), interrupt, frame.vector) };
+    percpu.hardirq.fetch_sub(1, Ordering::Relaxed);
+}
+
+extern "C" fn interrupt(vector: u64) {
     match u8::try_from(vector) {
         Ok(VECTOR_CALL) => {
             apic::end_of_interrupt();
             crate::trace::in_interrupt(VECTOR_CALL, crate::smp::run_call);
         }
+        Ok(VECTOR_FLUSH) => {
+            apic::end_of_interrupt();
+            crate::smp::answer_flush();
+        }
+        Ok(VECTOR_RESCHEDULE) => apic::end_of_interrupt(),
         Ok(VECTOR_STOP) => regs::halt_forever(),
         Ok(VECTOR_SPURIOUS) | Err(_) => {}
         Ok(vector) => {
@@ -285,6 +302,15 @@ fn interrupt(vector: u64) {
 fn die(frame: &TrapFrame) -> ! {
     panic::begin();
     let cr2 = regs::cr2();
+    let overflow = crate::sched::stack_guard(cr2).filter(|_| matches!(frame.vector, 8 | VECTOR_PAGE_FAULT));
+    if let Some(stack) = &overflow {
+        println!(
+            "BUG: stack guard page was hit at {cr2:#x} (stack is {:#x}..{:#x})",
+            stack.start,
+            stack.end - 1
+        );
+        println!("kernel stack overflow in {}", stack.owner());
+    }
     println!(
         "Oops: {} (vector {}), error {:#x}, CPU {}",
         name(frame.vector),
@@ -297,6 +323,10 @@ fn die(frame: &TrapFrame) -> ! {
         panic::print_walk(cr2);
     }
     panic::print_backtrace(frame.rip, frame.rbp);
+    if let Some(stack) = overflow {
+        panic::leave_epitaph(format_args!("kernel stack overflow in {}", stack.owner()));
+        panic::end(ExitCode::Trap)
+    }
     panic::leave_epitaph(format_args!(
         "{} at rip {:#x}, cr2 {cr2:#x}, error {:#x}, CPU {}",
         name(frame.vector),

@@ -2,11 +2,11 @@
 #
 # A stub of 16 bytes a vector pushes (error code,) vector and joins trap_common, which saves the
 # general registers: the stack then holds a TrapFrame (trap.rs). Every way back is iretq.
-# GS always holds the user's base: the kernel finds its per-CPU area by masking RSP (percpu.rs), and
+# GS always holds the user's base: the kernel finds its per-CPU area through RSP (percpu.rs), and
 # only syscall_entry borrows the kernel's GS base for two instructions, because it arrives on the
 # user's stack.
 
-.set PERCPU_SIZE, 0x20000           # percpu.rs: AREA_SIZE
+.set PERCPU_SIZE, 0x40000           # percpu.rs: AREA_SIZE
 .set PERCPU_KSTACK, 8               # percpu.rs: PerCpu::kstack_top
 .set PERCPU_SCRATCH, 16             # percpu.rs: PerCpu::scratch
 .set PERCPU_TSS_RSP0, 24            # percpu.rs: PerCpu::tss_rsp0, the address of TSS.RSP0
@@ -119,7 +119,7 @@ syscall_entry:
     pushq $256                      # trap.rs: VECTOR_SYSCALL
     jmp trap_common
 
-# u64 enter_user(const TrapFrame *frame): runs ring 3 until leave_user. The stack below this frame
+# u64 enter_user(const TrapFrame *frame, PerCpu *percpu): runs ring 3 until leave_user. The stack below this frame
 # becomes the task's kernel stack.
 .globl enter_user
 enter_user:
@@ -130,20 +130,16 @@ enter_user:
     pushq %r14
     pushq %r15
     sub $8, %rsp                    # a trap's frame starts 16-byte aligned
-    mov %rsp, %rax
-    and $-PERCPU_SIZE, %rax
-    mov %rsp, PERCPU_KSTACK(%rax)
-    mov PERCPU_TSS_RSP0(%rax), %rcx
+    mov %rsp, PERCPU_KSTACK(%rsi)
+    mov PERCPU_TSS_RSP0(%rsi), %rcx
     mov %rsp, (%rcx)
     mov %rdi, %rsp
     jmp trap_return
 
-# void leave_user(u64 status): makes enter_user return status.
+# void leave_user(u64 status, PerCpu *percpu): makes enter_user return status.
 .globl leave_user
 leave_user:
-    mov %rsp, %rax
-    and $-PERCPU_SIZE, %rax
-    mov PERCPU_KSTACK(%rax), %rsp
+    mov PERCPU_KSTACK(%rsi), %rsp
     mov %rdi, %rax
     add $8, %rsp
     popq %r15

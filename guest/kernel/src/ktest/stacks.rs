@@ -1,0 +1,176 @@
+//! Threads, wait queues and their stacks.
+
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use memvisor_abi::THREAD_SIZE;
+use mm_core::{PAGE_SIZE, VirtAddr};
+
+use super::{Failure, Test, check};
+use crate::arch::percpu;
+use crate::arch::regs;
+use crate::arch::trap::{Probe, VECTOR_PAGE_FAULT, probe};
+use crate::mm::layout::{percpu_area, vmalloc_contains};
+use crate::mm::vmalloc;
+use crate::sched::{self, Thread, WaitQueue};
+use crate::smp;
+
+type Outcome = Result<(), Failure>;
+
+pub const TESTS: [(&str, Test); 8] = [
+    ("a_thread_runs_on_its_own_guarded_stack", a_thread_runs_on_its_own_guarded_stack),
+    ("threads_take_turns", threads_take_turns),
+    ("a_wait_queue_wakes_its_waiters", a_wait_queue_wakes_its_waiters),
+    ("threads_run_on_every_cpu", threads_run_on_every_cpu),
+    ("joined_threads_give_their_stacks_back", joined_threads_give_their_stacks_back),
+    ("interrupts_use_the_interrupt_stack", interrupts_use_the_interrupt_stack),
+    ("only_task_context_may_sleep", only_task_context_may_sleep),
+    ("sleepers_stay_for_the_audit", sleepers_stay_for_the_audit),
+];
+
+static WORD: AtomicU64 = AtomicU64::new(0);
+static COUNT: AtomicU64 = AtomicU64::new(0);
+
+fn spawn(name: &str, entry: fn(u64), argument: u64) -> Result<Thread, Failure> {
+    sched::spawn(name, entry, argument, &sched::task_context()).map_err(|_| Failure::Wrong("no thread"))
+}
+
+fn faults(va: u64) -> bool {
+    probe(Probe::Read(va)) == Err(VECTOR_PAGE_FAULT)
+}
+
+fn a_thread_runs_on_its_own_guarded_stack() -> Outcome {
+    fn body(_: u64) {
+        WORD.store(regs::rsp(), Ordering::Release);
+        let base = regs::rsp() & !(THREAD_SIZE - 1);
+        let guarded = faults(base - 8) && !faults(base) && faults(base + THREAD_SIZE);
+        COUNT.store(u64::from(guarded), Ordering::Release);
+    }
+    let context = sched::task_context();
+    let thread = spawn("stack", body, 0)?;
+    let stack = thread.stack().as_u64();
+    thread.join(&context);
+    let rsp = WORD.load(Ordering::Acquire);
+    check(vmalloc_contains(rsp) && (stack..stack + THREAD_SIZE).contains(&rsp), "the thread ran elsewhere")?;
+    check(COUNT.load(Ordering::Acquire) == 1, "a page next to the stack is mapped")?;
+    vmalloc::vm().purge();
+    check(faults(stack), "the stack outlived its thread")
+}
+
+fn threads_take_turns() -> Outcome {
+    /// Each adds its digit, then lets the other go.
+    fn body(digit: u64) {
+        let context = sched::task_context();
+        for _ in 0..3 {
+            WORD.fetch_add(digit, Ordering::AcqRel);
+            sched::yield_now(&context);
+        }
+        COUNT.fetch_add(1, Ordering::AcqRel);
+    }
+    let context = sched::task_context();
+    WORD.store(0, Ordering::Release);
+    COUNT.store(0, Ordering::Release);
+    let threads = [spawn("turn-1", body, 1)?, spawn("turn-2", body, 100)?, spawn("turn-3", body, 10_000)?];
+    for thread in threads {
+        thread.join(&context);
+    }
+    check(WORD.load(Ordering::Acquire) == 30_303, "a turn was lost")?;
+    check(COUNT.load(Ordering::Acquire) == 3, "a thread did not end")
+}
+
+static GATE: WaitQueue = WaitQueue::new();
+
+fn a_wait_queue_wakes_its_waiters() -> Outcome {
+    fn body(_: u64) {
+        GATE.wait_event(&sched::task_context(), || WORD.load(Ordering::Acquire) != 0);
+        COUNT.fetch_add(1, Ordering::AcqRel);
+    }
+    let context = sched::task_context();
+    WORD.store(0, Ordering::Release);
+    COUNT.store(0, Ordering::Release);
+    let threads = [spawn("wait-1", body, 0)?, spawn("wait-2", body, 0)?];
+    for _ in 0..20 {
+        sched::yield_now(&context);
+    }
+    check(COUNT.load(Ordering::Acquire) == 0, "a waiter went on without its event")?;
+    WORD.store(1, Ordering::Release);
+    GATE.wake_up_all();
+    for thread in threads {
+        thread.join(&context);
+    }
+    check(COUNT.load(Ordering::Acquire) == 2, "a waiter was not woken")
+}
+
+fn threads_run_on_every_cpu() -> Outcome {
+    fn body(_: u64) {
+        WORD.fetch_or(1 << percpu::cpu(), Ordering::AcqRel);
+    }
+    let context = sched::task_context();
+    let cpus = smp::nr_online().min(64);
+    WORD.store(0, Ordering::Release);
+    for cpu in 0..cpus {
+        let thread =
+            sched::spawn_on(cpu, "everywhere", body, 0, &context).map_err(|_| Failure::Wrong("no thread"))?;
+        thread.join(&context);
+    }
+    check(WORD.load(Ordering::Acquire).count_ones() == cpus, "a CPU did not run its thread")
+}
+
+fn joined_threads_give_their_stacks_back() -> Outcome {
+    fn body(_: u64) {}
+    let context = sched::task_context();
+    let live = sched::nr_live();
+    let busy = vmalloc::AREAS.lock().nr_busy();
+    for _ in 0..10 {
+        spawn("short", body, 0)?.join(&context);
+    }
+    check(sched::nr_live() == live, "threads are left over")?;
+    check(vmalloc::AREAS.lock().nr_busy() == busy, "stacks are left over")
+}
+
+fn interrupts_use_the_interrupt_stack() -> Outcome {
+    fn handler() {
+        WORD.store(regs::rsp(), Ordering::Release);
+        COUNT.store(percpu::cpu().into(), Ordering::Release);
+    }
+    if smp::nr_online() < 2 {
+        return Err(Failure::Skip("one CPU sends itself no calls"));
+    }
+    WORD.store(0, Ordering::Release);
+    smp::call_others(handler);
+    let rsp = WORD.load(Ordering::Acquire);
+    let cpu = u32::try_from(COUNT.load(Ordering::Acquire)).unwrap_or(0);
+    let area = percpu_area(cpu).as_u64();
+    let irq = area + 20 * PAGE_SIZE..area + 24 * PAGE_SIZE;
+    // A CPU that was about to halt runs the call in its idle loop.
+    let idle = area + 3 * PAGE_SIZE..area + 7 * PAGE_SIZE;
+    check(irq.contains(&rsp) || idle.contains(&rsp), "a handler ran on a foreign stack")?;
+    check(faults(VirtAddr::new(irq.start - 8).as_u64()), "the page below the interrupt stack is mapped")
+}
+
+fn only_task_context_may_sleep() -> Outcome {
+    fn handler() {
+        COUNT.store(u64::from(sched::might_sleep().is_some()), Ordering::Release);
+    }
+    check(sched::might_sleep().is_some(), "a task may not sleep")?;
+    let flags = regs::irq_save();
+    let off = sched::might_sleep().is_some();
+    regs::irq_restore(flags);
+    check(!off, "sleeping is allowed with interrupts off")?;
+    COUNT.store(0, Ordering::Release);
+    smp::call_others(handler);
+    check(COUNT.load(Ordering::Acquire) == 0, "sleeping is allowed in a call from another CPU")
+}
+
+/// Threads that never wake, so that the audits have stacks to look at.
+fn sleepers_stay_for_the_audit() -> Outcome {
+    static NEVER: WaitQueue = WaitQueue::new();
+    fn body(_: u64) {
+        COUNT.fetch_add(1, Ordering::AcqRel);
+        NEVER.wait_event(&sched::task_context(), || false);
+    }
+    COUNT.store(0, Ordering::Release);
+    let _sleepers = [spawn("sleeper-1", body, 0)?, spawn("sleeper-2", body, 0)?];
+    let context = sched::task_context();
+    GATE.wait_event(&context, || COUNT.load(Ordering::Acquire) == 2);
+    Ok(())
+}

@@ -1,0 +1,343 @@
+//! Cooperative kernel threads (Linux: kernel/sched/core.c and kernel/kthread.c, as far as a memory manager needs them).
+//!
+//! A thread runs until it waits, yields or ends; nobody takes the CPU from it. Ready threads stand in one queue, and every
+//! CPU's idle loop takes from it. The idle task of a CPU runs on the stack of its per-CPU area; the boot CPU's also runs
+//! boot and tests, and where those wait, it runs threads meanwhile.
+//!
+//! The lock of the queue is held across a switch of stacks: whoever finds a thread in the queue finds its registers saved.
+//!
+//! Differs from Linux: no preemption, no priorities, one queue.
+
+mod stacks;
+mod thread;
+mod wait;
+
+use core::sync::atomic::Ordering;
+
+use guest_firmware::acpi::MAX_CPUS;
+use memvisor_abi::{TaskInfo, TaskState};
+use mm_core::MaySleep;
+use mm_vmalloc::LocalStack;
+
+use crate::arch::percpu::{self, PerCpu};
+use crate::arch::{regs, stack};
+use crate::mm::kmap;
+use crate::smp;
+use crate::sync::Lock;
+
+pub use stacks::stack_guard;
+pub use thread::{Thread, spawn, spawn_on};
+pub use wait::WaitQueue;
+
+/// Threads that exist at once, dead ones that nobody joined included.
+const MAX_THREADS: usize = 256;
+/// Tasks: the idle tasks by CPU, then threads.
+pub const MAX_TASKS: usize = MAX_CPUS + MAX_THREADS;
+const ANY_CPU: u32 = u32::MAX;
+const NOBODY: usize = usize::MAX;
+
+/// A task; what is published comes first.
+#[repr(C)]
+struct Task {
+    info: TaskInfo,
+    entry: fn(u64),
+    argument: u64,
+    /// Next in the queue, or [`NOBODY`].
+    next: usize,
+    /// The task decided to sleep, and nobody has woken it since.
+    sleeps: bool,
+}
+
+/// All tasks and the queue.
+#[repr(C)]
+struct Sched {
+    tasks: [Task; MAX_TASKS],
+    first: usize,
+    last: usize,
+    pids: u32,
+}
+
+const NO_INFO: TaskInfo = TaskInfo {
+    pid: 0,
+    state: TaskState::Unused as u32,
+    cpu: 0,
+    idle: 0,
+    stack: 0,
+    stack_len: 0,
+    rsp: 0,
+    switches: 0,
+    kmap_depth: 0,
+    pinned: ANY_CPU,
+    name: [0; 16],
+};
+
+fn nothing(_: u64) {}
+
+static SCHED: Lock<Sched> = Lock::new(Sched {
+    tasks: [const { Task { info: NO_INFO, entry: nothing, argument: 0, next: NOBODY, sleeps: false } };
+        MAX_TASKS],
+    first: NOBODY,
+    last: NOBODY,
+    pids: 1,
+});
+
+/// The kmap_local mappings of every task; only the task itself uses its own.
+static LOCAL_MAPS: [Lock<LocalStack>; MAX_TASKS] = [const { Lock::new(LocalStack::new()) }; MAX_TASKS];
+
+/// The published table: address and stride.
+pub fn table() -> (*const TaskInfo, usize) {
+    (SCHED.as_ptr().cast::<TaskInfo>(), size_of::<Task>())
+}
+
+/// Gives every CPU its idle task. The one that runs this is the boot CPU's.
+pub fn init(cpus: u32) {
+    let mut sched = SCHED.lock();
+    for cpu in 0..cpus {
+        let (base, len) = stacks::kernel_stack(cpu);
+        let task = &mut sched.tasks[cpu as usize];
+        task.info = TaskInfo {
+            state: TaskState::Running as u32,
+            cpu,
+            idle: 1,
+            stack: base,
+            stack_len: len,
+            pinned: cpu,
+            name: name_of("swapper/", cpu),
+            ..NO_INFO
+        };
+    }
+}
+
+/// A name with a number behind it.
+fn name_of(prefix: &str, number: u32) -> [u8; 16] {
+    let mut name = [0; 16];
+    let mut digits = [0; 10];
+    let (mut len, mut rest) = (0, number);
+    loop {
+        // A digit fits.
+        digits[len] = b'0' + u8::try_from(rest % 10).unwrap_or(0);
+        (len, rest) = (len + 1, rest / 10);
+        if rest == 0 {
+            break;
+        }
+    }
+    let text = prefix.bytes().chain(digits[..len].iter().rev().copied());
+    for (to, from) in name.iter_mut().zip(text.take(15)) {
+        *to = from;
+    }
+    name
+}
+
+fn text(name: &[u8; 16]) -> &str {
+    let len = name.iter().position(|&byte| byte == 0).unwrap_or(name.len());
+    core::str::from_utf8(&name[..len]).unwrap_or("?")
+}
+
+/// Proof that this is task context (Linux: `might_sleep`), or `None`: in an interrupt, with interrupts off, inside
+/// kmap_atomic.
+pub fn might_sleep() -> Option<MaySleep<'static>> {
+    let percpu = percpu::current()?;
+    let atomic = percpu.hardirq.load(Ordering::Relaxed) != 0 || percpu.preempt.load(Ordering::Relaxed) != 0;
+    (!atomic && regs::irqs_enabled()).then(MaySleep::checked_by_scheduler)
+}
+
+/// [`might_sleep`] for code that must be in task context; ends the kernel with Linux's words otherwise.
+#[track_caller]
+pub fn task_context() -> MaySleep<'static> {
+    might_sleep().unwrap_or_else(|| {
+        panic!("BUG: sleeping function called from invalid context at {}", core::panic::Location::caller())
+    })
+}
+
+/// Number of the task that runs here; 0 before there are per-CPU areas.
+pub fn current() -> usize {
+    percpu::current().map_or(0, |percpu| percpu.current.load(Ordering::Relaxed) as usize)
+}
+
+/// Runs `f` with the kmap_local mappings of the current task, which stays on its CPU meanwhile. Afterwards the task is
+/// bound to the CPU as long as it holds any (Linux: `migrate_disable`).
+pub fn with_local_maps<R>(f: impl FnOnce(&PerCpu, &mut LocalStack) -> R) -> R {
+    let flags = regs::irq_save();
+    let percpu = percpu::current().expect("kmap_local works once per-CPU areas exist");
+    let number = percpu.current.load(Ordering::Relaxed) as usize;
+    let mut maps = LOCAL_MAPS[number].lock();
+    let result = f(percpu, &mut maps);
+    let depth = u32::try_from(maps.depth()).unwrap_or(0);
+    drop(maps);
+    SCHED.lock().tasks[number].info.kmap_depth = depth;
+    regs::irq_restore(flags);
+    result
+}
+
+/// Threads that are neither dead nor waiting to be joined, and the boot CPU's own course: who could still do something.
+pub fn nr_live() -> u32 {
+    let sched = SCHED.lock();
+    let live = |task: &&Task| {
+        task.info.state != TaskState::Unused as u32 && task.info.state != TaskState::Dead as u32
+    };
+    let threads = sched.tasks[MAX_CPUS..].iter().filter(live).count();
+    1 + u32::try_from(threads).unwrap_or(0)
+}
+
+/// Lets other threads run (Linux: `cond_resched`, `yield`).
+pub fn yield_now(_context: &MaySleep<'_>) {
+    schedule();
+}
+
+impl Sched {
+    fn push(&mut self, number: usize) {
+        let task = &mut self.tasks[number];
+        task.info.state = TaskState::Runnable as u32;
+        task.next = NOBODY;
+        match self.last {
+            NOBODY => self.first = number,
+            last => self.tasks[last].next = number,
+        }
+        self.last = number;
+    }
+
+    /// Takes the first task that may run on `cpu` out of the queue.
+    fn pop(&mut self, cpu: u32) -> Option<usize> {
+        let (mut before, mut at) = (NOBODY, self.first);
+        while at != NOBODY && !self.tasks[at].may_run_on(cpu) {
+            (before, at) = (at, self.tasks[at].next);
+        }
+        if at == NOBODY {
+            return None;
+        }
+        let next = self.tasks[at].next;
+        match before {
+            NOBODY => self.first = next,
+            before => self.tasks[before].next = next,
+        }
+        if self.last == at {
+            self.last = before;
+        }
+        Some(at)
+    }
+
+    fn has_work(&self, cpu: u32) -> bool {
+        let mut at = self.first;
+        while at != NOBODY {
+            if self.tasks[at].may_run_on(cpu) {
+                return true;
+            }
+            at = self.tasks[at].next;
+        }
+        false
+    }
+}
+
+impl Task {
+    fn may_run_on(&self, cpu: u32) -> bool {
+        let held = self.info.kmap_depth > 0 && self.info.cpu != cpu;
+        (self.info.pinned == ANY_CPU || self.info.pinned == cpu) && !held
+    }
+}
+
+/// Gives the CPU to the next thread (Linux: `__schedule`). An idle task that finds none comes back at once; a thread that
+/// finds none gives the CPU to the idle task. Comes back when it is this task's turn again, maybe on another CPU.
+fn schedule() {
+    let percpu = percpu::current().expect("scheduling begins after boot");
+    let me = percpu.current.load(Ordering::Relaxed) as usize;
+    assert!(
+        percpu.preempt.load(Ordering::Relaxed) == 0 && percpu.hardirq.load(Ordering::Relaxed) == 0,
+        "BUG: scheduling while atomic: task {me}"
+    );
+    let cpu = percpu.cpu.load(Ordering::Relaxed);
+    let mut sched = SCHED.lock();
+    let next = sched.pop(cpu);
+    let old = &mut sched.tasks[me];
+    let idle = old.info.idle == 1;
+    let stays = !idle && !old.sleeps && old.info.state == TaskState::Running as u32;
+    let next = match next {
+        Some(next) => next,
+        None if idle || stays => return,
+        None => cpu as usize,
+    };
+    if stays {
+        sched.push(me);
+    } else if idle {
+        sched.tasks[me].info.state = TaskState::Runnable as u32;
+    } else if sched.tasks[me].sleeps {
+        sched.tasks[me].info.state = TaskState::Sleeping as u32;
+    }
+    let new = &mut sched.tasks[next];
+    new.info.state = TaskState::Running as u32;
+    new.info.cpu = cpu;
+    new.info.switches += 1;
+    let load = new.info.rsp;
+    new.info.rsp = 0;
+    if new.info.idle == 0 {
+        thread::moves_to(new.info.stack, percpu, next);
+    }
+    kmap::switch(percpu, &LOCAL_MAPS[me].lock(), &LOCAL_MAPS[next].lock());
+    percpu.current.store(u32::try_from(next).unwrap_or(0), Ordering::Relaxed);
+    let save = &raw mut sched.tasks[me].info.rsp;
+    let flags = sched.keep_locked();
+    // SAFETY: `load` belongs to a task that is on no CPU, since it was in the queue or is this CPU's idle task, and the
+    // queue's lock is held until the new stack opens it; `save` is in a static.
+    unsafe { stack::switch(save, load) };
+    finish_switch();
+    regs::irq_restore(flags);
+}
+
+/// First thing on a stack that was switched to.
+fn finish_switch() {
+    // SAFETY: the task that switched to this one kept the lock closed for it.
+    unsafe { SCHED.open() };
+}
+
+/// One round of a CPU's idle loop: runs a thread if there is one, else waits for an interrupt. Interrupts are off before
+/// and after.
+pub fn idle() {
+    let Some(percpu) = percpu::current() else { return regs::wait_for_interrupt() };
+    let cpu = percpu.cpu.load(Ordering::Relaxed);
+    // Announced before the look at the queue, so that who queues a thread after it sends an interrupt.
+    percpu.idle.store(1, Ordering::SeqCst);
+    let work = SCHED.lock().has_work(cpu);
+    if !work {
+        regs::wait_for_interrupt();
+    }
+    percpu.idle.store(0, Ordering::SeqCst);
+    schedule();
+}
+
+/// What an idle task does where a thread would sleep: runs a thread, or lets time pass. It does not halt, so that no event
+/// is missed.
+fn run_others() {
+    let cpu = percpu::cpu();
+    if SCHED.lock().has_work(cpu) {
+        schedule();
+        return;
+    }
+    let waiting = {
+        let sched = SCHED.lock();
+        (sched.first != NOBODY).then(|| sched.tasks[sched.first].info.pinned)
+    };
+    if let Some(pinned) = waiting {
+        // A CPU that missed its interrupt gets another.
+        smp::kick((pinned != ANY_CPU).then_some(pinned));
+    }
+    core::hint::spin_loop();
+}
+
+/// Puts a task that sleeps into the queue; false if it does not sleep.
+fn wake(number: usize) -> bool {
+    let pinned = {
+        let mut sched = SCHED.lock();
+        let task = &mut sched.tasks[number];
+        if !core::mem::take(&mut task.sleeps) {
+            return false;
+        }
+        // It may not have left its CPU yet: then `schedule` sees that it need not.
+        if task.info.state != TaskState::Sleeping as u32 {
+            return true;
+        }
+        let pinned = if task.info.kmap_depth > 0 { task.info.cpu } else { task.info.pinned };
+        sched.push(number);
+        pinned
+    };
+    smp::kick((pinned != ANY_CPU).then_some(pinned));
+    true
+}

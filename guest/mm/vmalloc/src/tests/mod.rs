@@ -1,0 +1,4 @@
+mod areas;
+mod examples;
+mod kmap;
+mod machine;
