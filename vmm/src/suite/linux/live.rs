@@ -88,7 +88,8 @@ fn dump(client: &Client, va: u64, release: &str) -> anyhow::Result<Outcome> {
     }
     let json = memvisor(&["inspect", "translate", &format!("{va:#x}"), "--dump", path, "--json"])?;
     let json: Value = serde_json::from_str(json.succeed()?)?;
-    match number(&json["translation"]["outcome"]["gpa"]) {
+    // A dump has no second stage, so its document is the translation alone.
+    match number(&json["outcome"]["gpa"]) {
         Some(gpa) => problems.extend(banner_at(&core, gpa, release)),
         None => problems.push(format!("linux_banner at {va:#x} is not mapped in the dump")),
     }
