@@ -42,9 +42,9 @@ pub const PATTERN: u64 = 0x6374_6f72_6374_6f72;
 pub fn init() {
     read_options();
     let cpus = CPUS.lock().count;
-    for cpu in 0..cpus {
+    for (cpu, slot) in NODE_OF.iter().enumerate().take(cpus) {
         let node = CPUS.lock().table[cpu].node;
-        NODE_OF[cpu].store(node, Ordering::Relaxed);
+        slot.store(node, Ordering::Relaxed);
         let pfn = table_frames(size_of::<CpuCaches>(), Some(node));
         // SAFETY: allocated just now, for one `CpuCaches`; a `CacheCpu` of zeroes has nothing and is not set up.
         unsafe { CPU_CACHES.install(cpu, pfn.phys()) };
@@ -55,8 +55,10 @@ pub fn init() {
     let pfn = table_frames(count * size_of::<Lock<CacheNode>>(), None);
     let first = phys::object_at::<Lock<CacheNode>>(pfn.phys());
     for index in 0..count {
-        // SAFETY: inside the allocation, which nobody else knows.
-        unsafe { first.add(index).write(Lock::new(CacheNode::EMPTY)) };
+        // SAFETY: inside the allocation.
+        let slot = unsafe { first.add(index) };
+        // SAFETY: nobody else knows the allocation yet.
+        unsafe { slot.write(Lock::new(CacheNode::EMPTY)) };
     }
     NODES_GPA.store(pfn.phys().as_u64(), Ordering::Relaxed);
     NR_NODES.store(nodes, Ordering::Relaxed);
@@ -213,8 +215,10 @@ impl Machine for Kernel {
         let nodes = NR_NODES.load(Ordering::Relaxed);
         assert!((node as usize) < nodes, "cache {} has no node {node}", cache.as_u64());
         let first = NODES.load(Ordering::Acquire);
-        // SAFETY: `init` published locks for all nodes and caches, which live for ever; the indices are in range.
-        let lock = unsafe { &*first.add(node as usize * MAX_CACHES + cache.index()) };
+        // SAFETY: `init` published locks for all nodes and caches; the indices are in range.
+        let lock = unsafe { first.add(node as usize * MAX_CACHES + cache.index()) };
+        // SAFETY: the locks live for ever, and are only ever shared.
+        let lock = unsafe { &*lock };
         f(&mut lock.lock())
     }
 
