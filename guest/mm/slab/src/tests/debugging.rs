@@ -43,7 +43,17 @@ fn an_overflow_names_the_owner_and_is_repaired() {
     let object = alloc(&kmem, id);
     write(&kmem, object, SIZE, 0x4141);
     assert_eq!(kmem.free(id, object), Err(FreeError::Damaged { object }));
-    says(&kmem, &["Right Redzone overwritten", "First byte 0x41 instead of 0xcc", "Allocated in 0x", "pid=42", "Restoring", "not freed"]);
+    says(
+        &kmem,
+        &[
+            "Right Redzone overwritten",
+            "First byte 0x41 instead of 0xcc",
+            "Allocated in 0x",
+            "pid=42",
+            "Restoring",
+            "not freed",
+        ],
+    );
     assert_eq!(kmem.free(id, object), Ok(()));
 }
 
@@ -74,7 +84,10 @@ fn a_write_after_the_free_takes_the_slab_out_of_use() {
     write(&kmem, object, 8, 0x4343);
     let next = alloc(&kmem, id);
     assert_ne!(next.addr().pfn(), object.addr().pfn());
-    says(&kmem, &["Poison overwritten", "First byte 0x43 instead of 0x6b", "Freed in 0x", "Marking all objects used"]);
+    says(
+        &kmem,
+        &["Poison overwritten", "First byte 0x43 instead of 0x6b", "Freed in 0x", "Marking all objects used"],
+    );
     assert!(kmem.destroy(id).is_err());
 }
 
@@ -110,14 +123,23 @@ fn sizes_and_memory_have_limits() {
         assert_eq!(kmem.kmalloc(crate::KMALLOC_MAX_SIZE + 1, Gfp::KERNEL), None);
         assert_eq!(kmem.kcalloc(u64::MAX / 2, 3, Gfp::KERNEL), None);
         assert_eq!(kmem.kmalloc(0, Gfp::KERNEL), Some(Object::ZERO_SIZE));
-        for args in [CacheArgs::new("", 8), CacheArgs::new("a b", 8), CacheArgs::new("z", 0), CacheArgs::new("z", u32::MAX)] {
+        for args in [
+            CacheArgs::new("", 8),
+            CacheArgs::new("a b", 8),
+            CacheArgs::new("z", 0),
+            CacheArgs::new("z", u32::MAX),
+        ] {
             assert!(kmem.create(&args).is_err());
         }
         assert!(kmem.create(&CacheArgs { align: 12, ..CacheArgs::new("z", 8) }).is_err());
         kmem.machine().pages.limit.store(4, std::sync::atomic::Ordering::Relaxed);
         let id = kmem.create(&CacheArgs::new("few", 1000)).unwrap();
         let objects: Vec<Object> = std::iter::from_fn(|| kmem.alloc(id, Gfp::KERNEL)).take(1000).collect();
-        assert!(!objects.is_empty() && objects.len() < 1000, "{kind} gave {} objects of 16 KiB", objects.len());
+        assert!(
+            !objects.is_empty() && objects.len() < 1000,
+            "{kind} gave {} objects of 16 KiB",
+            objects.len()
+        );
         assert_eq!(kmem.free_bulk(id, &objects), 0);
         assert!(kmem.alloc(id, Gfp::KERNEL).is_some(), "{kind} does not use again what was freed");
     }
