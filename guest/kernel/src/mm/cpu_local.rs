@@ -1,6 +1,6 @@
 //! Data of which every CPU has its own, in frames of its node (Linux: `alloc_percpu`).
 
-use core::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering};
 
 use guest_firmware::acpi::MAX_CPUS;
 use mm_core::{CpuLocal, PhysAddr, PhysMem};
@@ -47,6 +47,8 @@ struct Work(*mut dyn FnMut());
 unsafe impl Send for Work {}
 
 static WORK: Lock<Option<Work>> = Lock::new(None);
+/// One CPU at a time lends a closure; others wait with interrupts on, because they are called meanwhile.
+static LENDING: AtomicBool = AtomicBool::new(false);
 
 /// Runs the lent closure here, one CPU at a time.
 fn run_work() {
@@ -77,8 +79,12 @@ impl<T> CpuLocal<T> for PerCpuTable<T> {
         // SAFETY: only the lifetime changes, and `WORK` is emptied before the closure ends.
         let visit =
             unsafe { core::mem::transmute::<*mut (dyn FnMut() + '_), *mut (dyn FnMut() + 'static)>(visit) };
+        while LENDING.swap(true, Ordering::Acquire) {
+            core::hint::spin_loop();
+        }
         *WORK.lock() = Some(Work(visit));
         smp::call_others(run_work);
         *WORK.lock() = None;
+        LENDING.store(false, Ordering::Release);
     }
 }

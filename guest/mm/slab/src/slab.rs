@@ -37,14 +37,15 @@ impl<M: Machine> Kmem<M> {
         }
         if let Some((pfn, page)) = self.grow(id, cache, gfp, near) {
             let node = page.node();
-            self.machine.with_node(id, node, |n| {
+            let object = self.machine.with_node(id, node, |n| {
                 n.nr_slabs += 1;
                 n.total_objects += u64::from(cache.objects());
                 n.free_objects += u64::from(cache.objects());
                 list::push_back(&mut n.lists[FREE], self.machine.map(), pfn, page);
+                // At once: another CPU may take all of them.
+                self.take_from_slabs(cache, n)
             });
-            let refilled = if node == here { self.cache_refill(id, cache) } else { None };
-            return (refilled.or_else(|| self.take_from_node(id, cache, node)), Source::NewSlab);
+            return (object.map(Object), Source::NewSlab);
         }
         let others = 0..if gfp.contains(Gfp::THISNODE) { 0 } else { self.machine.nr_nodes() };
         (others.into_iter().find_map(|node| self.take_from_node(id, cache, node)), Source::Search)

@@ -463,3 +463,50 @@ fn attach_root_sees_another_builds_layouts() {
     guest.edit_root(|root| root.layout_hash ^= 1);
     assert!(only(&guest, "attach.root").what.contains("matching builds"));
 }
+
+#[test]
+fn slab_inuse_sees_a_wrong_count() {
+    let mut guest = healthy();
+    guest.edit_page(SLAB_PFN, |page| page.mapcount -= 1);
+    assert_eq!(only(&guest, "slab.inuse").frame, Some(SLAB_PFN));
+}
+
+#[test]
+fn slab_freelist_sees_a_link_that_leads_outside() {
+    let mut guest = healthy();
+    guest.memory.write_u64((SLAB_PFN << 12) + 8 + 64, 0x1000).unwrap();
+    assert!(only(&guest, "slab.freelist").outside_says.contains("0x1000"));
+}
+
+#[test]
+fn slab_lists_sees_a_slab_on_the_wrong_list() {
+    let mut guest = healthy();
+    let gpa = guest.guest().root().cache_nodes.gpa;
+    let mut lists = [SlabList::EMPTY; 3];
+    lists[2] = SlabList { head: SLAB_PFN, tail: SLAB_PFN, nr: 1 };
+    guest.memory.write_value(gpa, &lists).unwrap();
+    assert!(only(&guest, "slab.lists").outside_says.contains("partial list"));
+}
+
+#[test]
+fn slab_counters_sees_a_slab_too_many() {
+    let mut guest = healthy();
+    let gpa = guest.guest().root().cache_nodes.gpa;
+    guest.memory.write_u64(gpa + 72, 2).unwrap();
+    assert!(only(&guest, "slab.counters").what.contains("nr_slabs"));
+}
+
+#[test]
+fn slab_owner_sees_two_references() {
+    let mut guest = healthy();
+    guest.edit_page(SLAB_PFN, |page| page.refcount = 2);
+    assert_eq!(only(&guest, "slab.owner").guest_says, "2 references");
+}
+
+#[test]
+fn slab_redzone_names_the_object_that_was_overrun() {
+    let mut guest = healthy();
+    let object = (SLAB_PFN << 12) + 8 + 3 * SLAB_SIZE;
+    guest.memory.write_u64(object + 56, 0).unwrap();
+    assert!(only(&guest, "slab.redzone").guest_says.contains(&format!("{object:#x}")));
+}

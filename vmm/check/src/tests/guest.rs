@@ -38,6 +38,11 @@ pub(super) const USER_VA: u64 = 0x40_0000;
 /// Four frames that the kernel allocated as one block.
 pub(super) const ALLOCATED_PFN: u64 = 0x3200;
 pub(super) const PID: u32 = 7;
+/// A slab of a cache with red zones, whose first object is free.
+pub(super) const SLAB_PFN: u64 = 0x3300;
+/// Bytes from one of its objects to the next: a red zone of 8 bytes, 56 of payload, a red zone of 8, a link.
+pub(super) const SLAB_SIZE: u64 = 128;
+const SLAB_OBJECTS: u32 = 32;
 
 const P: u64 = 1;
 const W: u64 = 2;
@@ -376,8 +381,45 @@ impl Builder {
             if pfn == ALLOCATED_PFN {
                 (page.kind, page.refcount, page.order) = (PageKind::Allocated as u8, 1, 2);
             }
+            if pfn == SLAB_PFN {
+                let counters = SlabCounters { inuse: SLAB_OBJECTS - 1, objects: SLAB_OBJECTS, frozen: false };
+                (page.kind, page.refcount, page.mapcount) = (PageKind::Slab as u8, 1, counters.as_raw());
+                page.index = (SLAB_PFN << 12) + 8;
+            }
             self.pages.insert(pfn, page);
         }
+    }
+
+    /// The contents of the slab, its cache and its node's part of it.
+    fn slab(&mut self) -> (Cache, [CacheNode; MAX_CACHES]) {
+        for number in 0..u64::from(SLAB_OBJECTS) {
+            let object = (SLAB_PFN << 12) + 8 + number * SLAB_SIZE;
+            let red = if number == 0 { poison::RED_INACTIVE } else { poison::RED_ACTIVE };
+            for zone in [object - 8, object + 56] {
+                self.memory.write_value(zone, &[red; 8]).unwrap();
+            }
+        }
+        let mut name = [0; CACHE_NAME_LEN];
+        name[..4].copy_from_slice(b"test");
+        let cache = Cache {
+            name,
+            refcount: 1,
+            allocator: SlabKind::Slub as u32,
+            flags: cache_flags::RED_ZONE,
+            object_size: 56,
+            size: 128,
+            align: 8,
+            offset: 64,
+            inuse: 64,
+            red_left: 8,
+            objects: SLAB_OBJECTS,
+            min_objects: SLAB_OBJECTS,
+            ..Cache::default()
+        };
+        let mut nodes = [CacheNode::EMPTY; MAX_CACHES];
+        nodes[0].lists[0] = SlabList { head: SLAB_PFN, tail: SLAB_PFN, nr: 1 };
+        (nodes[0].nr_slabs, nodes[0].total_objects) = (1, SLAB_OBJECTS.into());
+        (cache, nodes)
     }
 
     /// Frames that nobody uses, as ranges within one node and zone.
@@ -523,6 +565,7 @@ impl Builder {
             range(vmalloc::VMALLOC, VMEMMAP - 1, LayoutKind::Vmalloc),
             range(VMEMMAP, u64::MAX, LayoutKind::Unused),
         ];
+        let (cache, cache_nodes) = self.slab();
         let mut at = ROOT_GPA + 4096;
         let mut table =
             |memory: &mut SparseMemory, count: usize, size: usize, write: &dyn Fn(&mut SparseMemory, u64)| {
@@ -577,6 +620,8 @@ impl Builder {
             vm_areas,
             kmaps,
             tasks,
+            caches: publish!([cache], Cache),
+            cache_nodes: publish!(cache_nodes, CacheNode),
             counters: Counters::default(),
             // Tables that no rule under test needs are not published.
             ..Root::new_zeroed()

@@ -118,7 +118,8 @@ fn a_wrong_stamp_is_damage_and_a_falling_head_a_reset() {
 
 #[test]
 fn rings_that_cannot_be_are_refused() {
-    let cases: [(fn(&mut TraceRing), &str); 4] = [
+    type Damage = fn(&mut TraceRing);
+    let cases: [(Damage, &str); 4] = [
         (|ring| ring.capacity = 12, "capacity"),
         (|ring| ring.capacity = 1 << 25, "capacity"),
         (|ring| ring.buffer_gpa = 0xff_ffc0, "buffer_gpa"),
