@@ -26,6 +26,9 @@ const FILES: &[(&str, &str)] = &[
     ("audit", include_str!("../../../tests/cases/audit.toml")),
     ("slab", include_str!("../../../tests/cases/slab.toml")),
     ("slab-debug", include_str!("../../../tests/cases/slab-debug.toml")),
+    ("vmalloc", include_str!("../../../tests/cases/vmalloc.toml")),
+    ("highmem", include_str!("../../../tests/cases/highmem.toml")),
+    ("stacks", include_str!("../../../tests/cases/stacks.toml")),
     ("real", include_str!("../../../tests/cases/real.toml")),
     ("linux", include_str!("../../../tests/cases/linux.toml")),
 ];
