@@ -28,7 +28,7 @@ pub use e820::{E820Row, E820View};
 pub use layout::{LayoutRow, LayoutView};
 pub use memblock::{MemblockRow, MemblockView};
 pub use numa::{NodeRow, NumaView};
-pub use page::{PageRow, PageView};
+pub use page::{MappedAt, Owner, PageRow, PageView, Space};
 pub use translate::TranslateView;
 pub use zones::{ZoneRow, ZonesView};
 
