@@ -22,6 +22,7 @@ mod layout;
 mod page;
 pub mod port;
 mod root;
+mod slab;
 mod trace;
 mod zone;
 
@@ -30,6 +31,10 @@ pub use cpu::{AddressSpace, CpuInfo, CpuState};
 pub use layout::{LayoutKind, LayoutRange, fnv1a};
 pub use page::{Page, PageFlags, PageKind};
 pub use root::{BootProtocol, BootStage, Counters, LAYOUT_HASH, Root, TableRef};
+pub use slab::{
+    ALIEN_LIMIT, ALIEN_ROW, CACHE_NAME_LEN, CPU_ARRAY, Cache, CacheCpu, CacheNode, LARGE_MAPPING, MAX_CACHES,
+    SLOB_MAPPING, SlabCounters, SlabKind, SlabList, SlabListKind, Track, cache_flags, poison,
+};
 pub use trace::{
     ALLOC_FLAG_NAMES, ARG_WORDS, EVENTS, EventId, EventInfo, Field, FieldKind, Group, MASK_WORDS, NO_CACHE,
     NO_NODE, Phase, TRACE_CAPACITY_MAX, TRACE_RECORD_SIZE, TraceRecord, TraceRing, select_events,

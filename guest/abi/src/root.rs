@@ -5,8 +5,8 @@ use core::mem::{offset_of, size_of};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::{
-    AddressSpace, CpuInfo, E820Entry, EVENTS, LayoutRange, MemblockRegion, Node, Page, Section, TraceRecord,
-    TraceRing, Zone, fnv1a,
+    AddressSpace, Cache, CacheCpu, CacheNode, CpuInfo, E820Entry, EVENTS, LayoutRange, MemblockRegion, Node,
+    Page, Section, TraceRecord, TraceRing, Zone, fnv1a,
 };
 
 /// An array in guest-physical memory.
@@ -90,11 +90,11 @@ pub struct Root {
     pub zonelists: TableRef,
     /// Contiguous areas (Linux: `cma_areas`).
     pub cma_areas: TableRef,
-    /// Slab caches (Linux: `slab_caches`).
+    /// [`Cache`], `MAX_CACHES` slots (Linux: `slab_caches`).
     pub caches: TableRef,
-    /// Per-CPU state of slab caches.
+    /// `u64` addresses, by CPU: its `MAX_CACHES` [`CacheCpu`].
     pub cache_cpus: TableRef,
-    /// Per-node state of slab caches.
+    /// [`CacheNode`], indexed by node * `MAX_CACHES` + cache.
     pub cache_nodes: TableRef,
     /// Areas of vmalloc, vmap and ioremap (Linux: `vmap_area_list`).
     pub vm_areas: TableRef,
@@ -187,6 +187,9 @@ pub const LAYOUT_HASH: u64 = fnv1a(&[
     size_of::<TraceRing>() as u64,
     offset_of!(TraceRecord, args) as u64,
     EVENTS.len() as u64,
+    size_of::<Cache>() as u64,
+    size_of::<CacheCpu>() as u64,
+    size_of::<CacheNode>() as u64,
 ]);
 
 const _: () = assert!(

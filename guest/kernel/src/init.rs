@@ -11,7 +11,7 @@ use crate::arch::{apic, cpu, percpu, trap, user};
 use crate::drivers::{memvisor, power, serial};
 use crate::mm::layout::{APIC_VA, levels, percpu_area};
 use crate::mm::phys::DirectMap;
-use crate::mm::{early, layout, memmap, page_alloc, paging, phys};
+use crate::mm::{early, layout, memmap, page_alloc, paging, phys, slab};
 use crate::sync::Lock;
 use crate::task::PAUSED;
 use crate::{
@@ -75,6 +75,7 @@ extern "C" fn start_on_own_stack() -> ! {
     memmap::init();
     page_alloc::init();
     paging::use_buddy();
+    slab::init();
     introspect::publish_zones();
     page_alloc::print();
     smp::start_others();

@@ -15,7 +15,7 @@ use crate::drivers::memvisor;
 use crate::init::E820;
 use crate::mm::layout::levels;
 use crate::mm::page_alloc::{self, NODES, PGALLOC, PGFREE, ZONES};
-use crate::mm::{early, memmap, paging, phys};
+use crate::mm::{early, memmap, paging, phys, slab};
 use crate::sync::Lock;
 use crate::task::{FAULTS, SYSCALLS};
 use crate::topology::{CPUS, SLIT};
@@ -178,6 +178,9 @@ pub fn publish_zones() {
         root.address_spaces =
             table(ADDRESS_SPACES.as_ptr().cast::<AddressSpace>(), SPACES, size_of::<AddressSpace>());
         root.extra_tables = table(extra.pfns.as_ptr(), extra.len as usize, 8);
+        root.caches = slice(slab::caches());
+        root.cache_cpus = slice(slab::cpu_tables());
+        root.cache_nodes = slab::node_table();
     });
     stage(BootStage::Buddy);
 }

@@ -30,10 +30,11 @@ pub(crate) enum Owner {
     User,
     Deferred,
     Allocated,
+    Slab,
 }
 
 impl Owner {
-    pub const OWNERS: [Owner; 10] = [
+    pub const OWNERS: [Owner; 11] = [
         Owner::Reserved,
         Owner::Firmware,
         Owner::Kernel,
@@ -44,6 +45,7 @@ impl Owner {
         Owner::User,
         Owner::Deferred,
         Owner::Allocated,
+        Owner::Slab,
     ];
 
     pub const fn name(self) -> &'static str {
@@ -60,6 +62,7 @@ impl Owner {
             Owner::User => "user",
             Owner::Deferred => "deferred free",
             Owner::Allocated => "allocated",
+            Owner::Slab => "slab",
         }
     }
 
@@ -80,6 +83,7 @@ impl Owner {
             Owner::PerCpu => matches!(kind, PageKind::PerCpu),
             Owner::Buddy => matches!(kind, PageKind::Buddy | PageKind::Tail),
             Owner::User => matches!(kind, PageKind::User),
+            Owner::Slab => matches!(kind, PageKind::Slab | PageKind::Tail | PageKind::Allocated),
             Owner::Allocated => matches!(kind, PageKind::Allocated | PageKind::None),
         }
     }

@@ -29,16 +29,16 @@ use serde::Serializer;
 pub use core_file::CoreFile;
 pub use facts::{FactCpu, FactE820, FactNodeMemory, Facts};
 pub use guest::{
-    AttachError, FreeList, Guest, GuestError, ListProblem, Reading, TableName, consistent, find_root,
-    section_start_pfn,
+    AttachError, FreeList, Guest, GuestError, Keeper, ListProblem, Reading, Slab, SlabWalk, Slabs, TableName,
+    cache_name, consistent, find_root, section_start_pfn,
 };
 pub use mapped::{MapError, MappedMemory};
 pub use registers::CpuRegisters;
 pub use source::{MemorySource, RamRegion, ReadError, RegionError};
 pub use sparse::SparseMemory;
 pub use walk::{
-    Access, Entry, Fault, Levels, Mapped, Outcome, PageSize, Stage2, Stage2Info, Step, Translation, TwoStage,
-    TwoStageStep, Walker, hardware_references,
+    Access, Entry, Fault, Levels, Mapped, Outcome, PageSize, Stage2, Stage2Info, Stage2Pages, Step,
+    Translation, TwoStage, TwoStageStep, Walker, hardware_references,
 };
 
 /// Addresses go into JSON as strings like "0xffff888000000000": many readers of JSON hold numbers

@@ -6,8 +6,8 @@ use clap::{Args, Subcommand};
 use memvisor_inspect::{
     ptdump::{PtDump, Span},
     views::{
-        BuddyView, CpusView, E820View, LayoutView, MapView, MemblockView, NumaView, PageView, TranslateView,
-        ZonesView,
+        BuddyView, CpusView, E820View, LayoutView, MapView, MemblockView, NumaView, PageView, SlabView,
+        TranslateView, ZonesView,
     },
 };
 use serde::Serialize;
@@ -56,6 +56,14 @@ enum View {
     Zones,
     /// Free blocks by zone and order
     Buddy,
+    /// Slab caches, as /proc/slabinfo has them
+    Slab {
+        /// Only this cache, with its slabs
+        cache: Option<String>,
+        /// Slabs by the offset of their first object (SLAB)
+        #[arg(long, visible_alias = "color")]
+        colour: bool,
+    },
     /// All frames as a picture: owner, largest free block, node
     Map {
         /// Write all layers to an SVG file instead
@@ -114,6 +122,9 @@ pub(super) fn run(args: &InspectArgs) -> anyhow::Result<ExitCode> {
         View::Memblock => show(source, json, |s| Ok(MemblockView::new(&s.guest()?)?))?,
         View::Zones => show(source, json, |s| Ok(ZonesView::new(&s.guest()?)?))?,
         View::Buddy => show(source, json, |s| Ok(BuddyView::new(&s.guest()?)?))?,
+        View::Slab { cache, colour } => {
+            show(source, json, |s| Ok(SlabView::new(&s.guest()?, cache.as_deref(), *colour)?))?
+        }
         View::Map { svg, layer } => {
             let canvas = if svg.is_some() { Canvas::Svg } else { Canvas::terminal() };
             let view = source.read(|s| Ok(MapView::new(&s.guest()?, canvas.cells())?))?;

@@ -16,11 +16,12 @@ use serde::Serialize;
 
 use super::out;
 use crate::{
-    control::{Claim, SocketError},
+    control::{Claim, SocketError, api::Stats},
     devices::ConsoleTarget,
     event_loop::{EventLoop, LoopConfig, restore_terminal},
     import::Scale,
-    machine::{self, Boot, Machine, Overrides, Paging, Size},
+    machine::{self, Backing, Boot, Machine, Overrides, Paging, Size},
+    memory,
     run::{AtEnd, AuditMode, End, Irqchip, Outcome, Progress, RunError, RunEvent, Vm, VmConfig, conduct},
     seccomp::{self, Filters},
 };
@@ -67,6 +68,9 @@ pub(super) struct RunArgs {
     /// Scale RAM down, such as 1/64, and keep the machine's shape
     #[arg(long, value_name = "1/N")]
     scale: Option<Scale>,
+    /// What the host backs RAM with: 4k, thp, hugetlb-2m or hugetlb-1g [default: the machine's]
+    #[arg(long, value_name = "BACKING")]
+    backing: Option<Backing>,
     /// Number of CPUs
     #[arg(long, value_name = "N")]
     cpus: Option<u32>,
@@ -180,6 +184,7 @@ impl RunArgs {
                 PagingArg::Five => Paging::Five,
             }),
             memory: self.memory,
+            backing: self.backing,
             cpus: self.cpus,
             memory_zone: self.memory_zone.clone(),
             numa: self.numa.clone(),
@@ -198,6 +203,7 @@ struct Document<'a, M: Serialize> {
     #[serde(flatten)]
     outcome: &'a Outcome,
     audit: Option<&'a memvisor_report::AuditReport>,
+    stats: Stats,
     exit_status: u8,
 }
 
@@ -229,6 +235,9 @@ pub(super) fn launch(args: &RunArgs, machine: &Machine, console: ConsoleTarget) 
     };
     if args.symbols.is_some() {
         config.symbols.clone_from(&args.symbols);
+    }
+    for remark in memory::remarks(&config.backed) {
+        eprintln!("memvisor: warning: {remark}");
     }
     let claim = Arc::new(claim(&config.name, args.name.is_some())?);
     claim.name().clone_into(&mut config.name);
@@ -322,6 +331,7 @@ pub(super) fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
             console: vm.console().transcript(),
             outcome: &outcome,
             audit: outcome.audit(),
+            stats: Stats::of(&vm),
             exit_status: status as u8,
         })?;
     }

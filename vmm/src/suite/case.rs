@@ -24,6 +24,9 @@ const FILES: &[(&str, &str)] = &[
     ("pagetables", include_str!("../../../tests/cases/pagetables.toml")),
     ("tlb", include_str!("../../../tests/cases/tlb.toml")),
     ("audit", include_str!("../../../tests/cases/audit.toml")),
+    ("slab", include_str!("../../../tests/cases/slab.toml")),
+    ("slab-debug", include_str!("../../../tests/cases/slab-debug.toml")),
+    ("real", include_str!("../../../tests/cases/real.toml")),
     ("linux", include_str!("../../../tests/cases/linux.toml")),
 ];
 
@@ -85,10 +88,14 @@ pub struct Case {
     pub cmdline: String,
     /// Longest time from start to end.
     pub timeout: Duration,
+    /// How often it is worth its time.
+    pub length: Length,
     /// Where it runs.
     pub bed: Bed,
     /// The machine.
     pub setup: Setup,
+    /// What is typed at the guest's serial line, in order.
+    pub dialogue: Vec<Line>,
     /// What must come of it.
     pub expect: Expect,
 }
@@ -109,8 +116,33 @@ impl Case {
 
     /// The same case on bed nested; `None` if it has no place there.
     pub fn nested(self) -> Option<Case> {
-        (self.bed == Bed::Kvm).then_some(Case { bed: Bed::Nested, ..self })
+        let takes = matches!(&self.setup, Setup::Kvm(setup) if setup.nested);
+        takes.then_some(Case { bed: Bed::Nested, ..self })
     }
+}
+
+/// How often a case is worth its time. A selection holds the cases of its length and the shorter ones.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Length {
+    /// In every run, also on a slow bed.
+    Short,
+    /// In a complete run.
+    #[default]
+    Normal,
+    /// When there is time.
+    Long,
+}
+
+/// A line that is typed at the guest's serial line once it has said something.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Line {
+    /// What the console must say first, after what the line before waited for.
+    pub wait: String,
+    /// What is typed then, and Enter. Empty to type nothing.
+    #[serde(rename = "type", default)]
+    pub text: String,
 }
 
 /// What a case needs of the host's KVM to mean anything.
@@ -129,6 +161,16 @@ pub enum Need {
     Pages1g,
     /// It walks a second stage (NPT, EPT) instead of shadowing the guest's page tables.
     SecondStage,
+    /// The host's pool has 64 free pages of 2 MiB.
+    #[serde(rename = "hugetlb-2m")]
+    #[value(name = "hugetlb-2m")]
+    Hugetlb2m,
+    /// The host's pool has 2 free pages of 1 GiB.
+    #[serde(rename = "hugetlb-1g")]
+    #[value(name = "hugetlb-1g")]
+    Hugetlb1g,
+    /// The host gives memory files transparent huge pages where they are asked for.
+    Thp,
     /// A stock Linux is there to be booted, and this KVM runs it.
     Linux,
 }
@@ -155,10 +197,16 @@ pub struct KvmSetup {
     pub cpus: Option<u32>,
     /// Size of all RAM together, as `--memory` takes it.
     pub memory: Option<String>,
+    /// Backing, as `--backing` takes it.
+    pub backing: Option<String>,
+    /// Scale of RAM, as `--scale` takes it.
+    pub scale: Option<String>,
     /// Image of a stock Linux to boot instead of memvisor's kernel: `bzImage` or `vmlinux`.
     pub linux: Option<String>,
     /// What the host must be able to do.
     pub needs: Vec<Need>,
+    /// Whether bed nested has it, too.
+    pub nested: bool,
 }
 
 /// A QEMU command line in words.
@@ -289,6 +337,12 @@ struct Stanza {
     cmdline: String,
     #[serde(default = "Stanza::default_timeout_s")]
     timeout_s: u64,
+    #[serde(default)]
+    short: Short,
+    #[serde(default)]
+    long: bool,
+    #[serde(default)]
+    dialogue: Vec<Line>,
     kvm: Option<KvmStanza>,
     qemu: Option<QemuSetup>,
     /// Seeded fault, and the rule that must report it.
@@ -304,6 +358,20 @@ impl Stanza {
     }
 }
 
+/// Which of a stanza's cases are short: all or none, or those named.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Short {
+    All(bool),
+    Named(BTreeSet<String>),
+}
+
+impl Default for Short {
+    fn default() -> Self {
+        Short::All(false)
+    }
+}
+
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct KvmStanza {
@@ -312,9 +380,13 @@ struct KvmStanza {
     paging: Option<Axis<String>>,
     cpus: Option<Axis<u32>>,
     memory: Option<String>,
+    backing: Option<String>,
+    scale: Option<String>,
     linux: Option<String>,
     #[serde(default)]
     needs: Vec<Need>,
+    #[serde(default = "KvmStanza::default_nested")]
+    nested: bool,
 }
 
 /// A value or a list of values.
@@ -400,10 +472,12 @@ impl Stanza {
         let mut cases = Vec::new();
         for (name, setup) in setups {
             let case = |name: String, cmdline: String, expect: Expect| Case {
+                length: self.length(&name),
                 name,
                 description: self.description.clone(),
                 cmdline,
                 timeout: Duration::from_secs(self.timeout_s),
+                dialogue: self.dialogue.clone(),
                 bed: match setup {
                     Setup::Kvm(_) => Bed::Kvm,
                     Setup::Qemu(_) => Bed::Qemu,
@@ -423,11 +497,59 @@ impl Stanza {
                 cases.push(case(name.replace("{fault}", fault), cmdline.trim().to_owned(), expect));
             }
         }
+        self.check(&cases)?;
         Ok(cases)
+    }
+
+    fn length(&self, name: &str) -> Length {
+        let short = match &self.short {
+            Short::All(short) => *short,
+            Short::Named(names) => names.contains(name),
+        };
+        match (short, self.long) {
+            (true, _) => Length::Short,
+            (false, true) => Length::Long,
+            (false, false) => Length::Normal,
+        }
+    }
+
+    /// What can be told only when the names are known.
+    fn check(&self, cases: &[Case]) -> Result<(), String> {
+        if let Short::Named(names) = &self.short
+            && let Some(name) = names.iter().find(|name| !cases.iter().any(|case| case.name == **name))
+        {
+            return Err(format!("short names '{name}', which is no case of this stanza"));
+        }
+        if self.long && matches!(self.short, Short::All(true)) {
+            return Err("short and long exclude each other".to_owned());
+        }
+        let is_linux = self.kvm.as_ref().is_some_and(|kvm| kvm.linux.is_some());
+        if !self.dialogue.is_empty() && !is_linux {
+            return Err(
+                "dialogue is for a stock Linux (kvm.linux): no other guest reads its console".to_owned()
+            );
+        }
+        for probe in &self.expect.probes {
+            if probe.is_for_linux() != is_linux {
+                return Err(format!(
+                    "probe {} is for {} only",
+                    probe.name(),
+                    if is_linux { "memvisor's own kernel" } else { "a stock Linux (kvm.linux)" }
+                ));
+            }
+        }
+        if is_linux && !self.expect.probes.is_empty() && self.dialogue.is_empty() {
+            return Err("a stock Linux is examined during its dialogue: give it one".to_owned());
+        }
+        Ok(())
     }
 }
 
 impl KvmStanza {
+    const fn default_nested() -> bool {
+        true
+    }
+
     fn expand(&self, name: &str) -> Vec<(String, Setup)> {
         let mut setups = Vec::new();
         for machine in self.machine.values() {
@@ -450,8 +572,11 @@ impl KvmStanza {
                             paging: paging.clone(),
                             cpus,
                             memory: self.memory.clone(),
+                            backing: self.backing.clone(),
+                            scale: self.scale.clone(),
                             linux: self.linux.clone(),
                             needs: self.needs.clone(),
+                            nested: self.nested,
                         };
                         setups.push((name, Setup::Kvm(setup)));
                     }

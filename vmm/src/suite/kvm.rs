@@ -3,6 +3,7 @@
 //! `memvisor run --json` prints one JSON document with the guest's console and the audits of all checkpoints. With probes the guest is started with `--hold`: ended, but with its memory and
 //! registers kept, until the probes are done and ask for its end.
 
+use std::collections::BTreeMap;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -20,10 +21,15 @@ use super::bed::{Audit, Ended, Observed};
 use super::case::{Case, KvmSetup, Need, Setup};
 use super::command::{Finished, memvisor, program};
 use super::linux;
-use super::outcome::Subcase;
+use super::outcome::{Subcase, Usage};
 use super::outside::read_report;
 use super::probes::{Control, Held};
-use crate::control::{Client, api::VmInfo};
+use crate::control::{
+    Client,
+    api::{Stats, VmInfo},
+};
+use crate::machine::Backing;
+use crate::memory::{free_huge_pages, transparent_refusal};
 use crate::run::{ExitStatus, VmState};
 use crate::vcpu::{HostOffer, KvmOpenError, emulates_ring0, open_kvm, second_stage_levels};
 
@@ -40,6 +46,9 @@ pub struct Host {
     la57: bool,
     pages_1g: bool,
     second_stage: bool,
+    pool_2m: u64,
+    pool_1g: u64,
+    thp: bool,
     linux: Result<(), &'static str>,
 }
 
@@ -57,7 +66,15 @@ impl Host {
             Some(_) => Ok(()),
         };
         let second_stage = second_stage_levels() > 0;
-        Ok(Host { la57: offer.la57, pages_1g: offer.pages_1g, second_stage, linux })
+        Ok(Host {
+            la57: offer.la57,
+            pages_1g: offer.pages_1g,
+            second_stage,
+            pool_2m: free_huge_pages(Backing::Huge2M),
+            pool_1g: free_huge_pages(Backing::Huge1G),
+            thp: transparent_refusal().is_none(),
+            linux,
+        })
     }
 
     /// Why a case with these needs means nothing here; `None` if all are met.
@@ -68,6 +85,11 @@ impl Host {
             Need::Pages1g => (!self.pages_1g).then_some("this KVM has no 1 GiB pages for guests"),
             Need::SecondStage => (!self.second_stage)
                 .then_some("this KVM shadows the guest's page tables instead of walking a second stage"),
+            Need::Hugetlb2m => {
+                (self.pool_2m < 64).then_some("the host's pool has not 64 free pages of 2 MiB")
+            }
+            Need::Hugetlb1g => (self.pool_1g < 2).then_some("the host's pool has not 2 free pages of 1 GiB"),
+            Need::Thp => (!self.thp).then_some("the host gives memory files no transparent huge pages"),
             Need::Linux => self.linux.err(),
         })
     }
@@ -78,6 +100,11 @@ impl Host {
 /// # Errors
 /// What kept memvisor from starting, or from being understood.
 pub fn run(case: &Case, kernel: Option<&Path>, deadline: Instant) -> anyhow::Result<Observed> {
+    if let Setup::Kvm(setup) = &case.setup
+        && !case.dialogue.is_empty()
+    {
+        return linux::converse(case, setup, deadline);
+    }
     if case.expect.probes.is_empty() {
         let mut process = Process::start(case, kernel, &[])?;
         let ended = process.wait(deadline);
@@ -305,7 +332,8 @@ impl Process {
 #[derive(Clone, Copy, Debug)]
 struct ExitedWith(Option<i32>);
 
-fn arguments(setup: &KvmSetup, cmdline: &str) -> Vec<String> {
+/// Arguments of a memvisor that runs a case's machine, with `--json`.
+pub fn arguments(setup: &KvmSetup, cmdline: &str) -> Vec<String> {
     let mut args = vec!["run".to_owned(), setup.machine.clone(), "--json".to_owned()];
     let mut add = |flag: &str, value: Option<String>| {
         if let Some(value) = value {
@@ -315,6 +343,8 @@ fn arguments(setup: &KvmSetup, cmdline: &str) -> Vec<String> {
     add("--boot", setup.boot.clone());
     add("--paging", setup.paging.clone());
     add("--memory", setup.memory.clone());
+    add("--backing", setup.backing.clone());
+    add("--scale", setup.scale.clone());
     add("--cpus", setup.cpus.map(|cpus| cpus.to_string()));
     add("--cmdline", (!cmdline.is_empty()).then(|| cmdline.to_owned()));
     if let Some(image) = &setup.linux {
@@ -329,6 +359,8 @@ struct Document {
     console: String,
     end: End,
     checkpoints: Vec<Checkpoint>,
+    #[serde(default)]
+    stats: Stats,
 }
 
 #[derive(Debug, Deserialize)]
@@ -363,6 +395,7 @@ fn observed(
         console: document.as_ref().map_or_else(|| messages.clone(), |document| document.console.clone()),
         messages,
         audits: Vec::new(),
+        usage: document.as_ref().map(|document| usage(&document.stats)).unwrap_or_default(),
         probes: Vec::new(),
         problems: Vec::new(),
     };
@@ -382,6 +415,15 @@ fn observed(
             .unwrap_or_else(|error| Ended::Other(format!("{error}; {}", observed.messages.trim())));
     }
     Ok(observed)
+}
+
+/// Exits of all vCPUs by reason, and KVM's count of the instructions that it emulated.
+pub fn usage(stats: &Stats) -> Usage {
+    let mut exits = BTreeMap::new();
+    for (reason, count) in stats.vcpus.iter().flat_map(|vcpu| &vcpu.exits) {
+        *exits.entry(reason.clone()).or_insert(0) += count;
+    }
+    Usage { exits: Some(exits), emulated_instructions: stats.kvm.get("insn_emulation").copied() }
 }
 
 /// What an exit code means, cross-checked with what the document says.
@@ -444,11 +486,21 @@ mod tests {
 
     #[test]
     fn a_host_is_told_what_it_lacks_for_a_case() {
-        let host = Host { la57: true, pages_1g: false, second_stage: true, linux: Ok(()) };
+        let host = Host {
+            la57: true,
+            pages_1g: false,
+            second_stage: true,
+            pool_2m: 64,
+            pool_1g: 0,
+            thp: true,
+            linux: Ok(()),
+        };
+        assert_eq!(host.lacks(&[Need::Hugetlb2m, Need::Thp]), None);
+        assert!(host.lacks(&[Need::Hugetlb1g]).is_some_and(|reason| reason.contains("1 GiB")));
         assert_eq!(host.lacks(&[Need::La57, Need::SecondStage]), None);
         assert!(host.lacks(&[Need::La57, Need::Pages1g]).unwrap().contains("1 GiB"));
         assert!(host.lacks(&[Need::NoLa57]).unwrap().contains("does run"));
-        let shadow = Host { la57: false, pages_1g: false, second_stage: false, linux: Err("none") };
+        let shadow = Host { la57: false, second_stage: false, linux: Err("none"), ..host };
         assert!(shadow.lacks(&[Need::SecondStage]).unwrap().contains("shadows"));
         assert_eq!(shadow.lacks(&[Need::NoLa57]), None);
     }
@@ -459,6 +511,15 @@ mod tests {
         assert_eq!(observed.ended, Ended::Clean);
         assert_eq!(observed.console, "hello\n");
         assert_eq!((observed.audits[0].rules, observed.audits[0].frames), (1, 8));
+    }
+
+    #[test]
+    fn exits_and_emulated_instructions_are_those_of_all_vcpus() {
+        let stats = r#""stats": {"uptime_us": 1, "unclaimed_accesses": 0, "kvm": {"insn_emulation": 70}, "vcpus": [
+            {"index": 0, "state": "stopped", "exits": {"hlt": 2, "io_out": 3}},
+            {"index": 1, "state": "stopped", "exits": {"hlt": 1}}]}, "console"#;
+        let usage = end(ExitStatus::Clean, &CLEAN.replacen("\"console", stats, 1)).usage;
+        assert_eq!(usage.describe().as_deref(), Some("6 exits (hlt 3, io_out 3), 70 instructions emulated"));
     }
 
     #[test]

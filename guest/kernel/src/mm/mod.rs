@@ -1,8 +1,10 @@
 //! Wiring of the memory manager: what `guest/mm` decides, on this machine's memory.
 
+pub mod cpu_local;
 pub mod early;
 pub mod layout;
 pub mod memmap;
 pub mod page_alloc;
 pub mod paging;
 pub mod phys;
+pub mod slab;

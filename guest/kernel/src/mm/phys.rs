@@ -182,6 +182,12 @@ pub fn words(addr: PhysAddr, count: u64) -> &'static [AtomicU64] {
     unsafe { core::slice::from_raw_parts(pointer(addr).cast::<AtomicU64>(), len) }
 }
 
+/// Where the kernel sees a physical address, for frames that their owner turns into an object.
+pub fn object_at<T>(addr: PhysAddr) -> *mut T {
+    check(addr, size_of::<T>() as u64);
+    pointer(addr).cast()
+}
+
 /// Turns freshly allocated frames into an array that lives for ever.
 ///
 /// # Safety

@@ -13,6 +13,7 @@ mod memblock;
 mod numa;
 mod page;
 mod pagetables;
+mod slab;
 mod translate;
 mod zones;
 
@@ -31,6 +32,7 @@ pub use map::{MapCell, MapRegion, MapView, Use};
 pub use memblock::{MemblockRow, MemblockView};
 pub use numa::{NodeRow, NumaView};
 pub use page::{MappedAt, Owner, PageRow, PageView, Space};
+pub use slab::{CacheRow, SlabRow, SlabView};
 pub use translate::TranslateView;
 pub use zones::{ZoneRow, ZonesView};
 
