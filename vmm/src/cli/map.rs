@@ -99,7 +99,7 @@ fn size(bytes: u64) -> String {
         0x4000_0000..0x100_0000_0000 => ("GiB", 30),
         _ => ("TiB", 40),
     };
-    let tenths = u128::from(bytes) * 10 >> shift;
+    let tenths = (u128::from(bytes) * 10) >> shift;
     if tenths % 10 == 0 {
         format!("{} {unit}", tenths / 10)
     } else {

@@ -179,7 +179,7 @@ const SENTENCES: &[(EventId, &str)] = &[
     (SlabAllocNode, "An object of {cache} is asked for."),
     (SlabAllocNodeRet, "{object?It is at {object}.|There is none.}"),
     (SlabAllocSlow, "This CPU has no free object of {cache} at hand."),
-    (SlabAllocSlowRet, "{object?The object at {object} came from: {source}.|There is none.}"),
+    (SlabAllocSlowRet, "{object?The slow path found the object at {object}.|There is none.}"),
     (
         GetPartial,
         "{pfn?A partly used slab at frame {pfn} is taken from the node's list, with {objects} free objects.|The node has no partly used slab.}",
@@ -363,7 +363,7 @@ mod tests {
         assert_eq!(text(AllocPagesRet, [0x1f98, 0, 0, 0, 0]), "The caller gets the block at frame 0x1f98.");
         assert_eq!(text(AllocPagesRet, [u64::MAX, 0, 0, 0, 0]), "The caller gets NULL.");
         assert_eq!(
-            text(ZoneWatermarkOk, [0x01_00_0001, 3317, 78, 0, 0]),
+            text(ZoneWatermarkOk, [0x0100_0001, 3317, 78, 0, 0]),
             "Zone 0:DMA32 has 3317 free pages; its mark is 78, and it keeps 0 for requests that can use no higher zone: it may give."
         );
     }

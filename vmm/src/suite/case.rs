@@ -26,6 +26,7 @@ const FILES: &[(&str, &str)] = &[
     ("audit", include_str!("../../../tests/cases/audit.toml")),
     ("slab", include_str!("../../../tests/cases/slab.toml")),
     ("slab-debug", include_str!("../../../tests/cases/slab-debug.toml")),
+    ("trace", include_str!("../../../tests/cases/trace.toml")),
     ("real", include_str!("../../../tests/cases/real.toml")),
     ("linux", include_str!("../../../tests/cases/linux.toml")),
 ];

@@ -1,7 +1,7 @@
 //! Allocating and freeing objects: the fast path that SLUB and SLAB share, and the way to the slow ones.
 
 use memvisor_abi::{CacheCpu, PFN_NONE, SlabKind};
-use mm_core::{CpuLocal, Gfp, Page, Pfn, PhysAddr, PhysMem};
+use mm_core::{CpuLocal, Event, EventId, Gfp, Page, Pfn, PhysAddr, PhysMem, Trace};
 
 use crate::cache::Name;
 use crate::{Cache, CacheId, FreeError, Machine, Object};
@@ -35,6 +35,14 @@ impl<M: Machine> Kmem<M> {
     /// zero with [`Gfp::ZERO`]. `None` if no page is to be had.
     #[inline]
     pub fn alloc(&self, id: CacheId, gfp: Gfp) -> Option<Object> {
+        self.emit(Event::SlabAllocNode { cache: id.in_event(), node: None, gfp });
+        let object = self.alloc_here(id, gfp);
+        self.tell_alloc(id, gfp, None, object);
+        object
+    }
+
+    #[inline]
+    fn alloc_here(&self, id: CacheId, gfp: Gfp) -> Option<Object> {
         let object = match self.machine.cpus().with(|_, caches| self.take(&mut caches[id.index()])) {
             Some(object) => object,
             None => self.alloc_slow(id, gfp, None)?,
@@ -51,7 +59,10 @@ impl<M: Machine> Kmem<M> {
         if node >= self.machine.nr_nodes() {
             return None;
         }
-        let object = self.alloc_slow(id, gfp, Some(node))?;
+        self.emit(Event::SlabAllocNode { cache: id.in_event(), node: Some(node), gfp });
+        let object = self.alloc_slow(id, gfp, Some(node));
+        self.tell_alloc(id, gfp, Some(node), object);
+        let object = object?;
         if gfp.contains(Gfp::ZERO) {
             self.clear(object, self.cache(id).object_size());
         }
@@ -78,6 +89,15 @@ impl<M: Machine> Kmem<M> {
     /// [`FreeError`]: nothing was changed, and the console says what is wrong.
     #[inline]
     pub fn free(&self, id: CacheId, object: Object) -> Result<(), FreeError> {
+        self.emit(Event::SlabFree { object: object.0, cache: id.in_event() });
+        self.emit(Event::KmemCacheFree { ptr: object.0, cache: id.in_event() });
+        let result = self.free_here(id, object);
+        self.emit(Event::SlabFreeRet {});
+        result
+    }
+
+    #[inline]
+    fn free_here(&self, id: CacheId, object: Object) -> Result<(), FreeError> {
         if let Some((pfn, page)) = self.slab_of(object)
             && page.mapping() == id.as_u64()
             && self.machine.cpus().with(|_, caches| self.put(&mut caches[id.index()], pfn, page, object))
@@ -97,6 +117,24 @@ impl<M: Machine> Kmem<M> {
         if self.cache(id).is_used() {
             self.release(id);
         }
+    }
+
+    /// Tells whoever traces.
+    #[inline(always)]
+    pub(crate) fn emit(&self, event: Event) {
+        self.machine.map().emit(event);
+    }
+
+    /// The end of an allocation, for whoever traces.
+    #[inline(always)]
+    fn tell_alloc(&self, id: CacheId, gfp_flags: Gfp, node: Option<u32>, object: Option<Object>) {
+        if let Some(ptr) = object.filter(|_| self.machine.map().wants(EventId::KmemCacheAlloc)) {
+            let cache = self.cache(id);
+            let (bytes_req, bytes_alloc) = (cache.object_size().into(), cache.size().into());
+            let (ptr, cache) = (ptr.0, id.in_event());
+            self.emit(Event::KmemCacheAlloc { ptr, bytes_req, bytes_alloc, gfp_flags, node, cache });
+        }
+        self.emit(Event::SlabAllocNodeRet { object: object.map_or(0, |object| object.0) });
     }
 
     /// Words of an object from its start.
@@ -176,11 +214,14 @@ impl<M: Machine> Kmem<M> {
             ));
             return None;
         }
-        match cache.kind() {
+        self.emit(Event::SlabAllocSlow { cache: id.in_event(), node, gfp });
+        let object = match cache.kind() {
             SlabKind::Slub => self.slub_alloc(id, cache, gfp, node),
             SlabKind::Slab => self.slab_alloc(id, cache, gfp, node),
             SlabKind::Slob => self.slob_cache_alloc(id, cache, gfp, node),
-        }
+        };
+        self.emit(Event::SlabAllocSlowRet { object: object.map_or(0, |object| object.0) });
+        object
     }
 
     #[inline(never)]

@@ -26,6 +26,11 @@ impl CacheId {
         self.0 as usize
     }
 
+    /// As events name it.
+    pub(crate) const fn in_event(self) -> Option<u16> {
+        Some(self.0 as u16)
+    }
+
     /// As slabs name it in `mapping`.
     pub const fn as_u64(self) -> u64 {
         self.0 as u64

@@ -2,7 +2,7 @@
 
 use memvisor_abi as abi;
 use memvisor_abi::SlabKind;
-use mm_core::PAGE_SIZE;
+use mm_core::{Event, Order, PAGE_SIZE};
 
 use crate::cache::Name;
 use crate::{Cache, CacheId, CreateError, DestroyError, Kmem, Machine, SlabFlags, shape};
@@ -36,6 +36,18 @@ impl<M: Machine> Kmem<M> {
     /// # Errors
     /// [`CreateError`]; nothing was changed.
     pub fn create(&self, args: &CacheArgs<'_>) -> Result<CacheId, CreateError> {
+        let (size, align) = (u64::from(args.size), u64::from(args.align));
+        self.emit(Event::KmemCacheCreate { size, align, flags: args.flags.bits().into() });
+        let result = self.create_cache(args);
+        let cache = result.ok().and_then(CacheId::in_event);
+        let merged = result.is_ok_and(|id| self.cache(id).refcount() > 1);
+        let shape =
+            result.map_or((Order::ZERO, 0), |id| (self.cache(id).slab_order(), self.cache(id).objects()));
+        self.emit(Event::KmemCacheCreateRet { cache, merged, order: shape.0, objects: shape.1.into() });
+        result
+    }
+
+    fn create_cache(&self, args: &CacheArgs<'_>) -> Result<CacheId, CreateError> {
         let cache = self.plan(args)?;
         self.machine.with_caches(|| {
             if let Some(id) = self.find(&cache.name) {
@@ -61,6 +73,14 @@ impl<M: Machine> Kmem<M> {
     /// # Errors
     /// [`DestroyError::Busy`] while objects are in use: the cache stays as it is, and the console says which.
     pub fn destroy(&self, id: CacheId) -> Result<(), DestroyError> {
+        self.emit(Event::KmemCacheDestroy { cache: id.in_event() });
+        let result = self.destroy_cache(id);
+        let in_use = if let Err(DestroyError::Busy { objects }) = result { objects } else { 0 };
+        self.emit(Event::KmemCacheDestroyRet { ok: result.is_ok(), in_use });
+        result
+    }
+
+    fn destroy_cache(&self, id: CacheId) -> Result<(), DestroyError> {
         let cache = self.cache(id);
         if cache.is_used() && cache.slab_flags().contains(SlabFlags::KMALLOC) {
             return Err(DestroyError::Kmalloc);

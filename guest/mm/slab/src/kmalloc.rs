@@ -1,7 +1,9 @@
 //! The kmalloc family: caches by size, then pages (Linux: mm/slab_common.c, `kmalloc_large`).
 
 use memvisor_abi::{LARGE_MAPPING, SlabKind};
-use mm_core::{Gfp, MemMap, Order, PAGE_SIZE, Page, PageAlloc, PageKind, Pfn, PhysAddr, PhysMem};
+use mm_core::{
+    Event, EventId, Gfp, MemMap, Order, PAGE_SIZE, Page, PageAlloc, PageKind, Pfn, PhysAddr, PhysMem, Trace,
+};
 
 use crate::{CacheArgs, CacheId, CreateError, FreeError, Kmem, Machine, Object, SlabFlags};
 
@@ -110,9 +112,20 @@ impl<M: Machine> Kmem<M> {
             return self.slob_kmalloc(size, gfp);
         }
         match self.kmalloc_cache(size, gfp) {
-            Some(id) => self.alloc(id, gfp),
+            Some(id) => self.kmalloc_from(id, size, gfp),
             None => self.kmalloc_large(size, gfp),
         }
+    }
+
+    /// From the cache that serves the size.
+    #[inline]
+    fn kmalloc_from(&self, id: CacheId, bytes_req: u64, gfp_flags: Gfp) -> Option<Object> {
+        let object = self.alloc(id, gfp_flags);
+        if let Some(object) = object.filter(|_| self.machine.map().wants(EventId::Kmalloc)) {
+            let (ptr, bytes_alloc, cache) = (object.0, self.cache(id).size().into(), id.in_event());
+            self.emit(Event::Kmalloc { ptr, bytes_req, bytes_alloc, gfp_flags, node: None, cache });
+        }
+        object
     }
 
     /// [`Kmem::kmalloc`] of zeroes.
@@ -156,6 +169,7 @@ impl<M: Machine> Kmem<M> {
         if object == Object::ZERO_SIZE {
             return Ok(());
         }
+        self.emit(Event::Kfree { ptr: object.0 });
         if let Some((_, page)) = self.slab_of(object) {
             return match CacheId::new(page.mapping()) {
                 Some(id) => self.free(id, object),

@@ -7,7 +7,7 @@
 //! Differs from Linux: arrays of a node are made when the node is first used, and given back by every shrink.
 
 use memvisor_abi::{ALIEN_LIMIT, ALIEN_ROW, CacheCpu, CacheNode, SlabCounters, SlabListKind};
-use mm_core::{CpuLocal, Gfp, Order, PAGE_SIZE, Page, PageAlloc, Pfn, PhysAddr, PhysMem};
+use mm_core::{CpuLocal, Event, Gfp, Order, PAGE_SIZE, Page, PageAlloc, Pfn, PhysAddr, PhysMem};
 
 use crate::alloc::set_up;
 use crate::slab_page::{Discard, counters, set_counters};
@@ -313,7 +313,11 @@ impl<M: Machine> Kmem<M> {
 
     /// A new slab, all free, in the node's next colour (Linux: `cache_grow_begin`).
     fn grow(&self, id: CacheId, cache: &Cache, gfp: Gfp, near: u32) -> Option<(Pfn, &Page)> {
-        let (pfn, page) = self.slab_frames(cache, gfp, Some(near), id.as_u64())?;
+        self.emit(Event::NewSlab { cache: id.in_event(), order: cache.slab_order(), node: Some(near), gfp });
+        let Some((pfn, page)) = self.slab_frames(cache, gfp, Some(near), id.as_u64()) else {
+            self.emit(Event::NewSlabRet { pfn: None, objects: 0, colour: 0 });
+            return None;
+        };
         let colour = self.machine.with_node(id, page.node(), |n| {
             let colour = n.colour_next;
             n.colour_next = if colour + 1 < cache.colour() { colour + 1 } else { 0 };
@@ -330,6 +334,8 @@ impl<M: Machine> Kmem<M> {
                 self.machine.construct(cache.ctor(), Object(object), cache.object_size());
             }
         }
+        let colour = first - pfn.phys().as_u64();
+        self.emit(Event::NewSlabRet { pfn: Some(pfn), objects: objects.into(), colour });
         Some((pfn, page))
     }
 

@@ -8,7 +8,7 @@
 //! one lock, where Linux 6.1 exchanges two words of each slab atomically; Linux 6.18 has such arrays (sheaves).
 
 use memvisor_abi::{CacheCpu, CacheNode, PFN_NONE, SlabListKind};
-use mm_core::{CpuLocal, Gfp, MemMap, Page, Pfn, PhysAddr, PhysMem};
+use mm_core::{CpuLocal, Event, Gfp, MemMap, Page, Pfn, PhysAddr, PhysMem};
 
 use crate::alloc::set_up;
 use crate::slab_page::{Discard, counters, set_counters};
@@ -117,6 +117,14 @@ impl<M: Machine> Kmem<M> {
     fn get_partial(&self, cache: &Cache, c: &mut CacheCpu, n: &mut CacheNode) {
         let map = self.machine.map();
         let Some((pfn, page)) = list::first(&n.lists[PARTIAL], map) else { return };
+        let objects = counters(page).objects.saturating_sub(counters(page).inuse).into();
+        let cache_in_event = CacheId::new(page.mapping()).and_then(CacheId::in_event);
+        self.emit(Event::GetPartial {
+            cache: cache_in_event,
+            node: Some(page.node()),
+            pfn: Some(pfn),
+            objects,
+        });
         list::remove(&mut n.lists[PARTIAL], map, page);
         claim(c, pfn, page);
         while c.partial_slabs < cache.cpu_partial_slabs() / 2
@@ -334,7 +342,11 @@ impl<M: Machine> Kmem<M> {
 
     /// A slab whose objects are all free, on its own list, which nobody else knows (Linux: `new_slab`).
     pub(crate) fn new_slab(&self, id: CacheId, cache: &Cache, gfp: Gfp, node: u32) -> Option<(Pfn, &Page)> {
-        let (pfn, page) = self.slab_frames(cache, gfp, Some(node), id.as_u64())?;
+        self.emit(Event::NewSlab { cache: id.in_event(), order: cache.slab_order(), node: Some(node), gfp });
+        let Some((pfn, page)) = self.slab_frames(cache, gfp, Some(node), id.as_u64()) else {
+            self.emit(Event::NewSlabRet { pfn: None, objects: 0, colour: 0 });
+            return None;
+        };
         let objects = if page.order() == cache.slab_order() { cache.objects() } else { cache.min_objects() };
         let start = pfn.phys().as_u64() + u64::from(cache.red_left());
         let size = u64::from(cache.size());
@@ -351,6 +363,7 @@ impl<M: Machine> Kmem<M> {
         }
         page.set_index(start);
         set_counters(page, memvisor_abi::SlabCounters { inuse: 0, objects, frozen: false });
+        self.emit(Event::NewSlabRet { pfn: Some(pfn), objects: objects.into(), colour: 0 });
         Some((pfn, page))
     }
 }

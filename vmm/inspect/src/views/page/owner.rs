@@ -212,7 +212,7 @@ pub(super) fn owners<S: MemorySource + ?Sized>(
         };
         owners.push(Owner::Kernel { part });
     }
-    const MEMMAP_FRAMES: u64 = PAGES_PER_SECTION * size_of::<Page>() as u64 >> PAGE_SHIFT;
+    const MEMMAP_FRAMES: u64 = (PAGES_PER_SECTION * size_of::<Page>() as u64) >> PAGE_SHIFT;
     for section in guest.checked_sections()?.iter().filter(|section| section.memmap_pfn != PFN_NONE) {
         if let Some(offset) = pfn.checked_sub(section.memmap_pfn).filter(|offset| *offset < MEMMAP_FRAMES) {
             let first_pfn = section_start_pfn(section) + offset * (PAGES_PER_SECTION / MEMMAP_FRAMES);
