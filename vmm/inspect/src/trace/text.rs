@@ -23,7 +23,14 @@ impl Names {
         if let Ok(caches) = guest.caches()
             && !caches.is_empty()
         {
-            self.caches = caches.iter().map(cache_name).collect();
+            self.caches.resize(caches.len(), String::new());
+            for (old, cache) in self.caches.iter_mut().zip(&caches) {
+                let name = cache_name(cache);
+                // A cache that is gone keeps its name: records speak of what was.
+                if !name.is_empty() {
+                    *old = name;
+                }
+            }
         }
     }
 

@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::super::zones::zone_name;
 use crate::ptdump::{Leaf, Span, Table, Visitor, walk_tree};
-use crate::{Access, Guest, GuestError, MemorySource, PageSize, Walker, section_start_pfn};
+use crate::{Access, Guest, GuestError, MemorySource, PageSize, Walker, cache_name, section_start_pfn};
 
 /// An owner.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -68,6 +68,15 @@ pub enum Owner {
     User {
         /// Process.
         pid: u32,
+    },
+    /// Part of a slab.
+    Slab {
+        /// Cache that it belongs to; `None` for pages that belong to none (SLOB).
+        cache: Option<String>,
+        /// First frame of the slab.
+        head: u64,
+        /// Its order.
+        order: u8,
     },
     /// Part of a block that its descriptor calls allocated; nothing published says by whom.
     Allocated {
@@ -295,6 +304,11 @@ fn last_resort<S: MemorySource + ?Sized>(
         let head = pfn & !((1 << order) - 1);
         let Some(page) = guest.page(head)? else { continue };
         let owned = page.refcount > 0 && usize::from(page.order) >= order;
+        if owned && page.kind == PageKind::Slab as u8 {
+            let index = usize::try_from(page.mapping).unwrap_or(usize::MAX);
+            let cache = guest.caches()?.get(index).map(cache_name).filter(|name| !name.is_empty());
+            return Ok(Some(Owner::Slab { cache, head, order: page.order }));
+        }
         if owned && page.kind != PageKind::Tail as u8 && page.kind != PageKind::Buddy as u8 {
             return Ok(Some(Owner::Allocated { head, order: page.order }));
         }
@@ -341,6 +355,12 @@ impl fmt::Display for Owner {
                 position + 1
             ),
             Owner::User { pid } => write!(f, "memory of process {pid}"),
+            Owner::Slab { cache: Some(cache), head, order } => {
+                write!(f, "slab of cache {cache}: block of order {order} at frame {head:#x}")
+            }
+            Owner::Slab { cache: None, head, order } => {
+                write!(f, "slab of no cache: block of order {order} at frame {head:#x}")
+            }
             Owner::Allocated { head, order } => {
                 write!(f, "allocated: block of order {order} at frame {head:#x}, by whom is not published")
             }
