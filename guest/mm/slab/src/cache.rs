@@ -28,7 +28,7 @@ impl CacheId {
 
     /// As events name it.
     pub(crate) const fn in_event(self) -> Option<u16> {
-        Some(self.0 as u16)
+        Some(self.0)
     }
 
     /// As slabs name it in `mapping`.
