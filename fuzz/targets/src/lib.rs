@@ -15,6 +15,7 @@ mod import;
 mod input;
 mod kernel;
 mod machine;
+mod trace;
 mod watched;
 
 pub use control::control_http;
@@ -27,6 +28,7 @@ pub use import::{SEPARATOR as IMPORT_SEPARATOR, import};
 pub use input::Input;
 pub use kernel::kernel_image;
 pub use machine::machine_file;
+pub use trace::trace_rings;
 pub use watched::Watched;
 
 /// A target: it panics on what should be fixed.
@@ -43,6 +45,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("device_bus", device_bus),
     ("guest_descriptors", guest_descriptors),
     ("import", import),
+    ("trace_rings", trace_rings),
 ];
 
 /// An error as a person gets it: words, one line, no longer than a screen.

@@ -65,5 +65,6 @@ replays!(
     dump_reader,
     device_bus,
     guest_descriptors,
-    import
+    import,
+    trace_rings
 );

@@ -144,7 +144,7 @@ pub enum FieldKind {
     Pfn,
     /// Virtual address; 0 for NULL.
     Addr,
-    /// Physical address.
+    /// Physical address; 0 for NULL.
     Phys,
     /// Number of pages.
     Pages,
@@ -231,7 +231,7 @@ impl FieldKind {
     pub const fn none(self) -> Option<u64> {
         match self {
             FieldKind::Pfn => Some(PFN_NONE),
-            FieldKind::Addr => Some(0),
+            FieldKind::Addr | FieldKind::Phys => Some(0),
             FieldKind::Node | FieldKind::Cache => Some(NO_NODE as u64),
             FieldKind::Order => Some(u8::MAX as u64),
             _ => None,

@@ -5,6 +5,7 @@
 
 mod buddy;
 mod pages;
+mod slab;
 
 use core::ffi::CStr;
 use core::sync::atomic::{AtomicU32, Ordering};
@@ -21,11 +22,12 @@ use crate::{cmdline, init, println};
 type Walk = fn() -> Result<(), &'static str>;
 
 /// Names as the command line gives them. The VMM lists the same.
-const WALKS: [(&str, Walk); 4] = [
+const WALKS: [(&str, Walk); 5] = [
     ("alloc-pages", pages::alloc_pages),
     ("buddy-split", buddy::split),
     ("buddy-merge", buddy::merge),
     ("zone-fallback", pages::zone_fallback),
+    ("kmem-cache", slab::kmem_cache),
 ];
 
 /// What became of the request.

@@ -28,8 +28,7 @@ Examples:
   memvisor explain zone-fallback -- numa4       on another
   memvisor explain buddy-split --json           for a program
 
-Not shown by this version's guest kernel: get-zeroed-page, atomic-in-interrupt, highuser, kmem-cache, kmalloc-vs-vmalloc,
-slow-path.";
+Not shown by this version's guest kernel: get-zeroed-page, atomic-in-interrupt, highuser, kmalloc-vs-vmalloc, slow-path.";
 
 /// Arguments of `explain`.
 #[derive(Clone, Debug, Args)]
@@ -62,13 +61,13 @@ pub(super) fn run(args: &ExplainArgs) -> anyhow::Result<ExitCode> {
     let machine = run::resolve(&run_args)?;
     let launch = run::launch(&run_args, &machine, ConsoleTarget::Null)?;
     let vm = launch.vm.clone();
-    let names = Names { caches: Vec::new(), tsc_khz: vm.tsc_khz };
+    let mut names = Names { caches: Vec::new(), tsc_khz: vm.tsc_khz };
     let (event_loop, events) = launch.event_loop(&run_args, false)?;
     let mut collector = Collector::default();
     let mut wrong = None;
     let outcome = conduct(&vm, &events, AtEnd::Return, |progress| {
         if let Progress::Checkpoint(record) = progress
-            && let Err(error) = look(&vm, &record.name, &names, &mut collector)
+            && let Err(error) = look(&vm, &record.name, &mut names, &mut collector)
         {
             wrong.get_or_insert(error);
         }
@@ -95,10 +94,12 @@ pub(super) fn run(args: &ExplainArgs) -> anyhow::Result<ExitCode> {
 }
 
 /// Reads what the guest holds at a checkpoint.
-fn look(vm: &Vm, name: &str, names: &Names, collector: &mut Collector) -> anyhow::Result<()> {
+fn look(vm: &Vm, name: &str, names: &mut Names, collector: &mut Collector) -> anyhow::Result<()> {
     let root = vm.device.root_gpa().context("the guest announced no root descriptor")?;
     let memory = vm.memory().mapped()?;
-    collector.checkpoint(name, &Guest::attach(&memory, root)?, names)
+    let guest = Guest::attach(&memory, root)?;
+    names.refresh(&guest);
+    collector.checkpoint(name, &guest, names)
 }
 
 fn list(json: bool) -> std::io::Result<()> {

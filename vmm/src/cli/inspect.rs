@@ -1,18 +1,19 @@
 //! `memvisor inspect`.
 
-use std::{fmt, process::ExitCode};
+use std::{fmt, path::PathBuf, process::ExitCode};
 
 use clap::{Args, Subcommand};
 use memvisor_inspect::{
     ptdump::{PtDump, Span},
     views::{
-        BuddyView, CpusView, E820View, LayoutView, MemblockView, NumaView, PageView, SlabView, StacksView,
+        BuddyView, CpusView, E820View, LayoutView, MapView, MemblockView, NumaView, PageView, SlabView, StacksView,
         TasksView, TranslateView, VmallocView, ZonesView,
     },
 };
 use serde::Serialize;
 
 use super::{
+    map::{self, Canvas},
     out::{self, parse_address},
     source::{Source, SourceArgs},
 };
@@ -23,6 +24,7 @@ Examples:
   memvisor inspect translate 0xffff888000100000 --vm lab     all levels, and the host behind each
   memvisor inspect pagetables --va 0xffff800000000000..0xffff900000000000
   memvisor inspect page 0x1a400 --dump guest.core --json
+  memvisor inspect map --svg frames.svg --vm lab
   memvisor inspect pagetables --mem ram.mem --mem high.mem@0x100000000 --cr3 0x2000 --la57";
 
 /// Arguments of `inspect`.
@@ -68,7 +70,16 @@ enum View {
     Stacks,
     /// Tasks of the kernel
     Tasks,
-    /// The descriptor of a page frame
+    /// All frames as a picture: owner, largest free block, node
+    Map {
+        /// Write all layers to an SVG file instead
+        #[arg(long, value_name = "FILE", conflicts_with = "json")]
+        svg: Option<PathBuf>,
+        /// Layer for the terminal: owner, order or node
+        #[arg(long, default_value = "owner", value_parser = map::parse_layer)]
+        layer: usize,
+    },
+    /// A page frame: descriptor, owner as derived from outside, mappings
     Page {
         /// Page frame number
         #[arg(value_parser = parse_address)]
@@ -103,7 +114,7 @@ pub(super) fn run(args: &InspectArgs) -> anyhow::Result<ExitCode> {
     let mut source = args.source.open()?;
     let source = &mut source;
     let json = args.json;
-    match args.view {
+    match &args.view {
         View::E820 => show(source, json, |s| match (s.root(), &s.facts) {
             (None, Some(facts)) => Ok(E820View::from_facts(facts)),
             _ => Ok(E820View::new(&s.guest()?, s.facts.as_ref())?),
@@ -117,21 +128,30 @@ pub(super) fn run(args: &InspectArgs) -> anyhow::Result<ExitCode> {
         View::Memblock => show(source, json, |s| Ok(MemblockView::new(&s.guest()?)?))?,
         View::Zones => show(source, json, |s| Ok(ZonesView::new(&s.guest()?)?))?,
         View::Buddy => show(source, json, |s| Ok(BuddyView::new(&s.guest()?)?))?,
-        View::Slab { ref cache, colour } => {
-            show(source, json, |s| Ok(SlabView::new(&s.guest()?, cache.as_deref(), colour)?))?
+        View::Slab { cache, colour } => {
+            show(source, json, |s| Ok(SlabView::new(&s.guest()?, cache.as_deref(), *colour)?))?
         }
         View::Vmalloc => show(source, json, |s| Ok(VmallocView::new(&s.guest()?)?))?,
         View::Stacks => show(source, json, |s| Ok(StacksView::new(&s.guest()?)?))?,
         View::Tasks => show(source, json, |s| Ok(TasksView::new(&s.guest()?)?))?,
-        View::Page { pfn } => show(source, json, |s| Ok(PageView::new(&s.guest()?, pfn)?))?,
+        View::Map { svg, layer } => {
+            let canvas = if svg.is_some() { Canvas::Svg } else { Canvas::terminal() };
+            let view = source.read(|s| Ok(MapView::new(&s.guest()?, canvas.cells())?))?;
+            if json {
+                out::json(&view)?;
+            } else {
+                map::show(&view, canvas, *layer, svg.as_deref())?;
+            }
+        }
+        View::Page { pfn } => show(source, json, |s| Ok(PageView::new(&s.guest()?, *pfn)?))?,
         View::Pagetables { va } => show(source, json, |s| {
             // Where the layout is not published, ranges have no names; they are as right.
             let layout = s.guest().and_then(|guest| Ok(guest.layout()?)).unwrap_or_default();
             Ok(PtDump::new(&s.walker()?, s.memory(), va.unwrap_or(Span::ALL), &layout))
         })?,
-        View::Translate { va } => {
-            show(source, json, |s| Ok(TranslateView::new(s.walker()?.translate(s.memory(), va), s.stage2())))?
-        }
+        View::Translate { va } => show(source, json, |s| {
+            Ok(TranslateView::new(s.walker()?.translate(s.memory(), *va), s.stage2()))
+        })?,
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -8,6 +8,7 @@ mod explain;
 mod import;
 mod inspect;
 mod list;
+mod map;
 mod out;
 mod run;
 mod source;

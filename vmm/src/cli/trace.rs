@@ -16,7 +16,7 @@ use std::{
 
 use anyhow::Context;
 use clap::Args;
-use memvisor_abi::{EVENTS, EventInfo, Phase, select_events};
+use memvisor_abi::{EVENTS, EventInfo, Group, Phase, select_events};
 use memvisor_inspect::{
     Guest, MappedMemory,
     trace::{EventText, Names, RingCount, TraceReader},
@@ -213,6 +213,12 @@ impl Tracer {
             if let Some(reader) = &mut reader {
                 entries.clear();
                 reader.poll(&memory, &mut entries)?;
+                if entries.iter().any(|entry| entry.info().is_some_and(|info| info.group == Group::Slab))
+                    && let Some(guest) =
+                        self.vm.device.root_gpa().and_then(|root| Guest::attach(&memory, root).ok())
+                {
+                    self.names.refresh(&guest);
+                }
                 for entry in &entries {
                     *self.counts.entry(entry.record.event).or_default() += 1;
                     let text = EventText { entry, names: &self.names };

@@ -53,6 +53,11 @@ pub const WALKS: &[Walk] = &[
         about: "the preferred zone is at its watermark: the next zone of the list gives the frame",
         events: "alloc,reclaim,explain",
     },
+    Walk {
+        name: "kmem-cache",
+        about: "a cache of 64-byte objects: made, two objects taken and given back, unmade",
+        events: "alloc,slab,explain",
+    },
 ];
 
 /// The operation of a name.

@@ -179,7 +179,7 @@ const SENTENCES: &[(EventId, &str)] = &[
     (SlabAllocNode, "An object of {cache} is asked for."),
     (SlabAllocNodeRet, "{object?It is at {object}.|There is none.}"),
     (SlabAllocSlow, "This CPU has no free object of {cache} at hand."),
-    (SlabAllocSlowRet, "{object?The object at {object} came from: {source}.|There is none.}"),
+    (SlabAllocSlowRet, "{object?The slow path found the object at {object}.|There is none.}"),
     (
         GetPartial,
         "{pfn?A partly used slab at frame {pfn} is taken from the node's list, with {objects} free objects.|The node has no partly used slab.}",

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use memvisor_abi::{FreeArea, Zone, ZoneKind};
-use memvisor_inspect::{Guest, GuestError, MemorySource};
+use memvisor_inspect::{Guest, GuestError, MemorySource, views::SlabView};
 use serde::Serialize;
 
 /// Numbers by name, in the order of the names.
@@ -34,6 +34,14 @@ impl Snapshot {
         let counters = guest.counters()?;
         numbers.insert("vm events: pgalloc".to_owned(), counters.pgalloc);
         numbers.insert("vm events: pgfree".to_owned(), counters.pgfree);
+        for cache in SlabView::new(guest, None, false)?.caches {
+            let mut add = |what: &str, value| numbers.insert(format!("cache {}: {what}", cache.name), value);
+            add("slabs", cache.num_slabs);
+            add("objects", cache.num_objs);
+            add("objects in use", cache.active_objs);
+            add("free objects that CPUs hold", cache.cpu_free);
+            add("users", cache.refcount.into());
+        }
         Ok(Snapshot(numbers))
     }
 

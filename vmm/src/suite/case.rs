@@ -29,6 +29,7 @@ const FILES: &[(&str, &str)] = &[
     ("vmalloc", include_str!("../../../tests/cases/vmalloc.toml")),
     ("highmem", include_str!("../../../tests/cases/highmem.toml")),
     ("stacks", include_str!("../../../tests/cases/stacks.toml")),
+    ("trace", include_str!("../../../tests/cases/trace.toml")),
     ("real", include_str!("../../../tests/cases/real.toml")),
     ("linux", include_str!("../../../tests/cases/linux.toml")),
 ];

@@ -257,19 +257,21 @@ macro_rules! for_each_event {
     83 AllocContigRangeRet "alloc_contig_range" "" Alloc Exit { ret: Int }
 
     // Slab (include/trace/events/kmem.h, mm/slub.c, slab.c, slob.c).
+    //
+    // Differs from Linux: objects are named by their physical addresses, as the caches know them.
 
     /// Linux's tracepoint of an allocation by size.
     84 Kmalloc "kmalloc" "kmem" Slab Point {
-        ptr: Addr, bytes_req: Bytes, bytes_alloc: Bytes, gfp_flags: Gfp, node: Node, cache: Cache
+        ptr: Phys, bytes_req: Bytes, bytes_alloc: Bytes, gfp_flags: Gfp, node: Node, cache: Cache
     }
     /// Linux's tracepoint of its free.
-    85 Kfree "kfree" "kmem" Slab Point { ptr: Addr }
+    85 Kfree "kfree" "kmem" Slab Point { ptr: Phys }
     /// Linux's tracepoint of an allocation from a cache.
     86 KmemCacheAlloc "kmem_cache_alloc" "kmem" Slab Point {
-        ptr: Addr, bytes_req: Bytes, bytes_alloc: Bytes, gfp_flags: Gfp, node: Node, cache: Cache
+        ptr: Phys, bytes_req: Bytes, bytes_alloc: Bytes, gfp_flags: Gfp, node: Node, cache: Cache
     }
     /// Linux's tracepoint of its free.
-    87 KmemCacheFree "kmem_cache_free" "kmem" Slab Point { ptr: Addr, cache: Cache }
+    87 KmemCacheFree "kmem_cache_free" "kmem" Slab Point { ptr: Phys, cache: Cache }
     /// A cache is made.
     88 KmemCacheCreate "kmem_cache_create" "" Slab Enter { size: Bytes, align: Bytes, flags: Count }
     /// The cache; `merged` if one that exists does.
@@ -281,12 +283,11 @@ macro_rules! for_each_event {
     /// An object is asked for.
     92 SlabAllocNode "slab_alloc_node" "" Slab Enter { cache: Cache, node: Node, gfp: Gfp }
     /// The object.
-    93 SlabAllocNodeRet "slab_alloc_node" "" Slab Exit { object: Addr }
+    93 SlabAllocNodeRet "slab_alloc_node" "" Slab Exit { object: Phys }
     /// The CPU's own list is empty: slow path.
     94 SlabAllocSlow "___slab_alloc" "" Slab Enter { cache: Cache, node: Node, gfp: Gfp }
-    /// The object, and where it came from: 1 the CPU's slab, 2 the CPU's partial slabs, 3 the node's partial slabs, 4 a
-    /// new slab, 5 a shared array, 6 full search.
-    95 SlabAllocSlowRet "___slab_alloc" "" Slab Exit { object: Addr, source: Byte }
+    /// The object.
+    95 SlabAllocSlowRet "___slab_alloc" "" Slab Exit { object: Phys }
     /// A partly free slab is taken from the node's list.
     96 GetPartial "get_partial" "" Slab Point { cache: Cache, node: Node, pfn: MaybePfn, objects: Count }
     /// A new slab is made of fresh pages.
@@ -294,11 +295,11 @@ macro_rules! for_each_event {
     /// Its first frame and its objects.
     98 NewSlabRet "new_slab" "" Slab Exit { pfn: MaybePfn, objects: Count, colour: Bytes }
     /// An object is given back.
-    99 SlabFree "slab_free" "" Slab Enter { object: Addr, cache: Cache }
+    99 SlabFree "slab_free" "" Slab Enter { object: Phys, cache: Cache }
     /// Done.
     100 SlabFreeRet "slab_free" "" Slab Exit {}
     /// The object does not belong to the CPU's slab: slow path.
-    101 SlabFreeSlow "__slab_free" "" Slab Enter { object: Addr, pfn: Pfn, cache: Cache }
+    101 SlabFreeSlow "__slab_free" "" Slab Enter { object: Phys, pfn: Pfn, cache: Cache }
     /// Objects of the slab in use now, and what became of it: 0 stays, 1 to the CPU's partial list, 2 to the node's
     /// partial list, 3 freed.
     102 SlabFreeSlowRet "__slab_free" "" Slab Exit { in_use: Count, fate: Byte }
@@ -315,16 +316,16 @@ macro_rules! for_each_event {
     /// SLOB: a list of pages is searched for room.
     108 SlobAlloc "slob_alloc" "" Slab Enter { size: Bytes, align: Bytes, gfp: Gfp, node: Node }
     /// The block, and whether a new page was needed.
-    109 SlobAllocRet "slob_alloc" "" Slab Exit { object: Addr, new_page: Bool, examined: Count }
+    109 SlobAllocRet "slob_alloc" "" Slab Exit { object: Phys, new_page: Bool, examined: Count }
     /// The cache that serves a size.
     110 KmallocSlab "kmalloc_slab" "" Slab Point { bytes_req: Bytes, bytes_alloc: Bytes, cache: Cache }
     /// Too large for a cache: whole pages.
     111 KmallocLarge "kmalloc_large" "" Slab Enter { bytes_req: Bytes, order: Order, gfp: Gfp, node: Node }
     /// The address.
-    112 KmallocLargeRet "kmalloc_large" "" Slab Exit { ptr: Addr }
+    112 KmallocLargeRet "kmalloc_large" "" Slab Exit { ptr: Phys }
     /// Debugging found something: 1 double free, 2 use after free, 3 overflow, 4 underflow, 5 wrong cache, 6 invalid
     /// pointer, 7 objects left.
-    113 SlabError "slab_error" "" Slab Point { object: Addr, cache: Cache, what: Byte }
+    113 SlabError "slab_error" "" Slab Point { object: Phys, cache: Cache, what: Byte }
 
     // vmalloc (include/trace/events/vmalloc.h, mm/vmalloc.c, mm/highmem.c).
 

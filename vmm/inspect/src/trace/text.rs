@@ -6,6 +6,7 @@ use memvisor_abi::{EventId, Field, FieldKind, MAX_NR_ZONES, Phase, ZoneKind};
 use serde_json::{Map, Value, json};
 
 use super::{TraceEntry, names};
+use crate::{Guest, MemorySource, cache_name};
 
 /// Names that only the guest knows.
 #[derive(Clone, Debug, Default)]
@@ -17,6 +18,22 @@ pub struct Names {
 }
 
 impl Names {
+    /// Reads the names of the guest's caches; what cannot be read stays as it was.
+    pub fn refresh<S: MemorySource + ?Sized>(&mut self, guest: &Guest<'_, S>) {
+        if let Ok(caches) = guest.caches()
+            && !caches.is_empty()
+        {
+            self.caches.resize(caches.len(), String::new());
+            for (old, cache) in self.caches.iter_mut().zip(&caches) {
+                let name = cache_name(cache);
+                // A cache that is gone keeps its name: records speak of what was.
+                if !name.is_empty() {
+                    *old = name;
+                }
+            }
+        }
+    }
+
     /// Time since tracing began: seconds, or cycles where nobody knows how long they are.
     pub fn time(&self, cycles: u64) -> String {
         match self.nanoseconds(cycles) {
@@ -37,7 +54,7 @@ impl Names {
         let byte = u8::try_from(raw & 0xff).unwrap_or(0);
         if field.kind.none() == Some(raw) {
             return match field.kind {
-                FieldKind::Pfn | FieldKind::Addr => "NULL".to_owned(),
+                FieldKind::Pfn | FieldKind::Addr | FieldKind::Phys => "NULL".to_owned(),
                 _ => "none".to_owned(),
             };
         }
@@ -60,8 +77,8 @@ impl Names {
             }
             FieldKind::Migratetype => names::migratetype(byte).map_or_else(|| raw.to_string(), str::to_owned),
             FieldKind::Cache => match usize::try_from(raw).ok().and_then(|index| self.caches.get(index)) {
-                Some(name) => name.clone(),
-                None => format!("cache#{raw}"),
+                Some(name) if !name.is_empty() => name.clone(),
+                _ => format!("cache#{raw}"),
             },
             FieldKind::Bool => if raw == 0 { "no" } else { "yes" }.to_owned(),
         }
@@ -79,17 +96,6 @@ fn meaning(event: u16, field: &str, raw: u8) -> Option<&'static str> {
     let word = |words: &[&'static str]| words.get(usize::from(raw)).copied().filter(|word| !word.is_empty());
     if is(EventId::ZoneSkipped) {
         return word(&["", "not allowed", "would fragment", "node full", "reclaim did not help"]);
-    }
-    if is(EventId::SlabAllocSlowRet) {
-        return word(&[
-            "",
-            "cpu slab",
-            "cpu partial",
-            "node partial",
-            "new slab",
-            "shared array",
-            "full search",
-        ]);
     }
     if is(EventId::SlabFreeSlowRet) {
         return word(&["stays", "cpu partial", "node partial", "freed"]);

@@ -1,10 +1,14 @@
-//! One frame's descriptor (Linux: `struct page`, as crash's `kmem -p` shows it).
+//! One frame: its descriptor (Linux: `struct page`, as crash's `kmem -p` shows it), who owns it as derived from
+//! outside, and where it is mapped.
+
+mod owner;
 
 use std::fmt;
 
-use memvisor_abi::{PAGE_SHIFT, PFN_NONE, Page, PageKind};
+use memvisor_abi::{PAGE_SHIFT, PAGES_PER_SECTION, PFN_NONE, Page, PageKind};
 use serde::Serialize;
 
+pub use self::owner::{MappedAt, Owner, Space};
 use super::zones::zone_name;
 use crate::{Guest, GuestError, MemorySource};
 
@@ -20,6 +24,14 @@ pub struct PageView {
     pub ram: bool,
     /// The descriptor; `None` if the frame's section is absent or deferred.
     pub page: Option<PageRow>,
+    /// Number of its section, if that is present.
+    pub section: Option<u64>,
+    /// Who owns it, derived from the structures that use frames. One if all is well; none for a hole.
+    pub owners: Vec<Owner>,
+    /// Where it is mapped, by a walk of all page tables.
+    pub mappings: Vec<MappedAt>,
+    /// Mappings beyond those listed.
+    pub more_mappings: u64,
 }
 
 /// A descriptor, decoded.
@@ -61,16 +73,54 @@ impl PageView {
     /// [`GuestError`].
     pub fn new<S: MemorySource + ?Sized>(guest: &Guest<'_, S>, pfn: u64) -> Result<PageView, GuestError> {
         let gpa = pfn.checked_shl(PAGE_SHIFT).filter(|gpa| gpa >> PAGE_SHIFT == pfn);
-        let page = match (guest.page_gpa(pfn)?, guest.page(pfn)?) {
-            (Some(gpa), Some(page)) => Some(PageRow::new(gpa, &page)),
+        let descriptor = guest.page(pfn)?;
+        let page = match (guest.page_gpa(pfn)?, &descriptor) {
+            (Some(gpa), Some(page)) => Some(PageRow::new(gpa, page)),
             _ => None,
+        };
+        let ram = gpa.is_some_and(|gpa| guest.source().is_ram(gpa, 1));
+        let number = pfn / PAGES_PER_SECTION;
+        let present = guest.checked_sections()?.iter().any(|section| section.number == number);
+        let (owners, trees) = if gpa.is_some() {
+            let trees = owner::walk_trees(guest, pfn)?;
+            (owner::owners(guest, pfn, descriptor.as_ref(), &trees)?, trees)
+        } else {
+            (Vec::new(), owner::Trees::default())
         };
         Ok(PageView {
             pfn,
             gpa: gpa.unwrap_or(u64::MAX),
-            ram: gpa.is_some_and(|gpa| guest.source().is_ram(gpa, 1)),
+            ram,
             page,
+            section: present.then_some(number),
+            owners,
+            mappings: trees.mappings,
+            more_mappings: trees.more,
         })
+    }
+}
+
+impl PageView {
+    /// What the descriptor does not say.
+    fn fmt_outside(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(section) = self.section {
+            writeln!(f, "  section   {section}")?;
+        }
+        for owner in &self.owners {
+            writeln!(f, "  owner     {owner}")?;
+        }
+        match self.owners.len() {
+            0 if self.ram => writeln!(f, "  ! owner   nobody uses it, and it is not free")?,
+            0 | 1 => {}
+            count => writeln!(f, "  ! owner   {count} at once")?,
+        }
+        for mapping in &self.mappings {
+            writeln!(f, "  mapped at {mapping}")?;
+        }
+        if self.more_mappings != 0 {
+            writeln!(f, "  mapped at {} more places", self.more_mappings)?;
+        }
+        Ok(())
     }
 }
 
@@ -105,11 +155,12 @@ impl fmt::Display for PageView {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "page frame {:#x}, guest-physical {:#x}", self.pfn, self.gpa)?;
         let Some(page) = &self.page else {
-            return if self.ram {
-                writeln!(f, "  RAM without a descriptor: its section is absent or not initialised yet")
+            if self.ram {
+                writeln!(f, "  RAM without a descriptor: its section is absent or not initialised yet")?;
             } else {
-                writeln!(f, "  not RAM, and without a descriptor")
-            };
+                writeln!(f, "  not RAM, and without a descriptor")?;
+            }
+            return self.fmt_outside(f);
         };
         let link = |pfn: Option<u64>| pfn.map_or("none".to_owned(), |pfn| format!("{pfn:#x}"));
         let flags = if page.flags.is_empty() { "none".to_owned() } else { page.flags.join(" ") };
@@ -124,6 +175,6 @@ impl fmt::Display for PageView {
         if !self.ram {
             writeln!(f, "  ! the frame is not RAM")?;
         }
-        Ok(())
+        self.fmt_outside(f)
     }
 }

@@ -1,3 +1,4 @@
+use memvisor_abi::PFN_NONE;
 use serde_json::Value;
 
 use super::*;
@@ -138,6 +139,45 @@ fn a_page_is_decoded() {
     let hole = PageView::new(&reader, 1 << 30).unwrap();
     assert!(hole.page.is_none() && hole.to_string().contains("not RAM"));
     assert!(PageView::new(&reader, u64::MAX).unwrap().page.is_none());
+}
+
+#[test]
+fn a_page_has_the_owner_that_structures_give_it() {
+    let mut guest = guest();
+    let owner = |guest: &SyntheticGuest, pfn| {
+        let view = PageView::new(&attach(guest), pfn).unwrap();
+        assert_eq!(view.owners.len(), 1, "{view}");
+        view
+    };
+    let kernel = owner(&guest, guest.root.kernel_gpa >> 12);
+    assert_eq!(kernel.owners, [Owner::Kernel { part: "text" }]);
+    let direct_map = guest.root.page_offset + guest.root.kernel_gpa;
+    assert!(kernel.mappings.iter().any(|at| at.space == Space::Kernel && at.va == direct_map), "{kernel}");
+    let table = owner(&guest, guest.root.pgd_pfn);
+    assert_eq!(table.owners, [Owner::Table { space: Space::Kernel, level: 4, va: 0 }]);
+    let area = attach(&guest).cpus().unwrap()[1].percpu_gpa >> 12;
+    assert_eq!(owner(&guest, area).owners, [Owner::PerCpu { cpu: 1, page: 0 }]);
+    let memmap = attach(&guest).sections().unwrap()[0].memmap_pfn;
+    assert_eq!(owner(&guest, memmap + 1).owners, [Owner::Memmap { section: 0, first_pfn: 64 }]);
+    let reader = attach(&guest);
+    let (zone, order, head) = (0..reader.zones().unwrap().len())
+        .flat_map(|zone| (3..11).map(move |order| (zone, order)))
+        .find_map(|(zone, order)| {
+            Some((zone, order, *reader.free_list(zone, order).unwrap().blocks.first()?))
+        })
+        .expect("a free block");
+    let free = owner(&guest, head + 5);
+    assert!(
+        matches!(free.owners[0], Owner::Free { head: h, order: o, position: 0, .. } if (h, o) == (head, order))
+    );
+    assert!(
+        free.to_string().contains(&format!("free: block of order {order} at frame {head:#x}, 1 of")),
+        "{free}"
+    );
+    // Off its list it is nobody's, whatever its descriptor says.
+    guest.edit_zone(zone as u64, |zone| zone.free_area[order].head = PFN_NONE);
+    let lost = PageView::new(&attach(&guest), head).unwrap();
+    assert!(lost.owners.is_empty() && lost.to_string().contains("! owner   nobody"), "{lost}");
 }
 
 #[test]

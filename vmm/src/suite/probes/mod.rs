@@ -10,6 +10,7 @@ mod protocols;
 mod random;
 mod second_stage;
 mod topology;
+mod trace;
 mod translate;
 
 pub use inspect::examine as views_agree;
@@ -38,6 +39,8 @@ pub enum Probe {
     SecondStageSizes,
     /// The guest maps its RAM by 1 GiB pages where they fit.
     GibPages,
+    /// Tracing and walkthroughs of guests of their own.
+    TraceComplete,
     /// `memvisor inspect` reads a running stock Linux; see [`super::linux`].
     LinuxViews,
     /// A dump of a running stock Linux holds what the running one holds.
@@ -55,6 +58,7 @@ impl Probe {
             Probe::LinuxAndPvhAgree => "linux-and-pvh-agree",
             Probe::SecondStageSizes => "second-stage-sizes",
             Probe::GibPages => "gib-pages",
+            Probe::TraceComplete => "trace-complete",
             Probe::LinuxViews => "linux-views",
             Probe::LinuxDump => "linux-dump",
         }
@@ -75,6 +79,7 @@ impl Probe {
             Probe::LinuxAndPvhAgree => protocols::probe(held),
             Probe::SecondStageSizes => second_stage::probe(held),
             Probe::GibPages => gib_pages::probe(held),
+            Probe::TraceComplete => trace::probe(held),
             // Loaded cases have them for a stock Linux only, which is never held.
             Probe::LinuxViews | Probe::LinuxDump => Err(anyhow::anyhow!("this guest is no stock Linux")),
         };
