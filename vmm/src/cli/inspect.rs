@@ -6,8 +6,8 @@ use clap::{Args, Subcommand};
 use memvisor_inspect::{
     ptdump::{PtDump, Span},
     views::{
-        BuddyView, CpusView, E820View, LayoutView, MapView, MemblockView, NumaView, PageView, SlabView, StacksView,
-        TasksView, TranslateView, VmallocView, ZonesView,
+        BuddyView, CpusView, E820View, LayoutView, MapView, MemblockView, NumaView, PageView, SlabView,
+        StacksView, TasksView, TranslateView, VmallocView, ZonesView,
     },
 };
 use serde::Serialize;

@@ -286,8 +286,9 @@ macro_rules! for_each_event {
     93 SlabAllocNodeRet "slab_alloc_node" "" Slab Exit { object: Phys }
     /// The CPU's own list is empty: slow path.
     94 SlabAllocSlow "___slab_alloc" "" Slab Enter { cache: Cache, node: Node, gfp: Gfp }
-    /// The object.
-    95 SlabAllocSlowRet "___slab_alloc" "" Slab Exit { object: Phys }
+    /// The object, and where it came from: 1 the CPU's slab, 2 the CPU's partial slabs, 3 the node's partial slabs, 4 a
+    /// new slab, 5 a shared array, 6 full search.
+    95 SlabAllocSlowRet "___slab_alloc" "" Slab Exit { object: Phys, source: Byte }
     /// A partly free slab is taken from the node's list.
     96 GetPartial "get_partial" "" Slab Point { cache: Cache, node: Node, pfn: MaybePfn, objects: Count }
     /// A new slab is made of fresh pages.

@@ -27,11 +27,6 @@ impl CacheId {
         self.0 as usize
     }
 
-    /// As events name it.
-    pub(crate) const fn in_event(self) -> Option<u16> {
-        Some(self.0)
-    }
-
     /// As slabs name it in `mapping`.
     #[inline]
     pub const fn as_u64(self) -> u64 {

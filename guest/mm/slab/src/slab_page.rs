@@ -3,7 +3,7 @@
 use memvisor_abi::{PFN_NONE, SlabCounters};
 use mm_core::{Event, Gfp, MemMap, Order, Page, PageAlloc, PageKind, Pfn};
 
-use crate::{Cache, CacheId, Kmem, Machine, Object, SlabFlags};
+use crate::{Cache, Kmem, Machine, Object, SlabFlags};
 
 /// Slabs that were taken off their lists and wait to be given back, linked by `next`.
 #[derive(Debug)]
@@ -118,8 +118,6 @@ impl<M: Machine> Kmem<M> {
     /// Gives a slab's frames back (Linux: `__free_slab`).
     pub(crate) fn free_frames(&self, pfn: Pfn, page: &Page) {
         let order = page.order();
-        let cache = CacheId::new(page.mapping()).and_then(CacheId::in_event);
-        self.emit(Event::DiscardSlab { cache, pfn, order });
         let map = self.machine.map();
         page.set_mapping(0);
         page.set_index(0);
