@@ -15,14 +15,14 @@ pub(crate) const ROOT: Rule = Rule {
     name: "attach.root",
     invariant: "the root descriptor is valid and of this build",
     reads: "Root",
-    seeded: None,
+    seeded: &[],
     hint: "was the guest built from the same guest/abi as this tool?",
 };
 pub(crate) const TABLES: Rule = Rule {
     name: "attach.tables",
     invariant: "every table promised by the boot stage is readable",
     reads: "every TableRef of Root, free list heads",
-    seeded: None,
+    seeded: &[],
     hint: "the guest's publication of its tables (introspection)",
 };
 

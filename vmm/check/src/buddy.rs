@@ -23,42 +23,42 @@ pub(crate) const ALIGNMENT: Rule = Rule {
     name: "buddy.alignment",
     invariant: "a free block of order n starts at a multiple of 2^n",
     reads: "free lists",
-    seeded: Some("buddy-misaligned"),
+    seeded: &["buddy-misaligned"],
     hint: "splitting and merging: pfn arithmetic",
 };
 pub(crate) const MERGE: Rule = Rule {
     name: "buddy.merge",
     invariant: "no two free buddies of one order below the largest",
     reads: "free lists",
-    seeded: Some("buddy-unmerged"),
+    seeded: &["buddy-unmerged"],
     hint: "__free_one_page: the merge loop's conditions",
 };
 pub(crate) const LIST: Rule = Rule {
     name: "buddy.list",
     invariant: "lists are doubly linked without a cycle; blocks are marked free",
     reads: "free lists, descriptors",
-    seeded: Some("buddy-cycle"),
+    seeded: &["buddy-cycle"],
     hint: "list insertion and removal; a write to a free frame's descriptor",
 };
 pub(crate) const ZONE: Rule = Rule {
     name: "buddy.zone",
     invariant: "a free block's node and zone bits are those of its list",
     reads: "free lists, descriptors",
-    seeded: Some("buddy-wrong-zone"),
+    seeded: &["buddy-wrong-zone"],
     hint: "page_zone() of the freed page",
 };
 pub(crate) const NR_FREE: Rule = Rule {
     name: "buddy.nr_free",
     invariant: "nr_free = blocks on the list",
     reads: "zones, free lists",
-    seeded: Some("buddy-nr-free"),
+    seeded: &["buddy-nr-free"],
     hint: "the counter's update beside list insertion and removal",
 };
 pub(crate) const IN_RAM: Rule = Rule {
     name: "buddy.in-ram",
     invariant: "every frame of a free block is E820 RAM",
     reads: "free lists; E820 map",
-    seeded: None,
+    seeded: &[],
     hint: "hand-over from memblock; pfn_valid in the merge loop",
 };
 

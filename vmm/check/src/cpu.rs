@@ -13,7 +13,7 @@ pub(crate) const PERCPU: Rule = Rule {
     name: "cpu.percpu",
     invariant: "per-CPU areas are in RAM and disjoint; online CPUs have one",
     reads: "cpus; E820 map",
-    seeded: Some("percpu-overlap"),
+    seeded: &["percpu-overlap"],
     hint: "setup_per_cpu_areas",
 };
 

@@ -14,8 +14,8 @@ pub struct Rule {
     pub invariant: &'static str,
     /// What the rule looks at.
     pub reads: &'static str,
-    /// The seeded fault of the guest that is meant for this rule, if there is one.
-    pub seeded: Option<&'static str>,
+    /// The seeded faults of the guest that are meant for this rule.
+    pub seeded: &'static [&'static str],
     /// Where a kernel developer should look first when it is broken.
     pub hint: &'static str,
 }

@@ -21,28 +21,28 @@ pub(crate) const NODE: Rule = Rule {
     name: "memmap.node",
     invariant: "node bits of descriptors follow from the nodes' ranges",
     reads: "descriptors; E820 map, Facts.node_memory",
-    seeded: Some("memmap-node"),
+    seeded: &["memmap-node"],
     hint: "memmap_init: set_page_links",
 };
 pub(crate) const ZONE: Rule = Rule {
     name: "memmap.zone",
     invariant: "zone bits of descriptors follow from the address",
     reads: "descriptors; E820 map",
-    seeded: None,
+    seeded: &[],
     hint: "memmap_init: set_page_links",
 };
 pub(crate) const REFCOUNT: Rule = Rule {
     name: "memmap.refcount",
     invariant: "free: 0 references; user: mapcount + 1 = user PTEs",
     reads: "descriptors, page tables, free lists",
-    seeded: Some("user-refcount"),
+    seeded: &["user-refcount"],
     hint: "get_page and put_page, page_add_rmap and page_remove_rmap",
 };
 pub(crate) const RESERVED: Rule = Rule {
     name: "memmap.reserved",
     invariant: "PG_reserved is set on exactly what memblock reserved",
     reads: "descriptors, memblock_reserved",
-    seeded: None,
+    seeded: &[],
     hint: "memmap_init_reserved_pages, freeing of reserved memory",
 };
 

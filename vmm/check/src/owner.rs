@@ -28,28 +28,28 @@ pub(crate) const SINGLE: Rule = Rule {
     name: "owner.single",
     invariant: "no frame has two owners",
     reads: "all structures that use frames",
-    seeded: Some("double-owner"),
+    seeded: &["double-owner"],
     hint: "who freed the frame while it was in use, or allocated it twice",
 };
 pub(crate) const NONE: Rule = Rule {
     name: "owner.none",
     invariant: "no frame of RAM is without an owner",
     reads: "all structures that use frames; E820 map",
-    seeded: Some("leak"),
+    seeded: &["leak"],
     hint: "an allocation whose owner forgot it, or a free that lost the block",
 };
 pub(crate) const SUM: Rule = Rule {
     name: "owner.sum",
     invariant: "owners lie in E820 RAM and sum to it",
     reads: "all structures that use frames; E820 map, the VMM's memory",
-    seeded: None,
+    seeded: &[],
     hint: "addresses outside RAM in the owner's structure",
 };
 pub(crate) const AGREES: Rule = Rule {
     name: "owner.agrees",
     invariant: "the descriptor's kind is the owner derived outside",
     reads: "descriptors; all structures that use frames",
-    seeded: Some("wrong-kind"),
+    seeded: &["wrong-kind"],
     hint: "who sets Page.kind on this path",
 };
 

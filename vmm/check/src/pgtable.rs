@@ -36,70 +36,70 @@ pub(crate) const WX: Rule = Rule {
     name: "pgtable.wx",
     invariant: "no kernel mapping is writable and executable",
     reads: "page tables",
-    seeded: Some("wx-mapping"),
+    seeded: &["wx-mapping"],
     hint: "protections of the kernel image, set_memory_x",
 };
 pub(crate) const USER: Rule = Rule {
     name: "pgtable.user",
     invariant: "ring 3 has no access to the kernel's half",
     reads: "page tables",
-    seeded: Some("user-kernel-mapping"),
+    seeded: &["user-kernel-mapping"],
     hint: "who sets the user bit in kernel entries, all levels",
 };
 pub(crate) const RESERVED_BITS: Rule = Rule {
     name: "pgtable.reserved-bits",
     invariant: "present entries leave reserved bits clear",
     reads: "page tables, Root.phys_bits, EFER.NXE",
-    seeded: Some("pte-reserved-bit"),
+    seeded: &["pte-reserved-bit"],
     hint: "entry encoding; the physical mask from CPUID",
 };
 pub(crate) const TABLE_IN_RAM: Rule = Rule {
     name: "pgtable.table-in-ram",
     invariant: "every page table is a frame of RAM and not inside itself",
     reads: "page tables; E820 map",
-    seeded: Some("table-outside-ram"),
+    seeded: &["table-outside-ram"],
     hint: "table allocation; a freed and reused table",
 };
 pub(crate) const LEAF_IN_RAM: Rule = Rule {
     name: "pgtable.leaf-in-ram",
     invariant: "write-back leaves map RAM or firmware that exists",
     reads: "page tables; E820 map",
-    seeded: None,
+    seeded: &[],
     hint: "the direct map at the ends of E820 ranges",
 };
 pub(crate) const CACHE_ALIAS: Rule = Rule {
     name: "pgtable.cache-alias",
     invariant: "no frame is mapped with two memory types",
     reads: "page tables",
-    seeded: Some("cache-alias"),
+    seeded: &["cache-alias"],
     hint: "ioremap or set_memory_uc of RAM that the direct map has",
 };
 pub(crate) const EXEC_ALIAS: Rule = Rule {
     name: "pgtable.exec-alias",
     invariant: "kernel text is not writable through another mapping",
     reads: "page tables",
-    seeded: Some("exec-alias"),
+    seeded: &["exec-alias"],
     hint: "the direct map's alias of the kernel image",
 };
 pub(crate) const CANONICAL: Rule = Rule {
     name: "pgtable.canonical",
     invariant: "addresses in use are canonical; guard holes are empty",
     reads: "Root, layout, registers, page tables",
-    seeded: None,
+    seeded: &[],
     hint: "sign extension at the chosen depth",
 };
 pub(crate) const CR3: Rule = Rule {
     name: "pgtable.cr3",
     invariant: "every CPU runs on a known top-level table",
     reads: "registers, Root.pgd_pfn, address_spaces, extra_tables",
-    seeded: None,
+    seeded: &[],
     hint: "switch_mm; an address space freed while in use",
 };
 pub(crate) const SHARED_KERNEL: Rule = Rule {
     name: "pgtable.shared-kernel",
     invariant: "all address spaces share the kernel's top-level entries",
     reads: "page tables, address_spaces",
-    seeded: None,
+    seeded: &[],
     hint: "pgd_alloc; a kernel top-level entry made after it",
 };
 

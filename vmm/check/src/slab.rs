@@ -21,42 +21,42 @@ pub(crate) const OWNER: Rule = Rule {
     name: "slab.owner",
     invariant: "a slab has one reference, a cache, and its frames lead to it",
     reads: "descriptors, caches",
-    seeded: Some("slab-owner"),
+    seeded: &["slab-owner"],
     hint: "allocate_slab and free_slab; a write to a descriptor",
 };
 pub(crate) const INUSE: Rule = Rule {
     name: "slab.inuse",
     invariant: "inuse + free = objects of a slab",
     reads: "descriptors, free lists in slabs",
-    seeded: Some("slab-inuse"),
+    seeded: &["slab-inuse"],
     hint: "the counters' update beside every push and pop",
 };
 pub(crate) const FREELIST: Rule = Rule {
     name: "slab.freelist",
     invariant: "free objects start where objects start, and are free once",
     reads: "free lists in slabs and of CPUs, arrays",
-    seeded: Some("slab-freelist-cycle"),
+    seeded: &["slab-freelist-cycle", "slab-freelist-outside", "slab-double-free"],
     hint: "a write to a freed object, or a double free",
 };
 pub(crate) const LISTS: Rule = Rule {
     name: "slab.lists",
     invariant: "a slab is on exactly the list that its counters ask for",
     reads: "cache_nodes, cache_cpus, descriptors",
-    seeded: Some("slab-lists"),
+    seeded: &["slab-lists"],
     hint: "unfreezing, and the moves between full, partial and free",
 };
 pub(crate) const COUNTERS: Rule = Rule {
     name: "slab.counters",
     invariant: "counters of nodes and CPUs are what is there",
     reads: "cache_nodes, cache_cpus, descriptors",
-    seeded: Some("slab-counters"),
+    seeded: &["slab-counters"],
     hint: "inc_slabs_node and dec_slabs_node, free_objects",
 };
 pub(crate) const REDZONE: Rule = Rule {
     name: "slab.redzone",
     invariant: "red zones and the poison of free objects are whole",
     reads: "objects of debugged caches",
-    seeded: Some("slab-redzone"),
+    seeded: &["slab-redzone"],
     hint: "the object's owner wrote outside it, or after its free: its records of alloc and free name him",
 };
 

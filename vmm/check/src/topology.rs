@@ -23,42 +23,42 @@ pub(crate) const RAW: Rule = Rule {
     name: "e820.raw",
     invariant: "the guest's raw E820 map is the one it was given",
     reads: "e820_raw; Facts.e820",
-    seeded: None,
+    seeded: &[],
     hint: "the boot protocol's memory map reader, E820_EXT setup_data",
 };
 pub(crate) const CLEAN: Rule = Rule {
     name: "e820.clean",
     invariant: "the sanitized E820 map follows from the raw one",
     reads: "e820, e820_raw",
-    seeded: Some("e820-clean"),
+    seeded: &["e820-clean"],
     hint: "the E820 sanitizer (memblock crate)",
 };
 pub(crate) const NODES: Rule = Rule {
     name: "numa.nodes",
     invariant: "nodes: online, start, spanned, present follow from E820 and SRAT",
     reads: "nodes; E820 map, Facts.node_memory, Facts.cpus",
-    seeded: None,
+    seeded: &[],
     hint: "SRAT parsing, node initialisation",
 };
 pub(crate) const DISTANCES: Rule = Rule {
     name: "numa.distances",
     invariant: "node distances are the machine's",
     reads: "distances; Facts.distances",
-    seeded: Some("numa-distance"),
+    seeded: &["numa-distance"],
     hint: "SLIT parsing",
 };
 pub(crate) const CPUS: Rule = Rule {
     name: "cpu.list",
     invariant: "every CPU is known once, on its node, and online",
     reads: "cpus; Facts.cpus",
-    seeded: None,
+    seeded: &[],
     hint: "MADT and SRAT parsing, start of application processors",
 };
 pub(crate) const MEMORY: Rule = Rule {
     name: "memblock.memory",
     invariant: "memblock's memory is E820 RAM, node by node",
     reads: "memblock_memory; E820 map, Facts.node_memory",
-    seeded: None,
+    seeded: &[],
     hint: "memblock_add, memblock_set_node",
 };
 

@@ -30,49 +30,49 @@ pub(crate) const AREAS: Rule = Rule {
     name: "vmalloc.areas",
     invariant: "areas tile the range without gap or overlap",
     reads: "vm_areas, layout",
-    seeded: Some("vmalloc-overlap"),
+    seeded: &["vmalloc-overlap"],
     hint: "alloc_vmap_area, merge_or_add_vmap_area",
 };
 pub(crate) const MAPPED: Rule = Rule {
     name: "vmalloc.mapped",
     invariant: "every page of a busy area is mapped, a device's with its address and cache mode",
     reads: "vm_areas, page tables; E820 map",
-    seeded: Some("vmalloc-unmapped"),
+    seeded: &["vmalloc-unmapped"],
     hint: "vmap_pages_range, ioremap_page_range",
 };
 pub(crate) const GUARD: Rule = Rule {
     name: "vmalloc.guard",
     invariant: "guard pages of areas are unmapped",
     reads: "vm_areas, page tables",
-    seeded: Some("vmalloc-guard"),
+    seeded: &["vmalloc-guard"],
     hint: "who mapped past the end of the area",
 };
 pub(crate) const OUTSIDE: Rule = Rule {
     name: "vmalloc.outside",
     invariant: "nothing is mapped in the range outside busy areas",
     reads: "vm_areas, page tables, layout",
-    seeded: Some("vmalloc-outside"),
+    seeded: &["vmalloc-outside"],
     hint: "vunmap_range, or a mapping made without an area",
 };
 pub(crate) const OWNER: Rule = Rule {
     name: "vmalloc.owner",
     invariant: "frames behind an area name it in their descriptors",
     reads: "vm_areas, page tables, descriptors",
-    seeded: Some("vmalloc-owner"),
+    seeded: &["vmalloc-owner"],
     hint: "who else writes mapping and index of the frame",
 };
 pub(crate) const STACK: Rule = Rule {
     name: "stack.guard",
     invariant: "kernel stacks are mapped, disjoint and between unmapped pages",
     reads: "tasks, vm_areas, page tables",
-    seeded: Some("stack-guard"),
+    seeded: &["stack-guard"],
     hint: "alloc_thread_stack_node",
 };
 pub(crate) const SLOTS: Rule = Rule {
     name: "kmap.slots",
     invariant: "windows map exactly what their slots count",
     reads: "kmaps, page tables",
-    seeded: Some("kmap-count"),
+    seeded: &["kmap-count", "fixmap-stale"],
     hint: "kmap_high, kunmap_local, set_fixmap",
 };
 

@@ -22,42 +22,42 @@ pub(crate) const EXTENT: Rule = Rule {
     name: "zone.extent",
     invariant: "start, spanned, present follow from E820 and node ranges",
     reads: "zones; E820 map, Facts.node_memory",
-    seeded: Some("zone-present"),
+    seeded: &["zone-present"],
     hint: "calculate_node_totalpages: zone borders, holes",
 };
 pub(crate) const MANAGED: Rule = Rule {
     name: "zone.managed",
     invariant: "managed = present - reserved in memblock",
     reads: "zones, memblock_reserved; E820 map",
-    seeded: None,
+    seeded: &[],
     hint: "hand-over from memblock to the buddy allocator",
 };
 pub(crate) const FREE_PAGES: Rule = Rule {
     name: "zone.free_pages",
     invariant: "free_pages = sum of the zone's free lists",
     reads: "zones, free lists",
-    seeded: Some("zone-free-pages"),
+    seeded: &["zone-free-pages"],
     hint: "the counter's update in the free and allocation paths",
 };
 pub(crate) const DEFERRED: Rule = Rule {
     name: "zone.deferred",
     invariant: "deferred_pages = unreserved frames of deferred sections",
     reads: "zones, sections, memblock_reserved; E820 map",
-    seeded: None,
+    seeded: &[],
     hint: "bringing a section online must move its frames from deferred to free",
 };
 pub(crate) const WATERMARK: Rule = Rule {
     name: "zone.watermark",
     invariant: "min <= low <= high <= managed, by Linux's formulas",
     reads: "zones",
-    seeded: Some("zone-watermark"),
+    seeded: &["zone-watermark"],
     hint: "setup_per_zone_wmarks",
 };
 pub(crate) const LOWMEM_RESERVE: Rule = Rule {
     name: "zone.lowmem_reserve",
     invariant: "lowmem_reserve by ratios 256, 256, 32",
     reads: "zones",
-    seeded: None,
+    seeded: &[],
     hint: "setup_per_zone_lowmem_reserve",
 };
 

@@ -125,7 +125,7 @@ mod tests {
     fn the_cases_seed_the_faults_that_the_rules_declare() {
         let declared: BTreeSet<(String, String)> = memvisor_check::RULES
             .iter()
-            .filter_map(|rule| Some((rule.seeded?.to_owned(), rule.name.to_owned())))
+            .flat_map(|rule| rule.seeded.iter().map(|fault| ((*fault).to_owned(), rule.name.to_owned())))
             .collect();
         for bed in [Bed::Kvm, Bed::Qemu] {
             let seeded: BTreeSet<(String, String)> = crate::suite::case::load()

@@ -39,7 +39,7 @@ pub(super) const USER_VA: u64 = 0x40_0000;
 pub(super) const ALLOCATED_PFN: u64 = 0x3200;
 pub(super) const PID: u32 = 7;
 /// A slab of a cache with red zones, whose first object is free.
-pub(super) const SLAB_PFN: u64 = 0x3300;
+pub(super) const SLAB_PFN: u64 = 0x3280;
 /// Bytes from one of its objects to the next: a red zone of 8 bytes, 56 of payload, a red zone of 8, a link.
 pub(super) const SLAB_SIZE: u64 = 128;
 const SLAB_OBJECTS: u32 = 32;
