@@ -30,8 +30,9 @@ pub use layout::{LayoutKind, LayoutRange, fnv1a};
 pub use page::{Page, PageFlags, PageKind};
 pub use root::{BootProtocol, BootStage, Counters, LAYOUT_HASH, Root, TableRef};
 pub use zone::{
-    FreeArea, MAX_NR_ZONES, MAX_NUMNODES, NODE_NONE, NR_ORDERS, Node, Section, SectionState, Watermark, Zone,
-    ZoneKind,
+    FreeArea, FreeList, MAX_NR_ZONES, MAX_NUMNODES, MIGRATE_PCPTYPES, MIGRATE_TYPES, Migratetype, NODE_NONE,
+    NR_ORDERS, Node, PAGEBLOCK_ORDER, PAGEBLOCK_PAGES, PAGEBLOCK_SKIP, PAGEBLOCK_TYPE_MASK,
+    PAGEBLOCKS_PER_SECTION, Section, SectionState, Watermark, Zone, ZoneKind,
 };
 
 /// Bytes of a page frame.

@@ -113,7 +113,7 @@ impl Root {
     /// First bytes of the structure.
     pub const MAGIC: [u8; 16] = *b"memvisor-root\x00\x0d\x0a";
     /// Version of this interface. Any change of a layout raises it.
-    pub const VERSION: u32 = 2;
+    pub const VERSION: u32 = 3;
     /// `size_of::<Root>()`, as [`Root::size`] has it.
     #[expect(clippy::cast_possible_truncation, reason = "pinned by an assert below")]
     pub const SIZE: u32 = size_of::<Root>() as u32;
@@ -174,8 +174,12 @@ pub const LAYOUT_HASH: u64 = fnv1a(&[
     offset_of!(Root, counters) as u64,
     size_of::<Page>() as u64,
     offset_of!(Page, kind) as u64,
+    offset_of!(Page, migratetype) as u64,
+    offset_of!(Page, bits) as u64,
     size_of::<Zone>() as u64,
     offset_of!(Zone, free_area) as u64,
+    offset_of!(Zone, nonempty) as u64,
+    offset_of!(Section, pageblocks) as u64,
     size_of::<Node>() as u64,
     size_of::<Section>() as u64,
     size_of::<CpuInfo>() as u64,

@@ -11,6 +11,8 @@ mod addr;
 mod gfp;
 mod order;
 mod page;
+mod page_state;
+mod section;
 mod traits;
 
 #[cfg(test)]
@@ -20,6 +22,10 @@ pub use addr::{Pfn, PhysAddr, VirtAddr};
 pub use gfp::Gfp;
 pub use order::Order;
 pub use page::Page;
+pub use page_state::PageState;
+pub use section::{Pageblock, Section};
 pub use traits::{CpuLocal, MemMap, PageAlloc, PhysMem};
 
-pub use memvisor_abi::{PAGE_SHIFT, PAGE_SIZE, PFN_NONE, PageFlags, PageKind, ZoneKind};
+pub use memvisor_abi::{
+    Migratetype, PAGE_SHIFT, PAGE_SIZE, PAGEBLOCK_ORDER, PAGEBLOCK_PAGES, PFN_NONE, PageFlags, PageKind, ZoneKind,
+};

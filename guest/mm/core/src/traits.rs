@@ -1,6 +1,6 @@
 //! What the memory manager needs from the machine.
 
-use crate::{Gfp, Order, Page, Pfn, PhysAddr};
+use crate::{Gfp, Order, Page, Pageblock, Pfn, PhysAddr};
 
 /// The descriptors of all frames (Linux: `pfn_to_page` with `pfn_valid`).
 pub trait MemMap {
@@ -13,6 +13,10 @@ pub trait MemMap {
     fn pages(&self, pfn: Pfn) -> &[Page] {
         self.page(pfn).map_or(&[], core::slice::from_ref)
     }
+
+    /// The pageblock that holds `pfn`; `None` where there is no section. A pageblock exists before the
+    /// descriptors of its frames do.
+    fn pageblock(&self, pfn: Pfn) -> Option<&Pageblock>;
 }
 
 /// Word access to RAM by physical address. Safe: an implementation refuses, by panic, addresses
