@@ -28,6 +28,7 @@
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
 
+mod alloc_flags;
 mod audit;
 mod error;
 mod extent;
@@ -41,6 +42,7 @@ mod zonelist;
 #[cfg(test)]
 mod tests;
 
+pub use alloc_flags::AllocFlags;
 pub use audit::Violation;
 pub use error::FreeError;
 pub use extent::{Extent, ZoneLimits, zone_extents};
