@@ -91,6 +91,10 @@ bitflags! {
         const LRU = 1 << 4;
         /// `PG_head`: first page of a compound page.
         const HEAD = 1 << 6;
+        /// The owner registered how to move the contents elsewhere (Linux: `__PageMovable`).
+        const MOVABLE = 1 << 7;
+        /// Taken off the owner's lists for a migration (Linux: `PG_isolated`).
+        const ISOLATED = 1 << 8;
         /// `PG_reserved`: never given to the buddy allocator.
         const RESERVED = 1 << 10;
         const _ = !0;

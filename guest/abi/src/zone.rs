@@ -214,6 +214,11 @@ pub struct Zone {
     pub watermark_boost: u64,
     /// Pages kept from allocations that could have used a higher zone, indexed by that zone.
     pub lowmem_reserve: [u64; MAX_NR_ZONES],
+    /// How far fragmentation raises the boost, in 1/10000 of the high watermark; 0 for never (Linux:
+    /// `vm.watermark_boost_factor`).
+    pub watermark_boost_factor: u32,
+    /// [`Zone::BOOSTED_WATERMARK`].
+    pub flags: u32,
     /// Frames in pageblocks of type [`Migratetype::HighAtomic`], as the allocator counts them (Linux:
     /// `nr_reserved_highatomic`).
     pub nr_reserved_highatomic: u64,
@@ -241,12 +246,15 @@ pub struct Zone {
     pub free_area: [FreeArea; NR_ORDERS],
 }
 const _: () = assert!(
-    size_of::<Zone>() == 232 + 24 * MIGRATE_TYPES * NR_ORDERS
-        && core::mem::offset_of!(Zone, free_area) == 232
+    size_of::<Zone>() == 240 + 24 * MIGRATE_TYPES * NR_ORDERS
+        && core::mem::offset_of!(Zone, free_area) == 240
         && core::mem::offset_of!(Zone, nonempty) == 64
 );
 
 impl Zone {
+    /// In `flags`: the boost rose, and kswapd is to be woken for it (Linux: `ZONE_BOOSTED_WATERMARK`).
+    pub const BOOSTED_WATERMARK: u32 = 1;
+
     /// A zone without frames.
     pub const fn new(node: u32, kind: ZoneKind) -> Zone {
         Zone {
@@ -263,6 +271,8 @@ impl Zone {
             watermark: [0; 3],
             watermark_boost: 0,
             lowmem_reserve: [0; MAX_NR_ZONES],
+            watermark_boost_factor: 0,
+            flags: 0,
             nr_reserved_highatomic: 0,
             cma_pages: 0,
             nr_isolate_pageblock: 0,
