@@ -13,7 +13,8 @@ pub struct Page {
     /// [`PageFlags`] in the low bits, zone in bits 51..54, node in bits 54..64
     /// (Linux: `page->flags` with `ZONES_PGSHIFT`, `NODES_PGSHIFT`).
     pub flags: u64,
-    /// Next frame of the list this page is on, or [`crate::PFN_NONE`].
+    /// Next frame of the list this page is on, or [`crate::PFN_NONE`]; without meaning on no list. The
+    /// head's frame number while [`Page::COMPOUND_TAIL`] is set (Linux: `page->compound_head`).
     pub next: u64,
     /// Previous frame of the list this page is on, or [`crate::PFN_NONE`].
     pub prev: u64,
@@ -32,8 +33,13 @@ pub struct Page {
     pub kind: u8,
     /// Order of the allocated or free block that starts here.
     pub order: u8,
+    /// See [`crate::Migratetype`]: the list that a free block is on, or was taken from (Linux:
+    /// `get_pcppage_migratetype`).
+    pub migratetype: u8,
+    /// [`Page::KNOWN_ZERO`] and [`Page::COMPOUND_TAIL`].
+    pub bits: u8,
     /// Always 0.
-    pub reserved: [u8; 6],
+    pub reserved: [u8; 4],
 }
 const _: () = assert!(
     size_of::<Page>() == 64
@@ -47,6 +53,11 @@ impl Page {
     pub const ZONE_SHIFT: u32 = 51;
     /// First bit of the node in `flags`.
     pub const NODE_SHIFT: u32 = 54;
+    /// In `bits` of the head of a free block: every byte of the block is zero, because nobody wrote to it
+    /// since the machine was made.
+    pub const KNOWN_ZERO: u8 = 1;
+    /// In `bits`: a frame of a compound page that is not its head (Linux: `PageTail`).
+    pub const COMPOUND_TAIL: u8 = 2;
 
     /// The zone bits (a [`crate::ZoneKind`] number).
     pub const fn zone(&self) -> u32 {

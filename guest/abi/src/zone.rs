@@ -73,6 +73,67 @@ pub struct Node {
 }
 const _: () = assert!(size_of::<Node>() == 32);
 
+/// What may become of the contents of a block, so that blocks of one kind stay together (Linux: `enum
+/// migratetype`). Each pageblock has a type and each free list one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(u8)]
+pub enum Migratetype {
+    /// Stays where it is until it is freed.
+    Unmovable = 0,
+    /// Can be moved elsewhere.
+    Movable = 1,
+    /// Cannot be moved, but freed on demand.
+    Reclaimable = 2,
+    /// Kept for high-order atomic allocations.
+    HighAtomic = 3,
+    /// Lent to movable allocations until its contiguous area is needed.
+    Cma = 4,
+    /// Not allocated from.
+    Isolate = 5,
+}
+
+/// Number of [`Migratetype`]s (Linux: `MIGRATE_TYPES`).
+pub const MIGRATE_TYPES: usize = 6;
+/// Types that per-CPU lists hold, the first ones (Linux: `MIGRATE_PCPTYPES`).
+pub const MIGRATE_PCPTYPES: usize = 3;
+
+impl Migratetype {
+    /// All types by number.
+    pub const ALL: [Migratetype; MIGRATE_TYPES] = [
+        Migratetype::Unmovable,
+        Migratetype::Movable,
+        Migratetype::Reclaimable,
+        Migratetype::HighAtomic,
+        Migratetype::Cma,
+        Migratetype::Isolate,
+    ];
+
+    /// The type of a raw number, or `None`.
+    pub const fn from_raw(raw: u8) -> Option<Migratetype> {
+        Some(match raw {
+            0 => Migratetype::Unmovable,
+            1 => Migratetype::Movable,
+            2 => Migratetype::Reclaimable,
+            3 => Migratetype::HighAtomic,
+            4 => Migratetype::Cma,
+            5 => Migratetype::Isolate,
+            _ => return None,
+        })
+    }
+
+    /// Linux's name in /proc/pagetypeinfo.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Migratetype::Unmovable => "Unmovable",
+            Migratetype::Movable => "Movable",
+            Migratetype::Reclaimable => "Reclaimable",
+            Migratetype::HighAtomic => "HighAtomic",
+            Migratetype::Cma => "CMA",
+            Migratetype::Isolate => "Isolate",
+        }
+    }
+}
+
 /// Free blocks of one order (Linux: `struct free_area`). The list is doubly linked through
 /// [`crate::Page::next`] and [`crate::Page::prev`] of the blocks' first frames; the first frame's
 /// `prev` and the last frame's `next` are [`crate::PFN_NONE`].

@@ -8,9 +8,11 @@
 #![forbid(unsafe_code)]
 
 mod addr;
+mod context;
 mod gfp;
 mod order;
 mod page;
+mod page_state;
 mod trace;
 mod traits;
 
@@ -18,10 +20,14 @@ mod traits;
 mod tests;
 
 pub use addr::{Pfn, PhysAddr, VirtAddr};
+pub use context::MaySleep;
 pub use gfp::Gfp;
 pub use order::Order;
 pub use page::Page;
+pub use page_state::PageState;
 pub use trace::{Event, Ring, Stamp, Trace, TraceMask, ZoneId};
 pub use traits::{CpuLocal, MemMap, PageAlloc, PhysMem};
 
-pub use memvisor_abi::{EventId, PAGE_SHIFT, PAGE_SIZE, PFN_NONE, PageFlags, PageKind, ZoneKind};
+pub use memvisor_abi::{
+    EventId, Migratetype, PAGE_SHIFT, PAGE_SIZE, PFN_NONE, PageFlags, PageKind, ZoneKind,
+};

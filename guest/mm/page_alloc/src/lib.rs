@@ -28,12 +28,20 @@
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
 
+mod adapter;
+mod alloc;
+mod alloc_flags;
 mod audit;
 mod error;
 mod extent;
 mod free_list;
+pub mod gfp;
+mod glance;
 mod init;
 mod movable;
+pub mod pcp;
+mod policy;
+pub mod refcount;
 pub mod watermark;
 mod zone;
 mod zonelist;
@@ -41,10 +49,18 @@ mod zonelist;
 #[cfg(test)]
 mod tests;
 
+pub use alloc::{
+    CompactPriority, CompactResult, Machine, NoReclaim, OomOutcome, PageAllocator, PageList, Reclaim, Request,
+};
+pub use alloc_flags::AllocFlags;
 pub use audit::Violation;
 pub use error::FreeError;
 pub use extent::{Extent, ZoneLimits, zone_extents};
+pub use gfp::{Context, GfpError, TaskFlags, check_gfp};
+pub use glance::ZoneGlance;
 pub use init::init_range;
 pub use movable::find_zone_movable_pfns;
+pub use pcp::{CpuPages, set_high_and_batch, zone_batchsize, zone_highsize};
+pub use policy::{NodeMask, Placement, Policy, PolicyError, TaskPolicy};
 pub use zone::Zone;
-pub use zonelist::{NodeState, ZoneRef, fallback_order, zone_refs};
+pub use zonelist::{NodeState, ZoneRef, build_zonelist, fallback_order, zone_refs};

@@ -68,16 +68,8 @@ impl Zone {
     /// The frames become [`PageKind::Allocated`]; the first has the block's order and one reference,
     /// the caller's. Contents are what the last owner left.
     pub fn alloc_block<M: MemMap + ?Sized>(&mut self, map: &M, order: Order) -> Option<Pfn> {
-        let mut have = Order::all().skip(order.index()).find(|have| self.area(*have).head != PFN_NONE)?;
-        let pfn = Pfn::new(self.area(have).head);
+        let pfn = self.take(map, order)?;
         let head = linked(map, pfn.as_u64());
-        free_list::remove(self.area_mut(have), map, head);
-        while let Some(half) = have.down().filter(|half| *half >= order) {
-            let upper = pfn.offset(half.pages());
-            free_list::add(self.area_mut(half), map, upper, linked(map, upper.as_u64()), half, End::Head);
-            have = half;
-        }
-        self.0.free_pages = self.0.free_pages.saturating_sub(order.pages());
         head.set_order(order);
         head.set_refcount(1);
         if order == Order::ZERO {
@@ -113,7 +105,7 @@ impl Zone {
             self.check_block(map, pfn, order)?;
             for_each_page(map, pfn, order, |_, page| retire(page));
         }
-        self.free_one_page(map, pfn, order, None);
+        self.link_free(map, pfn, order, None);
         Ok(())
     }
 
@@ -137,7 +129,7 @@ impl Zone {
                 kind => return Err(FreeError::Owned { pfn, kind }),
             }
             // At the tail, as Linux does: what boot freed last is not what boot uses next.
-            self.free_one_page(map, pfn, order, Some(End::Tail));
+            self.link_free(map, pfn, order, Some(End::Tail));
             pfn = pfn.offset(order.pages());
         }
         Ok(())
@@ -164,7 +156,14 @@ impl Zone {
 
     /// Links a block whose frames are all [`PageKind::Tail`], merged upwards. Without `end`, Linux's
     /// choice: the tail if the next merge is likely, because the buddy's buddy is free already.
-    fn free_one_page<M: MemMap + ?Sized>(&mut self, map: &M, pfn: Pfn, order: Order, end: Option<End>) {
+    #[inline]
+    pub(crate) fn link_free<M: MemMap + ?Sized>(
+        &mut self,
+        map: &M,
+        pfn: Pfn,
+        order: Order,
+        end: Option<End>,
+    ) {
         self.0.free_pages += order.pages();
         let (mut pfn, mut order) = (pfn, order);
         while let Some(up) = order.up() {
@@ -261,12 +260,14 @@ impl Zone {
         page.node() == self.0.node && page.zone() as u32 == self.0.kind
     }
 
+    #[inline]
     pub(crate) fn area(&self, order: Order) -> &FreeArea {
         // `Order` cannot exceed the array.
         &self.0.free_area[order.index()]
     }
 
-    fn area_mut(&mut self, order: Order) -> &mut FreeArea {
+    #[inline]
+    pub(crate) fn area_mut(&mut self, order: Order) -> &mut FreeArea {
         &mut self.0.free_area[order.index()]
     }
 }
