@@ -6,5 +6,7 @@ pub mod layout;
 pub mod memmap;
 pub mod page_alloc;
 pub mod paging;
+pub mod pcp;
 pub mod phys;
+pub mod reclaim;
 pub mod slab;

@@ -5,17 +5,16 @@ use mm_core::{MemMap, Order, PageKind, Pfn};
 use mm_page_alloc::Zone;
 
 use crate::mm::memmap::Vmemmap;
-use crate::mm::page_alloc;
-use crate::sync::Guard;
+use crate::mm::page_alloc::{self, ZoneGuard};
 
 type Outcome = Result<(), &'static str>;
 
 /// The zones with free blocks.
-fn populated() -> impl Iterator<Item = Guard<'static, Zone>> {
+fn populated() -> impl Iterator<Item = ZoneGuard> {
     page_alloc::zones().map(|zone| zone.lock()).filter(|zone| zone.info().free_pages > 8)
 }
 
-fn any_zone() -> Result<Guard<'static, Zone>, &'static str> {
+fn any_zone() -> Result<ZoneGuard, &'static str> {
     populated().next().ok_or("no zone has free blocks")
 }
 

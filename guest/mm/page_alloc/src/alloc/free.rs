@@ -107,6 +107,7 @@ impl<M: Machine> PageAllocator<M> {
                 self.with_zone(zone, |zone| zone.free_one_page(map, pfn, order, pageblock));
                 return;
             };
+            page.set_mapping(0);
             pcp::retire(page, order, kept);
             pcp::push(pcp, map, (pfn, page), list, order, false);
             if pcp.count >= pcp.high || pcp.free_factor != 0 && order > Order::ZERO || self.is_busy(zone) {
