@@ -64,6 +64,9 @@ test-nested-long: ## stock Linux as memvisor's guest on nested paging, compared 
 fuzz: ## look for inputs that break a promise: SECONDS for each target, needs nightly
 	@scripts/fuzz.sh $(SECONDS)
 
+mutants: ## break the allocators on purpose and list what no test notices; FILES="..." for some files
+	@scripts/mutants.sh $(FILES)
+
 bench: build ## measure against peers, all or the ones in ARGS: start resident translate dump boot
 	cargo run --release --manifest-path bench/Cargo.toml --target-dir $(TARGET)/bench -- --memvisor $(MEMVISOR) $(ARGS)
 

@@ -1,7 +1,7 @@
 //! Measures memvisor against its peers: the same work, in the same run, one after the other.
 //!
 //! ```text
-//! memvisor-bench [start] [resident] [translate] [dump] [boot] [--memvisor FILE] [--rounds N] [--quick]
+//! memvisor-bench [start] [resident] [translate] [dump] [boot] [pages] [--memvisor FILE] [--rounds N] [--quick]
 //! ```
 //!
 //! Without names all of them run. Every table is Markdown; docs/benchmarks.md holds one run of each.
@@ -10,6 +10,7 @@ mod boot;
 mod dump;
 mod guest;
 mod image;
+mod pages;
 mod peers;
 mod process;
 mod resident;
@@ -25,7 +26,7 @@ use anyhow::Context;
 
 use crate::table::Score;
 
-const USAGE: &str = "usage: memvisor-bench [start] [resident] [translate] [dump] [boot] \
+const USAGE: &str = "usage: memvisor-bench [start] [resident] [translate] [dump] [boot] [pages] \
                      [--memvisor FILE] [--rounds N] [--quick]";
 
 /// What the command line says.
@@ -40,12 +41,13 @@ pub struct Options {
 }
 
 type Benchmark = fn(&Options) -> anyhow::Result<Score>;
-const BENCHMARKS: [(&str, Benchmark); 5] = [
+const BENCHMARKS: [(&str, Benchmark); 6] = [
     ("start", start::run),
     ("resident", resident::run),
     ("translate", translate::run),
     ("dump", dump::run),
     ("boot", boot::run),
+    ("pages", pages::run),
 ];
 
 fn main() -> anyhow::Result<()> {

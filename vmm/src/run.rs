@@ -21,7 +21,7 @@ use std::{
 
 use memvisor_abi::port::Status;
 use memvisor_check::Evidence;
-use memvisor_inspect::{Facts, MappedMemory, RamRegion};
+use memvisor_inspect::{Facts, RamRegion};
 use memvisor_report::AuditReport;
 use thiserror::Error;
 
@@ -31,7 +31,7 @@ pub use vm::{Irqchip, Vm, VmState, build_bus};
 use crate::{
     devices::{BusError, ConsoleTarget, Effect},
     loader::{LoadError, read_initrd, read_kernel},
-    machine::{self, Boot, Machine, MachineError, Paging},
+    machine::{self, Backed, Boot, Machine, MachineError, Paging},
     memory::MemoryError,
     seccomp::Filters,
     vcpu::{Failure, Hold, KvmOpenError, VcpuError, VcpuEvent},
@@ -46,6 +46,22 @@ pub enum RunError {
     /// 5 levels wanted, not to be had.
     #[error("this KVM does not run guests with 5-level paging (LA57): use --paging 4 or auto")]
     NoLa57,
+    /// RAM where this host's guests can have none.
+    #[error(
+        "RAM of node {node} at {base:#x}..{end:#x} is past the {bits} physical address bits of this host (MAXPHYADDR); end it at {limit:#x} or below, or run it on a host with more"
+    )]
+    PastPhysBits {
+        /// The node.
+        node: u32,
+        /// First byte.
+        base: u64,
+        /// First byte past the range.
+        end: u64,
+        /// Width of the host's physical addresses.
+        bits: u32,
+        /// First address past them.
+        limit: u64,
+    },
     /// The machine.
     #[error(transparent)]
     Machine(#[from] MachineError),
@@ -87,7 +103,12 @@ impl RunError {
     pub fn status(&self) -> ExitStatus {
         match self {
             RunError::Open(_) => ExitStatus::NoKvm,
-            RunError::NoLa57 | RunError::Machine(_) | RunError::Load(_) => ExitStatus::BadInput,
+            RunError::NoLa57 | RunError::PastPhysBits { .. } | RunError::Machine(_) | RunError::Load(_) => {
+                ExitStatus::BadInput
+            }
+            RunError::Memory(MemoryError::HugePages { .. } | MemoryError::NoPool { .. }) => {
+                ExitStatus::BadInput
+            }
             _ => ExitStatus::VmmFailed,
         }
     }
@@ -114,6 +135,8 @@ pub struct VmConfig {
     pub facts: Facts,
     /// Memory slots.
     pub slots: Vec<RamRegion>,
+    /// What the host backs RAM with where the machine says so.
+    pub backed: Vec<Backed>,
     /// RAM ranges that a loader may use, `(base, len)`, ascending.
     pub ram: Vec<(u64, u64)>,
     /// What firmware leaves in memory.
@@ -159,6 +182,7 @@ impl VmConfig {
             name: machine.vm_name.clone(),
             facts: machine.facts(0),
             slots: slots.iter().map(|slot| RamRegion { gpa: slot.gpa, len: slot.len }).collect(),
+            backed: machine.backed.clone(),
             ram: slots.iter().filter(is_ram).map(|slot| (slot.gpa, slot.len)).collect(),
             firmware: acpi.tables.into_iter().map(|table| (table.gpa, table.bytes)).collect(),
             rsdp: acpi.rsdp_gpa,
@@ -313,7 +337,7 @@ fn audit(vm: &Vm) -> Result<AuditReport, String> {
         return Err("the guest announced no root descriptor, so there is nothing to audit it by".into());
     };
     let registers = vm.registers().map_err(|error| error.to_string())?;
-    let memory = MappedMemory::from_guest_memory(vm.memory().guest()).map_err(|error| error.to_string())?;
+    let memory = vm.memory().mapped().map_err(|error| error.to_string())?;
     let report = memvisor_check::audit(&Evidence {
         source: &memory,
         root_gpa: Some(root_gpa),

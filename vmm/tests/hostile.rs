@@ -234,7 +234,11 @@ fn a_host_without_room_is_told_so() {
         refused(&command.output().expect("starts"), &run, 6, words);
         assert_eq!(bench.files(), [bench.path("kernel")]);
     };
-    limited(Resource::As, 8 << 30, &["map a memfd for RAM at", "memory"]);
+    limited(
+        Resource::As,
+        8 << 30,
+        &["map a memfd for RAM at", "--memory", "ulimit", "Cannot allocate memory"],
+    );
     limited(Resource::Fsize, 1 << 20, &["size a memfd for RAM at", "too large"]);
 }
 
@@ -282,6 +286,42 @@ fn a_spinning_or_flooding_guest_stays_controllable() {
         let (code, text) = guest.end();
         assert_eq!(code, Some(7));
         assert!(text.contains("SIGINT"));
+        assert_eq!(bench.files(), [bench.path("kernel")]);
+    }
+}
+
+#[test]
+fn ctrl_a_x_ends_any_guest_and_gives_the_terminal_back() {
+    if !has_kvm() {
+        return;
+    }
+    let bench = Bench::new();
+    let halt: &[u8] = &[0xfa, 0xf4, 0xeb, 0xfd];
+    let guests =
+        [("spin", &SPIN[..], true), ("halt", halt, true), ("flood", &FLOOD, true), ("stuck", &FLOOD, false)];
+    for (name, code, read) in guests {
+        bench.put("kernel", &kernel(code));
+        let (mut guest, mut terminal) = Guest::start_on_terminal(&bench, &["--name", name]);
+        assert!(terminal.edits_lines(), "{name}");
+        if read {
+            guest.read_terminal(&terminal);
+        }
+        guest.wait_for_socket(&bench, name);
+        terminal.wait_for_raw();
+        if !read {
+            guest.wait_for_silence(&bench, name);
+        }
+        // Other keys are the guest's, with Ctrl-A before them or without.
+        terminal.type_in(b"ab\x01cx");
+        assert!(guest.is_there(), "{name}");
+        terminal.type_in(b"\x01x");
+        if !read {
+            guest.read_terminal(&terminal);
+        }
+        let (code, text) = guest.end();
+        assert_eq!(code, Some(7), "{name}");
+        assert!(text.contains("stopped by Ctrl-A x"), "{name}: {}", text.get(..2000).unwrap_or(&text));
+        assert!(terminal.edits_lines(), "{name} keeps the terminal");
         assert_eq!(bench.files(), [bench.path("kernel")]);
     }
 }
@@ -347,6 +387,70 @@ fn a_dump_that_cannot_be_finished_leaves_no_file_and_the_guest_running() {
     guest.wait_for_socket(&bench, "lab");
     guest.signal(Signal::INT);
     assert_eq!(guest.end().0, Some(7));
+}
+
+#[test]
+fn a_dump_that_was_cut_is_refused() {
+    if !has_kvm() {
+        return;
+    }
+    let bench = Bench::new();
+    bench.put("kernel", &kernel(&SPIN));
+    let mut guest = Guest::start(&bench, &["--name", "lab"]);
+    guest.wait_for_socket(&bench, "lab");
+    let dump = bench.run(&["dump", "--vm", "lab", "-o", "core"]);
+    assert!(dump.status.success(), "{}", String::from_utf8_lossy(&dump.stderr));
+    guest.signal(Signal::INT);
+    assert_eq!(guest.end().0, Some(7));
+    let file = fs::OpenOptions::new().write(true).open(bench.path("core")).expect("a dump");
+    let whole = file.metadata().expect("ours").len();
+    for len in [whole - 1, whole / 2, 4096, 64, 20] {
+        file.set_len(len).expect("ours");
+        for command in [&["check"][..], &["inspect", "pagetables"]] {
+            bench.refuses(&[command, &["--dump", "core"]].concat(), 1, &["core", "truncated"]);
+        }
+    }
+    file.set_len(0).expect("ours");
+    bench.refuses(&["check", "--dump", "core"], 1, &["core", "not a dump"]);
+}
+
+#[test]
+fn ram_past_the_hosts_address_width_is_refused_before_anything_starts() {
+    if !has_kvm() {
+        return;
+    }
+    let kvm = memvisor::vcpu::open_kvm().expect("it is there");
+    let bits = memvisor::vcpu::HostOffer::probe(&kvm, false).expect("it answers").phys_bits;
+    if bits >= 52 {
+        eprintln!("SKIPPED: this host's guests reach all that a machine file can say");
+        return;
+    }
+    let bench = Bench::new();
+    let at = 1_u64 << bits.max(46);
+    let text = format!(
+        "[boot]\npaging = 5\n[[node]]\nmemory = [\"32M\"]\ncpus = [0]\n[[node]]\nmemory = [{{ at = \"{at:#x}\", size = \"1M\" }}]\n"
+    );
+    bench.put("m.toml", text.as_bytes());
+    bench.put("kernel", &kernel(&SPIN));
+    let range = format!("{at:#x}..{:#x}", at + (1 << 20));
+    let limit = format!("{:#x} or below", 1_u64 << bits);
+    let words = ["node 1", range.as_str(), "MAXPHYADDR", &bits.to_string(), limit.as_str()];
+    bench.refuses(&["run", "m.toml", "--kernel", "kernel"], 2, &words);
+}
+
+#[test]
+fn huge_pages_that_the_host_has_not_are_refused_before_anything_starts() {
+    if !has_kvm() {
+        return;
+    }
+    let bench = Bench::new();
+    bench.put("kernel", &kernel(&SPIN));
+    // More than any host has in its pools, and nothing that is touched.
+    for backing in ["hugetlb-2m", "hugetlb-1g"] {
+        let run = ["run", "tiny", "--kernel", "kernel", "--memory", "16T", "--backing", backing];
+        bench.refuses(&run, 2, &[backing, "huge pages"]);
+    }
+    bench.refuses(&["run", "tiny", "--backing", "2m"], 2, &["--backing", "hugetlb-2m"]);
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! A machine file with flags.
 
-use memvisor::machine::{Machine, MachineFile, Overrides, Size, acpi, describe, layout, resolve};
+use memvisor::machine::{Machine, MachineFile, Overrides, Range, Size, acpi, describe, layout, resolve};
 
 use crate::check_error;
 
@@ -48,6 +48,7 @@ fn overrides(flags: &str) -> Overrides {
         match flag {
             "--memory" => overrides.memory = size(),
             "--cpus" => overrides.cpus = value.parse().ok(),
+            "--backing" => overrides.backing = value.parse().ok(),
             "--memory-zone" => overrides.memory_zone.push(value.to_owned()),
             "--numa" => overrides.numa.push(value.to_owned()),
             "--name" => overrides.name = Some(value.to_owned()),
@@ -82,6 +83,11 @@ fn check_machine(machine: &Machine) {
             row.iter().enumerate().all(|(to, distance)| (*distance == 10) == (from == to)),
             "M5: {row:?}"
         );
+    }
+    for slot in slots.iter().filter(|slot| slot.backing.is_some()) {
+        let inside = |range: &Range| range.base <= slot.gpa && slot.gpa + slot.len <= range.end();
+        let holders = machine.backed.iter().filter(|backed| inside(&backed.range));
+        assert!(holders.map(|backed| backed.backing).eq(slot.backing), "{slot:x?}");
     }
     assert!(machine.cmdline.len() as u64 <= layout::CMDLINE_MAX);
 }

@@ -5,7 +5,8 @@ use core::mem::{offset_of, size_of};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::{
-    AddressSpace, CpuInfo, E820Entry, LayoutRange, MemblockRegion, Node, Page, Section, Zone, fnv1a,
+    AddressSpace, Cache, CacheCpu, CacheNode, CpuInfo, E820Entry, EVENTS, LayoutRange, MemblockRegion, Node,
+    Page, Section, TraceRecord, TraceRing, Zone, fnv1a,
 };
 
 /// An array in guest-physical memory.
@@ -83,17 +84,17 @@ pub struct Root {
     /// Frames of further top-level page tables, neither [`Self::pgd_pfn`] nor an address space's
     /// (the tree that application processors start on); `u64` each.
     pub extra_tables: TableRef,
-    /// Per-CPU page lists, indexed by zone index * `cpus.count` + CPU (Linux: `per_cpu_pageset`).
+    /// [`crate::PerCpuPages`], indexed by CPU * `zones.count` + zone (Linux: `per_cpu_pageset`).
     pub pcps: TableRef,
-    /// Zones to try for an allocation, by node (Linux: `node_zonelists`).
+    /// [`crate::Zonelist`], indexed by node (Linux: `node_zonelists`).
     pub zonelists: TableRef,
     /// Contiguous areas (Linux: `cma_areas`).
     pub cma_areas: TableRef,
-    /// Slab caches (Linux: `slab_caches`).
+    /// [`Cache`], `MAX_CACHES` slots (Linux: `slab_caches`).
     pub caches: TableRef,
-    /// Per-CPU state of slab caches.
+    /// `u64` addresses, by CPU: its `MAX_CACHES` [`CacheCpu`].
     pub cache_cpus: TableRef,
-    /// Per-node state of slab caches.
+    /// [`CacheNode`], indexed by node * `MAX_CACHES` + cache.
     pub cache_nodes: TableRef,
     /// Areas of vmalloc, vmap and ioremap (Linux: `vmap_area_list`).
     pub vm_areas: TableRef,
@@ -101,9 +102,9 @@ pub struct Root {
     pub kmaps: TableRef,
     /// Tasks with their kernel stacks (Linux: `task_struct`, `thread_info`).
     pub tasks: TableRef,
-    /// Trace rings, one a CPU.
+    /// [`TraceRing`], indexed by CPU; published if `trace=` asks for events.
     pub trace_rings: TableRef,
-    /// `u64` event counters by number, summed over CPUs (Linux: `vm_event_states`).
+    /// [`crate::CpuEvents`], indexed by CPU; a count is the sum over CPUs (Linux: `vm_event_states`).
     pub vm_events: TableRef,
     /// Event counters.
     pub counters: Counters,
@@ -187,6 +188,15 @@ pub const LAYOUT_HASH: u64 = fnv1a(&[
     size_of::<E820Entry>() as u64,
     size_of::<MemblockRegion>() as u64,
     size_of::<LayoutRange>() as u64,
+    size_of::<crate::PerCpuPages>() as u64,
+    size_of::<crate::Zonelist>() as u64,
+    size_of::<crate::CpuEvents>() as u64,
+    size_of::<TraceRing>() as u64,
+    offset_of!(TraceRecord, args) as u64,
+    EVENTS.len() as u64,
+    size_of::<Cache>() as u64,
+    size_of::<CacheCpu>() as u64,
+    size_of::<CacheNode>() as u64,
 ]);
 
 const _: () = assert!(

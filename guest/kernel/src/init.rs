@@ -11,10 +11,10 @@ use crate::arch::{apic, cpu, percpu, trap, user};
 use crate::drivers::{memvisor, power, serial};
 use crate::mm::layout::{APIC_VA, levels, percpu_area};
 use crate::mm::phys::DirectMap;
-use crate::mm::{early, layout, memmap, page_alloc, paging, phys};
+use crate::mm::{early, layout, memmap, page_alloc, paging, phys, slab};
 use crate::sync::Lock;
 use crate::task::PAUSED;
-use crate::{cmdline, console, crash, introspect, ktest, println, seeded, smp, task, topology};
+use crate::{cmdline, console, crash, introspect, ktest, println, seeded, smp, task, topology, trace};
 
 /// The memory map.
 pub struct E820 {
@@ -69,9 +69,11 @@ extern "C" fn start_kernel(protocol: u64, info: u64, image: u64) -> ! {
 }
 
 extern "C" fn start_on_own_stack() -> ! {
+    trace::init();
     memmap::init();
     page_alloc::init();
     paging::use_buddy();
+    slab::init();
     introspect::publish_zones();
     page_alloc::print();
     smp::start_others();

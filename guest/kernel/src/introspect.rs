@@ -7,15 +7,15 @@ use guest_firmware::BootInfo;
 use memvisor_abi::{
     AddressSpace, BootStage, Counters, CpuInfo, LAYOUT_HASH, MAX_NR_ZONES, Node, Root, TableRef,
 };
-use mm_core::{PAGE_SIZE, Pfn};
+use mm_core::{PAGE_SIZE, Pfn, Ring};
 use mm_page_alloc::Zone;
 use mm_pgtable::layout as va_layout;
 
 use crate::drivers::memvisor;
 use crate::init::E820;
 use crate::mm::layout::levels;
-use crate::mm::page_alloc::{self, NODES, PGALLOC, PGFREE, ZONES};
-use crate::mm::{early, memmap, paging, phys};
+use crate::mm::page_alloc::{self, NODES, ZONES};
+use crate::mm::{early, memmap, paging, pcp, phys, slab};
 use crate::sync::Lock;
 use crate::task::{FAULTS, SYSCALLS};
 use crate::topology::{CPUS, SLIT};
@@ -178,8 +178,17 @@ pub fn publish_zones() {
         root.address_spaces =
             table(ADDRESS_SPACES.as_ptr().cast::<AddressSpace>(), SPACES, size_of::<AddressSpace>());
         root.extra_tables = table(extra.pfns.as_ptr(), extra.len as usize, 8);
+        [root.pcps, root.zonelists, root.vm_events] = pcp::tables();
+        root.caches = slice(slab::caches());
+        root.cache_cpus = slice(slab::cpu_tables());
+        root.cache_nodes = slab::node_table();
     });
     stage(BootStage::Buddy);
+}
+
+/// The trace rings, by CPU.
+pub fn publish_trace(rings: &'static [Ring]) {
+    update(|root| root.trace_rings = slice(rings));
 }
 
 /// A root table that belongs to no address space.
@@ -192,11 +201,12 @@ pub fn add_extra_table(pfn: Pfn) {
 
 /// Copies the counters to where readers see them.
 pub fn publish_counters() {
+    let (pgalloc, pgfree) = page_alloc::pgalloc_pgfree();
     update(|root| {
         root.counters = Counters {
             pgfault: FAULTS.load(Ordering::Relaxed),
-            pgalloc: PGALLOC.load(Ordering::Relaxed),
-            pgfree: PGFREE.load(Ordering::Relaxed),
+            pgalloc,
+            pgfree,
             syscalls: SYSCALLS.load(Ordering::Relaxed),
         };
     });

@@ -2,6 +2,8 @@
 
 mod buddy;
 mod paging;
+mod slab;
+mod slab_debug;
 
 use crate::{cmdline, println};
 
@@ -39,15 +41,26 @@ const TESTS: [(&str, Test); 18] = [
     ("every_zone_passes_its_own_audit", buddy::every_zone_passes_its_own_audit),
 ];
 
-/// Runs all tests if the command line asks for them; `false` if one failed.
+/// Groups that `ktest=NAME` runs; plain `ktest` runs [`TESTS`].
+const GROUPS: [(&str, &[(&str, Test)]); 2] = [("slab", &slab::TESTS), ("slab-debug", &slab_debug::TESTS)];
+
+/// Runs the tests that the command line asks for; `false` if one failed.
 pub fn run() -> bool {
-    if !cmdline::flag("ktest") {
-        return true;
-    }
+    let named =
+        cmdline::value("ktest", |name| GROUPS.iter().find(|group| group.0 == name).map(|group| group.1));
+    let tests: &[(&str, Test)] = match named {
+        Some(Some(tests)) => tests,
+        Some(None) => {
+            println!("ktest: no such group");
+            return false;
+        }
+        None if cmdline::flag("ktest") => &TESTS,
+        None => return true,
+    };
     println!("KTAP version 1");
-    println!("1..{}", TESTS.len());
+    println!("1..{}", tests.len());
     let mut passed = true;
-    for (number, (name, test)) in (1..).zip(TESTS) {
+    for (number, (name, test)) in (1..).zip(tests) {
         match test() {
             Ok(()) => println!("ok {number} {name}"),
             Err(Failure::Skip(reason)) => println!("ok {number} {name} # SKIP {reason}"),

@@ -40,6 +40,8 @@ mod syscall;
 mod task;
 #[cfg(target_os = "none")]
 mod topology;
+#[cfg(target_os = "none")]
+mod trace;
 
 #[cfg(not(target_os = "none"))]
 fn main() {

@@ -72,6 +72,14 @@ pub fn print_backtrace(rip: u64, rbp: u64) {
     if rip != 0 {
         println!("  [<{rip:#x}>]");
     }
+    for_each_return_address(rbp, |address| {
+        println!("  [<{address:#x}>]");
+        true
+    });
+}
+
+/// Calls `f` with return addresses by the chain of frame pointers, innermost first, until it says no.
+pub fn for_each_return_address(rbp: u64, mut f: impl FnMut(u64) -> bool) {
     let mut frame = rbp;
     for _ in 0..32 {
         let next = frame.wrapping_add(16);
@@ -85,11 +93,7 @@ pub fn print_backtrace(rip: u64, rbp: u64) {
         }
         // SAFETY: both words were just read without a fault.
         let (parent, address) = unsafe { (frame as *const [u64; 2]).read() }.into();
-        if address == 0 {
-            return;
-        }
-        println!("  [<{address:#x}>]");
-        if parent < next {
+        if address == 0 || !f(address) || parent < next {
             return;
         }
         frame = parent;

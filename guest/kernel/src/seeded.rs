@@ -12,12 +12,20 @@ use crate::{cmdline, println};
 type Fault = fn() -> Result<(), &'static str>;
 
 /// Names as the command line gives them. docs/audit.md names the rule that finds each.
-const FAULTS: [(&str, Fault); 22] = [
+const FAULTS: [(&str, Fault); 30] = [
     ("buddy-misaligned", buddy::misaligned),
     ("buddy-unmerged", buddy::unmerged),
     ("buddy-wrong-zone", buddy::wrong_zone),
     ("buddy-cycle", buddy::cycle),
     ("buddy-nr-free", buddy::nr_free),
+    ("buddy-nonempty", buddy::nonempty),
+    ("buddy-block-type", buddy::block_type),
+    ("pageblock-isolated", buddy::pageblock_isolated),
+    ("pageblock-type", buddy::pageblock_type),
+    ("zone-free-cma", buddy::nr_free_cma),
+    ("zone-highatomic", buddy::highatomic),
+    ("zone-isolated", buddy::nr_isolated),
+    ("zone-boost", buddy::boost),
     ("zone-free-pages", buddy::free_pages),
     ("zone-present", buddy::present),
     ("zone-watermark", buddy::watermark),

@@ -192,19 +192,25 @@ static CALL: Lock<()> = Lock::new(());
 
 /// Runs `f` on every other online CPU and waits for all (Linux: `smp_call_function`).
 pub fn call_others(f: fn()) {
+    call_others_while(f, || ());
+}
+
+/// [`call_others`], with `own` run here meanwhile.
+pub fn call_others_while(f: fn(), own: impl FnOnce()) {
     let _one = CALL.lock();
-    let own = percpu::cpu() as usize;
+    let this = percpu::cpu() as usize;
     let count = CPUS.lock().count;
     // Read one by one: a copy of the table would not fit on the stack.
     let online = |number: usize| {
         let cpu = CPUS.lock().table[number];
-        (number != own && cpu.state == CpuState::Online as u32).then_some((number, cpu.apic_id))
+        (number != this && cpu.state == CpuState::Online as u32).then_some((number, cpu.apic_id))
     };
     for (number, apic_id) in (0..count).filter_map(online) {
         let mailbox = mailbox(number);
         mailbox.call.store(f as usize as u64, Ordering::Release);
         apic::send_ipi(apic_id, trap::VECTOR_CALL);
     }
+    own();
     for (number, _) in (0..count).filter_map(online) {
         while mailbox(number).call.load(Ordering::Acquire) != 0 {
             core::hint::spin_loop();

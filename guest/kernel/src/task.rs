@@ -1,6 +1,6 @@
 //! User processes: one at a time, on the boot CPU, demand-paged.
 
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use memvisor_abi::{AddressSpace, PFN_NONE, PageKind};
 use mm_core::{MemMap, Order, PAGE_SIZE, Pfn, PhysMem, VirtAddr};
@@ -16,8 +16,8 @@ use crate::mm::memmap::Vmemmap;
 use crate::mm::page_alloc;
 use crate::mm::paging::{self, Tables};
 use crate::mm::phys::{self, DirectMap};
-use crate::println;
 use crate::sync::Lock;
+use crate::{println, trace};
 
 /// Page faults from ring 3 (Linux: `PGFAULT`).
 pub static FAULTS: AtomicU64 = AtomicU64::new(0);
@@ -71,6 +71,9 @@ enum Denied {
     NoMemory,
 }
 
+/// Number of the process that runs, 0 for none: for those who may not wait for [`CURRENT`].
+pub static PID: AtomicU32 = AtomicU32::new(0);
+
 /// Loads the program and runs it to its end or its `pause`; returns its status. `argument` arrives in
 /// RDI.
 pub fn run(pid: u32, argument: u64) -> u64 {
@@ -92,6 +95,8 @@ pub fn run(pid: u32, argument: u64) -> u64 {
     let entry = task.entry;
     publish(&task);
     *CURRENT.lock() = Some(task);
+    trace::set_pid(pid);
+    PID.store(pid, Ordering::Relaxed);
     // SAFETY: the upper half is the kernel's.
     unsafe { regs::write_cr3(table.root.phys().as_u64()) };
     // The ABI wants RSP + 8 to be a multiple of 16 at a function's entry.
@@ -103,6 +108,8 @@ pub fn reap() {
     // SAFETY: the kernel's own tables.
     unsafe { regs::write_cr3(paging::kernel().root.phys().as_u64()) };
     let Some(task) = CURRENT.lock().take() else { return };
+    trace::set_pid(0);
+    PID.store(0, Ordering::Relaxed);
     let mut gather = Gather::new();
     let mut list = PFN_NONE;
     let outcome = task.table.unmap(

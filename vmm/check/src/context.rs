@@ -1,7 +1,7 @@
 //! Everything an audit reads once, before the rules run.
 
 use memvisor_abi::{
-    AddressSpace, BootStage, CpuInfo, E820Entry, LayoutRange, MemblockRegion, NODE_NONE, Node, Page,
+    AddressSpace, BootStage, CpuInfo, E820Entry, LayoutRange, MemblockRegion, Migratetype, NODE_NONE, Node, Page,
     PageKind, Root, Section, SectionState, Zone,
 };
 use memvisor_inspect::{CpuRegisters, Facts, FreeList, Guest, GuestError, MemorySource, section_start_pfn};
@@ -72,8 +72,10 @@ impl<'a> Context<'a> {
         let mut free_lists = Vec::new();
         for (index, zone) in zones.iter().enumerate() {
             for order in 0..zone.free_area.len() {
-                let list = guest.free_list_of(zone, index, order);
-                free_lists.extend(loader.one(list));
+                for migratetype in Migratetype::ALL {
+                    let list = guest.free_list_of(zone, index, order, migratetype);
+                    free_lists.extend(loader.one(list));
+                }
             }
         }
         let no_zones = if !buddy {

@@ -92,7 +92,9 @@ impl Paging {
     /// kernel entries that differ from the kernel's, and whatever else a CPU has in CR3.
     pub fn of_guest(context: &Context<'_>) -> Paging {
         let levels = context.guest.levels();
-        let nx = context.registers.iter().all(|cpu| cpu.efer & CpuRegisters::EFER_NXE != 0);
+        // A CPU that was never started, or not yet, has the EFER of a reset; tables are nothing to it.
+        let mut users = context.registers.iter().filter(|cpu| cpu.levels().is_some());
+        let nx = users.all(|cpu| cpu.efer & CpuRegisters::EFER_NXE != 0);
         let walker = |pfn: u64| {
             Walker::new(pfn << PAGE_SHIFT, levels).with_phys_bits(context.root.phys_bits).with_nx(nx)
         };

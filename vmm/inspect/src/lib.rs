@@ -20,6 +20,7 @@ mod registers;
 mod source;
 mod sparse;
 pub mod testing;
+pub mod trace;
 pub mod views;
 mod walk;
 
@@ -36,8 +37,8 @@ pub use registers::CpuRegisters;
 pub use source::{MemorySource, RamRegion, ReadError, RegionError};
 pub use sparse::SparseMemory;
 pub use walk::{
-    Access, Entry, Fault, Levels, Mapped, Outcome, PageSize, Stage2, Stage2Info, Step, Translation, TwoStage,
-    TwoStageStep, Walker, hardware_references,
+    Access, Entry, Fault, Levels, Mapped, Outcome, PageSize, Stage2, Stage2Info, Stage2Pages, Step,
+    Translation, TwoStage, TwoStageStep, Walker, hardware_references,
 };
 
 /// Addresses go into JSON as strings like "0xffff888000000000": many readers of JSON hold numbers

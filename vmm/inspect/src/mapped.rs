@@ -1,10 +1,11 @@
 //! Guest memory through shared mappings: of the VMM in its own process, of a running guest from
 //! another process, or of a memory file.
 
+use std::any::Any;
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -91,11 +92,34 @@ pub enum MapError {
 #[derive(Debug)]
 pub struct MappedMemory {
     regions: Vec<RamRegion>,
-    maps: Vec<Arc<MmapRegion>>,
+    maps: Vec<Map>,
     /// The largest region: almost every read is there.
     largest: Hot,
     /// The next largest.
     others: Vec<Hot>,
+    /// Of mappings that are not their own.
+    _owner: Option<Arc<dyn Any + Send + Sync>>,
+}
+
+/// What a region is read through.
+#[derive(Debug)]
+struct Map {
+    map: Arc<MmapRegion>,
+    /// Bytes of the mapping before the region: a mapping of huge pages begins and ends at one.
+    skip: u64,
+}
+
+impl Map {
+    /// Whether the mapping holds the region and nothing else.
+    fn is_exact(&self, region: RamRegion) -> bool {
+        self.skip == 0 && u64::try_from(self.map.len()).is_ok_and(|len| len == region.len)
+    }
+
+    /// The file, and where in it the region begins.
+    fn file(&self) -> Option<(&File, u64)> {
+        let offset = self.map.file_offset()?;
+        Some((offset.file(), offset.start().checked_add(self.skip)?))
+    }
 }
 
 #[derive(Debug)]
@@ -114,22 +138,26 @@ impl Hot {
 }
 
 impl MappedMemory {
-    /// Shares the VMM's own mappings.
+    /// Shares the VMM's own mappings. `owner`, if they are not their own, is kept as long as they are used.
     ///
     /// # Errors
     /// [`MapError::Empty`].
-    pub fn from_guest_memory(memory: &Arc<GuestMemoryMmap>) -> Result<MappedMemory, MapError> {
+    pub fn from_guest_memory(
+        memory: &GuestMemoryMmap,
+        owner: Option<Arc<dyn Any + Send + Sync>>,
+    ) -> Result<MappedMemory, MapError> {
         let parts = memory
             .iter()
             .map(|region: &GuestRegionMmap| {
-                (RamRegion { gpa: region.start_addr().0, len: region.len() }, region.get_mmap())
+                let map = Map { map: region.get_mmap(), skip: 0 };
+                (RamRegion { gpa: region.start_addr().0, len: region.len() }, map)
             })
             .collect();
-        MappedMemory::from_maps(parts)
+        Ok(MappedMemory { _owner: owner, ..MappedMemory::from_maps(parts)? })
     }
 
     /// Maps each region read-only from its descriptor, which another process handed over, at an
-    /// offset that is a multiple of the page size.
+    /// offset that is a multiple of 4 KiB.
     ///
     /// # Errors
     /// [`MapError`]: a list that is no machine's RAM, a file that is too short, a refused mapping.
@@ -146,12 +174,13 @@ impl MappedMemory {
         let mut maps = Vec::with_capacity(parts.len());
         for (region, file, offset) in parts {
             let gpa = region.gpa;
-            let file_len = file.metadata().map_err(|source| MapError::Size { gpa, source })?.len();
+            let metadata = file.metadata().map_err(|source| MapError::Size { gpa, source })?;
+            let file_len = metadata.len();
             let need = offset.saturating_add(region.len);
             if need > file_len {
                 return Err(MapError::Truncated { gpa, file_len, need });
             }
-            maps.push((region, Arc::new(map_file(region, FileOffset::from_arc(file, offset))?)));
+            maps.push((region, map_file(region, file, offset, metadata.blksize())?));
         }
         MappedMemory::from_maps(maps)
     }
@@ -175,23 +204,27 @@ impl MappedMemory {
         MappedMemory::from_files(parts)
     }
 
-    /// Takes mappings, each as long as the guest-physical range that it holds.
-    fn from_maps(mut parts: Vec<(RamRegion, Arc<MmapRegion>)>) -> Result<MappedMemory, MapError> {
+    /// Takes mappings, each of which holds its region.
+    fn from_maps(mut parts: Vec<(RamRegion, Map)>) -> Result<MappedMemory, MapError> {
         if parts.is_empty() {
             return Err(MapError::Empty);
         }
         parts.sort_by_key(|(region, _)| region.gpa);
         let (regions, maps): (Vec<_>, Vec<_>) = parts.into_iter().unzip();
         check_regions(&regions)?;
-        let mut by_size: Vec<_> = regions.iter().zip(&maps).collect();
+        let mut by_size: Vec<_> =
+            regions.iter().zip(&maps).filter(|(region, map)| map.is_exact(**region)).collect();
         by_size.sort_by_key(|(region, _)| std::cmp::Reverse(region.len));
         let mut hot = by_size
             .into_iter()
             .take(HOT_REGIONS)
-            .map(|(region, map)| Hot { gpa: region.gpa, map: Arc::clone(map) });
-        let largest = hot.next().ok_or(MapError::Empty)?;
+            .map(|(region, map)| Hot { gpa: region.gpa, map: Arc::clone(&map.map) });
+        let largest = match hot.next() {
+            Some(largest) => largest,
+            None => Hot { gpa: 0, map: Arc::new(no_words()?) },
+        };
         let others = hot.collect();
-        Ok(MappedMemory { regions, maps, largest, others })
+        Ok(MappedMemory { regions, maps, largest, others, _owner: None })
     }
 }
 
@@ -204,14 +237,14 @@ impl MemorySource for MappedMemory {
         read_pieces(&self.regions, gpa, buf, |index, offset, piece| {
             let Some(map) = self.maps.get(index) else { return false };
             if piece.len() >= FILE_READ_LEN
-                && let Some(file) = map.file_offset()
-                && let Some(at) = file.start().checked_add(offset)
-                && file.file().read_exact_at(piece, at).is_ok()
+                && let Some((file, start)) = map.file()
+                && let Some(at) = start.checked_add(offset)
+                && file.read_exact_at(piece, at).is_ok()
             {
                 return true;
             }
-            let Ok(offset) = usize::try_from(offset) else { return false };
-            map.get_slice(offset, piece.len()).is_ok_and(|slice| slice.copy_to(piece) == piece.len())
+            let Ok(offset) = usize::try_from(offset.saturating_add(map.skip)) else { return false };
+            map.map.get_slice(offset, piece.len()).is_ok_and(|slice| slice.copy_to(piece) == piece.len())
         })
     }
 
@@ -230,14 +263,11 @@ impl MemorySource for MappedMemory {
             at = next_ram(&self.regions, at)?;
             let index = find(&self.regions, at)?;
             let (region, map) = (self.regions.get(index)?, self.maps.get(index)?);
-            let Some(file) = map.file_offset() else { return Some(at) };
-            let offset = at - region.gpa;
+            let Some((file, start)) = map.file() else { return Some(at) };
             // Where the file system cannot tell (or the offsets cannot be expressed), all is data.
-            let Some(start) = file.start().checked_add(offset) else { return Some(at) };
-            match rustix::fs::seek(file.file(), SeekFrom::Data(start)) {
-                Ok(data) if data - file.start() < region.len => {
-                    return Some(region.gpa + (data - file.start()));
-                }
+            let Some(from) = start.checked_add(at - region.gpa) else { return Some(at) };
+            match rustix::fs::seek(file, SeekFrom::Data(from)) {
+                Ok(data) if data - start < region.len => return Some(region.gpa + (data - start)),
                 // No data up to the end of the region.
                 Ok(_) | Err(rustix::io::Errno::NXIO) => at = region.gpa.checked_add(region.len)?,
                 Err(_) => return Some(at),
@@ -248,11 +278,10 @@ impl MemorySource for MappedMemory {
     fn data_end(&self, gpa: u64) -> Option<u64> {
         let index = find(&self.regions, gpa)?;
         let (region, map) = (self.regions.get(index)?, self.maps.get(index)?);
-        let file = map.file_offset()?;
-        let start = file.start().checked_add(gpa - region.gpa)?;
-        let hole = rustix::fs::seek(file.file(), SeekFrom::Hole(start)).ok()?;
+        let (file, start) = map.file()?;
+        let hole = rustix::fs::seek(file, SeekFrom::Hole(start.checked_add(gpa - region.gpa)?)).ok()?;
         // A hole may begin in what the file holds after the region.
-        let end = hole.checked_sub(file.start())?.min(region.len);
+        let end = hole.checked_sub(start)?.min(region.len);
         region.gpa.checked_add(end).filter(|end| *end > gpa)
     }
 }
@@ -265,7 +294,8 @@ impl MappedMemory {
         }
         if let Some(index) = find(&self.regions, gpa)
             && let (Some(region), Some(map)) = (self.regions.get(index), self.maps.get(index))
-            && let Some(word) = load(map, gpa - region.gpa)
+            && gpa - region.gpa <= region.len.saturating_sub(8)
+            && let Some(word) = load(&map.map, (gpa - region.gpa).saturating_add(map.skip))
         {
             return Ok(word);
         }
@@ -283,22 +313,43 @@ fn load(map: &MmapRegion, offset: u64) -> Option<u64> {
     map.get_ref::<u64>(offset).ok().map(|word| u64::from_le(word.load()))
 }
 
-fn map_file(region: RamRegion, file: FileOffset) -> Result<MmapRegion, MapError> {
+/// Maps `region`, which is at `offset` of a file whose pages have `page` bytes.
+fn map_file(region: RamRegion, file: Arc<File>, offset: u64, page: u64) -> Result<Map, MapError> {
     let RamRegion { gpa, len } = region;
     let refuse = |source| MapError::Map { gpa, len, source };
-    let size = usize::try_from(len).map_err(|_| refuse(MmapRegionError::InvalidOffsetLength))?;
-    MmapRegionBuilder::new(size)
-        .with_file_offset(file)
+    let size = |len: u64| usize::try_from(len).map_err(|_| refuse(MmapRegionError::InvalidOffsetLength));
+    // Only huge pages of a pool cannot be mapped in part; a file elsewhere may name a block size of any kind.
+    let is_huge =
+        page > BASE_PAGE && rustix::fs::fstatfs(&*file).is_ok_and(|fs| fs.f_type == HUGETLBFS_MAGIC);
+    let page = if is_huge { page } else { BASE_PAGE };
+    let skip = offset % page;
+    let whole = if is_huge { (skip + len).next_multiple_of(page) } else { skip + len };
+    let map = MmapRegionBuilder::new(size(whole)?)
+        .with_file_offset(FileOffset::from_arc(file, offset - skip))
         .with_mmap_prot(PROT_READ)
         .with_mmap_flags(MAP_SHARED)
         .build()
-        .map_err(refuse)
+        .map_err(refuse)?;
+    Ok(Map { map: Arc::new(map), skip })
 }
+
+/// A mapping too small to read a word from.
+fn no_words() -> Result<MmapRegion, MapError> {
+    let one = MmapRegionBuilder::new(1).with_mmap_prot(PROT_READ).with_mmap_flags(MAP_ANONYMOUS).build();
+    one.map_err(|source| MapError::Map { gpa: 0, len: 1, source })
+}
+
+/// Bytes of an ordinary page.
+const BASE_PAGE: u64 = 4096;
+/// `HUGETLBFS_MAGIC` (Linux: include/uapi/linux/magic.h).
+const HUGETLBFS_MAGIC: rustix::fs::FsWord = 0x9584_58f6;
 
 #[expect(clippy::cast_possible_wrap, reason = "small constants of the system interface")]
 const PROT_READ: i32 = rustix::mm::ProtFlags::READ.bits() as i32;
 #[expect(clippy::cast_possible_wrap, reason = "small constants of the system interface")]
 const MAP_SHARED: i32 = rustix::mm::MapFlags::SHARED.bits() as i32;
+/// `MAP_ANONYMOUS | MAP_PRIVATE`.
+const MAP_ANONYMOUS: i32 = 0x22;
 
 #[cfg(test)]
 #[path = "mapped_tests.rs"]

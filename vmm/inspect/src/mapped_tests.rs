@@ -125,10 +125,42 @@ fn the_end_of_data_is_where_the_next_hole_begins() {
 }
 
 #[test]
+fn a_region_inside_a_larger_mapping_ends_where_it_ends() {
+    // As with huge pages: the mapping begins before the region.
+    let bytes = Arc::new(file(&pattern(0x3000)));
+    let region = |gpa| RamRegion { gpa, len: 0x1000 };
+    let memory = MappedMemory::from_files(vec![(region(0x9800), bytes.clone(), 0x1800)]).unwrap();
+    let word = |at: usize| u64::from_le_bytes(pattern(0x3000)[at..at + 8].try_into().unwrap());
+    for (gpa, at) in [(0x9800, 0x1800), (0xa7f8, 0x27f8)] {
+        assert_eq!(memory.read_u64(gpa), Ok(word(at)));
+    }
+    for gpa in [0x97f8, 0x97ff, 0xa7f9, 0xa800, 0, u64::MAX] {
+        assert!(memory.read_u64(gpa).is_err(), "{gpa:#x}");
+    }
+    let mut all = vec![0; 0x1000];
+    memory.read(0x9800, &mut all).unwrap();
+    assert_eq!(all, pattern(0x3000)[0x1800..0x2800]);
+    assert_eq!((memory.next_data(0), memory.data_end(0x9900)), (Some(0x9800), Some(0xa800)));
+
+    // The same with an ordinary one beside it, which is then the one that is tried first.
+    let parts = vec![(region(0x9800), bytes.clone(), 0x1800), (region(0xa800), bytes, 0x1000)];
+    let memory = MappedMemory::from_files(parts).unwrap();
+    assert_eq!(memory.read_u64(0xa7f8), Ok(word(0x27f8)));
+    assert_eq!(memory.read_u64(0xa800), Ok(word(0x1000)));
+    let across = u64::from_le_bytes(
+        [pattern(0x3000)[0x27fc..0x2800].to_vec(), pattern(0x3000)[0x1000..0x1004].to_vec()]
+            .concat()
+            .try_into()
+            .unwrap(),
+    );
+    assert_eq!(memory.read_u64(0xa7fc), Ok(across));
+}
+
+#[test]
 fn the_vmms_own_mappings_are_shared() {
     let ranges = [(vm_memory::GuestAddress(0x1000), 0x2000), (vm_memory::GuestAddress(0x10_0000), 0x1000)];
     let guest = Arc::new(GuestMemoryMmap::<()>::from_ranges(&ranges).unwrap());
-    let memory = MappedMemory::from_guest_memory(&guest).unwrap();
+    let memory = MappedMemory::from_guest_memory(&guest, None).unwrap();
     vm_memory::Bytes::write_obj(&*guest, 0x1234_5678_u64, vm_memory::GuestAddress(0x10_0010)).unwrap();
     assert_eq!(memory.read_u64(0x10_0010), Ok(0x1234_5678));
     assert_eq!(memory.next_data(0), Some(0x1000), "memory without a file is all data");

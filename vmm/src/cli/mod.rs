@@ -16,7 +16,7 @@ mod tests;
 
 use std::{io, process::ExitCode};
 
-use clap::{CommandFactory, Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand, error::ErrorKind};
 use tracing_subscriber::filter::LevelFilter;
 use vmm_sys_util::signal::register_signal_handler;
 
@@ -94,8 +94,18 @@ pub fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
-            // Fails only if nobody reads; the exit code tells the rest.
-            let _ = error.print();
+            let helps = matches!(
+                error.kind(),
+                ErrorKind::DisplayHelp
+                    | ErrorKind::DisplayVersion
+                    | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand
+            );
+            if helps {
+                // Fails only if nobody reads; the exit code tells the rest.
+                let _ = error.print();
+            } else {
+                eprintln!("memvisor: {}", one_line(&error.render().to_string()));
+            }
             return ExitCode::from(if error.use_stderr() { ExitStatus::BadInput as u8 } else { 0 });
         }
     };
@@ -110,6 +120,25 @@ pub fn main() -> ExitCode {
             ExitCode::from(status_of(&error) as u8)
         }
     }
+}
+
+/// What clap says about a wrong command line, on one line and without the usage.
+fn one_line(text: &str) -> String {
+    let text = text.strip_prefix("error: ").unwrap_or(text);
+    let mut line = String::new();
+    for part in text.lines().map(str::trim).filter(|part| !part.is_empty()) {
+        if part.starts_with("Usage:") || part.starts_with("For more information") {
+            break;
+        }
+        let joint = match part.chars().next() {
+            _ if line.is_empty() => "",
+            Some('[' | '-' | '<') => " ",
+            _ => "; ",
+        };
+        line.push_str(joint);
+        line.push_str(part);
+    }
+    line + " (see --help)"
 }
 
 /// A file that would pass RLIMIT_FSIZE is an error to tell (EFBIG), not a signal to die by.

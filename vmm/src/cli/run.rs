@@ -11,7 +11,8 @@ use crate::{
     devices::ConsoleTarget,
     event_loop::{EventLoop, LoopConfig, restore_terminal},
     import::Scale,
-    machine::{self, Boot, Overrides, Paging, Size},
+    machine::{self, Backing, Boot, Overrides, Paging, Size},
+    memory,
     run::{AtEnd, AuditMode, End, Irqchip, Outcome, Progress, RunError, Vm, VmConfig, conduct},
     seccomp::{self, Filters},
 };
@@ -58,6 +59,9 @@ pub(super) struct RunArgs {
     /// Scale RAM down, such as 1/64, and keep the machine's shape
     #[arg(long, value_name = "1/N")]
     scale: Option<Scale>,
+    /// What the host backs RAM with: 4k, thp, hugetlb-2m or hugetlb-1g [default: the machine's]
+    #[arg(long, value_name = "BACKING")]
+    backing: Option<Backing>,
     /// Number of CPUs
     #[arg(long, value_name = "N")]
     cpus: Option<u32>,
@@ -146,6 +150,7 @@ impl RunArgs {
                 PagingArg::Five => Paging::Five,
             }),
             memory: self.memory,
+            backing: self.backing,
             cpus: self.cpus,
             memory_zone: self.memory_zone.clone(),
             numa: self.numa.clone(),
@@ -188,6 +193,9 @@ pub(super) fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
     };
     if args.symbols.is_some() {
         config.symbols.clone_from(&args.symbols);
+    }
+    for remark in memory::remarks(&config.backed) {
+        eprintln!("memvisor: warning: {remark}");
     }
     let claim = Arc::new(claim(&config.name, args.name.is_some())?);
     claim.name().clone_into(&mut config.name);

@@ -95,7 +95,7 @@ impl SourceArgs {
             memory: Memory::Mapped(client.map_memory()?),
             registers: client.registers()?,
             facts: Some(client.facts()?),
-            stage2: Some(LiveStage2::new(info.regions, info.pid)),
+            stage2: Some(LiveStage2::new(&info)),
             root_gpa: info.root_gpa,
             client: Some(client),
             cr3,

@@ -9,9 +9,9 @@ use std::{
     os::unix::fs::FileExt,
 };
 
-use memvisor_inspect::{Stage2, Stage2Info};
+use memvisor_inspect::{Stage2, Stage2Info, Stage2Pages};
 
-use crate::{memory::SlotInfo, vcpu::second_stage_levels};
+use crate::{control::api::VmInfo, memory::SlotInfo, vcpu::second_stage_levels};
 
 const HOST_PAGE: u64 = 4096;
 /// `PM_PRESENT`, `PM_SWAP` and the frame number (Linux: Documentation/admin-guide/mm/pagemap.rst).
@@ -30,10 +30,24 @@ pub(crate) struct LiveStage2 {
     kpageflags: Option<File>,
     smaps: Vec<(u64, u64, u64)>,
     levels: u32,
+    pages: Option<Stage2Pages>,
 }
 
 impl LiveStage2 {
-    pub(crate) fn new(mut slots: Vec<SlotInfo>, pid: u32) -> LiveStage2 {
+    /// Of the guest that says `info` about itself.
+    pub(crate) fn new(info: &VmInfo) -> LiveStage2 {
+        let count = |name: &str| info.stats.kvm.get(name).copied();
+        let pages = || {
+            Some(Stage2Pages {
+                pages_4k: count("pages_4k")?,
+                pages_2m: count("pages_2m")?,
+                pages_1g: count("pages_1g")?,
+            })
+        };
+        LiveStage2 { pages: pages(), ..LiveStage2::of_slots(info.regions.clone(), info.pid) }
+    }
+
+    fn of_slots(mut slots: Vec<SlotInfo>, pid: u32) -> LiveStage2 {
         slots.sort_by_key(|slot| slot.gpa);
         let smaps = fs::read_to_string(format!("/proc/{pid}/smaps")).unwrap_or_default();
         LiveStage2 {
@@ -42,6 +56,7 @@ impl LiveStage2 {
             kpageflags: File::open("/proc/kpageflags").ok(),
             smaps: kernel_page_sizes(&smaps),
             levels: second_stage_levels(),
+            pages: None,
         }
     }
 
@@ -84,7 +99,13 @@ impl Stage2 for LiveStage2 {
             }
             note.push_str("page size: needs a frame number and /proc/kpageflags");
         }
-        Some(Stage2Info { slot: slot.slot, slot_gpa: slot.gpa, hva, host_frame: frame.ok(), page_size, note })
+        let backing = slot.backing.map(|backing| backing.to_string()).unwrap_or_default();
+        let (slot, slot_gpa) = (slot.slot, slot.gpa);
+        Some(Stage2Info { slot, slot_gpa, hva, host_frame: frame.ok(), page_size, backing, note })
+    }
+
+    fn pages(&self) -> Option<Stage2Pages> {
+        self.pages
     }
 
     fn levels(&self) -> u32 {
@@ -142,8 +163,8 @@ KernelPageSize:     2048 kB
     fn our_own_memory_has_slot_and_host_address_and_a_reason_for_what_is_missing() {
         let page = vec![1u8; 3 * 4096];
         let hva = (page.as_ptr().addr() as u64).next_multiple_of(4096);
-        let slots = vec![SlotInfo { slot: 7, gpa: 0x10_0000, len: 4096, hva }];
-        let stage2 = LiveStage2::new(slots, std::process::id());
+        let slots = vec![SlotInfo { slot: 7, gpa: 0x10_0000, len: 4096, hva, offset: 0, backing: None }];
+        let stage2 = LiveStage2::of_slots(slots, std::process::id());
         let info = stage2.lookup(0x10_0123).expect("in the slot");
         assert_eq!((info.slot, info.slot_gpa, info.hva), (7, 0x10_0000, hva + 0x123));
         assert!(info.host_frame.is_some() || !info.note.is_empty());

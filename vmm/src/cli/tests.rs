@@ -12,6 +12,26 @@ fn parse(words: &str) -> Result<Cli, clap::Error> {
 }
 
 #[test]
+fn what_is_wrong_with_a_command_line_is_one_line() {
+    let line = |words: &str| one_line(&parse(words).expect_err(words).render().to_string());
+    assert_eq!(
+        line("memvisor run --paging 6"),
+        "invalid value '6' for '--paging <PAGING>' [possible values: auto, 4, 5] (see --help)"
+    );
+    for (words, parts) in [
+        ("memvisor run --memory x", ["--memory", "128M"]),
+        ("memvisor run --backing 2m", ["--backing", "hugetlb-2m"]),
+        ("memvisor run --bott linux", ["--bott", "--boot"]),
+        ("memvisor check --vm a --dump b", ["--vm", "--dump"]),
+        ("memvisor inspect page", ["required", "<PFN>"]),
+    ] {
+        let text = line(words);
+        assert!(parts.iter().all(|part| text.contains(part)), "{text}");
+        assert!(!text.contains('\n') && !text.contains("Usage"), "{text}");
+    }
+}
+
+#[test]
 fn sources_may_stand_before_or_after_the_view() {
     for words in [
         "memvisor inspect zones --vm lab --json",

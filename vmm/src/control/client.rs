@@ -238,7 +238,7 @@ impl Client {
         let parts = self
             .memory()?
             .into_iter()
-            .map(|(slot, fd)| (RamRegion { gpa: slot.gpa, len: slot.len }, fd, 0))
+            .map(|(slot, fd)| (RamRegion { gpa: slot.gpa, len: slot.len }, fd, slot.offset))
             .collect();
         MappedMemory::from_fds(parts).map_err(|source| ClientError::Map { name: self.name.clone(), source })
     }

@@ -40,6 +40,7 @@ pub(super) fn settle(claims: &mut Claims, map: Vec<FactE820>) -> Shape {
         .map(|id| Node {
             spans: memory.get(id).cloned().unwrap_or_default(),
             cpus: cpus.get(id).cloned().unwrap_or_default(),
+            backing: None,
         })
         .collect();
     let ids: Vec<u32> = ids.into_iter().collect();

@@ -85,6 +85,7 @@ pub(super) fn shape(shape: &Shape, scale: Scale) -> Shape {
             .map(|node| Node {
                 spans: node.spans.iter().map(|span| moves.range(span)).collect(),
                 cpus: node.cpus.clone(),
+                backing: node.backing,
             })
             .collect(),
         distances: shape.distances.clone(),

@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use memvisor_inspect::FactE820;
 
-use crate::machine::{Boot, Hmat, HmatKind, Machine, Paging, Range, Size, e820, layout};
+use crate::machine::{Backing, Boot, Hmat, HmatKind, Machine, Paging, Range, Size, e820, layout};
 
 /// Memory, nodes, CPUs and distances of a machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,6 +26,8 @@ pub struct Node {
     pub spans: Vec<Range>,
     /// Its CPUs.
     pub cpus: Vec<u32>,
+    /// What the host backs its RAM with.
+    pub backing: Option<Backing>,
 }
 
 impl Shape {
@@ -36,7 +38,11 @@ impl Shape {
             nodes: machine
                 .nodes
                 .iter()
-                .map(|node| Node { spans: node.memory.clone(), cpus: node.cpus.clone() })
+                .map(|node| Node {
+                    spans: node.memory.clone(),
+                    cpus: node.cpus.clone(),
+                    backing: node.backing,
+                })
                 .collect(),
             distances: machine.distances.clone(),
             hmat: machine.hmat.clone(),
@@ -91,6 +97,9 @@ impl Shape {
                 .collect();
             list(&mut text, "memory", &spans);
             list(&mut text, "cpus", &node.cpus.iter().map(u32::to_string).collect::<Vec<_>>());
+            if let Some(backing) = node.backing {
+                push(&mut text, format_args!("backing = \"{backing}\"\n"));
+            }
             let distances: Vec<String> = nodes
                 .clone()
                 .filter(|to| *to != from && (asymmetric || *to > from))

@@ -2,6 +2,7 @@
 //!
 //! The ACPI part is read back from the bytes that the guest will see, not from the machine.
 
+use std::collections::BTreeMap;
 use std::fmt::{self, Display, Formatter};
 
 use memvisor_abi::E820Type;
@@ -9,7 +10,7 @@ use memvisor_inspect::FactE820;
 use serde::Serialize;
 
 use super::acpi::decode::{self, Affinity, Content, Controller, Decoded, HmatStructure};
-use super::{Boot, Cpu, Machine, MachineError, Node, Paging, Size, Slot, SlotKind, acpi};
+use super::{Backing, Boot, Cpu, Machine, MachineError, Node, Paging, Size, Slot, SlotKind, acpi};
 
 /// Everything about a machine, for `--dry-run`. Addresses and lengths are bytes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -35,6 +36,8 @@ pub struct Description {
     pub e820: Vec<E820Line>,
     /// The same with overlaps resolved.
     pub effective_e820: Vec<E820Line>,
+    /// Pages that the host must have free in its pools, by backing.
+    pub huge_pages: BTreeMap<Backing, u64>,
     /// Nodes.
     pub nodes: Vec<Node>,
     /// CPUs.
@@ -83,6 +86,7 @@ pub fn describe(machine: &Machine) -> Result<Description, MachineError> {
         ram: machine.ram_bytes(),
         e820: machine.e820.iter().map(E820Line::from).collect(),
         effective_e820: machine.effective_e820().iter().map(E820Line::from).collect(),
+        huge_pages: machine.huge_pages(),
         nodes: machine.nodes.clone(),
         cpus: machine.cpus.clone(),
         distances: machine.distances.clone(),
@@ -152,7 +156,20 @@ impl Description {
                 SlotKind::Ram { node } => format!("RAM, node {node}"),
                 SlotKind::Firmware => "firmware tables".to_owned(),
             };
-            writeln!(f, "  {index:>3}  {} {:>14}  {kind}", span(slot.gpa, slot.len), human(slot.len))?;
+            let backing = slot.backing.map(|backing| format!(", {backing}")).unwrap_or_default();
+            writeln!(
+                f,
+                "  {index:>3}  {} {:>14}  {kind}{backing}",
+                span(slot.gpa, slot.len),
+                human(slot.len)
+            )?;
+        }
+        for (backing, pages) in &self.huge_pages {
+            writeln!(
+                f,
+                "  {backing} takes {pages} pages of {} from the host's pool",
+                human(backing.page_size())
+            )?;
         }
         Ok(())
     }

@@ -4,7 +4,7 @@
 use super::error::Origin;
 use super::file::{E820Mode, MachineFile, NodeSpec, Source};
 use super::flags::{self, Numa, Zone};
-use super::{MachineError, Overrides, Place, Problem, Size, layout};
+use super::{Backing, MachineError, Overrides, Place, Problem, Size, layout};
 
 /// Nodes in order of their ids, and what places them.
 #[derive(Debug)]
@@ -23,6 +23,7 @@ pub(super) struct DraftNode {
     pub memory: Vec<DraftMemory>,
     pub cpus: Vec<(u32, Origin)>,
     pub distances: Vec<DraftDistance>,
+    pub backing: Option<Backing>,
     pub origin: Origin,
 }
 
@@ -60,6 +61,9 @@ impl Draft {
             draft.in_file = false;
             draft.asymmetric = false;
             draft.nodes = nodes_of_flags(file, overrides)?;
+        }
+        for node in &mut draft.nodes {
+            node.backing = overrides.backing.or(node.backing).or(file.spec.machine.backing);
         }
         if let Some(total) = overrides.memory {
             draft.scale(total)?;
@@ -160,7 +164,7 @@ fn node_of_file(
         })?;
         distances.push(DraftDistance { to, distance: *distance.get_ref(), origin });
     }
-    Ok(DraftNode { memory: memory.collect(), cpus, distances, origin })
+    Ok(DraftNode { memory: memory.collect(), cpus, distances, backing: node.backing, origin })
 }
 
 fn cpu_number(number: i64, origin: &Origin) -> Result<u32, MachineError> {
@@ -185,6 +189,7 @@ fn nodes_of_flags(file: &MachineFile, overrides: &Overrides) -> Result<Vec<Draft
             memory: zones.iter().map(memory_of_zone).collect(),
             cpus,
             distances: Vec::new(),
+            backing: None,
             origin: flags::origin("--memory-zone", ""),
         }]);
     }
@@ -206,6 +211,7 @@ fn node_of_numa(numa: Numa, zones: &[Zone]) -> DraftNode {
             .into_iter()
             .map(|(to, distance)| DraftDistance { to, distance, origin: origin.clone() })
             .collect(),
+        backing: None,
         origin,
     }
 }

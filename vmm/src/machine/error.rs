@@ -5,7 +5,7 @@ use std::io;
 use std::path::PathBuf;
 
 use super::acpi::decode::DecodeError;
-use super::{Range, Size, layout};
+use super::{Backing, Range, Size, layout};
 
 /// A machine was refused.
 #[derive(Debug, thiserror::Error)]
@@ -123,6 +123,8 @@ pub enum Problem {
     NoMemory,
     #[error("{} is not a multiple of 4 KiB; use {} or {}", .0, Size::new(.0.bytes() / 4096 * 4096), Size::new((.0.bytes() / 4096).saturating_add(1).saturating_mul(4096)))]
     NotPages(Size),
+    #[error("{range} is not made of whole pages of {}, which backing \"{backing}\" takes; make its start and its size multiples of {}, or choose another backing", Size::new(.backing.page_size()), Size::new(.backing.page_size()))]
+    NotHugePages { range: Shown, backing: Backing },
     #[error("a range of 0 bytes; give it a size or remove it")]
     EmptyRange,
     #[error("{} overlaps {} of {other} in {}; move or shrink one of them", .range, .other_range, .common)]

@@ -15,7 +15,7 @@ use toml::Spanned;
 use super::error::Origin;
 use super::library::BUNDLED;
 use super::size::{Size, SizeVisitor};
-use super::{Boot, MachineError, Paging, Place, Problem, names};
+use super::{Backing, Boot, MachineError, Paging, Place, Problem, names};
 
 /// A machine file, read but not yet checked.
 #[derive(Clone, Debug)]
@@ -121,6 +121,7 @@ pub(super) struct MachineSpec {
     pub description: String,
     pub asymmetric: bool,
     pub e820: Option<Spanned<E820Mode>>,
+    pub backing: Option<Backing>,
 }
 
 /// How `[[e820]]` entries and the map derived from the nodes go together.
@@ -139,6 +140,7 @@ pub(super) struct NodeSpec {
     pub memory: Vec<Spanned<MemorySpec>>,
     pub cpus: Vec<Spanned<i64>>,
     pub distances: BTreeMap<String, Spanned<i64>>,
+    pub backing: Option<Backing>,
 }
 
 /// `"128M"` or `{ at = "4G", size = "64M" }`.
@@ -287,6 +289,12 @@ macro_rules! choice {
 }
 
 choice!(Boot, "a boot protocol: \"linux\" or \"pvh\"", { "linux" => Boot::Linux, "pvh" => Boot::Pvh });
+choice!(Backing, "a backing: \"4k\", \"thp\", \"hugetlb-2m\" or \"hugetlb-1g\"", {
+    "4k" => Backing::Small,
+    "thp" => Backing::Transparent,
+    "hugetlb-2m" => Backing::Huge2M,
+    "hugetlb-1g" => Backing::Huge1G,
+});
 choice!(Paging, "a paging depth: \"auto\", 4 or 5", {
     "auto" => Paging::Auto,
     "4" => Paging::Four,

@@ -1,5 +1,6 @@
 //! The machine that is built: what a machine file and the command line resolve to.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use memvisor_inspect::{FactCpu, FactE820, FactNodeMemory, Facts};
@@ -30,6 +31,9 @@ pub struct Machine {
     pub nodes: Vec<Node>,
     /// CPUs by index; the first one boots.
     pub cpus: Vec<Cpu>,
+    /// What the host backs RAM with where the machine says so, ascending and disjoint; the rest is as the
+    /// host likes. Every slot is inside one of them or outside all.
+    pub backed: Vec<Backed>,
     /// Distances (ACPI SLIT): `distances[from][to]`, one row a node.
     pub distances: Vec<Vec<u8>>,
     /// Latency and bandwidth between nodes, if the file gives figures.
@@ -95,6 +99,51 @@ impl Range {
     }
 }
 
+/// What the host backs RAM with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Backing {
+    /// Pages of 4 KiB only.
+    Small,
+    /// Transparent huge pages of 2 MiB, as far as the host allows and has them.
+    Transparent,
+    /// 2 MiB pages of the host's pool, reserved before the guest starts.
+    Huge2M,
+    /// 1 GiB pages of the host's pool, reserved before the guest starts.
+    Huge1G,
+}
+
+impl Backing {
+    /// Bytes of the largest page that may back RAM.
+    pub const fn page_size(self) -> u64 {
+        match self {
+            Backing::Small => layout::PAGE_SIZE,
+            Backing::Transparent | Backing::Huge2M => 2 << 20,
+            Backing::Huge1G => 1 << 30,
+        }
+    }
+
+    /// Whether pages come from the host's pool of huge pages (hugetlbfs).
+    pub const fn is_pooled(self) -> bool {
+        matches!(self, Backing::Huge2M | Backing::Huge1G)
+    }
+}
+
+impl Serialize for Backing {
+    fn serialize<S: serde::Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_str(self)
+    }
+}
+
+/// Addresses with one backing. With pages of a pool, both ends are multiples of the page size.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Backed {
+    /// The addresses; what of them is RAM the slots say.
+    #[serde(flatten)]
+    pub range: Range,
+    /// Their backing.
+    pub backing: Backing,
+}
+
 /// A NUMA node.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Node {
@@ -104,6 +153,8 @@ pub struct Node {
     pub memory: Vec<Range>,
     /// Indices of its CPUs, ascending.
     pub cpus: Vec<u32>,
+    /// What the host backs its RAM with, if the machine says so.
+    pub backing: Option<Backing>,
 }
 
 /// A CPU.
@@ -190,6 +241,8 @@ pub struct Slot {
     /// What it holds.
     #[serde(flatten)]
     pub kind: SlotKind,
+    /// What the host backs it with, if the machine says so.
+    pub backing: Option<Backing>,
 }
 
 /// What a slot holds.
@@ -217,17 +270,34 @@ impl Machine {
         let mut slots: Vec<Slot> = self
             .nodes
             .iter()
-            .flat_map(|node| node.memory.iter().map(|range| (node.id, range.whole_frames())))
+            .flat_map(|node| node.memory.iter().map(move |range| (node, range.whole_frames())))
             .filter(|(_, frames)| !frames.is_empty())
-            .map(|(node, frames)| Slot { gpa: frames.base, len: frames.len, kind: SlotKind::Ram { node } })
+            .map(|(node, frames)| Slot {
+                gpa: frames.base,
+                len: frames.len,
+                kind: SlotKind::Ram { node: node.id },
+                backing: node.backing,
+            })
             .collect();
+        let firmware = Range::new(layout::FIRMWARE_START, layout::FIRMWARE_END);
+        let around = self.backed.iter().find(|backed| backed.range.intersection(&firmware) == firmware);
         slots.push(Slot {
-            gpa: layout::FIRMWARE_START,
-            len: layout::FIRMWARE_END - layout::FIRMWARE_START,
+            gpa: firmware.base,
+            len: firmware.len,
             kind: SlotKind::Firmware,
+            backing: around.map(|backed| backed.backing),
         });
         slots.sort_by_key(|slot| slot.gpa);
         slots
+    }
+
+    /// Pages that must be free in the host's pools before the guest starts, by backing.
+    pub fn huge_pages(&self) -> BTreeMap<Backing, u64> {
+        let mut pages = BTreeMap::new();
+        for Backed { range, backing } in self.backed.iter().filter(|backed| backed.backing.is_pooled()) {
+            *pages.entry(*backing).or_default() += range.len / backing.page_size();
+        }
+        pages
     }
 
     /// Bytes of RAM in slots: what the guest can use.
@@ -277,6 +347,8 @@ pub struct Overrides {
     pub paging: Option<Paging>,
     /// `--memory`: every range of the machine is scaled so that the sizes add up to this.
     pub memory: Option<Size>,
+    /// `--backing`: of all nodes.
+    pub backing: Option<Backing>,
     /// `--cpus`: CPUs past this number go, further ones join the nodes that have CPUs in turn.
     pub cpus: Option<u32>,
     /// `--memory-zone id=ID,size=SIZE[,at=ADDRESS]`: replaces the file's memory.

@@ -4,7 +4,7 @@ use memvisor_inspect::FactE820;
 
 use super::draft::{Draft, DraftMemory};
 use super::error::Origin;
-use super::{MachineError, Problem, Range, Shown, Size, e820, layout};
+use super::{Backed, MachineError, Problem, Range, Shown, Size, e820, layout};
 
 const MMIO_HOLE: Range = Range::new(layout::MMIO_HOLE_START, layout::MMIO_HOLE_END);
 const FIRMWARE: Range = Range::new(layout::FIRMWARE_START, layout::FIRMWARE_END);
@@ -56,6 +56,26 @@ pub(super) fn place(draft: &Draft, bits: u32) -> Result<Vec<Placed>, MachineErro
     }
     placed.sort_by_key(|placed| placed.range.base);
     Ok(placed)
+}
+
+/// The placed ranges whose node has a backing. Touching ranges of a node become one, as its slots do.
+pub(super) fn backed(draft: &Draft, placed: &[Placed]) -> Result<Vec<Backed>, MachineError> {
+    let mut joined: Vec<(usize, Backed)> = Vec::new();
+    for placed in placed {
+        let Some(backing) = draft.nodes.get(placed.node).and_then(|node| node.backing) else { continue };
+        let whole = |number: u64| !backing.is_pooled() || number.is_multiple_of(backing.page_size());
+        if !whole(placed.range.base) || !whole(placed.range.len) {
+            let problem = Problem::NotHugePages { range: Shown(placed.range), backing };
+            return Err(MachineError::at(&placed.origin, problem));
+        }
+        match joined.last_mut() {
+            Some((node, last)) if *node == placed.node && last.range.end() == placed.range.base => {
+                last.range.len += placed.range.len;
+            }
+            _ => joined.push((placed.node, Backed { range: placed.range, backing })),
+        }
+    }
+    Ok(joined.into_iter().map(|(_, backed)| backed).collect())
 }
 
 fn check_frames(memory: &DraftMemory) -> Result<(), MachineError> {

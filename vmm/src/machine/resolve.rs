@@ -36,7 +36,8 @@ pub fn resolve(file: MachineFile, overrides: &Overrides) -> Result<Machine, Mach
     let placed = place::place(&draft, bits)?;
     let entries = e820_entries(&file, &placed)?;
     let memory = place::node_memory(draft.nodes.len(), &placed, &entries, bits)?;
-    let nodes = nodes(memory, &cpus);
+    let backed = place::backed(&draft, &placed)?;
+    let nodes = nodes(&draft, memory, &cpus);
     let hmat = if draft.in_file { resolve_hmat(&file, &nodes)? } else { None };
     let name = machine_name(&file)?;
     Ok(Machine {
@@ -46,6 +47,7 @@ pub fn resolve(file: MachineFile, overrides: &Overrides) -> Result<Machine, Mach
         e820: entries.into_iter().map(|entry| entry.fact).collect(),
         nodes,
         cpus,
+        backed,
         distances,
         hmat,
         paging,
@@ -196,12 +198,18 @@ fn extra_entries(file: &MachineFile) -> Result<Vec<Entry>, MachineError> {
     Ok(entries)
 }
 
-fn nodes(memory: Vec<Vec<Range>>, cpus: &[Cpu]) -> Vec<Node> {
+fn nodes(draft: &Draft, memory: Vec<Vec<Range>>, cpus: &[Cpu]) -> Vec<Node> {
     let cpus_of = |id| cpus.iter().filter(|cpu| cpu.node == id).map(|cpu| cpu.index).collect();
     memory
         .into_iter()
+        .zip(&draft.nodes)
         .enumerate()
-        .map(|(index, memory)| Node { id: node_id(index), memory, cpus: cpus_of(node_id(index)) })
+        .map(|(index, (memory, drafted))| Node {
+            id: node_id(index),
+            memory,
+            cpus: cpus_of(node_id(index)),
+            backing: drafted.backing,
+        })
         .collect()
 }
 

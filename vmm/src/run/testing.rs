@@ -39,6 +39,7 @@ pub fn config_of(elf: &ElfBuilder) -> VmConfig {
         name: "hand-made".into(),
         facts,
         slots: ram.iter().map(|&(gpa, len)| RamRegion { gpa, len }).collect(),
+        backed: Vec::new(),
         ram,
         firmware: Vec::new(),
         rsdp: 0xf_0000,

@@ -21,7 +21,7 @@ use kvm_bindings::{
 };
 use kvm_ioctls::{VcpuFd, VmFd};
 use memvisor_abi::port::{self, Status};
-use memvisor_inspect::{CpuRegisters, Facts};
+use memvisor_inspect::{CpuRegisters, FactNodeMemory, Facts};
 use serde::{Deserialize, Serialize};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -107,10 +107,11 @@ impl Vm {
     pub fn build(config: &VmConfig) -> Result<(Vm, Sender<RunEvent>, Receiver<RunEvent>), RunError> {
         let kvm = open_kvm()?;
         let offer = HostOffer::probe(&kvm, config.paging != Paging::Four)?;
+        check_phys_bits(&config.facts, offer.phys_bits)?;
         let levels = choose_levels(config.paging, &offer)?;
         let cmdline = complete_cmdline(&config.cmdline, levels, &offer);
         let vm = kvm.create_vm().map_err(kvm_error("KVM_CREATE_VM"))?;
-        let memory = Arc::new(Memory::new(&config.slots)?);
+        let memory = Arc::new(Memory::backed(&config.slots, &config.backed)?);
         memory.attach(&vm)?;
         for (gpa, bytes) in &config.firmware {
             memory.write(*gpa, bytes)?;
@@ -362,6 +363,16 @@ impl Vm {
 /// One line: why a kernel stops, and what to do.
 const EMULATED_RING0: &str = "this KVM emulates ring 0, slowly and without instructions that Linux uses, so Linux does not run on it: use a host with VT-x or AMD-V, or bed nested (docs/linux-guest.md)";
 
+/// Refuses RAM that KVM could give no slot, or that guests could not address.
+fn check_phys_bits(facts: &Facts, bits: u32) -> Result<(), RunError> {
+    let limit = 1_u64.checked_shl(bits).unwrap_or(u64::MAX);
+    let past = |memory: &&FactNodeMemory| memory.base.saturating_add(memory.len) > limit;
+    facts.node_memory.iter().find(past).map_or(Ok(()), |memory| {
+        let end = memory.base.saturating_add(memory.len);
+        Err(RunError::PastPhysBits { node: memory.node, base: memory.base, end, bits, limit })
+    })
+}
+
 fn choose_levels(paging: Paging, offer: &HostOffer) -> Result<u32, RunError> {
     match (paging, offer.la57) {
         (Paging::Five, false) => Err(RunError::NoLa57),
@@ -460,7 +471,7 @@ mod tests {
 
     fn offer(la57: bool, pages_1g: bool) -> HostOffer {
         let cpuid = CpuId::new(1).expect("one entry");
-        HostOffer { cpuid, la57, pages_1g, tsc_deadline: true }
+        HostOffer { cpuid, la57, pages_1g, tsc_deadline: true, phys_bits: 46 }
     }
 
     #[test]

@@ -24,6 +24,7 @@ const FILES: &[(&str, &str)] = &[
     ("pagetables", include_str!("../../../tests/cases/pagetables.toml")),
     ("tlb", include_str!("../../../tests/cases/tlb.toml")),
     ("audit", include_str!("../../../tests/cases/audit.toml")),
+    ("real", include_str!("../../../tests/cases/real.toml")),
     ("linux", include_str!("../../../tests/cases/linux.toml")),
 ];
 
@@ -109,7 +110,8 @@ impl Case {
 
     /// The same case on bed nested; `None` if it has no place there.
     pub fn nested(self) -> Option<Case> {
-        (self.bed == Bed::Kvm).then_some(Case { bed: Bed::Nested, ..self })
+        let takes = matches!(&self.setup, Setup::Kvm(setup) if setup.nested);
+        takes.then_some(Case { bed: Bed::Nested, ..self })
     }
 }
 
@@ -129,6 +131,16 @@ pub enum Need {
     Pages1g,
     /// It walks a second stage (NPT, EPT) instead of shadowing the guest's page tables.
     SecondStage,
+    /// The host's pool has 64 free pages of 2 MiB.
+    #[serde(rename = "hugetlb-2m")]
+    #[value(name = "hugetlb-2m")]
+    Hugetlb2m,
+    /// The host's pool has 2 free pages of 1 GiB.
+    #[serde(rename = "hugetlb-1g")]
+    #[value(name = "hugetlb-1g")]
+    Hugetlb1g,
+    /// The host gives memory files transparent huge pages where they are asked for.
+    Thp,
     /// A stock Linux is there to be booted, and this KVM runs it.
     Linux,
 }
@@ -155,10 +167,16 @@ pub struct KvmSetup {
     pub cpus: Option<u32>,
     /// Size of all RAM together, as `--memory` takes it.
     pub memory: Option<String>,
+    /// Backing, as `--backing` takes it.
+    pub backing: Option<String>,
+    /// Scale of RAM, as `--scale` takes it.
+    pub scale: Option<String>,
     /// Image of a stock Linux to boot instead of memvisor's kernel: `bzImage` or `vmlinux`.
     pub linux: Option<String>,
     /// What the host must be able to do.
     pub needs: Vec<Need>,
+    /// Whether bed nested has it, too.
+    pub nested: bool,
 }
 
 /// A QEMU command line in words.
@@ -312,9 +330,13 @@ struct KvmStanza {
     paging: Option<Axis<String>>,
     cpus: Option<Axis<u32>>,
     memory: Option<String>,
+    backing: Option<String>,
+    scale: Option<String>,
     linux: Option<String>,
     #[serde(default)]
     needs: Vec<Need>,
+    #[serde(default = "KvmStanza::default_nested")]
+    nested: bool,
 }
 
 /// A value or a list of values.
@@ -428,6 +450,10 @@ impl Stanza {
 }
 
 impl KvmStanza {
+    const fn default_nested() -> bool {
+        true
+    }
+
     fn expand(&self, name: &str) -> Vec<(String, Setup)> {
         let mut setups = Vec::new();
         for machine in self.machine.values() {
@@ -450,8 +476,11 @@ impl KvmStanza {
                             paging: paging.clone(),
                             cpus,
                             memory: self.memory.clone(),
+                            backing: self.backing.clone(),
+                            scale: self.scale.clone(),
                             linux: self.linux.clone(),
                             needs: self.needs.clone(),
+                            nested: self.nested,
                         };
                         setups.push((name, Setup::Kvm(setup)));
                     }

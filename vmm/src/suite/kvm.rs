@@ -24,6 +24,8 @@ use super::outcome::Subcase;
 use super::outside::read_report;
 use super::probes::{Control, Held};
 use crate::control::{Client, api::VmInfo};
+use crate::machine::Backing;
+use crate::memory::{free_huge_pages, transparent_refusal};
 use crate::run::{ExitStatus, VmState};
 use crate::vcpu::{HostOffer, KvmOpenError, emulates_ring0, open_kvm, second_stage_levels};
 
@@ -40,6 +42,9 @@ pub struct Host {
     la57: bool,
     pages_1g: bool,
     second_stage: bool,
+    pool_2m: u64,
+    pool_1g: u64,
+    thp: bool,
     linux: Result<(), &'static str>,
 }
 
@@ -57,7 +62,15 @@ impl Host {
             Some(_) => Ok(()),
         };
         let second_stage = second_stage_levels() > 0;
-        Ok(Host { la57: offer.la57, pages_1g: offer.pages_1g, second_stage, linux })
+        Ok(Host {
+            la57: offer.la57,
+            pages_1g: offer.pages_1g,
+            second_stage,
+            pool_2m: free_huge_pages(Backing::Huge2M),
+            pool_1g: free_huge_pages(Backing::Huge1G),
+            thp: transparent_refusal().is_none(),
+            linux,
+        })
     }
 
     /// Why a case with these needs means nothing here; `None` if all are met.
@@ -68,6 +81,11 @@ impl Host {
             Need::Pages1g => (!self.pages_1g).then_some("this KVM has no 1 GiB pages for guests"),
             Need::SecondStage => (!self.second_stage)
                 .then_some("this KVM shadows the guest's page tables instead of walking a second stage"),
+            Need::Hugetlb2m => {
+                (self.pool_2m < 64).then_some("the host's pool has not 64 free pages of 2 MiB")
+            }
+            Need::Hugetlb1g => (self.pool_1g < 2).then_some("the host's pool has not 2 free pages of 1 GiB"),
+            Need::Thp => (!self.thp).then_some("the host gives memory files no transparent huge pages"),
             Need::Linux => self.linux.err(),
         })
     }
@@ -315,6 +333,8 @@ fn arguments(setup: &KvmSetup, cmdline: &str) -> Vec<String> {
     add("--boot", setup.boot.clone());
     add("--paging", setup.paging.clone());
     add("--memory", setup.memory.clone());
+    add("--backing", setup.backing.clone());
+    add("--scale", setup.scale.clone());
     add("--cpus", setup.cpus.map(|cpus| cpus.to_string()));
     add("--cmdline", (!cmdline.is_empty()).then(|| cmdline.to_owned()));
     if let Some(image) = &setup.linux {
@@ -444,11 +464,21 @@ mod tests {
 
     #[test]
     fn a_host_is_told_what_it_lacks_for_a_case() {
-        let host = Host { la57: true, pages_1g: false, second_stage: true, linux: Ok(()) };
+        let host = Host {
+            la57: true,
+            pages_1g: false,
+            second_stage: true,
+            pool_2m: 64,
+            pool_1g: 0,
+            thp: true,
+            linux: Ok(()),
+        };
+        assert_eq!(host.lacks(&[Need::Hugetlb2m, Need::Thp]), None);
+        assert!(host.lacks(&[Need::Hugetlb1g]).is_some_and(|reason| reason.contains("1 GiB")));
         assert_eq!(host.lacks(&[Need::La57, Need::SecondStage]), None);
         assert!(host.lacks(&[Need::La57, Need::Pages1g]).unwrap().contains("1 GiB"));
         assert!(host.lacks(&[Need::NoLa57]).unwrap().contains("does run"));
-        let shadow = Host { la57: false, pages_1g: false, second_stage: false, linux: Err("none") };
+        let shadow = Host { la57: false, second_stage: false, linux: Err("none"), ..host };
         assert!(shadow.lacks(&[Need::SecondStage]).unwrap().contains("shadows"));
         assert_eq!(shadow.lacks(&[Need::NoLa57]), None);
     }

@@ -287,7 +287,10 @@ linux: end
             cpus: None,
             memory: None,
             linux: Some("bzImage".into()),
+            backing: None,
+            scale: None,
             needs: Vec::new(),
+            nested: true,
         }
     }
 

@@ -84,11 +84,13 @@ mod tests {
     }
 
     #[test]
-    fn bed_nested_has_the_cases_of_bed_kvm() {
+    fn bed_nested_has_the_cases_of_bed_kvm_that_do_not_take_it_too_long() {
         let nested: Vec<Case> = load().unwrap().into_iter().filter_map(Case::nested).collect();
         let of_nested = select(nested, &[], &[Bed::Nested]).unwrap();
         let of_nested: Vec<String> = of_nested.into_iter().map(|case| case.name).collect();
-        assert_eq!(of_nested, names(&[], &[Bed::Kvm]));
+        let mut of_kvm = names(&[], &[Bed::Kvm]);
+        of_kvm.retain(|name| !name.starts_with("real/"));
+        assert_eq!(of_nested, of_kvm, "all but the real machines");
     }
 
     #[test]

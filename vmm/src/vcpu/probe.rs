@@ -83,7 +83,12 @@ pub struct HostOffer {
     pub pages_1g: bool,
     /// Whether KVM emulates the TSC-deadline timer.
     pub tsc_deadline: bool,
+    /// Bits of the physical addresses that guests may use (MAXPHYADDR).
+    pub phys_bits: u32,
 }
+
+/// Where CPUID does not tell (SDM 3A 4.1.4).
+const PHYS_BITS_DEFAULT: u32 = 36;
 
 impl HostOffer {
     /// Asks KVM. Whether 5 levels work is tried only if `want_la57`: it takes a VM of its own.
@@ -104,7 +109,8 @@ impl HostOffer {
         }
         let pages_1g = find(0x8000_0001).is_some_and(|leaf| leaf.edx & 1 << 26 != 0);
         let tsc_deadline = kvm.check_extension(Cap::TscDeadlineTimer);
-        Ok(HostOffer { cpuid, la57, pages_1g, tsc_deadline })
+        let phys_bits = find(0x8000_0008).map_or(PHYS_BITS_DEFAULT, |leaf| leaf.eax & 0xff);
+        Ok(HostOffer { cpuid, la57, pages_1g, tsc_deadline, phys_bits })
     }
 }
 

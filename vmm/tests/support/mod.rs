@@ -1,7 +1,10 @@
 //! memvisor as a process, in a folder of its own, with kernels of a few instructions.
 
-use std::fs;
-use std::io::Read;
+use std::ffi::OsStr;
+use std::fs::{self, File, OpenOptions};
+use std::io::{Read, Write};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::thread::JoinHandle;
@@ -9,6 +12,8 @@ use std::time::{Duration, Instant};
 
 use memvisor_abi::port;
 use rustix::process::{Pid, Signal, kill_process};
+use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+use rustix::termios::{LocalModes, tcgetattr};
 
 /// How long anything may take on a loaded machine.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -98,14 +103,37 @@ impl Guest {
 
     /// As [`Guest::start`], but nobody reads its output.
     pub fn start_unread(bench: &Bench, flags: &[&str]) -> Guest {
-        let args = [&["run", "tiny", "--kernel", "kernel", "--audit", "off"], flags].concat();
-        let child = bench
-            .command(&args)
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("memvisor starts");
+        let mut command = bench.command(&arguments(flags));
+        let child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("memvisor starts");
         Guest { child, output: None }
+    }
+
+    /// As [`Guest::start_unread`], on a terminal of its own.
+    pub fn start_on_terminal(bench: &Bench, flags: &[&str]) -> (Guest, Terminal) {
+        let (terminal, slave) = Terminal::new();
+        let mut command = bench.command(&arguments(flags));
+        for set in [Command::stdin, Command::stdout, Command::stderr] {
+            set(&mut command, Stdio::from(slave.try_clone().expect("a descriptor")));
+        }
+        // SAFETY: setsid(2) and ioctl(2) are plain system calls, allowed between fork and exec.
+        unsafe {
+            command.pre_exec(|| {
+                rustix::process::setsid()?;
+                Ok(rustix::process::ioctl_tiocsctty(rustix::stdio::stdin())?)
+            });
+        }
+        (Guest { child: command.spawn().expect("memvisor starts"), output: None }, terminal)
+    }
+
+    /// Reads its terminal from now on.
+    pub fn read_terminal(&mut self, terminal: &Terminal) {
+        let mut master = terminal.0.try_clone().expect("a descriptor");
+        self.output = Some(std::thread::spawn(move || {
+            let mut text = Vec::new();
+            // Ends with an error when the last one on the other side is gone.
+            let _ = master.read_to_end(&mut text);
+            String::from_utf8_lossy(&text).into_owned()
+        }));
     }
 
     /// Waits until the guest runs and answers.
@@ -142,6 +170,11 @@ impl Guest {
             assert!(Instant::now() < deadline, "the guest {name} does not wait for its reader");
             before = now;
         }
+    }
+
+    /// Whether the process has not ended.
+    pub fn is_there(&mut self) -> bool {
+        self.child.try_wait().expect("ours").is_none()
     }
 
     pub fn signal(&self, signal: Signal) {
@@ -186,6 +219,45 @@ impl Drop for Guest {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+    }
+}
+
+fn arguments<'a>(flags: &[&'a str]) -> Vec<&'a str> {
+    [&["run", "tiny", "--kernel", "kernel", "--audit", "off"], flags].concat()
+}
+
+/// The side of a pseudo-terminal at which a person sits.
+pub struct Terminal(File);
+
+impl Terminal {
+    /// With the side that a program gets.
+    fn new() -> (Terminal, File) {
+        let master =
+            openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).expect("a terminal");
+        grantpt(&master).and_then(|()| unlockpt(&master)).expect("our own");
+        let name = ptsname(&master, Vec::new()).expect("it has a name");
+        let mut options = OpenOptions::new();
+        let slave = options.read(true).write(true).open(OsStr::from_bytes(name.to_bytes())).expect("our own");
+        (Terminal(File::from(master)), slave)
+    }
+
+    /// Whether lines are edited and echoed, as a shell wants it.
+    pub fn edits_lines(&self) -> bool {
+        let modes = tcgetattr(&self.0).expect("a terminal").local_modes;
+        modes.contains(LocalModes::ICANON | LocalModes::ECHO | LocalModes::ISIG)
+    }
+
+    /// Waits until memvisor has taken the terminal over.
+    pub fn wait_for_raw(&self) {
+        let deadline = Instant::now() + PATIENCE;
+        while self.edits_lines() {
+            assert!(Instant::now() < deadline, "nobody takes the terminal over");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    pub fn type_in(&mut self, keys: &[u8]) {
+        self.0.write_all(keys).expect("there is room for a few keys");
     }
 }
 

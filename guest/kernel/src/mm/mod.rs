@@ -1,8 +1,12 @@
 //! Wiring of the memory manager: what `guest/mm` decides, on this machine's memory.
 
+pub mod cpu_local;
 pub mod early;
 pub mod layout;
 pub mod memmap;
 pub mod page_alloc;
 pub mod paging;
+pub mod pcp;
 pub mod phys;
+pub mod reclaim;
+pub mod slab;

@@ -172,6 +172,22 @@ pub fn copy_from_frame(pfn: Pfn, offset: u64, bytes: &mut [u8]) {
     unsafe { core::ptr::copy_nonoverlapping(source, bytes.as_mut_ptr(), bytes.len()) }
 }
 
+/// Words of frames that belong to no Rust object, as atomics: for rings that others read while they are written.
+pub fn words(addr: PhysAddr, count: u64) -> &'static [AtomicU64] {
+    assert!(addr.is_aligned(8), "words at {addr}, which is not a multiple of 8");
+    check(addr, count * 8);
+    let len = usize::try_from(count).unwrap_or(0);
+    // SAFETY: inside the direct map, which is never unmapped, and aligned; the frames belong to no Rust object
+    // (`DirectMap`), and any bits are a word.
+    unsafe { core::slice::from_raw_parts(pointer(addr).cast::<AtomicU64>(), len) }
+}
+
+/// Where the kernel sees a physical address, for frames that their owner turns into an object.
+pub fn object_at<T>(addr: PhysAddr) -> *mut T {
+    check(addr, size_of::<T>() as u64);
+    pointer(addr).cast()
+}
+
 /// Turns freshly allocated frames into an array that lives for ever.
 ///
 /// # Safety

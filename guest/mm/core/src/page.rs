@@ -113,6 +113,12 @@ impl Page {
         refcount, set_refcount, i32
     }
 
+    /// The counter behind [`Page::refcount`], for those who share the page.
+    #[inline]
+    pub const fn references(&self) -> &AtomicI32 {
+        &self.refcount
+    }
+
     /// Kind, order, migratetype and bits at once. One CPU at a time changes them: the one that holds the lock
     /// of the list or owner that the frame has.
     #[inline]

@@ -81,6 +81,11 @@ impl Pageblock {
         self.0.store(self.0.load(Relaxed) & !PAGEBLOCK_TYPE_MASK | migratetype as u8, Relaxed);
     }
 
+    /// Writes the whole byte, whatever it means: for seeded faults.
+    pub fn set_raw(&self, raw: u8) {
+        self.0.store(raw, Relaxed);
+    }
+
     /// Whether compaction found nothing here (Linux: `get_pageblock_skip`).
     pub fn is_skipped(&self) -> bool {
         self.0.load(Relaxed) & PAGEBLOCK_SKIP != 0

@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
 
 use crate::{
-    MemMap, Migratetype, Order, Page, PageFlags, PageKind, PageState, Pageblock, Pfn, PhysAddr, ZoneKind,
+    MemMap, Migratetype, Order, Page, PageFlags, PageKind, PageState, Pageblock, Pfn, PhysAddr, Trace, ZoneKind,
 };
 
 #[test]
@@ -92,6 +92,8 @@ fn type_and_hint_of_a_pageblock_do_not_disturb_each_other() {
 }
 
 struct OnePage(Page);
+
+impl Trace for OnePage {}
 
 impl MemMap for OnePage {
     fn page(&self, pfn: Pfn) -> Option<&Page> {

@@ -1,9 +1,9 @@
 //! What the memory manager needs from the machine.
 
-use crate::{Gfp, Order, Page, Pageblock, Pfn, PhysAddr};
+use crate::{Gfp, Order, Page, Pageblock, Pfn, PhysAddr, Trace};
 
 /// The descriptors of all frames (Linux: `pfn_to_page` with `pfn_valid`).
-pub trait MemMap {
+pub trait MemMap: Trace {
     /// The descriptor of `pfn`; `None` for a frame in a hole or in a section that is not online.
     fn page(&self, pfn: Pfn) -> Option<&Page>;
 
@@ -33,7 +33,7 @@ pub trait PhysMem {
 }
 
 /// The page allocator, as its users in the memory manager see it.
-pub trait PageAlloc {
+pub trait PageAlloc: Trace {
     /// A block of `2^order` frames near `node`, without a preference if that is `None`. Its first frame has one
     /// reference. `None` if nothing that `gfp` allows makes one free.
     fn alloc_pages(&self, gfp: Gfp, order: Order, node: Option<u32>) -> Option<Pfn>;

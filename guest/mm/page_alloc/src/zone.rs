@@ -36,7 +36,6 @@ impl Zone {
         self.0.start_pfn = start_pfn.as_u64();
         self.0.spanned_pages = spanned;
         self.0.present_pages = present;
-        self.reset_cached_positions();
     }
 
     /// Counts `pages` as the allocator's (Linux: `adjust_managed_page_count`).

@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use mm_core::{
-    MemMap, Migratetype, PAGE_SIZE, PAGEBLOCK_ORDER, Page, PageKind, Pageblock, Pfn, PhysAddr, PhysMem, ZoneKind,
+    MemMap, Migratetype, PAGE_SIZE, PAGEBLOCK_ORDER, Page, PageKind, Pageblock, Pfn, PhysAddr, PhysMem, Trace, ZoneKind,
 };
 
 /// What a word of a frame reads that nobody wrote: RAM is not zero at power-on, and code that
@@ -113,6 +113,8 @@ impl SimMem {
         (addr.pfn().as_u64(), (addr.page_offset() / 8) as usize)
     }
 }
+
+impl Trace for SimMem {}
 
 impl MemMap for SimMem {
     fn page(&self, pfn: Pfn) -> Option<&Page> {

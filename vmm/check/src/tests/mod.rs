@@ -5,6 +5,7 @@ mod guest;
 mod hostile;
 
 use guest::{healthy, healthy_with_five_levels};
+use memvisor_inspect::CpuRegisters;
 
 use crate::RULES;
 
@@ -58,6 +59,15 @@ fn without_facts_the_guests_own_map_stands_in_and_comparisons_are_skipped() {
     let skipped: Vec<_> = report.skipped().map(|(name, _)| name).collect();
     assert_eq!(skipped, ["e820.raw", "numa.distances"]);
     assert!(report.to_string().contains("no facts"), "{report}");
+}
+
+#[test]
+fn cpus_that_were_never_started_say_nothing_of_tables() {
+    let mut guest = healthy();
+    // As after INIT: no paging, no EFER.
+    guest.registers.push(CpuRegisters { index: 2, cr0: 0x6000_0010, ..CpuRegisters::default() });
+    let report = guest.audit();
+    assert_eq!(report.findings, [], "{report}");
 }
 
 #[test]

@@ -24,6 +24,7 @@ pub enum TableName {
     Cpus,
     AddressSpaces,
     ExtraTables,
+    TraceRings,
 }
 
 impl TableName {
@@ -42,6 +43,7 @@ impl TableName {
             TableName::Cpus => "cpus",
             TableName::AddressSpaces => "address_spaces",
             TableName::ExtraTables => "extra_tables",
+            TableName::TraceRings => "trace_rings",
         }
     }
 }

@@ -5,7 +5,7 @@ use std::mem::size_of;
 use memvisor_abi as abi;
 use memvisor_abi::{
     AddressSpace, CpuInfo, E820Entry, LayoutRange, MAX_NR_ZONES, MAX_NUMNODES, MemblockRegion, Node,
-    SECTION_SIZE_BITS, Section, TableRef, Zone,
+    SECTION_SIZE_BITS, Section, TableRef, TraceRing, Zone,
 };
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -167,6 +167,14 @@ impl<S: MemorySource + ?Sized> Guest<'_, S> {
     pub fn extra_tables(&self) -> Result<Vec<u64>, GuestError> {
         let max = self.source.ram_bytes() / abi::PAGE_SIZE;
         self.table(TableName::ExtraTables, self.root.extra_tables, max, Absent::IsEmpty)
+    }
+
+    /// Trace rings, indexed by CPU number; empty if the guest does not trace.
+    ///
+    /// # Errors
+    /// [`GuestError`].
+    pub fn trace_rings(&self) -> Result<Vec<TraceRing>, GuestError> {
+        self.table(TableName::TraceRings, self.root.trace_rings, CPUS_MAX, Absent::IsEmpty)
     }
 
     fn table<T: FromBytes + IntoBytes + Clone>(

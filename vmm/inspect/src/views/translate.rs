@@ -64,6 +64,11 @@ impl fmt::Display for TranslateView {
         }
         if let TranslateView::TwoStage(both) = self {
             writeln!(f, "  {} memory references with nothing cached", both.hardware_references)?;
+            if let Some(pages) = both.kvm_pages {
+                let tables =
+                    if both.second_stage_levels == 0 { "shadow page tables" } else { "second stage" };
+                writeln!(f, "  KVM's {tables} map now: {pages}")?;
+            }
         }
         Ok(())
     }

@@ -12,6 +12,6 @@ mod walker;
 mod tests;
 
 pub use entry::{Access, Entry, Levels, PageSize};
-pub use stage2::{Stage2, Stage2Info, TwoStage, TwoStageStep, hardware_references};
+pub use stage2::{Stage2, Stage2Info, Stage2Pages, TwoStage, TwoStageStep, hardware_references};
 pub use translation::{Outcome, Step, Translation};
 pub use walker::{Fault, Mapped, Walker};

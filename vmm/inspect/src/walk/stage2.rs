@@ -17,6 +17,22 @@ pub trait Stage2 {
     fn levels(&self) -> u32 {
         4
     }
+
+    /// What KVM maps for the guest at this moment; `None` if it does not count it.
+    fn pages(&self) -> Option<Stage2Pages> {
+        None
+    }
+}
+
+/// Mappings of KVM's tables for a guest, by size: those of the second stage, or of its shadow page tables.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Stage2Pages {
+    /// Mappings of 4 KiB.
+    pub pages_4k: u64,
+    /// Mappings of 2 MiB.
+    pub pages_2m: u64,
+    /// Mappings of 1 GiB.
+    pub pages_1g: u64,
 }
 
 /// The host side of one guest-physical address.
@@ -34,6 +50,8 @@ pub struct Stage2Info {
     pub host_frame: Option<u64>,
     /// Bytes of the host's mapping, where it can be known.
     pub page_size: Option<u64>,
+    /// What the machine says that the host backs the slot with; empty if it says nothing.
+    pub backing: String,
     /// Why something above is missing; empty if nothing is.
     pub note: String,
 }
@@ -56,6 +74,10 @@ pub struct TwoStage {
     pub result: Option<TwoStageStep>,
     /// Memory references the hardware makes for this walk with nothing cached.
     pub hardware_references: u32,
+    /// Levels of the second stage; 0 if KVM shadows the guest's tables.
+    pub second_stage_levels: u32,
+    /// All that KVM maps for the guest at this moment.
+    pub kvm_pages: Option<Stage2Pages>,
 }
 
 /// The second stage of one address.
@@ -82,7 +104,15 @@ impl TwoStage {
             Outcome::Mapped(_) => hardware_references(steps, nested),
             Outcome::Fault(_) => steps * (nested + 1),
         };
-        TwoStage { translation, tables, result, hardware_references }
+        let kvm_pages = stage2.pages();
+        TwoStage { translation, tables, result, hardware_references, second_stage_levels: nested, kvm_pages }
+    }
+}
+
+impl fmt::Display for Stage2Pages {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Stage2Pages { pages_4k, pages_2m, pages_1g } = self;
+        write!(f, "{pages_4k} of 4 KiB, {pages_2m} of 2 MiB, {pages_1g} of 1 GiB")
     }
 }
 
@@ -95,6 +125,9 @@ impl fmt::Display for TwoStageStep {
         }
         if let Some(bytes) = host.page_size {
             write!(f, ", host page {} KiB", bytes >> 10)?;
+        }
+        if !host.backing.is_empty() {
+            write!(f, ", backing {}", host.backing)?;
         }
         if !host.note.is_empty() {
             write!(f, " ({})", host.note)?;

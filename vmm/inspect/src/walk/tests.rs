@@ -155,6 +155,7 @@ impl Stage2 for Slots {
             slot_gpa: 0,
             hva: 0x7f00_0000_0000 + gpa,
             host_frame: None,
+            backing: "thp".to_owned(),
             page_size: Some(4096),
             note: "frame not readable".into(),
         })

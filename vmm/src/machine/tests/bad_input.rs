@@ -26,7 +26,7 @@ fn syntax_unknown_keys_and_wrong_words_name_their_line() {
         (&["[machine"], r#"m.toml:1: unclosed table, expected `]`"#),
         (
             &["[machine]", r#"nmae = "x""#],
-            r#"m.toml:2: unknown field `nmae`, expected one of `name`, `description`, `asymmetric`, `e820`"#,
+            r#"m.toml:2: unknown field `nmae`, expected one of `name`, `description`, `asymmetric`, `e820`, `backing`"#,
         ),
         (
             &["[[node]]", r#"memory = ["64M"]"#, "cpus = [0]", "cpus = [1]"],
@@ -390,6 +390,33 @@ fn distances_are_what_a_slit_can_say() {
                 "distances = { 0 = 30 }",
             ],
             r#"m.toml:7: node[1].distances.0: distance 30 from node 1 to node 0, but 20 from node 0 to node 1; make them equal, or say `asymmetric = true` in [machine]"#,
+        ),
+    ]);
+}
+
+#[test]
+fn a_backing_is_one_of_four_and_its_pages_are_whole() {
+    check(&[
+        (
+            &["[machine]", r#"backing = "2m""#, "[[node]]", r#"memory = ["64M"]"#, "cpus = [0]"],
+            r#"m.toml:2: `2m` is not a backing: "4k", "thp", "hugetlb-2m" or "hugetlb-1g""#,
+        ),
+        (
+            &["[[node]]", r#"memory = ["64M", "1M"]"#, "cpus = [0]", r#"backing = "hugetlb-2m""#],
+            r#"m.toml:2: node[0].memory[1]: 0x4000000..0x4100000 is not made of whole pages of 2 MiB, which backing "hugetlb-2m" takes; make its start and its size multiples of 2 MiB, or choose another backing"#,
+        ),
+        (
+            &["[[node]]", r#"memory = ["64M"]"#, "cpus = [0]", r#"backing = "hugetlb-1g""#],
+            r#"m.toml:2: node[0].memory[0]: 0x0..0x4000000 is not made of whole pages of 1 GiB, which backing "hugetlb-1g" takes; make its start and its size multiples of 1 GiB, or choose another backing"#,
+        ),
+        (
+            &[
+                "[[node]]",
+                r#"memory = ["64M", { at = 0x140001000, size = "4M" }]"#,
+                "cpus = [0]",
+                r#"backing = "hugetlb-2m""#,
+            ],
+            r#"m.toml:2: node[0].memory[1]: 0x140001000..0x140401000 is not made of whole pages of 2 MiB, which backing "hugetlb-2m" takes; make its start and its size multiples of 2 MiB, or choose another backing"#,
         ),
     ]);
 }

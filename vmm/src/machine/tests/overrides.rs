@@ -102,3 +102,45 @@ fn five_levels_reach_past_46_bits() {
     audit(&resolve(file(text), &five).expect("52 bits"));
     assert!(resolve(file(text), &Overrides::default()).is_err());
 }
+
+#[test]
+fn a_backing_is_the_flags_or_the_nodes_or_the_machines() {
+    let text = r#"
+[machine]
+backing = "thp"
+[[node]]
+memory = ["64M", "2M", { at = "4G", size = "1G" }]
+cpus = [0]
+backing = "hugetlb-2m"
+[[node]]
+memory = ["1M"]
+"#;
+    let file = || MachineFile::from_text("m.toml", text).expect("reads");
+    let machine = resolve(file(), &Overrides::default()).expect("fits");
+    audit(&machine);
+    let backed = |base, len, backing| Backed { range: Range { base, len }, backing };
+    assert_eq!(
+        machine.backed,
+        [
+            backed(0, 66 << 20, Backing::Huge2M),
+            backed(66 << 20, 1 << 20, Backing::Transparent),
+            backed(4 << 30, 1 << 30, Backing::Huge2M)
+        ]
+    );
+    assert_eq!(machine.huge_pages().into_iter().collect::<Vec<_>>(), [(Backing::Huge2M, 33 + 512)]);
+    let of_slots: Vec<_> = machine.slots().iter().map(|slot| slot.backing).collect();
+    let pooled = Some(Backing::Huge2M);
+    assert_eq!(of_slots, [pooled, pooled, pooled, Some(Backing::Transparent), pooled]);
+    let text = describe(&machine).expect("describes").to_string();
+    assert!(text.contains("RAM, node 0, hugetlb-2m"), "{text}");
+    assert!(text.contains("hugetlb-2m takes 545 pages of 2 MiB"), "{text}");
+
+    let small = Overrides { backing: Some(Backing::Small), ..Overrides::default() };
+    let machine = resolve(file(), &small).expect("fits");
+    assert!(machine.nodes.iter().all(|node| node.backing == Some(Backing::Small)));
+    assert!(machine.huge_pages().is_empty());
+    // Scaled, a machine keeps it.
+    let scaled = crate::import::scale(&machine, "1/2".parse().expect("a scale")).expect("well-formed");
+    let scaled = resolve(scaled, &Overrides::default()).expect("fits");
+    assert!(scaled.nodes.iter().all(|node| node.backing == Some(Backing::Small)));
+}

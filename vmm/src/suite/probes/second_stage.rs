@@ -5,13 +5,16 @@
 //! (Linux: host_pfn_mapping_level in arch/x86/kvm/mmu/mmu.c; the MMU notifier takes away the rest). So, with every
 //! frame of every slot looked up:
 //! S1  KVM maps something, and no more bytes than the host has present;
-//! S2  2 MiB and 1 GiB mappings are no more than the host's pages of at least that size can hold.
+//! S2  2 MiB and 1 GiB mappings are no more than the host's pages of at least that size can hold;
+//! S3  where the machine says what backs all RAM, it is so: no page larger than 4 KiB with `4k`, and KVM uses the pages
+//!     of `hugetlb-2m` and `hugetlb-1g` as a whole.
 
 use anyhow::Context;
-use memvisor_inspect::Stage2;
+use memvisor_inspect::{Stage2, Stage2Pages};
 
 use super::{Control, Held, Outcome};
 use crate::cli::LiveStage2;
+use crate::machine::Backing;
 use crate::memory::SlotInfo;
 
 const FRAME: u64 = 4096;
@@ -23,15 +26,17 @@ pub fn probe(held: &mut Held<'_>) -> anyhow::Result<Outcome> {
         return Ok(Outcome::Skipped("only memvisor's own guests have a second stage in KVM".to_owned()));
     };
     let info = vm.info()?;
-    let stage2 = LiveStage2::new(info.regions.clone(), info.pid);
+    let stage2 = LiveStage2::new(&info);
     if stage2.levels() == 0 {
         return Ok(Outcome::Skipped("this KVM shadows page tables, it has no second stage".to_owned()));
     }
-    let count =
-        |name: &str| info.stats.kvm.get(name).copied().with_context(|| format!("KVM counts no {name}"));
-    let kvm = [count("pages_4k")?, count("pages_2m")?, count("pages_1g")?];
+    let kvm = stage2.pages().context("KVM counts no pages")?;
     Ok(match present(&stage2, &info.regions) {
-        Ok(host) => Outcome::from_problems(problems(kvm, host)),
+        Ok(host) => {
+            let mut problems = problems(kvm, host);
+            problems.extend(backing(&info.regions).and_then(|backing| unlike(backing, kvm, host)));
+            Outcome::from_problems(problems)
+        }
         Err(reason) => Outcome::Skipped(reason),
     })
 }
@@ -59,8 +64,29 @@ fn present(stage2: &dyn Stage2, slots: &[SlotInfo]) -> Result<[u64; 3], String> 
     Ok(bytes)
 }
 
-fn problems(kvm: [u64; 3], host: [u64; 3]) -> Vec<String> {
-    let [small, huge, gigantic] = [kvm[0] * FRAME, kvm[1] * HUGE, kvm[2] * GIGANTIC];
+/// The backing of the largest slot: the one where large pages fit.
+fn backing(slots: &[SlotInfo]) -> Option<Backing> {
+    slots.iter().max_by_key(|slot| slot.len)?.backing
+}
+
+fn unlike(backing: Backing, kvm: Stage2Pages, host: [u64; 3]) -> Option<String> {
+    let wrong = match backing {
+        Backing::Small => kvm.pages_2m + kvm.pages_1g + host[1] > 0,
+        // As far as the host has them.
+        Backing::Transparent => false,
+        Backing::Huge2M => kvm.pages_2m == 0,
+        Backing::Huge1G => kvm.pages_1g == 0,
+    };
+    wrong.then(|| {
+        format!(
+            "S3: backing is {backing}, and KVM maps {kvm}; the host has {:#x} bytes in huge pages",
+            host[1]
+        )
+    })
+}
+
+fn problems(kvm: Stage2Pages, host: [u64; 3]) -> Vec<String> {
+    let [small, huge, gigantic] = [kvm.pages_4k * FRAME, kvm.pages_2m * HUGE, kvm.pages_1g * GIGANTIC];
     let mut problems = Vec::new();
     if small + huge + gigantic == 0 {
         problems.push("S1: a guest ran, and KVM counts no page in its second stage".to_owned());
@@ -84,7 +110,21 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_backing_is_kept_or_told() {
+        let kvm = |[pages_4k, pages_2m, pages_1g]: [u64; 3]| Stage2Pages { pages_4k, pages_2m, pages_1g };
+        assert_eq!(unlike(Backing::Small, kvm([9, 0, 0]), [9 * FRAME, 0, 0]), None);
+        assert!(unlike(Backing::Small, kvm([9, 1, 0]), [9 * FRAME, 0, 0]).is_some());
+        assert!(unlike(Backing::Small, kvm([9, 0, 0]), [9 * FRAME, FRAME, 0]).is_some());
+        assert!(unlike(Backing::Huge2M, kvm([9, 0, 0]), [HUGE, HUGE, 0]).is_some());
+        assert_eq!(unlike(Backing::Huge2M, kvm([9, 1, 0]), [HUGE, HUGE, 0]), None);
+        assert!(unlike(Backing::Huge1G, kvm([9, 1, 0]), [GIGANTIC; 3]).is_some());
+    }
+
+    #[test]
     fn what_the_host_has_bounds_what_kvm_maps() {
+        let problems = |[pages_4k, pages_2m, pages_1g]: [u64; 3], host| {
+            super::problems(Stage2Pages { pages_4k, pages_2m, pages_1g }, host)
+        };
         assert_eq!(problems([10, 0, 0], [10 * FRAME, 0, 0]), [""; 0]);
         assert_eq!(problems([0, 1, 0], [2 * HUGE, HUGE, 0]), [""; 0]);
         assert!(problems([0; 3], [FRAME, 0, 0])[0].starts_with("S1"));

@@ -270,7 +270,7 @@ fn interrupt(vector: u64) {
     match u8::try_from(vector) {
         Ok(VECTOR_CALL) => {
             apic::end_of_interrupt();
-            crate::smp::run_call();
+            crate::trace::in_interrupt(VECTOR_CALL, crate::smp::run_call);
         }
         Ok(VECTOR_STOP) => regs::halt_forever(),
         Ok(VECTOR_SPURIOUS) | Err(_) => {}

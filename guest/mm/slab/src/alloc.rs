@@ -1,0 +1,247 @@
+//! Allocating and freeing objects: the fast path that SLUB and SLAB share, and the way to the slow ones.
+
+use memvisor_abi::{CacheCpu, PFN_NONE, SlabKind};
+use mm_core::{CpuLocal, Gfp, Page, Pfn, PhysAddr, PhysMem};
+
+use crate::cache::Name;
+use crate::{Cache, CacheId, FreeError, Machine, Object};
+
+/// The caches of a machine.
+#[derive(Debug)]
+pub struct Kmem<M> {
+    pub(crate) machine: M,
+}
+
+/// `CacheCpu::offset` where there are no free lists in objects.
+pub(crate) const NO_FREELIST: u32 = u32::MAX;
+
+impl<M: Machine> Kmem<M> {
+    /// Caches over `machine`; none exists before [`Kmem::init`].
+    pub const fn new(machine: M) -> Kmem<M> {
+        Kmem { machine }
+    }
+
+    /// The machine below.
+    pub const fn machine(&self) -> &M {
+        &self.machine
+    }
+
+    /// The record of a cache.
+    pub fn cache(&self, id: CacheId) -> &Cache {
+        &self.machine.caches()[id.index()]
+    }
+
+    /// Allocates an object (Linux: `kmem_cache_alloc`). Its contents are what a constructor or the last user left, or
+    /// zero with [`Gfp::ZERO`]. `None` if no page is to be had.
+    #[inline]
+    pub fn alloc(&self, id: CacheId, gfp: Gfp) -> Option<Object> {
+        let object = match self.machine.cpus().with(|_, caches| self.take(&mut caches[id.index()])) {
+            Some(object) => object,
+            None => self.alloc_slow(id, gfp, None)?,
+        };
+        if gfp.contains(Gfp::ZERO) {
+            self.clear(object, self.cache(id).object_size());
+        }
+        Some(object)
+    }
+
+    /// Allocates an object of a slab on `node`, if there is one to be had; else nearby (Linux:
+    /// `kmem_cache_alloc_node`). With [`Gfp::THISNODE`] nowhere else.
+    pub fn alloc_node(&self, id: CacheId, gfp: Gfp, node: u32) -> Option<Object> {
+        if node >= self.machine.nr_nodes() {
+            return None;
+        }
+        let object = self.alloc_slow(id, gfp, Some(node))?;
+        if gfp.contains(Gfp::ZERO) {
+            self.clear(object, self.cache(id).object_size());
+        }
+        Some(object)
+    }
+
+    /// Fills `objects`, all or none (Linux: `kmem_cache_alloc_bulk`).
+    pub fn alloc_bulk(&self, id: CacheId, gfp: Gfp, objects: &mut [Object]) -> bool {
+        for index in 0..objects.len() {
+            match self.alloc(id, gfp) {
+                Some(object) => objects[index] = object,
+                None => {
+                    self.free_bulk(id, &objects[..index]);
+                    return false;
+                }
+            }
+        }
+        true
+    }
+
+    /// Takes an object back (Linux: `kmem_cache_free`).
+    ///
+    /// # Errors
+    /// [`FreeError`]: nothing was changed, and the console says what is wrong.
+    #[inline]
+    pub fn free(&self, id: CacheId, object: Object) -> Result<(), FreeError> {
+        if let Some((pfn, page)) = self.slab_of(object)
+            && page.mapping() == id.as_u64()
+            && self.machine.cpus().with(|_, caches| self.put(&mut caches[id.index()], pfn, page, object))
+        {
+            return Ok(());
+        }
+        self.free_slow(id, object)
+    }
+
+    /// Takes objects back (Linux: `kmem_cache_free_bulk`); the number that was refused.
+    pub fn free_bulk(&self, id: CacheId, objects: &[Object]) -> usize {
+        objects.iter().filter(|object| self.free(id, **object).is_err()).count()
+    }
+
+    /// Gives back all empty slabs and what CPUs keep (Linux: `kmem_cache_shrink`). Objects in use stay where they are.
+    pub fn shrink(&self, id: CacheId) {
+        if self.cache(id).is_used() {
+            self.release(id);
+        }
+    }
+
+    /// Words of an object from its start.
+    pub(crate) fn clear(&self, object: Object, bytes: u32) {
+        for word in 0..u64::from(bytes.div_ceil(8)) {
+            self.machine.mem().write_u64(PhysAddr::new(object.0 + 8 * word), 0);
+        }
+    }
+
+    /// An object from what this CPU has at hand.
+    #[inline]
+    fn take(&self, cpu: &mut CacheCpu) -> Option<Object> {
+        let object = cpu.freelist;
+        if object != 0 {
+            cpu.freelist = self.next_free(cpu, object);
+            return Some(Object(object));
+        }
+        let avail = cpu.avail.checked_sub(1)?;
+        cpu.avail = avail;
+        cpu.array.get(avail as usize).map(|object| Object(*object))
+    }
+
+    /// The object that follows on the CPU's free list. A link that leads out of the slab was overwritten by somebody who still
+    /// uses a freed object: it ends the list, and the rest of the slab is lost (Linux: `deactivate_slab` with
+    /// `freelist_corrupted`).
+    #[inline]
+    pub(crate) fn next_free(&self, cpu: &CacheCpu, object: u64) -> u64 {
+        let next = self.machine.mem().read_u64(PhysAddr::new(object + u64::from(cpu.offset)));
+        if inside(next, cpu.slab << memvisor_abi::PAGE_SHIFT, cpu.span_words) || next == 0 {
+            return next;
+        }
+        self.report_link(object, next)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn report_link(&self, object: u64, next: u64) -> u64 {
+        self.machine.report(format_args!(
+            "BUG slab: Freechain corrupt: object {object:#x} links to {next:#x}; the rest of the slab is out of use"
+        ));
+        0
+    }
+
+    /// Gives an object to what this CPU has at hand; `false` if that is not so easy.
+    #[inline]
+    fn put(&self, cpu: &mut CacheCpu, pfn: Pfn, page: &Page, object: Object) -> bool {
+        let base = if cpu.offset == NO_FREELIST { page.index() } else { pfn.phys().as_u64() };
+        let from = object.0.wrapping_sub(base);
+        if !inside(object.0, base, cpu.span_words) || from.wrapping_mul(cpu.divisor) >= cpu.divisor {
+            return false;
+        }
+        if pfn.as_u64() == cpu.slab {
+            if cpu.freelist == object.0 {
+                return false;
+            }
+            self.machine.mem().write_u64(PhysAddr::new(object.0 + u64::from(cpu.offset)), cpu.freelist);
+            cpu.freelist = object.0;
+            return true;
+        }
+        if cpu.avail >= cpu.limit || page.node() != cpu.node {
+            return false;
+        }
+        let Some(slot) = cpu.array.get_mut(cpu.avail as usize) else { return false };
+        *slot = object.0;
+        cpu.avail += 1;
+        true
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn alloc_slow(&self, id: CacheId, gfp: Gfp, node: Option<u32>) -> Option<Object> {
+        let cache = self.cache(id);
+        if !cache.is_used() {
+            self.machine.report(format_args!(
+                "BUG slab: allocation from cache {}, which does not exist",
+                id.as_u64()
+            ));
+            return None;
+        }
+        match cache.kind() {
+            SlabKind::Slub => self.slub_alloc(id, cache, gfp, node),
+            SlabKind::Slab => self.slab_alloc(id, cache, gfp, node),
+            SlabKind::Slob => self.slob_cache_alloc(id, cache, gfp, node),
+        }
+    }
+
+    #[inline(never)]
+    fn free_slow(&self, id: CacheId, object: Object) -> Result<(), FreeError> {
+        let cache = self.cache(id);
+        if !cache.is_used() {
+            self.machine
+                .report(format_args!("BUG slab: free into cache {}, which does not exist", id.as_u64()));
+            return Err(FreeError::WrongCache { object, owner: None });
+        }
+        let freed = match cache.kind() {
+            SlabKind::Slob => self.slob_cache_free(id, cache, object),
+            kind => self.check_owner(id, object).and_then(|(pfn, page)| match kind {
+                SlabKind::Slub => self.slub_free(id, cache, pfn, page, object),
+                _ => self.slab_free(id, cache, pfn, page, object),
+            }),
+        };
+        if let Err(error) = freed {
+            let name = cache.load().name;
+            self.machine.report(format_args!("BUG {}: {error}", Name::from_raw(name).as_str()));
+        }
+        freed
+    }
+
+    /// The slab of an object that is to be freed into cache `id`, if it may be there.
+    fn check_owner(&self, id: CacheId, object: Object) -> Result<(Pfn, &Page), FreeError> {
+        let (pfn, page) = self.slab_of(object).ok_or(FreeError::NotSlab { object })?;
+        if page.mapping() != id.as_u64() {
+            return Err(FreeError::WrongCache { object, owner: CacheId::new(page.mapping()) });
+        }
+        Ok((pfn, page))
+    }
+
+    /// Gives back everything of a cache that is not in use; the number of objects that are.
+    pub(crate) fn release(&self, id: CacheId) -> u64 {
+        let cache = self.cache(id);
+        match cache.kind() {
+            SlabKind::Slub => self.slub_release(id, cache),
+            SlabKind::Slab => self.slab_release(id, cache),
+            SlabKind::Slob => self.slob_live(id),
+        }
+    }
+}
+
+/// Whether `object` is a word's address in the `words` words from `base` on.
+#[inline]
+fn inside(object: u64, base: u64, words: u32) -> bool {
+    // Rotation puts the low bits of an address that is no word's on top.
+    object.wrapping_sub(base).rotate_right(3) < u64::from(words)
+}
+
+/// Fills in a CPU's copies of what the fast path needs of the cache.
+pub(crate) fn set_up(cpu: &mut CacheCpu, cache: &Cache, node: u32) {
+    if cpu.span_words != 0 {
+        return;
+    }
+    *cpu = CacheCpu::EMPTY;
+    cpu.offset = if cache.kind() == SlabKind::Slub { cache.offset() } else { NO_FREELIST };
+    cpu.limit = cache.limit();
+    cpu.node = node;
+    cpu.span_words = cache.objects() * cache.size() / 8;
+    cpu.divisor = u64::MAX / u64::from(cache.size()) + 1;
+    debug_assert!(cpu.slab == PFN_NONE);
+}
