@@ -3,6 +3,7 @@
 
 mod buddy;
 mod owners;
+mod slab;
 mod tables;
 mod topology;
 
@@ -43,6 +44,14 @@ const FAULTS: [(&str, Fault); 30] = [
     ("exec-alias", tables::exec_alias),
     ("e820-clean", topology::e820_clean),
     ("numa-distance", topology::numa_distance),
+    ("slab-owner", slab::owner),
+    ("slab-inuse", slab::inuse),
+    ("slab-freelist-cycle", slab::freelist_cycle),
+    ("slab-freelist-outside", slab::freelist_outside),
+    ("slab-double-free", slab::double_free),
+    ("slab-lists", slab::lists),
+    ("slab-counters", slab::counters),
+    ("slab-redzone", slab::redzone),
 ];
 
 /// Applies the fault that the command line names, if it names one. `false` if it cannot.

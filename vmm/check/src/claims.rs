@@ -30,10 +30,14 @@ pub(crate) enum Owner {
     User,
     Deferred,
     Allocated,
+    Slab,
+    Pcp,
+    Vmalloc,
+    KernelStack,
 }
 
 impl Owner {
-    pub const OWNERS: [Owner; 10] = [
+    pub const OWNERS: [Owner; 14] = [
         Owner::Reserved,
         Owner::Firmware,
         Owner::Kernel,
@@ -44,6 +48,10 @@ impl Owner {
         Owner::User,
         Owner::Deferred,
         Owner::Allocated,
+        Owner::Slab,
+        Owner::Pcp,
+        Owner::Vmalloc,
+        Owner::KernelStack,
     ];
 
     pub const fn name(self) -> &'static str {
@@ -60,6 +68,10 @@ impl Owner {
             Owner::User => "user",
             Owner::Deferred => "deferred free",
             Owner::Allocated => "allocated",
+            Owner::Slab => "slab",
+            Owner::Pcp => "per-CPU list",
+            Owner::Vmalloc => "vmalloc",
+            Owner::KernelStack => "kernel stack",
         }
     }
 
@@ -76,11 +88,15 @@ impl Owner {
             Owner::Reserved | Owner::Firmware => matches!(kind, PageKind::Reserved),
             Owner::Kernel => matches!(kind, PageKind::Kernel),
             Owner::Memmap => matches!(kind, PageKind::Memmap),
-            Owner::Table => matches!(kind, PageKind::Table),
+            Owner::Table => matches!(kind, PageKind::Table | PageKind::Tail),
             Owner::PerCpu => matches!(kind, PageKind::PerCpu),
             Owner::Buddy => matches!(kind, PageKind::Buddy | PageKind::Tail),
             Owner::User => matches!(kind, PageKind::User),
-            Owner::Allocated => matches!(kind, PageKind::Allocated | PageKind::None),
+            Owner::Slab => matches!(kind, PageKind::Slab | PageKind::Tail | PageKind::Allocated),
+            Owner::Pcp => matches!(kind, PageKind::Pcp | PageKind::Tail),
+            Owner::Vmalloc => matches!(kind, PageKind::Vmalloc | PageKind::Tail),
+            Owner::KernelStack => matches!(kind, PageKind::KernelStack | PageKind::Tail),
+            Owner::Allocated => matches!(kind, PageKind::Allocated | PageKind::Tail),
         }
     }
 }

@@ -156,7 +156,9 @@ impl<'a> Context<'a> {
             page.mapcount,
             page.page_flags(),
         );
-        if page.mapping != 0 {
+        if page.kind == PageKind::Slab as u8 {
+            text.push_str(&format!(", slab of cache {}", page.mapping));
+        } else if page.mapping != 0 {
             text.push_str(&format!(", mapped by pid {} at {:#x}", page.mapping, page.index << 12));
         }
         Some(text)

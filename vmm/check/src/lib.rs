@@ -25,6 +25,7 @@ mod memmap;
 mod owner;
 mod paging;
 mod pgtable;
+mod slab;
 #[cfg(test)]
 mod tests;
 mod topology;
@@ -82,6 +83,12 @@ pub const RULES: &[&Rule] = &[
     &pgtable::CANONICAL,
     &pgtable::CR3,
     &pgtable::SHARED_KERNEL,
+    &slab::OWNER,
+    &slab::INUSE,
+    &slab::FREELIST,
+    &slab::LISTS,
+    &slab::COUNTERS,
+    &slab::REDZONE,
     &owner::SINGLE,
     &owner::NONE,
     &owner::SUM,
@@ -139,6 +146,7 @@ fn audit_guest(context: &Context<'_>, mut ledger: Ledger) -> AuditReport {
     cpu::run(context, ledger_ref);
     zones::run(context, ledger_ref);
     buddy::run(context, ledger_ref);
+    slab::run(context, ledger_ref);
     let paging = if context.root.stage >= memvisor_abi::BootStage::Paging as u32 {
         let paging = Paging::of_guest(context);
         pgtable::any_kernel(&paging, ledger_ref);

@@ -6,7 +6,8 @@ use clap::{Args, Subcommand};
 use memvisor_inspect::{
     ptdump::{PtDump, Span},
     views::{
-        BuddyView, CpusView, E820View, LayoutView, MemblockView, NumaView, PageView, TranslateView, ZonesView,
+        BuddyView, CpusView, E820View, LayoutView, MemblockView, NumaView, PageView, PagetypesView, SlabView, TranslateView,
+        ZonesView,
     },
 };
 use serde::Serialize;
@@ -53,6 +54,16 @@ enum View {
     Zones,
     /// Free blocks by zone and order
     Buddy,
+    /// Free blocks by type and order, and pageblocks by type.
+    Pagetypes,
+    /// Slab caches, as /proc/slabinfo has them
+    Slab {
+        /// Only this cache, with its slabs
+        cache: Option<String>,
+        /// Slabs by the offset of their first object (SLAB)
+        #[arg(long, visible_alias = "color")]
+        colour: bool,
+    },
     /// The descriptor of a page frame
     Page {
         /// Page frame number
@@ -101,7 +112,11 @@ pub(super) fn run(args: &InspectArgs) -> anyhow::Result<ExitCode> {
         View::Layout => show(source, json, |s| Ok(LayoutView::new(&s.guest()?)?))?,
         View::Memblock => show(source, json, |s| Ok(MemblockView::new(&s.guest()?)?))?,
         View::Zones => show(source, json, |s| Ok(ZonesView::new(&s.guest()?)?))?,
+        View::Pagetypes => show(source, json, |s| Ok(PagetypesView::new(&s.guest()?)?))?,
         View::Buddy => show(source, json, |s| Ok(BuddyView::new(&s.guest()?)?))?,
+        View::Slab { ref cache, colour } => {
+            show(source, json, |s| Ok(SlabView::new(&s.guest()?, cache.as_deref(), colour)?))?
+        }
         View::Page { pfn } => show(source, json, |s| Ok(PageView::new(&s.guest()?, pfn)?))?,
         View::Pagetables { va } => show(source, json, |s| {
             // Where the layout is not published, ranges have no names; they are as right.

@@ -1,6 +1,6 @@
 //! How a block comes back to its zone (Linux: `__free_one_page`, `free_pages_prepare`, `split_page`).
 
-use mm_core::{MemMap, Migratetype, Order, PAGEBLOCK_ORDER, Page, PageFlags, PageKind, PageState, Pfn};
+use mm_core::{Event, EventId, MemMap, Migratetype, Order, PAGEBLOCK_ORDER, Page, PageFlags, PageKind, PageState, Pfn};
 
 use crate::free_list::{End, TAIL, linked};
 use crate::pageblock::is_mergeable;
@@ -129,13 +129,17 @@ impl Zone {
         migratetype: Migratetype,
         end: Option<End>,
     ) {
+        map.emit(Event::FreeOnePage { pfn, order, migratetype: migratetype as u8, zone: self.id() });
         self.account(migratetype, order.pages());
         let (mut pfn, mut order) = (pfn, order);
         let mut page = linked(map, pfn.as_u64());
         let mut zero = page.is_known_zero();
         while let Some(up) = order.up() {
             let buddy_pfn = pfn.buddy(order);
-            let Some(buddy) = self.free_buddy(map, buddy_pfn, order) else { break };
+            let Some(buddy) = self.free_buddy(map, buddy_pfn, order) else {
+                self.tell_busy(map, buddy_pfn, order);
+                break;
+            };
             let state = buddy.state();
             // From here on the two are pageblocks of their own, which may have to stay apart.
             if u32::from(order.as_u8()) >= PAGEBLOCK_ORDER {
@@ -144,6 +148,7 @@ impl Zone {
                     break;
                 }
             }
+            map.emit(Event::BuddyMerge { pfn, buddy: buddy_pfn, order });
             let from = state.migratetype();
             self.del_from_free_list(map, buddy, order, from);
             if from != migratetype {
@@ -161,6 +166,19 @@ impl Zone {
         }
         let end = end.unwrap_or_else(|| self.choose_end(map, pfn, order));
         self.add_to_free_list(map, (pfn, page), order, migratetype, zero, end);
+        let tail = end == End::Tail;
+        map.emit(Event::FreeOnePageRet { pfn, order, migratetype: migratetype as u8, tail });
+    }
+
+    /// Says why merging ends here.
+    #[inline]
+    fn tell_busy<M: MemMap + ?Sized>(&self, map: &M, buddy: Pfn, order: Order) {
+        if map.wants(EventId::BuddyBusy)
+            && let Some(page) = map.page(buddy)
+        {
+            let (buddy_kind, buddy_order) = (page.kind() as u8, page.order());
+            map.emit(Event::BuddyBusy { buddy, order, buddy_kind, buddy_order });
+        }
     }
 
     /// The buddy's head if that is a free block of the same order in this zone (Linux:

@@ -218,7 +218,7 @@ pub(crate) fn give_back<M: MemMap + ?Sized>(
         let order = order_of(index);
         empty += 1;
         while left > 0 {
-            let Some((pfn, page)) = pop_cold(&mut pcp.lists[index], map) else { break };
+            let Some((pfn, _)) = pop_cold(&mut pcp.lists[index], map) else { break };
             pcp.count = pcp.count.wrapping_sub(pages(order));
             left = left.saturating_sub(pages(order));
             // The pageblock may have changed its type since, by stealing or isolation.

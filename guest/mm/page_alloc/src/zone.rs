@@ -2,7 +2,7 @@
 
 use memvisor_abi as abi;
 use memvisor_abi::{PFN_NONE, ZoneKind};
-use mm_core::{MemMap, Migratetype, Order, Page, PageKind, PageState, Pfn};
+use mm_core::{Event, MemMap, Migratetype, Order, Page, PageKind, PageState, Pfn, ZoneId};
 
 use crate::AllocFlags;
 use crate::free_list::{End, linked};
@@ -170,11 +170,14 @@ impl Zone {
         order: Order,
         migratetype: Migratetype,
     ) -> Option<Pfn> {
+        map.emit(Event::RmqueueSmallest { zone: self.id(), order, migratetype: migratetype as u8 });
         let above = self.nonempty_from(order, migratetype);
         if above == 0 {
+            map.emit(Event::RmqueueSmallestRet { pfn: None, found_order: None });
             return None;
         }
         let mut have = order.plus(above.trailing_zeros())?;
+        let found = have;
         let list = self.list_mut(have, migratetype);
         let pfn = list.head;
         let head = linked(map, pfn);
@@ -193,12 +196,19 @@ impl Zone {
         while let Some(half) = have.down().filter(|_| have > order) {
             let upper = pfn.offset(half.pages());
             let page = linked(map, upper.as_u64());
+            map.emit(Event::Expand { pfn: upper, order: half, migratetype: migratetype as u8 });
             self.add_to_free_list(map, (upper, page), half, migratetype, zero, End::Head);
             have = half;
         }
         head.set_state(
             PageState::new(PageKind::Allocated, order).with_migratetype(migratetype).with_known_zero(zero),
         );
+        map.emit(Event::RmqueueSmallestRet { pfn: Some(pfn), found_order: Some(found) });
         Some(pfn)
+    }
+
+    /// The zone in events.
+    pub(crate) const fn id(&self) -> ZoneId {
+        ZoneId::new(self.0.node, self.0.kind)
     }
 }

@@ -153,7 +153,7 @@ fn buddy_alignment_sees_a_block_between_two() {
 #[test]
 fn buddy_list_sees_a_cycle() {
     let mut guest = healthy();
-    let area = guest.zone(NODE0_DMA32).free_area[10];
+    let area = guest.zone(NODE0_DMA32).free_area[10].lists[MOVABLE];
     assert!(area.nr_free > 1);
     guest.edit_page(area.tail, |page| page.next = area.head);
     assert!(only(&guest, "buddy.list").what.contains("comes back"));
@@ -162,7 +162,7 @@ fn buddy_list_sees_a_cycle() {
 #[test]
 fn buddy_list_sees_a_wrong_back_link() {
     let mut guest = healthy();
-    let area = guest.zone(NODE0_DMA32).free_area[10];
+    let area = guest.zone(NODE0_DMA32).free_area[10].lists[MOVABLE];
     guest.edit_page(area.tail, |page| page.prev = area.tail);
     assert_eq!(only(&guest, "buddy.list").frame, Some(area.tail));
 }

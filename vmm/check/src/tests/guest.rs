@@ -375,6 +375,9 @@ impl Builder {
             if pfn == ALLOCATED_PFN {
                 (page.kind, page.refcount, page.order) = (PageKind::Allocated as u8, 1, 2);
             }
+            if (ALLOCATED_PFN + 1..ALLOCATED_PFN + 4).contains(&pfn) {
+                page.kind = PageKind::Tail as u8;
+            }
             self.pages.insert(pfn, page);
         }
     }

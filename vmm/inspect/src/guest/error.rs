@@ -24,6 +24,9 @@ pub enum TableName {
     Cpus,
     AddressSpaces,
     ExtraTables,
+    Caches,
+    CacheCpus,
+    CacheNodes,
     TraceRings,
 }
 
@@ -43,6 +46,9 @@ impl TableName {
             TableName::Cpus => "cpus",
             TableName::AddressSpaces => "address_spaces",
             TableName::ExtraTables => "extra_tables",
+            TableName::Caches => "caches",
+            TableName::CacheCpus => "cache_cpus",
+            TableName::CacheNodes => "cache_nodes",
             TableName::TraceRings => "trace_rings",
         }
     }

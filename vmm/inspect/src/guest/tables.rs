@@ -22,7 +22,7 @@ const CPUS_MAX: u64 = 8192;
 
 /// Whether a table without address is an empty one or a missing one.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Absent {
+pub(super) enum Absent {
     IsEmpty,
     IsMissing,
 }
@@ -177,7 +177,7 @@ impl<S: MemorySource + ?Sized> Guest<'_, S> {
         self.table(TableName::TraceRings, self.root.trace_rings, CPUS_MAX, Absent::IsEmpty)
     }
 
-    fn table<T: FromBytes + IntoBytes + Clone>(
+    pub(super) fn table<T: FromBytes + IntoBytes + Clone>(
         &self,
         table: TableName,
         place: TableRef,

@@ -12,7 +12,7 @@ mod memblock;
 mod numa;
 mod page;
 mod pagetables;
-mod pagetypes;
+mod slab;
 mod translate;
 mod zones;
 
@@ -30,7 +30,7 @@ pub use layout::{LayoutRow, LayoutView};
 pub use memblock::{MemblockRow, MemblockView};
 pub use numa::{NodeRow, NumaView};
 pub use page::{PageRow, PageView};
-pub use pagetypes::{PagetypesRow, PagetypesView, TypeRow};
+pub use slab::{CacheRow, SlabRow, SlabView};
 pub use translate::TranslateView;
 pub use zones::{ZoneRow, ZonesView};
 

@@ -1,7 +1,7 @@
 //! Giving blocks back (Linux: `__free_pages`, `free_unref_page`, `put_page`, `split_page`).
 
 use memvisor_abi::VmEvent;
-use mm_core::{CpuLocal, MemMap, Migratetype, Order, Page, PageFlags, PageKind, PageState, Pfn};
+use mm_core::{CpuLocal, MemMap, Migratetype, Order, Page, PageFlags, PageKind, Pfn};
 
 use super::{Machine, PageAllocator, zone_index};
 use crate::free::pageblock_type;
