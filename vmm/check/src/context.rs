@@ -1,8 +1,8 @@
 //! Everything an audit reads once, before the rules run.
 
 use memvisor_abi::{
-    AddressSpace, BootStage, CpuInfo, E820Entry, LayoutRange, MemblockRegion, Migratetype, NODE_NONE, Node, Page,
-    PageKind, Root, Section, SectionState, Zone,
+    AddressSpace, BootStage, CpuInfo, E820Entry, LayoutRange, MemblockRegion, Migratetype, NODE_NONE, Node,
+    Page, PageKind, Root, Section, SectionState, Zone,
 };
 use memvisor_inspect::{CpuRegisters, Facts, FreeList, Guest, GuestError, MemorySource, section_start_pfn};
 

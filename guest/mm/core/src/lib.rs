@@ -31,6 +31,6 @@ pub use trace::{Event, Ring, Stamp, Trace, TraceMask, ZoneId};
 pub use traits::{CpuLocal, MemMap, PageAlloc, PhysMem};
 
 pub use memvisor_abi::{
-    EventId, Migratetype, PAGE_SHIFT, PAGE_SIZE, PAGEBLOCK_ORDER, PAGEBLOCK_PAGES, PFN_NONE, PageFlags, PageKind,
-    ZoneKind,
+    EventId, Migratetype, PAGE_SHIFT, PAGE_SIZE, PAGEBLOCK_ORDER, PAGEBLOCK_PAGES, PFN_NONE, PageFlags,
+    PageKind, ZoneKind,
 };

@@ -5,7 +5,8 @@ use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
 
 use crate::{
-    MemMap, Migratetype, Order, Page, PageFlags, PageKind, PageState, Pageblock, Pfn, PhysAddr, Trace, ZoneKind,
+    MemMap, Migratetype, Order, Page, PageFlags, PageKind, PageState, Pageblock, Pfn, PhysAddr, Trace,
+    ZoneKind,
 };
 
 #[test]
@@ -70,7 +71,10 @@ fn the_parts_of_a_state_do_not_disturb_each_other() {
     page.set_order(Order::MAX);
     page.set_kind(PageKind::Slab);
     let state = page.state().with_known_zero(true);
-    assert_eq!((state.kind(), state.order(), state.migratetype()), (PageKind::Slab, Order::MAX, Migratetype::Cma));
+    assert_eq!(
+        (state.kind(), state.order(), state.migratetype()),
+        (PageKind::Slab, Order::MAX, Migratetype::Cma)
+    );
     assert!(state.is_known_zero() && !state.with_known_zero(false).is_known_zero());
     assert!(PageState::new(PageKind::Buddy, Order::MAX).with_known_zero(true).is_free_block(Order::MAX));
     assert!(!state.is_free_block(Order::MAX) && !state.with_kind(PageKind::Buddy).is_free_block(Order::ZERO));

@@ -1,6 +1,8 @@
 //! How a block comes back to its zone (Linux: `__free_one_page`, `free_pages_prepare`, `split_page`).
 
-use mm_core::{Event, EventId, MemMap, Migratetype, Order, PAGEBLOCK_ORDER, Page, PageFlags, PageKind, PageState, Pfn};
+use mm_core::{
+    Event, EventId, MemMap, Migratetype, Order, PAGEBLOCK_ORDER, Page, PageFlags, PageKind, PageState, Pfn,
+};
 
 use crate::free_list::{End, TAIL, linked};
 use crate::pageblock::is_mergeable;

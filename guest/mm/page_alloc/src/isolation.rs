@@ -3,7 +3,7 @@
 use mm_core::{MemMap, Migratetype, Order, PAGEBLOCK_PAGES, PageKind, Pfn};
 
 use crate::Zone;
-use crate::free::{is_free, block_over, pageblock_type};
+use crate::free::{block_over, is_free, pageblock_type};
 
 impl Zone {
     /// Stops allocation from the pageblock that holds `pfn`: its free blocks are no longer free, and what
@@ -42,7 +42,9 @@ impl Zone {
         self.move_freepages_block(map, start, to);
         // A whole free pageblock may have a buddy now that it may merge with.
         let head = map.page(start).filter(|page| is_free(page));
-        if let Some((page, order)) = head.map(|page| (page, page.order())).filter(|(_, order)| *order < Order::MAX) {
+        if let Some((page, order)) =
+            head.map(|page| (page, page.order())).filter(|(_, order)| *order < Order::MAX)
+        {
             let zero = page.is_known_zero();
             self.del_from_free_list(map, page, order, to);
             self.account(to, order.pages().wrapping_neg());

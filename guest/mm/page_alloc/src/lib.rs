@@ -62,8 +62,8 @@ pub use alloc::{
 pub use alloc_flags::AllocFlags;
 pub use audit::Violation;
 pub use error::FreeError;
-pub use fallback::WATERMARK_BOOST_FACTOR;
 pub use extent::{Extent, ZoneLimits, zone_extents};
+pub use fallback::WATERMARK_BOOST_FACTOR;
 pub use gfp::{Context, GfpError, TaskFlags, check_gfp};
 pub use glance::ZoneGlance;
 pub use init::init_range;

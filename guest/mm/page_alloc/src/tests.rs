@@ -3,6 +3,7 @@ mod buddy;
 mod damage;
 mod extent;
 mod model;
+mod types;
 mod watermark;
 mod zonelist;
 

@@ -5,7 +5,8 @@ use std::ops::Range;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use mm_core::{
-    MemMap, Migratetype, PAGE_SIZE, PAGEBLOCK_ORDER, Page, PageKind, Pageblock, Pfn, PhysAddr, PhysMem, Trace, ZoneKind,
+    MemMap, Migratetype, PAGE_SIZE, PAGEBLOCK_ORDER, Page, PageKind, Pageblock, Pfn, PhysAddr, PhysMem,
+    Trace, ZoneKind,
 };
 
 /// What a word of a frame reads that nobody wrote: RAM is not zero at power-on, and code that

@@ -170,7 +170,9 @@ fn buddy_list_sees_a_wrong_back_link() {
 #[test]
 fn buddy_list_sees_a_wrong_tail() {
     let mut guest = healthy();
-    guest.edit_zone(NODE0_DMA32, |zone| zone.free_area[10].lists[MOVABLE].tail = zone.free_area[10].lists[MOVABLE].head);
+    guest.edit_zone(NODE0_DMA32, |zone| {
+        zone.free_area[10].lists[MOVABLE].tail = zone.free_area[10].lists[MOVABLE].head
+    });
     only(&guest, "buddy.list");
 }
 

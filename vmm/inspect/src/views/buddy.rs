@@ -57,11 +57,12 @@ impl BuddyView {
 fn rows<S: MemorySource + ?Sized>(guest: &Guest<'_, S>) -> Result<Vec<BuddyRow>, GuestError> {
     let mut rows = Vec::new();
     for (index, zone) in guest.zones()?.iter().enumerate().filter(|(_, zone)| zone.spanned_pages != 0) {
-        let lists: Vec<FreeList> =
-            lists_of(guest, zone, index)?;
+        let lists: Vec<FreeList> = lists_of(guest, zone, index)?;
         let mut problems: Vec<_> = lists
             .iter()
-            .filter_map(|list| Some(format!("order {} {}: {}", list.order, list.migratetype.name(), list.problem.as_ref()?)))
+            .filter_map(|list| {
+                Some(format!("order {} {}: {}", list.order, list.migratetype.name(), list.problem.as_ref()?))
+            })
             .collect();
         let usable = lists.iter().filter(|list| list.migratetype != Migratetype::Isolate);
         let free_pages = usable.map(|list| (list.blocks.len() as u64) << list.order).sum();

@@ -63,7 +63,8 @@ impl PagetypesView {
             let frames = usize::try_from(PAGEBLOCK_PAGES).unwrap_or(usize::MAX);
             let start = section_start_pfn(section);
             for (number, (pages, raw)) in (0..).zip(pages.chunks(frames).zip(section.pageblocks)) {
-                let ram = |index: u64| guest.source().is_ram((start + number * PAGEBLOCK_PAGES + index) << 12, 1);
+                let ram =
+                    |index: u64| guest.source().is_ram((start + number * PAGEBLOCK_PAGES + index) << 12, 1);
                 let Some((_, first)) = (0..).zip(pages).find(|(index, _)| ram(*index)) else { continue };
                 view.count(first.node(), zone_name(first.zone()), raw & PAGEBLOCK_TYPE_MASK);
             }
@@ -90,7 +91,11 @@ impl fmt::Display for PagetypesView {
         writeln!(f)?;
         for row in &self.zones {
             for kind in &row.types {
-                write!(f, "{:>4} {:<8} {:<11} {:>10}", row.node, row.zone, kind.migratetype, kind.pageblocks)?;
+                write!(
+                    f,
+                    "{:>4} {:<8} {:<11} {:>10}",
+                    row.node, row.zone, kind.migratetype, kind.pageblocks
+                )?;
                 for blocks in &kind.blocks {
                     write!(f, " {blocks:>6}")?;
                 }

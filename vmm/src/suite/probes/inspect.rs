@@ -8,8 +8,8 @@ use super::super::command::{Finished, memvisor};
 use super::{Control, Held, Outcome};
 
 /// The views of our own kernel's state that take no argument.
-const VIEWS: [&str; 9] =
-    ["e820", "numa", "cpus", "layout", "memblock", "zones", "buddy", "slab", "pagetables"];
+const VIEWS: [&str; 10] =
+    ["e820", "numa", "cpus", "layout", "memblock", "zones", "buddy", "pagetypes", "slab", "pagetables"];
 
 pub fn probe(held: &mut Held<'_>) -> anyhow::Result<Outcome> {
     let Some(cpu) = held.registers.first() else { bail!("the VMM gives no registers") };
