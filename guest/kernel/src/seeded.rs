@@ -13,7 +13,7 @@ use crate::{cmdline, println};
 type Fault = fn() -> Result<(), &'static str>;
 
 /// Names as the command line gives them. docs/audit.md names the rule that finds each.
-const FAULTS: [(&str, Fault); 38] = [
+const FAULTS: [(&str, Fault); 39] = [
     ("buddy-misaligned", buddy::misaligned),
     ("buddy-unmerged", buddy::unmerged),
     ("buddy-wrong-zone", buddy::wrong_zone),
@@ -21,6 +21,7 @@ const FAULTS: [(&str, Fault); 38] = [
     ("buddy-nr-free", buddy::nr_free),
     ("buddy-nonempty", buddy::nonempty),
     ("buddy-block-type", buddy::block_type),
+    ("known-zero", buddy::known_zero),
     ("pageblock-isolated", buddy::pageblock_isolated),
     ("pageblock-type", buddy::pageblock_type),
     ("zone-free-cma", buddy::nr_free_cma),

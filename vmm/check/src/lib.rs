@@ -23,6 +23,7 @@ mod ledger;
 mod machine;
 mod memmap;
 mod owner;
+mod pageblock;
 mod paging;
 mod pgtable;
 mod slab;
@@ -63,12 +64,21 @@ pub const RULES: &[&Rule] = &[
     &zones::DEFERRED,
     &zones::WATERMARK,
     &zones::LOWMEM_RESERVE,
+    &pageblock::CMA,
+    &pageblock::HIGHATOMIC,
+    &pageblock::NR_ISOLATED,
+    &pageblock::BOOST,
     &buddy::ALIGNMENT,
     &buddy::MERGE,
     &buddy::LIST,
     &buddy::ZONE,
     &buddy::NR_FREE,
     &buddy::IN_RAM,
+    &pageblock::BLOCK,
+    &pageblock::NONEMPTY,
+    &pageblock::KNOWN_ZERO,
+    &pageblock::TYPE,
+    &pageblock::ISOLATED,
     &memmap::NODE,
     &memmap::ZONE,
     &memmap::REFCOUNT,
@@ -146,6 +156,7 @@ fn audit_guest(context: &Context<'_>, mut ledger: Ledger) -> AuditReport {
     cpu::run(context, ledger_ref);
     zones::run(context, ledger_ref);
     buddy::run(context, ledger_ref);
+    pageblock::run(context, ledger_ref);
     slab::run(context, ledger_ref);
     let paging = if context.root.stage >= memvisor_abi::BootStage::Paging as u32 {
         let paging = Paging::of_guest(context);

@@ -6,8 +6,8 @@ use clap::{Args, Subcommand};
 use memvisor_inspect::{
     ptdump::{PtDump, Span},
     views::{
-        BuddyView, CpusView, E820View, LayoutView, MemblockView, NumaView, PageView, PagetypesView, SlabView, TranslateView,
-        ZonesView,
+        BuddyView, CpusView, E820View, LayoutView, MemblockView, NumaView, PageView, PagetypesView, SlabView,
+        TranslateView, ZonesView,
     },
 };
 use serde::Serialize;

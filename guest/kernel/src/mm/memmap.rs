@@ -10,7 +10,8 @@ use core::sync::atomic::{AtomicPtr, AtomicU64, AtomicUsize, Ordering};
 use memvisor_abi as abi;
 use memvisor_abi::{NODE_NONE, PAGES_PER_SECTION, SECTION_SIZE_BITS};
 use mm_core::{
-    MemMap, PAGE_SHIFT, PAGE_SIZE, Page, PageFlags, PageKind, Pageblock, Pfn, PhysAddr, Section, Trace, VirtAddr, ZoneKind,
+    MemMap, PAGE_SHIFT, PAGE_SIZE, Page, PageFlags, PageKind, Pageblock, Pfn, PhysAddr, Section, Trace,
+    VirtAddr, ZoneKind,
 };
 use mm_page_alloc::init_range;
 use mm_pgtable::{LeafSize, Prot, layout};

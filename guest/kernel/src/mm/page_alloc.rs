@@ -7,7 +7,7 @@ use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering
 use memvisor_abi::{
     MAX_NR_ZONES, MAX_NUMNODES, NR_VM_EVENTS, Node, VmEvent, Watermark, Zonelist, ZonelistOrder,
 };
-use mm_core::{CpuLocal, Gfp, MaySleep, MemMap, Order, PageKind, Pfn, PhysMem, ZoneKind};
+use mm_core::{Gfp, MaySleep, MemMap, Order, PageKind, Pfn, PhysMem, ZoneKind};
 use mm_page_alloc::{
     Context, FreeError, Machine, NodeState, PageAllocator, Zone, ZoneGlance, ZoneLimits, build_zonelist,
     fallback_order, set_high_and_batch, watermark, zone_batchsize, zone_extents, zone_highsize,
@@ -415,10 +415,15 @@ fn set_watermarks() {
     let min_free_kbytes = watermark::min_free_kbytes(watermark::nr_free_buffer_pages(copies));
     let min_free_kbytes = cmdline::number("min_free_kbytes").unwrap_or(min_free_kbytes);
     let scale_factor = cmdline::number("watermark_scale_factor").filter(|factor| (1..=3000).contains(factor));
-    let boost_factor = cmdline::number("watermark_boost_factor").and_then(|factor| u32::try_from(factor).ok());
+    let boost_factor =
+        cmdline::number("watermark_boost_factor").and_then(|factor| u32::try_from(factor).ok());
     let boost_factor = boost_factor.unwrap_or(mm_page_alloc::WATERMARK_BOOST_FACTOR);
     watermark::setup_per_zone_lowmem_reserve(copies, watermark::LOWMEM_RESERVE_RATIO);
-    watermark::setup_per_zone_wmarks(copies, min_free_kbytes, scale_factor.unwrap_or(watermark::WATERMARK_SCALE_FACTOR));
+    watermark::setup_per_zone_wmarks(
+        copies,
+        min_free_kbytes,
+        scale_factor.unwrap_or(watermark::WATERMARK_SCALE_FACTOR),
+    );
     for (copy, zone) in copies.iter().zip(zones()) {
         let mut zone = zone.lock();
         zone.info_mut().watermark = copy.info().watermark;

@@ -1,11 +1,12 @@
 //! Corruptions of free lists and zone counters.
 
 use memvisor_abi::{PFN_NONE, Watermark};
-use mm_core::{MemMap, Migratetype, Order, PageKind, PageState, Pfn};
+use mm_core::{MemMap, Migratetype, Order, PageKind, PageState, Pfn, PhysMem};
 use mm_page_alloc::Zone;
 
 use crate::mm::memmap::Vmemmap;
 use crate::mm::page_alloc::{self, ZoneGuard};
+use crate::mm::phys::DirectMap;
 
 type Outcome = Result<(), &'static str>;
 
@@ -121,6 +122,18 @@ pub fn block_type() -> Outcome {
     let mut lists = zone.info().free_area.iter().map(|area| area.lists[Migratetype::Movable as usize]);
     let list = lists.find(|list| list.nr_free > 0).ok_or("no movable block is free")?;
     Vmemmap.page(Pfn::new(list.head)).ok_or("the list is broken")?.set_migratetype(Migratetype::Cma);
+    Ok(())
+}
+
+/// A free block that is called zero and is not.
+pub fn known_zero() -> Outcome {
+    let zone = any_zone()?;
+    let mut lists = zone.info().free_area.iter().map(|area| area.lists[Migratetype::Movable as usize]);
+    let list = lists.find(|list| list.nr_free > 0).ok_or("no movable block is free")?;
+    let pfn = Pfn::new(list.head);
+    let page = Vmemmap.page(pfn).ok_or("the list is broken")?;
+    DirectMap.write_u64(pfn.phys(), 1);
+    page.set_state(page.state().with_known_zero(true));
     Ok(())
 }
 

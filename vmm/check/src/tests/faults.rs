@@ -95,7 +95,7 @@ fn zone_managed_sees_pages_that_were_never_handed_over() {
         let zones = guest.guest().zones().unwrap();
         let total = zones.iter().map(|zone| zone.managed_pages).sum::<u64>() - lost;
         let managed = zones[NODE0_DMA32].managed_pages - lost;
-        crate::watermark::watermarks(managed, total, total) == watermark
+        crate::watermark::watermarks(managed, total, total, crate::watermark::Tuning::default()) == watermark
     });
     let lost = lost.expect("some pages fewer change no watermark");
     guest.edit_zone(NODE0_DMA32, |zone| zone.managed_pages -= lost);
@@ -464,4 +464,89 @@ fn attach_root_sees_another_builds_layouts() {
     let mut guest = healthy();
     guest.edit_root(|root| root.layout_hash ^= 1);
     assert!(only(&guest, "attach.root").what.contains("matching builds"));
+}
+
+#[test]
+fn pageblock_type_sees_a_number_that_is_no_type() {
+    let mut guest = healthy();
+    guest.edit_section(0, |section| section.pageblocks[3] = 7);
+    assert_eq!(only(&guest, "pageblock.type").frame, Some(0x600));
+}
+
+#[test]
+fn pageblock_isolated_sees_a_free_block_where_nothing_is_allocated() {
+    let mut guest = healthy();
+    let head = guest.zone(NODE0_DMA32).free_area[10].lists[MOVABLE].head;
+    let block = usize::try_from(head >> PAGEBLOCK_ORDER).unwrap();
+    guest.edit_section(0, |section| section.pageblocks[block] = Migratetype::Isolate as u8);
+    guest.edit_zone(NODE0_DMA32, |zone| zone.nr_isolate_pageblock = 1);
+    assert_eq!(only(&guest, "pageblock.isolated").frame, Some(head));
+}
+
+#[test]
+fn buddy_type_sees_a_block_that_names_another_list() {
+    let mut guest = healthy();
+    let head = guest.zone(NODE0_DMA32).free_area[10].lists[MOVABLE].head;
+    guest.edit_page(head, |page| page.migratetype = Migratetype::Cma as u8);
+    assert_eq!(only(&guest, "buddy.type").frame, Some(head));
+}
+
+#[test]
+fn buddy_nonempty_sees_a_wrong_bit() {
+    let mut guest = healthy();
+    guest.edit_zone(NODE0_DMA32, |zone| zone.nonempty[MOVABLE] ^= 1 << 10);
+    only(&guest, "buddy.nonempty");
+}
+
+#[test]
+fn zone_cma_sees_a_counter_off_by_one() {
+    let mut guest = healthy();
+    guest.edit_zone(NODE0_DMA32, |zone| zone.nr_free_cma += 1);
+    only(&guest, "zone.cma");
+}
+
+#[test]
+fn zone_highatomic_sees_a_reserve_without_pageblocks() {
+    let mut guest = healthy();
+    guest.edit_zone(NODE0_DMA32, |zone| zone.nr_reserved_highatomic = PAGEBLOCK_PAGES);
+    only(&guest, "zone.highatomic");
+    // With the pageblock it is right.
+    guest.edit_section(0, |section| section.pageblocks[40] = Migratetype::HighAtomic as u8);
+    assert_eq!(guest.audit().findings, []);
+}
+
+#[test]
+fn zone_isolated_sees_a_pageblock_too_many() {
+    let mut guest = healthy();
+    guest.edit_zone(NODE1_DMA32, |zone| zone.nr_isolate_pageblock = 1);
+    only(&guest, "zone.isolated");
+}
+
+#[test]
+fn zone_boost_sees_one_above_its_limit_and_one_that_is_off() {
+    let mut guest = healthy();
+    guest.edit_zone(NODE0_DMA32, |zone| {
+        (zone.watermark_boost_factor, zone.watermark_boost) = (15_000, 10_000);
+    });
+    only(&guest, "zone.boost");
+    guest.edit_zone(NODE0_DMA32, |zone| zone.watermark_boost = 512);
+    assert_eq!(guest.audit().findings, []);
+    guest.edit_zone(NODE0_DMA32, |zone| zone.watermark_boost_factor = 0);
+    only(&guest, "zone.boost");
+}
+
+#[test]
+fn zone_watermark_follows_the_command_line() {
+    let mut guest = healthy();
+    guest.facts.cmdline = "quiet min_free_kbytes=4096 watermark_scale_factor=200".into();
+    assert!(guest.audit().findings.iter().all(|finding| finding.rule == "zone.watermark"));
+    assert!(!guest.audit().findings.is_empty());
+}
+
+#[test]
+fn buddy_known_zero_sees_a_byte_that_is_not() {
+    let mut guest = healthy();
+    let head = guest.zone(NODE0_DMA32).free_area[10].lists[MOVABLE].head;
+    guest.memory.write(((head + 700) << 12) + 9, &[1]).unwrap();
+    assert_eq!(only(&guest, "buddy.known-zero").frame, Some(head + 700));
 }

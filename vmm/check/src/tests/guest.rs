@@ -17,7 +17,7 @@ use memvisor_inspect::{
 };
 use memvisor_report::AuditReport;
 
-use crate::watermark::{lowmem_reserves, watermarks};
+use crate::watermark::{Tuning, lowmem_reserves, watermarks};
 use crate::{Evidence, audit};
 use zerocopy::FromZeros;
 
@@ -109,6 +109,14 @@ impl TestGuest {
         edit(&mut zone);
         let gpa = self.guest().root().zones.gpa + (index * size_of::<Zone>()) as u64;
         self.memory.write_value(gpa, &zone).unwrap();
+    }
+
+    pub fn edit_section(&mut self, index: usize, edit: impl FnOnce(&mut Section)) {
+        let guest = self.guest();
+        let gpa = guest.root().sections.gpa + (index * size_of::<Section>()) as u64;
+        let mut section = guest.sections().unwrap()[index];
+        edit(&mut section);
+        self.memory.write_value(gpa, &section).unwrap();
     }
 
     pub fn edit_root(&mut self, edit: impl FnOnce(&mut Root)) {
@@ -435,7 +443,7 @@ impl Builder {
             let managed = std::array::from_fn(|kind: usize| zones[kind].managed_pages);
             for (zone, reserve) in zones.iter_mut().zip(lowmem_reserves(managed)) {
                 zone.lowmem_reserve = reserve;
-                zone.watermark = watermarks(zone.managed_pages, lowmem, lowmem);
+                zone.watermark = watermarks(zone.managed_pages, lowmem, lowmem, Tuning::default());
             }
         }
         zones
@@ -461,6 +469,8 @@ impl Builder {
                 let page = self.pages.get_mut(&at).unwrap();
                 (page.kind, page.migratetype) = (PageKind::Buddy as u8, MOVABLE as u8);
                 page.order = u8::try_from(order).unwrap();
+                // Nobody wrote to this guest's free memory.
+                page.bits = Page::KNOWN_ZERO;
                 (page.prev, area.tail) = (area.tail, at);
                 area.nr_free += 1;
                 zone.nonempty[MOVABLE] |= 1 << order;
