@@ -3,6 +3,7 @@
 
 mod buddy;
 mod owners;
+mod pcp;
 mod tables;
 mod topology;
 
@@ -12,7 +13,7 @@ use crate::{cmdline, println};
 type Fault = fn() -> Result<(), &'static str>;
 
 /// Names as the command line gives them. docs/audit.md names the rule that finds each.
-const FAULTS: [(&str, Fault); 22] = [
+const FAULTS: [(&str, Fault); 31] = [
     ("buddy-misaligned", buddy::misaligned),
     ("buddy-unmerged", buddy::unmerged),
     ("buddy-wrong-zone", buddy::wrong_zone),
@@ -22,6 +23,15 @@ const FAULTS: [(&str, Fault); 22] = [
     ("zone-present", buddy::present),
     ("zone-watermark", buddy::watermark),
     ("double-owner", owners::double_owner),
+    ("pcp-count", pcp::count),
+    ("pcp-state", pcp::state),
+    ("pcp-cycle", pcp::cycle),
+    ("pcp-wrong-zone", pcp::wrong_zone),
+    ("pcp-high", pcp::high),
+    ("pcp-in-buddy", pcp::in_buddy),
+    ("zonelist-order", pcp::zonelist_order),
+    ("zonelist-own", pcp::zonelist_own),
+    ("numa-event", pcp::numa_event),
     ("leak", owners::leak),
     ("wrong-kind", owners::wrong_kind),
     ("memmap-node", owners::memmap_node),

@@ -27,13 +27,14 @@ pub(crate) enum Owner {
     Table,
     PerCpu,
     Buddy,
+    Pcp,
     User,
     Deferred,
     Allocated,
 }
 
 impl Owner {
-    pub const OWNERS: [Owner; 10] = [
+    pub const OWNERS: [Owner; 11] = [
         Owner::Reserved,
         Owner::Firmware,
         Owner::Kernel,
@@ -41,6 +42,7 @@ impl Owner {
         Owner::Table,
         Owner::PerCpu,
         Owner::Buddy,
+        Owner::Pcp,
         Owner::User,
         Owner::Deferred,
         Owner::Allocated,
@@ -57,6 +59,7 @@ impl Owner {
             Owner::Table => "page table",
             Owner::PerCpu => "per-CPU",
             Owner::Buddy => "buddy",
+            Owner::Pcp => "per-CPU list",
             Owner::User => "user",
             Owner::Deferred => "deferred free",
             Owner::Allocated => "allocated",
@@ -79,8 +82,9 @@ impl Owner {
             Owner::Table => matches!(kind, PageKind::Table),
             Owner::PerCpu => matches!(kind, PageKind::PerCpu),
             Owner::Buddy => matches!(kind, PageKind::Buddy | PageKind::Tail),
+            Owner::Pcp => matches!(kind, PageKind::Pcp | PageKind::Tail),
             Owner::User => matches!(kind, PageKind::User),
-            Owner::Allocated => matches!(kind, PageKind::Allocated | PageKind::None),
+            Owner::Allocated => matches!(kind, PageKind::Allocated | PageKind::None | PageKind::Tail),
         }
     }
 }

@@ -24,11 +24,13 @@ mod machine;
 mod memmap;
 mod owner;
 mod paging;
+mod pcp;
 mod pgtable;
 #[cfg(test)]
 mod tests;
 mod topology;
 mod watermark;
+mod zonelist;
 mod zones;
 
 use std::collections::BTreeMap;
@@ -68,6 +70,14 @@ pub const RULES: &[&Rule] = &[
     &buddy::ZONE,
     &buddy::NR_FREE,
     &buddy::IN_RAM,
+    &pcp::COUNT,
+    &pcp::STATE,
+    &pcp::LIST,
+    &pcp::ZONE,
+    &pcp::LIMITS,
+    &zonelist::ORDER,
+    &zonelist::OWN,
+    &zonelist::EVENTS,
     &memmap::NODE,
     &memmap::ZONE,
     &memmap::REFCOUNT,
@@ -139,6 +149,8 @@ fn audit_guest(context: &Context<'_>, mut ledger: Ledger) -> AuditReport {
     cpu::run(context, ledger_ref);
     zones::run(context, ledger_ref);
     buddy::run(context, ledger_ref);
+    pcp::run(context, ledger_ref);
+    zonelist::run(context, ledger_ref);
     let paging = if context.root.stage >= memvisor_abi::BootStage::Paging as u32 {
         let paging = Paging::of_guest(context);
         pgtable::any_kernel(&paging, ledger_ref);

@@ -128,6 +128,11 @@ impl Deriver<'_, '_> {
                 self.claim_in_ram(block_frames(list, block), Owner::Buddy);
             }
         }
+        for list in &context.pcp_lists {
+            for &block in &list.blocks {
+                self.claim_in_ram(Frames::from_count(block, 1 << list.order.min(NR_ORDERS)), Owner::Pcp);
+            }
+        }
     }
 
     /// Blocks that descriptors call allocated. Their owner is not published, so the descriptor is

@@ -6,7 +6,8 @@ use clap::{Args, Subcommand};
 use memvisor_inspect::{
     ptdump::{PtDump, Span},
     views::{
-        BuddyView, CpusView, E820View, LayoutView, MemblockView, NumaView, PageView, TranslateView, ZonesView,
+        BuddyView, CpusView, E820View, LayoutView, MemblockView, NumaView, NumastatView, PageView, PcpView,
+        TranslateView, VmstatView, ZonelistsView, ZonesView,
     },
 };
 use serde::Serialize;
@@ -53,6 +54,14 @@ enum View {
     Zones,
     /// Free blocks by zone and order
     Buddy,
+    /// Per-CPU page lists
+    Pcp,
+    /// The order in which zones are tried, by node
+    Zonelists,
+    /// NUMA events by zone
+    Numastat,
+    /// Events of the page allocator
+    Vmstat,
     /// The descriptor of a page frame
     Page {
         /// Page frame number
@@ -102,6 +111,10 @@ pub(super) fn run(args: &InspectArgs) -> anyhow::Result<ExitCode> {
         View::Memblock => show(source, json, |s| Ok(MemblockView::new(&s.guest()?)?))?,
         View::Zones => show(source, json, |s| Ok(ZonesView::new(&s.guest()?)?))?,
         View::Buddy => show(source, json, |s| Ok(BuddyView::new(&s.guest()?)?))?,
+        View::Pcp => show(source, json, |s| Ok(PcpView::new(&s.guest()?)?))?,
+        View::Zonelists => show(source, json, |s| Ok(ZonelistsView::new(&s.guest()?)?))?,
+        View::Numastat => show(source, json, |s| Ok(NumastatView::new(&s.guest()?)?))?,
+        View::Vmstat => show(source, json, |s| Ok(VmstatView::new(&s.guest()?)?))?,
         View::Page { pfn } => show(source, json, |s| Ok(PageView::new(&s.guest()?, pfn)?))?,
         View::Pagetables { va } => show(source, json, |s| {
             // Where the layout is not published, ranges have no names; they are as right.

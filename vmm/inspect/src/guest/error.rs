@@ -25,6 +25,9 @@ pub enum TableName {
     AddressSpaces,
     ExtraTables,
     TraceRings,
+    Pcps,
+    Zonelists,
+    VmEvents,
 }
 
 impl TableName {
@@ -44,6 +47,9 @@ impl TableName {
             TableName::AddressSpaces => "address_spaces",
             TableName::ExtraTables => "extra_tables",
             TableName::TraceRings => "trace_rings",
+            TableName::Pcps => "pcps",
+            TableName::Zonelists => "zonelists",
+            TableName::VmEvents => "vm_events",
         }
     }
 }

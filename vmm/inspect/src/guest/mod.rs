@@ -14,6 +14,7 @@ mod consistent;
 mod error;
 mod free_list;
 mod pages;
+mod pcp;
 mod tables;
 
 use std::mem::size_of;
@@ -29,6 +30,7 @@ pub use consistent::{Reading, consistent};
 pub use error::{AttachError, GuestError, TableName};
 pub use free_list::{FreeList, ListProblem};
 pub use pages::section_start_pfn;
+pub use pcp::PcpBlocks;
 
 #[cfg(test)]
 mod tests;

@@ -18,11 +18,11 @@ const LAYOUT_MAX: u64 = 64;
 const E820_MAX: u64 = 1 << 16;
 const MEMBLOCK_MAX: u64 = 1 << 16;
 /// x2APIC ids have 32 bits; Linux's largest NR_CPUS is 8192.
-const CPUS_MAX: u64 = 8192;
+pub(super) const CPUS_MAX: u64 = 8192;
 
 /// Whether a table without address is an empty one or a missing one.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Absent {
+pub(super) enum Absent {
     IsEmpty,
     IsMissing,
 }
@@ -177,7 +177,7 @@ impl<S: MemorySource + ?Sized> Guest<'_, S> {
         self.table(TableName::TraceRings, self.root.trace_rings, CPUS_MAX, Absent::IsEmpty)
     }
 
-    fn table<T: FromBytes + IntoBytes + Clone>(
+    pub(super) fn table<T: FromBytes + IntoBytes + Clone>(
         &self,
         table: TableName,
         place: TableRef,

@@ -7,12 +7,15 @@
 mod buddy;
 mod cpus;
 mod e820;
+mod events;
 mod layout;
 mod memblock;
 mod numa;
 mod page;
 mod pagetables;
+mod pcp;
 mod translate;
+mod zonelists;
 mod zones;
 
 #[cfg(test)]
@@ -25,11 +28,14 @@ use serde::Serialize;
 pub use buddy::{BuddyRow, BuddyView};
 pub use cpus::{CpuRow, CpusView};
 pub use e820::{E820Row, E820View};
+pub use events::{EventRow, NumastatRow, NumastatView, VmstatView};
 pub use layout::{LayoutRow, LayoutView};
 pub use memblock::{MemblockRow, MemblockView};
 pub use numa::{NodeRow, NumaView};
 pub use page::{PageRow, PageView};
+pub use pcp::{PcpListRow, PcpRow, PcpView};
 pub use translate::TranslateView;
+pub use zonelists::{ZonelistRow, ZonelistsView};
 pub use zones::{ZoneRow, ZonesView};
 
 /// Guest-physical bytes, both ends included, as Linux prints them.
