@@ -128,10 +128,10 @@ fn zones_are_obeyed() -> Result<(), Failure> {
     Ok(())
 }
 
-/// Takes every block of the largest order that `gfp` opens, linked by `next`.
-fn take_all(gfp: Gfp) -> (u64, u64) {
+/// Takes every block of the order that `gfp` opens, linked by `next`.
+fn take_all(gfp: Gfp, order: Order) -> (u64, u64) {
     let (mut list, mut count) = (PFN_NONE, 0);
-    while let Some(pfn) = page_alloc::alloc_gfp(Context::ATOMIC, gfp | Gfp::NOWARN, Order::MAX, None) {
+    while let Some(pfn) = page_alloc::alloc_gfp(Context::ATOMIC, gfp | Gfp::NOWARN, order, None) {
         if let Some(page) = Vmemmap.page(pfn) {
             page.set_next(list);
         }
@@ -150,10 +150,14 @@ fn give_all(mut list: u64, order: Order) {
 
 fn reserves_open_by_flag() -> Result<(), Failure> {
     let before = super::buddy::free_pages();
-    let (list, count) = take_all(Gfp::NOWAIT);
-    let (more, extra) = take_all(Gfp::NOWAIT | Gfp::MEMALLOC);
+    // The reserve is smaller than the largest block.
+    let small = order(4);
+    let (list, count) = take_all(Gfp::NOWAIT, Order::MAX);
+    let (rest, _) = take_all(Gfp::NOWAIT, small);
+    let (more, extra) = take_all(Gfp::NOWAIT | Gfp::MEMALLOC, small);
     give_all(list, Order::MAX);
-    give_all(more, Order::MAX);
+    give_all(rest, small);
+    give_all(more, small);
     check(count > 0 && extra > 0, "MEMALLOC opened nothing that NOWAIT had not")?;
     check(super::buddy::free_pages() == before, "pages were lost")
 }
@@ -174,7 +178,7 @@ fn give_one(_: u64) -> u64 {
 
 fn a_shrinker_makes_room() -> Result<(), Failure> {
     let before = super::buddy::free_pages();
-    HOARD.store(take_all(Gfp::NOWAIT).0, Ordering::Relaxed);
+    HOARD.store(take_all(Gfp::NOWAIT, Order::MAX).0, Ordering::Relaxed);
     let shrinker = Shrinker { name: "hoard", count: hoarded, scan: give_one };
     check(reclaim::register_shrinker(shrinker), "no room for a shrinker")?;
     let token = page_alloc::first_task();

@@ -50,7 +50,10 @@ pub struct Cpus {
 impl CpuLocal<CpuPages> for Cpus {
     fn with<R>(&self, f: impl FnOnce(u32, &mut CpuPages) -> R) -> R {
         let cpu = self.current.get();
-        f(cpu as u32, &mut self.cpus[cpu].try_borrow_mut().expect("CPU-local data is not entered twice"))
+        f(
+            u32::try_from(cpu).expect("few CPUs"),
+            &mut self.cpus[cpu].try_borrow_mut().expect("CPU-local data is not entered twice"),
+        )
     }
 
     fn for_each(&self, mut f: impl FnMut(u32, &mut CpuPages)) {
@@ -97,9 +100,10 @@ impl TestMachine {
         let ranges: Vec<Range<Pfn>> =
             specs.iter().map(|(_, _, range)| Pfn::new(range.start)..Pfn::new(range.end)).collect();
         let mem = SimMem::new(&ranges);
-        let nodes = specs.iter().map(|spec| spec.0 as usize + 1).max().unwrap_or(1);
+        let nr_nodes = specs.iter().map(|spec| spec.0 + 1).max().unwrap_or(1);
+        let nodes = nr_nodes as usize;
         let mut zones: Vec<Zone> =
-            (0..nodes as u32).flat_map(|node| ZoneKind::ALL.map(|kind| Zone::new(node, kind))).collect();
+            (0..nr_nodes).flat_map(|node| ZoneKind::ALL.map(|kind| Zone::new(node, kind))).collect();
         for (node, kind, range) in specs {
             let zone = &mut zones[*node as usize * MAX_NR_ZONES + *kind as usize];
             let pages = range.end - range.start;
@@ -124,7 +128,7 @@ impl TestMachine {
             state.has_memory = specs.iter().any(|spec| spec.0 == node);
             state.has_cpus = cpu_nodes.contains(&node);
         }
-        let zonelists = (0..nodes as u32)
+        let zonelists = (0..nr_nodes)
             .map(|node| {
                 let mut sorted = [0; 64];
                 let len = fallback_order(node, &[], nodes, &mut states, &mut sorted);
