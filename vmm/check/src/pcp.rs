@@ -124,8 +124,13 @@ fn limits(
         power *= 2;
     }
     let expected_batch = (power - 1).max(1);
-    let near = context.cpus.iter().filter(|other| other.node == zone.node).count();
-    let sharers = if near == 0 { context.cpus.len() } else { near }.max(1) as u64;
+    // The nodes of the CPUs as the machine has them, where that is known.
+    let nodes: Vec<u32> = match context.facts {
+        Some(facts) => facts.cpus.iter().map(|cpu| cpu.node).collect(),
+        None => context.cpus.iter().map(|cpu| cpu.node).collect(),
+    };
+    let near = nodes.iter().filter(|node| **node == zone.node).count();
+    let sharers = if near == 0 { nodes.len() } else { near }.max(1) as u64;
     let low = zone.watermark.get(Watermark::Low as usize).copied().unwrap_or(0);
     let expected_high = (low / sharers).max(expected_batch * 4);
     let name = zone_name(index);

@@ -1,6 +1,6 @@
 //! Corruptions of per-CPU lists, zonelists and events.
 
-use memvisor_abi::{MAX_NR_ZONES, NumaEvent, PFN_NONE, PcpList, PerCpuPages};
+use memvisor_abi::{NumaEvent, PFN_NONE, PcpList, PerCpuPages};
 use mm_core::{CpuLocal, MemMap, Order, PageKind, Pfn};
 
 use crate::mm::memmap::Vmemmap;
@@ -87,7 +87,7 @@ pub fn zonelist_order() -> Outcome {
 /// A zone of another number in the first node's own list.
 pub fn zonelist_own() -> Outcome {
     pcp::with_zonelist(0, |list| {
-        list.nofallback[0] = (list.nofallback[0] + 1) % MAX_NR_ZONES as u16;
+        list.nofallback[0] ^= 1;
         if list.nofallback_count > 0 { Ok(()) } else { Err("the node has no memory") }
     })
 }
