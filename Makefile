@@ -44,7 +44,7 @@ run: build ## launch MACHINE (default: default) and audit it from outside
 	$(MEMVISOR) run $(MACHINE) $(ARGS)
 
 test: ## everything that CI tests, on every bed that this machine has
-	@scripts/test.sh host kvm qemu
+	@LENGTH=short scripts/test.sh host kvm qemu nested
 
 test-host: ## unit, property and documentation tests
 	@scripts/test.sh host
@@ -56,10 +56,10 @@ test-qemu: ## suites under QEMU's software CPU, 4 and 5 paging levels
 	@scripts/test.sh qemu
 
 test-nested: ## suites in a stock Linux with KVM on nested paging, in QEMU's software CPU; CASE=name for one
-	@CASE="$(CASE)" scripts/test.sh nested
+	@LENGTH=normal CASE="$(CASE)" scripts/test.sh nested
 
-test-nested-long: ## stock Linux as memvisor's guest on nested paging, compared with the machine files
-	@scripts/linux/run.sh $(CASE)
+test-nested-long: ## the same and every case of a stock Linux as guest, its dump opened by crash and drgn
+	@LENGTH=long CASE="$(CASE)" scripts/test.sh nested
 
 fuzz: ## look for inputs that break a promise: SECONDS for each target, needs nightly
 	@scripts/fuzz.sh $(SECONDS)

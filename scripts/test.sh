@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Tests on the beds named: host, kvm, qemu, nested. Every bed runs, whatever happened on the one before; the
 # closing lines say what ran, what failed, and what this machine could not run and why. Exit codes: 0 all
-# passed, 1 something failed, 2 nothing could run.
+# passed, 1 something failed, 2 nothing could run. On bed nested LENGTH (short, normal, long) says which cases run.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 . scripts/common.sh

@@ -9,6 +9,7 @@
 mod boot;
 mod dump;
 mod guest;
+mod host;
 mod image;
 mod pages;
 mod peers;
@@ -71,6 +72,7 @@ fn main() -> anyhow::Result<()> {
         "{} is not there: build it with `make build`, or name it with --memvisor",
         options.memvisor.display()
     );
+    println!("{}", host::describe());
     let mut total = Score::default();
     for (name, benchmark) in BENCHMARKS {
         if names.is_empty() || names.iter().any(|wanted| wanted == name) {

@@ -9,7 +9,7 @@
 # Environment:
 #   NESTED_CPU      QEMU's -cpu [max,phys-bits=48]; with ",-la57" for a host without 5-level paging
 #   NESTED_KERNEL   vmlinux or bzImage [vmlinux: quicker; L1 itself then has 4 levels]
-#   NESTED_MEMORY   MiB of RAM of L1 [2048]
+#   NESTED_MEMORY   MiB of RAM of L1 [3072]
 #   NESTED_TIMEOUT  seconds for all of it [600]
 #   NESTED_APPEND   words for L1's command line
 #   NESTED_QEMU     further arguments of QEMU, such as -monitor unix:FILE,server,nowait
@@ -53,7 +53,7 @@ append="console=ttyS0 quiet loglevel=4 panic=-1 mitigations=off nokaslr ${NESTED
 code=0
 # shellcheck disable=SC2086 # NESTED_QEMU is a list of arguments
 timeout --foreground "${NESTED_TIMEOUT:-600}" qemu-system-x86_64 -accel tcg,thread=multi \
-    -cpu "${NESTED_CPU:-max,phys-bits=48}" -smp 2 -m "${NESTED_MEMORY:-2048}" -M q35 -display none -nodefaults -no-reboot \
+    -cpu "${NESTED_CPU:-max,phys-bits=48}" -smp 2 -m "${NESTED_MEMORY:-3072}" -M q35 -display none -nodefaults -no-reboot \
     -serial stdio -serial "file:$out/out.tgz" -kernel "$kernel" -initrd "$out/initramfs.cpio" -append "$append" ${NESTED_QEMU:-} \
     </dev/null 2>&1 | sed -u 's|\r||g' | tee "$out/console.log" || code=${PIPESTATUS[0]}
 rm -f "$out/initramfs.cpio"

@@ -1,31 +1,38 @@
 #!/usr/bin/env bash
 # Bed nested: runs suites with memvisor in a stock Linux with KVM on NPT, in QEMU's software CPU.
 #
-#   scripts/nested/run.sh [SUITE|CASE...]     without names, all that bed kvm has
+#   scripts/nested/run.sh [SUITE|CASE...]     without names, the cases of LENGTH
 #
 # Two L1s are booted: one whose KVM runs 5-level guests, and for the cases that need a KVM that refuses
 # them, one on a CPU without LA57. Results are in $TARGET/test/nested/la57 and .../no-la57: junit.xml,
 # results.json, results.ktap, consoles/CASE.log, and of L1 itself console.log and dmesg.
+# For cases of suite linux, L1 gets the kernel that it runs itself as a guest's. With LENGTH=long, the dump
+# that they leave is opened by crash and drgn here (scripts/linux/debuggers.sh).
 #
-# Environment: TEST_ARGS, further arguments of `memvisor test`; and what l1.sh reads.
+# Environment: LENGTH, short, normal or long [normal], for a run without names; TEST_ARGS, further arguments of
+# `memvisor test`; and what l1.sh reads.
 # Exit codes: those of `memvisor test`, the worse of the two; 70 if an L1 did not come to its end.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 . scripts/common.sh
 
-readonly TRIPLE=x86_64-unknown-linux-gnu
-readonly BUILD=$TARGET/nested/build
-readonly MEMVISOR=$BUILD/$TRIPLE/release/memvisor
+readonly L1=$TARGET/nested/l1
 readonly OUT=$TARGET/test/nested
+readonly DUMP=$OUT/la57/dumps/linux.core
 # 48 physical bits, as AMD's processors have; the default of 40 does not hold machines with RAM at 1 TiB.
 readonly CPU=max,phys-bits=48
 # What `memvisor test` exits with when no case could run (vmm/src/suite/mod.rs).
 readonly NOTHING_RAN=8
+length=${LENGTH:-normal}
+# Linux by Linux takes minutes.
+[ "$length" != long ] || export NESTED_TIMEOUT=${NESTED_TIMEOUT:-1800}
 
-have qemu-system-x86_64 || {
-    echo "NOT RUN: all cases: no qemu-system-x86_64 (Debian: apt-get install qemu-system-x86)"
+not_run() {
+    echo "NOT RUN: all cases: $*"
     exit $NOTHING_RAN
 }
+
+have qemu-system-x86_64 || not_run "no qemu-system-x86_64 (Debian: apt-get install qemu-system-x86)"
 
 rm -rf "$OUT"
 phases=()
@@ -34,49 +41,83 @@ now() { echo $((($(date +%s%N) - start) / 100000000)) | sed 's/.$/.&/; s/^\./0./
 start=$(date +%s%N)
 phase() { phases+=("$1 at $(now) s"); }
 
-scripts/nested/fetch.sh
+mkdir -p "$OUT"
+scripts/nested/fetch.sh 2> >(tee "$OUT/fetch.log" >&2) || not_run "no L1: $(tail -n 1 "$OUT/fetch.log")"
 phase "L1 there"
 
-# Static, because L1 has no libraries; in a folder of its own, because flags differ from the ordinary build's.
-scripts/guest.sh build
-env -u CARGO_ENCODED_RUSTFLAGS MEMVISOR_GUEST="$TARGET/images/memvisor-guest.elf" \
-    RUSTFLAGS="-Ctarget-feature=+crt-static" CARGO_PROFILE_RELEASE_DEBUG=0 CARGO_PROFILE_RELEASE_STRIP=debuginfo \
-    CARGO_TARGET_DIR="$BUILD" cargo build --release --target $TRIPLE -p memvisor
+# L1 has no libraries. The ordinary build needs none either where libc has an archive; elsewhere a static one
+# is made, in a folder of its own, because its flags differ.
+make --no-print-directory build
+memvisor=$TARGET/release/memvisor
+if ldd "$memvisor" >/dev/null 2>&1 && ! ldd "$memvisor" 2>&1 | grep -q 'statically linked'; then
+    readonly TRIPLE=x86_64-unknown-linux-gnu
+    env -u CARGO_ENCODED_RUSTFLAGS MEMVISOR_GUEST="$TARGET/images/memvisor-guest.elf" \
+        RUSTFLAGS="-Ctarget-feature=+crt-static" CARGO_PROFILE_RELEASE_DEBUG=0 CARGO_PROFILE_RELEASE_STRIP=debuginfo \
+        CARGO_TARGET_DIR="$TARGET/nested/build" cargo build --release --target $TRIPLE -p memvisor
+    memvisor=$TARGET/nested/build/$TRIPLE/release/memvisor
+fi
+# L1's memory is for guests, not for debug information.
+mkdir -p "$TARGET/nested/bin"
+strip --strip-debug -o "$TARGET/nested/bin/memvisor" "$memvisor" || cp "$memvisor" "$TARGET/nested/bin/memvisor"
 phase "memvisor built"
+
+select=(--length "$length")
+[ $# = 0 ] || select=("$@")
 
 # Quotes WORDS for a shell.
 quoted() { printf '%q ' "$@"; }
 
-in_l1() { # VARIANT CPU NAME...
-    local variant=$1 cpu=$2 code=0
+in_l1() { # VARIANT CPU ARGUMENT...
+    local variant=$1 cpu=$2 code=0 linux=() run="memvisor test"
     shift 2
+    if [ -n "$("$memvisor" test --bed nested --list --needs linux "${select[@]}")" ]; then
+        scripts/linux/initramfs.sh "$TARGET/linux/initramfs.cpio"
+        linux=("$L1/bzImage" "$TARGET/linux/initramfs.cpio")
+        [ ! -f "$L1/vmlinux" ] || linux+=("$L1/vmlinux")
+        run="MEMVISOR_LINUX=/bin memvisor test"
+        # To bring a dump back takes a minute.
+        [ "$length" != long ] || run="MEMVISOR_LINUX_DUMPS=/out/dumps $run"
+    fi
     echo "-- nested: -cpu $cpu"
     # shellcheck disable=SC2086 # a list of arguments
-    NESTED_CPU=$cpu scripts/nested/l1.sh "$OUT/$variant" "$(quoted memvisor test --bed nested \
-        --jobs 2 --keep consoles --report junit=junit.xml --report json=results.json --report ktap=results.ktap \
-        ${TEST_ARGS:-} "$@")" "$MEMVISOR" || code=$?
+    NESTED_CPU=$cpu scripts/nested/l1.sh "$OUT/$variant" "$run $(quoted --bed nested --jobs 2 --keep consoles \
+        --report junit=junit.xml --report json=results.json --report ktap=results.ktap ${TEST_ARGS:-} "$@")" \
+        "$TARGET/nested/bin/memvisor" "${linux[@]}" || code=$?
     phase "$variant done"
     return $code
 }
 
 codes=()
-variant() { # VARIANT CPU NEEDS-FLAG NAME...
-    local code=0 flag=$3 cases
-    cases=$("$MEMVISOR" test --bed nested --list "$flag" no-la57 "${@:4}") || exit
+variant() { # VARIANT CPU NEEDS-FLAG
+    local code=0 cases
+    cases=$("$memvisor" test --bed nested --list "$3" no-la57 "${select[@]}") || exit
     [ -n "$cases" ] || return 0
-    in_l1 "$1" "$2" "$flag" no-la57 "${@:4}" || code=$?
+    in_l1 "$1" "$2" "$3" no-la57 "${select[@]}" || code=$?
     codes+=("$code")
 }
 
-variant la57 "$CPU" --needs-not "$@"
-variant no-la57 "$CPU,-la57" --needs "$@"
+variant la57 "$CPU" --needs-not
+variant no-la57 "$CPU,-la57" --needs
+
+more_failed=0 more_passed=0
+if [ -f "$DUMP" ]; then
+    code=0
+    scripts/linux/debuggers.sh "$DUMP" "$OUT/la57/consoles/linux-prompt-bzimage.log" || code=$?
+    case $code in
+    0) more_passed=1 ;;
+    "$NOTHING_RAN") ;;
+    *) more_failed=1 codes+=(1) ;;
+    esac
+    phase "debuggers done"
+fi
 
 # One closing line for both, in the form of `memvisor test`.
 sum() { # WORD
     sed -n '/^suites: /p' "$OUT"/*/console.log | grep -oE "[0-9]+ $1" | awk '{ n += $1 } END { print n + 0 }'
 }
 printf 'nested: %s\n' "${phases[@]}"
-echo "suites: $(sum passed) passed, $(sum failed) failed, $(sum skipped) skipped in $(now) s"
+echo "suites: $(($(sum passed) + more_passed)) passed, $(($(sum failed) + more_failed)) failed," \
+    "$(sum skipped) skipped in $(now) s"
 
 # The worst code of all: an L1 that failed, then a failed case; nothing ran only if that holds for both.
 worst=$NOTHING_RAN

@@ -4,6 +4,7 @@ pub mod cli;
 pub mod control;
 pub mod devices;
 pub mod event_loop;
+pub mod explain;
 pub mod import;
 pub mod loader;
 pub mod machine;

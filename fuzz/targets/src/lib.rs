@@ -11,6 +11,7 @@ mod dump;
 mod e820;
 mod firmware;
 mod guest;
+mod import;
 mod input;
 mod kernel;
 mod machine;
@@ -22,6 +23,7 @@ pub use dump::dump_reader;
 pub use e820::e820_memblock;
 pub use firmware::firmware;
 pub use guest::guest_descriptors;
+pub use import::{SEPARATOR as IMPORT_SEPARATOR, import};
 pub use input::Input;
 pub use kernel::kernel_image;
 pub use machine::machine_file;
@@ -40,6 +42,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("dump_reader", dump_reader),
     ("device_bus", device_bus),
     ("guest_descriptors", guest_descriptors),
+    ("import", import),
 ];
 
 /// An error as a person gets it: words, one line, no longer than a screen.

@@ -60,7 +60,7 @@ fn overrides(flags: &str) -> Overrides {
 }
 
 /// What [`Machine`] promises.
-fn check_machine(machine: &Machine) {
+pub(crate) fn check_machine(machine: &Machine) {
     let count = machine.nodes.len();
     assert!(count > 0 && !machine.cpus.is_empty());
     assert!(machine.nodes.iter().zip(0..).all(|(node, id)| node.id == id), "M1");

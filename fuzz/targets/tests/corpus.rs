@@ -64,5 +64,6 @@ replays!(
     control_http,
     dump_reader,
     device_bus,
-    guest_descriptors
+    guest_descriptors,
+    import
 );

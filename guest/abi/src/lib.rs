@@ -45,8 +45,9 @@ pub use trace::{
     NO_NODE, Phase, TRACE_CAPACITY_MAX, TRACE_RECORD_SIZE, TraceRecord, TraceRing, select_events,
 };
 pub use zone::{
-    FreeArea, MAX_NR_ZONES, MAX_NUMNODES, MIGRATE_PCPTYPES, MIGRATE_TYPES, Migratetype, NODE_NONE, NR_ORDERS,
-    Node, Section, SectionState, Watermark, Zone, ZoneKind,
+    FreeArea, FreeList, MAX_NR_ZONES, MAX_NUMNODES, MIGRATE_PCPTYPES, MIGRATE_TYPES, Migratetype, NODE_NONE,
+    NR_ORDERS, Node, PAGEBLOCK_ORDER, PAGEBLOCK_PAGES, PAGEBLOCK_SKIP, PAGEBLOCK_TYPE_MASK,
+    PAGEBLOCKS_PER_SECTION, Section, SectionState, Watermark, Zone, ZoneKind,
 };
 pub use zonelist::{MAX_ZONES_PER_ZONELIST, Zonelist, ZonelistOrder};
 

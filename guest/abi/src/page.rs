@@ -23,7 +23,7 @@ pub struct Page {
     pub mapping: u64,
     /// Page offset inside the owner: virtual page number for a user page (Linux: `page->index`).
     pub index: u64,
-    /// For the owner's use; order of a free buddy block (Linux: `page->private`).
+    /// For the owner's use (Linux: `page->private`).
     pub private: u64,
     /// Page-table entries that map this frame, minus one (Linux: `page->_mapcount`).
     pub mapcount: i32,
@@ -91,6 +91,10 @@ bitflags! {
         const LRU = 1 << 4;
         /// `PG_head`: first page of a compound page.
         const HEAD = 1 << 6;
+        /// The owner registered how to move the contents elsewhere (Linux: `__PageMovable`).
+        const MOVABLE = 1 << 7;
+        /// Taken off the owner's lists for a migration (Linux: `PG_isolated`).
+        const ISOLATED = 1 << 8;
         /// `PG_reserved`: never given to the buddy allocator.
         const RESERVED = 1 << 10;
         const _ = !0;

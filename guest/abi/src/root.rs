@@ -179,6 +179,8 @@ pub const LAYOUT_HASH: u64 = fnv1a(&[
     offset_of!(Page, bits) as u64,
     size_of::<Zone>() as u64,
     offset_of!(Zone, free_area) as u64,
+    offset_of!(Zone, nonempty) as u64,
+    offset_of!(Section, pageblocks) as u64,
     size_of::<Node>() as u64,
     size_of::<Section>() as u64,
     size_of::<CpuInfo>() as u64,

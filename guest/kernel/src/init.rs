@@ -14,7 +14,9 @@ use crate::mm::phys::DirectMap;
 use crate::mm::{early, layout, memmap, page_alloc, paging, phys, slab};
 use crate::sync::Lock;
 use crate::task::PAUSED;
-use crate::{cmdline, console, crash, introspect, ktest, println, seeded, smp, task, topology, trace};
+use crate::{
+    cmdline, console, crash, explain, introspect, ktest, println, seeded, smp, task, topology, trace,
+};
 
 /// The memory map.
 pub struct E820 {
@@ -79,6 +81,11 @@ extern "C" fn start_on_own_stack() -> ! {
     smp::start_others();
     introspect::stage(BootStage::Smp);
     crash::run();
+    match explain::run() {
+        explain::Outcome::NotAsked => {}
+        explain::Outcome::Done => power::power_off(),
+        explain::Outcome::Failed => power::exit(ExitCode::BadMachine),
+    }
     let passed = ktest::run();
     let clean = run_init().map(|clean| clean && passed);
     match clean {
@@ -114,7 +121,7 @@ fn run_init() -> Option<bool> {
 
 /// Asks the VMM to audit. Under another VMM the line on the console is the request, and with
 /// `checkpoint=serial` a byte on the serial line is the answer.
-fn checkpoint(number: u32, name: &'static core::ffi::CStr) {
+pub fn checkpoint(number: u32, name: &'static core::ffi::CStr) {
     task::publish_current();
     introspect::publish_counters();
     if memvisor::present() {

@@ -19,6 +19,8 @@ mod drivers;
 #[cfg(target_os = "none")]
 mod elf;
 #[cfg(target_os = "none")]
+mod explain;
+#[cfg(target_os = "none")]
 mod init;
 #[cfg(target_os = "none")]
 mod introspect;

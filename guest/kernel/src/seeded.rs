@@ -4,6 +4,7 @@
 mod buddy;
 mod owners;
 mod pcp;
+mod slab;
 mod tables;
 mod topology;
 
@@ -13,12 +14,20 @@ use crate::{cmdline, println};
 type Fault = fn() -> Result<(), &'static str>;
 
 /// Names as the command line gives them. docs/audit.md names the rule that finds each.
-const FAULTS: [(&str, Fault); 31] = [
+const FAULTS: [(&str, Fault); 47] = [
     ("buddy-misaligned", buddy::misaligned),
     ("buddy-unmerged", buddy::unmerged),
     ("buddy-wrong-zone", buddy::wrong_zone),
     ("buddy-cycle", buddy::cycle),
     ("buddy-nr-free", buddy::nr_free),
+    ("buddy-nonempty", buddy::nonempty),
+    ("buddy-block-type", buddy::block_type),
+    ("pageblock-isolated", buddy::pageblock_isolated),
+    ("pageblock-type", buddy::pageblock_type),
+    ("zone-free-cma", buddy::nr_free_cma),
+    ("zone-highatomic", buddy::highatomic),
+    ("zone-isolated", buddy::nr_isolated),
+    ("zone-boost", buddy::boost),
     ("zone-free-pages", buddy::free_pages),
     ("zone-present", buddy::present),
     ("zone-watermark", buddy::watermark),
@@ -45,6 +54,14 @@ const FAULTS: [(&str, Fault); 31] = [
     ("exec-alias", tables::exec_alias),
     ("e820-clean", topology::e820_clean),
     ("numa-distance", topology::numa_distance),
+    ("slab-owner", slab::owner),
+    ("slab-inuse", slab::inuse),
+    ("slab-freelist-cycle", slab::freelist_cycle),
+    ("slab-freelist-outside", slab::freelist_outside),
+    ("slab-double-free", slab::double_free),
+    ("slab-lists", slab::lists),
+    ("slab-counters", slab::counters),
+    ("slab-redzone", slab::redzone),
 ];
 
 /// Applies the fault that the command line names, if it names one. `false` if it cannot.

@@ -76,7 +76,19 @@ pub fn init() {
     }
     introspect::publish_trace(&RINGS[..count]);
     println!("trace: {count} rings of {capacity} records");
-    MASK.set(mask);
+    // A walkthrough records its parts and nothing around them.
+    if cmdline::value("explain", |_| ()).is_none() {
+        MASK.set(mask);
+    }
+}
+
+/// Records the events that `trace=` names while `operation` runs.
+pub fn record_during<T>(operation: impl FnOnce() -> T) -> T {
+    let before = MASK.words();
+    MASK.set(RINGS[0].mask());
+    let result = operation();
+    MASK.set(before);
+    result
 }
 
 /// The events that the command line asks for.

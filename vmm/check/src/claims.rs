@@ -27,14 +27,17 @@ pub(crate) enum Owner {
     Table,
     PerCpu,
     Buddy,
-    Pcp,
     User,
     Deferred,
     Allocated,
+    Slab,
+    Pcp,
+    Vmalloc,
+    KernelStack,
 }
 
 impl Owner {
-    pub const OWNERS: [Owner; 11] = [
+    pub const OWNERS: [Owner; 14] = [
         Owner::Reserved,
         Owner::Firmware,
         Owner::Kernel,
@@ -42,10 +45,13 @@ impl Owner {
         Owner::Table,
         Owner::PerCpu,
         Owner::Buddy,
-        Owner::Pcp,
         Owner::User,
         Owner::Deferred,
         Owner::Allocated,
+        Owner::Slab,
+        Owner::Pcp,
+        Owner::Vmalloc,
+        Owner::KernelStack,
     ];
 
     pub const fn name(self) -> &'static str {
@@ -59,10 +65,13 @@ impl Owner {
             Owner::Table => "page table",
             Owner::PerCpu => "per-CPU",
             Owner::Buddy => "buddy",
-            Owner::Pcp => "per-CPU list",
             Owner::User => "user",
             Owner::Deferred => "deferred free",
             Owner::Allocated => "allocated",
+            Owner::Slab => "slab",
+            Owner::Pcp => "per-CPU list",
+            Owner::Vmalloc => "vmalloc",
+            Owner::KernelStack => "kernel stack",
         }
     }
 
@@ -79,12 +88,15 @@ impl Owner {
             Owner::Reserved | Owner::Firmware => matches!(kind, PageKind::Reserved),
             Owner::Kernel => matches!(kind, PageKind::Kernel),
             Owner::Memmap => matches!(kind, PageKind::Memmap),
-            Owner::Table => matches!(kind, PageKind::Table),
+            Owner::Table => matches!(kind, PageKind::Table | PageKind::Tail),
             Owner::PerCpu => matches!(kind, PageKind::PerCpu),
             Owner::Buddy => matches!(kind, PageKind::Buddy | PageKind::Tail),
-            Owner::Pcp => matches!(kind, PageKind::Pcp | PageKind::Tail),
             Owner::User => matches!(kind, PageKind::User),
-            Owner::Allocated => matches!(kind, PageKind::Allocated | PageKind::None | PageKind::Tail),
+            Owner::Slab => matches!(kind, PageKind::Slab | PageKind::Tail | PageKind::Allocated),
+            Owner::Pcp => matches!(kind, PageKind::Pcp | PageKind::Tail),
+            Owner::Vmalloc => matches!(kind, PageKind::Vmalloc | PageKind::Tail),
+            Owner::KernelStack => matches!(kind, PageKind::KernelStack | PageKind::Tail),
+            Owner::Allocated => matches!(kind, PageKind::Allocated | PageKind::Tail),
         }
     }
 }

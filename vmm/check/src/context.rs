@@ -1,8 +1,8 @@
 //! Everything an audit reads once, before the rules run.
 
 use memvisor_abi::{
-    AddressSpace, BootStage, CpuInfo, E820Entry, LayoutRange, MemblockRegion, NODE_NONE, Node, Page,
-    PageKind, PerCpuPages, Root, Section, SectionState, Zone, Zonelist,
+    AddressSpace, BootStage, CpuInfo, E820Entry, LayoutRange, MemblockRegion, Migratetype, NODE_NONE, Node,
+    Page, PageKind, PerCpuPages, Root, Section, SectionState, Zone, Zonelist,
 };
 use memvisor_inspect::{
     CpuRegisters, Facts, FreeList, Guest, GuestError, MemorySource, PcpBlocks, section_start_pfn,
@@ -79,8 +79,10 @@ impl<'a> Context<'a> {
         let mut free_lists = Vec::new();
         for (index, zone) in zones.iter().enumerate() {
             for order in 0..zone.free_area.len() {
-                let list = guest.free_list_of(zone, index, order);
-                free_lists.extend(loader.one(list));
+                for migratetype in Migratetype::ALL {
+                    let list = guest.free_list_of(zone, index, order, migratetype);
+                    free_lists.extend(loader.one(list));
+                }
             }
         }
         let pcps = loader.table(buddy, guest.pcps());
@@ -171,7 +173,9 @@ impl<'a> Context<'a> {
             page.mapcount,
             page.page_flags(),
         );
-        if page.mapping != 0 {
+        if page.kind == PageKind::Slab as u8 {
+            text.push_str(&format!(", slab of cache {}", page.mapping));
+        } else if page.mapping != 0 {
             text.push_str(&format!(", mapped by pid {} at {:#x}", page.mapping, page.index << 12));
         }
         Some(text)

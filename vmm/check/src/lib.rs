@@ -26,6 +26,7 @@ mod owner;
 mod paging;
 mod pcp;
 mod pgtable;
+mod slab;
 #[cfg(test)]
 mod tests;
 mod topology;
@@ -92,6 +93,12 @@ pub const RULES: &[&Rule] = &[
     &pgtable::CANONICAL,
     &pgtable::CR3,
     &pgtable::SHARED_KERNEL,
+    &slab::OWNER,
+    &slab::INUSE,
+    &slab::FREELIST,
+    &slab::LISTS,
+    &slab::COUNTERS,
+    &slab::REDZONE,
     &owner::SINGLE,
     &owner::NONE,
     &owner::SUM,
@@ -151,6 +158,7 @@ fn audit_guest(context: &Context<'_>, mut ledger: Ledger) -> AuditReport {
     buddy::run(context, ledger_ref);
     pcp::run(context, ledger_ref);
     zonelist::run(context, ledger_ref);
+    slab::run(context, ledger_ref);
     let paging = if context.root.stage >= memvisor_abi::BootStage::Paging as u32 {
         let paging = Paging::of_guest(context);
         pgtable::any_kernel(&paging, ledger_ref);

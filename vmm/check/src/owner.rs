@@ -141,16 +141,23 @@ impl Deriver<'_, '_> {
         let context = self.context;
         let mut blocks = Vec::new();
         for_each_ram_page(context, &mut |pfn, page| {
-            if page.kind == PageKind::Allocated as u8 && page.refcount > 0 {
+            let owner = match PageKind::from_raw(page.kind) {
+                Some(PageKind::Allocated) => Owner::Allocated,
+                Some(PageKind::Slab) => Owner::Slab,
+                Some(PageKind::Vmalloc) => Owner::Vmalloc,
+                Some(PageKind::KernelStack) => Owner::KernelStack,
+                _ => return,
+            };
+            if page.refcount > 0 {
                 let order = usize::from(page.order).min(NR_ORDERS);
-                blocks.push(Frames::from_count(pfn, 1 << order));
+                blocks.push((Frames::from_count(pfn, 1 << order), owner));
             }
         });
         let mut end = 0;
-        for block in blocks {
+        for (block, owner) in blocks {
             // The frames of a block may each carry a descriptor of the whole block.
             if block.start >= end {
-                self.claim(block, Owner::Allocated);
+                self.claim(block, owner);
                 end = block.end;
             }
         }

@@ -127,7 +127,9 @@ fn counters(context: &Context<'_>, ledger: &mut Ledger) {
     let mut listed = vec![0_u64; context.zones.len()];
     let mut torn = vec![false; context.zones.len()];
     for list in &context.free_lists {
-        let pages = (list.blocks.len() as u64) << list.order.min(NR_ORDERS);
+        // What is isolated is on a list, but not free.
+        let isolated = list.migratetype == memvisor_abi::Migratetype::Isolate;
+        let pages = if isolated { 0 } else { (list.blocks.len() as u64) << list.order.min(NR_ORDERS) };
         if let (Some(sum), Some(torn)) = (listed.get_mut(list.zone_index), torn.get_mut(list.zone_index)) {
             *sum = sum.saturating_add(pages);
             *torn |= crate::buddy::breaks_the_walk(list);

@@ -6,8 +6,8 @@ use clap::{Args, Subcommand};
 use memvisor_inspect::{
     ptdump::{PtDump, Span},
     views::{
-        BuddyView, CpusView, E820View, LayoutView, MemblockView, NumaView, NumastatView, PageView, PcpView,
-        TranslateView, VmstatView, ZonelistsView, ZonesView,
+        BuddyView, CpusView, E820View, LayoutView, MemblockView, NumaView, NumastatView, PageView,
+        PagetypesView, PcpView, SlabView, TranslateView, VmstatView, ZonelistsView, ZonesView,
     },
 };
 use serde::Serialize;
@@ -62,6 +62,16 @@ enum View {
     Numastat,
     /// Events of the page allocator
     Vmstat,
+    /// Free blocks by type and order, and pageblocks by type.
+    Pagetypes,
+    /// Slab caches, as /proc/slabinfo has them
+    Slab {
+        /// Only this cache, with its slabs
+        cache: Option<String>,
+        /// Slabs by the offset of their first object (SLAB)
+        #[arg(long, visible_alias = "color")]
+        colour: bool,
+    },
     /// The descriptor of a page frame
     Page {
         /// Page frame number
@@ -110,11 +120,15 @@ pub(super) fn run(args: &InspectArgs) -> anyhow::Result<ExitCode> {
         View::Layout => show(source, json, |s| Ok(LayoutView::new(&s.guest()?)?))?,
         View::Memblock => show(source, json, |s| Ok(MemblockView::new(&s.guest()?)?))?,
         View::Zones => show(source, json, |s| Ok(ZonesView::new(&s.guest()?)?))?,
+        View::Pagetypes => show(source, json, |s| Ok(PagetypesView::new(&s.guest()?)?))?,
         View::Buddy => show(source, json, |s| Ok(BuddyView::new(&s.guest()?)?))?,
         View::Pcp => show(source, json, |s| Ok(PcpView::new(&s.guest()?)?))?,
         View::Zonelists => show(source, json, |s| Ok(ZonelistsView::new(&s.guest()?)?))?,
         View::Numastat => show(source, json, |s| Ok(NumastatView::new(&s.guest()?)?))?,
         View::Vmstat => show(source, json, |s| Ok(VmstatView::new(&s.guest()?)?))?,
+        View::Slab { ref cache, colour } => {
+            show(source, json, |s| Ok(SlabView::new(&s.guest()?, cache.as_deref(), colour)?))?
+        }
         View::Page { pfn } => show(source, json, |s| Ok(PageView::new(&s.guest()?, pfn)?))?,
         View::Pagetables { va } => show(source, json, |s| {
             // Where the layout is not published, ranges have no names; they are as right.

@@ -4,6 +4,7 @@
 
 mod check;
 mod dump;
+mod explain;
 mod import;
 mod inspect;
 mod list;
@@ -13,6 +14,7 @@ mod source;
 mod stage2;
 #[cfg(test)]
 mod tests;
+mod trace;
 
 use std::{io, process::ExitCode};
 
@@ -72,6 +74,10 @@ enum Command {
     Dump(dump::DumpArgs),
     /// Make a machine file from what a real machine's Linux says about it
     Import(import::ImportArgs),
+    /// Run a guest and write what its memory manager does, event by event, while it runs
+    Trace(trace::TraceArgs),
+    /// Show one operation of the memory manager, step by step, in a fresh guest
+    Explain(explain::ExplainArgs),
     /// Run suites of cases on the beds that this machine has
     Test(TestArgs),
     /// List running guests
@@ -166,6 +172,8 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
         Command::Check(args) => check::run(&args),
         Command::Dump(args) => dump::run(&args),
         Command::Import(args) => import::run(&args),
+        Command::Trace(args) => trace::run(&args),
+        Command::Explain(args) => explain::run(&args),
         Command::Test(args) => suite::run(args),
         Command::Vms(args) => list::vms(&args),
         Command::Machines(args) => list::machines(&args),

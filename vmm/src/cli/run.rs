@@ -1,19 +1,28 @@
 //! `memvisor run`.
 
-use std::{borrow::Cow, path::PathBuf, process::ExitCode, sync::Arc, time::Duration};
+use std::{
+    borrow::Cow,
+    path::PathBuf,
+    process::ExitCode,
+    sync::{
+        Arc,
+        mpsc::{Receiver, Sender},
+    },
+    time::Duration,
+};
 
-use clap::{Args, ValueEnum};
+use clap::{Args, CommandFactory, Parser, ValueEnum, error::ErrorKind};
 use serde::Serialize;
 
 use super::out;
 use crate::{
-    control::{Claim, SocketError},
+    control::{Claim, SocketError, api::Stats},
     devices::ConsoleTarget,
     event_loop::{EventLoop, LoopConfig, restore_terminal},
     import::Scale,
-    machine::{self, Backing, Boot, Overrides, Paging, Size},
+    machine::{self, Backing, Boot, Machine, Overrides, Paging, Size},
     memory,
-    run::{AtEnd, AuditMode, End, Irqchip, Outcome, Progress, RunError, Vm, VmConfig, conduct},
+    run::{AtEnd, AuditMode, End, Irqchip, Outcome, Progress, RunError, RunEvent, Vm, VmConfig, conduct},
     seccomp::{self, Filters},
 };
 
@@ -134,7 +143,32 @@ enum IrqchipArg {
     Full,
 }
 
+/// A command line of `run` inside another command's.
+#[derive(Debug, Parser)]
+#[command(name = "run", no_binary_name = true)]
+struct RunLine {
+    #[command(flatten)]
+    args: RunArgs,
+}
+
 impl RunArgs {
+    /// What `run` would make of `words`, with `more` at the end of the guest's command line. Options that only `run` itself
+    /// can follow are refused.
+    pub(super) fn parse(words: &[String], more: &str) -> Result<RunArgs, clap::Error> {
+        let mut args = RunLine::try_parse_from(words)?.args;
+        if args.dry_run || args.json || args.hold {
+            return Err(RunLine::command().error(
+                ErrorKind::ArgumentConflict,
+                "--dry-run, --json and --hold belong to `memvisor run`, not to the guest",
+            ));
+        }
+        args.cmdline = Some(match args.cmdline.take() {
+            Some(line) => format!("{line} {more}"),
+            None => more.to_owned(),
+        });
+        Ok(args)
+    }
+
     fn overrides(&self) -> Overrides {
         Overrides {
             kernel: self.kernel.clone(),
@@ -169,18 +203,26 @@ struct Document<'a, M: Serialize> {
     #[serde(flatten)]
     outcome: &'a Outcome,
     audit: Option<&'a memvisor_report::AuditReport>,
+    stats: Stats,
     exit_status: u8,
 }
 
-pub(super) fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
-    let machine = machine::resolve(super::import::load(&args.machine, args.scale)?, &args.overrides())?;
-    let description = machine::describe(&machine)?;
-    if args.dry_run {
-        out::show(&description, args.json)?;
-        return Ok(ExitCode::SUCCESS);
-    }
-    let mut config = VmConfig::from_machine(&machine)?;
-    config.console = if args.json { ConsoleTarget::Stderr } else { ConsoleTarget::Stdout };
+/// A guest that is built and can be started.
+pub(super) struct Launch {
+    /// The guest; its vCPUs are held.
+    pub vm: Arc<Vm>,
+    /// Tells the conductor to quit.
+    pub sender: Sender<RunEvent>,
+    /// For [`conduct`].
+    pub events: Receiver<RunEvent>,
+    config: VmConfig,
+    claim: Arc<Claim>,
+}
+
+/// Builds the guest that `args` describe.
+pub(super) fn launch(args: &RunArgs, machine: &Machine, console: ConsoleTarget) -> anyhow::Result<Launch> {
+    let mut config = VmConfig::from_machine(machine)?;
+    config.console = console;
     config.audit = match args.audit {
         AuditArg::Final => AuditMode::Final,
         AuditArg::Every => AuditMode::Every,
@@ -216,19 +258,48 @@ pub(super) fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
     // They are in the guest's memory now.
     config.kernel = Cow::default();
     config.initrd = None;
-    let vm = Arc::new(vm);
+    Ok(Launch { vm: Arc::new(vm), sender, events, config, claim })
+}
+
+impl Launch {
+    /// Serves the control socket, signals and the clock until it is dropped, which gives the name up.
+    pub(super) fn event_loop(
+        self,
+        args: &RunArgs,
+        keyboard: bool,
+    ) -> Result<(EventLoop, Receiver<RunEvent>), RunError> {
+        let event_loop = EventLoop::start(LoopConfig {
+            vm: self.vm,
+            claim: Some(self.claim),
+            events: self.sender,
+            time_limit: args.timeout.map(Duration::from_secs),
+            keyboard,
+        })
+        .map_err(|error| RunError::Loop(error.to_string()))?;
+        Ok((event_loop, self.events))
+    }
+}
+
+/// The machine that `args` describe.
+pub(super) fn resolve(args: &RunArgs) -> anyhow::Result<Machine> {
+    Ok(machine::resolve(super::import::load(&args.machine, args.scale)?, &args.overrides())?)
+}
+
+pub(super) fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
+    let machine = resolve(args)?;
+    let description = machine::describe(&machine)?;
+    if args.dry_run {
+        out::show(&description, args.json)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let console = if args.json { ConsoleTarget::Stderr } else { ConsoleTarget::Stdout };
+    let launch = launch(args, &machine, console)?;
+    let vm = launch.vm.clone();
     if !args.json {
         out::text(&description)?;
-        out::text(&started(&vm, &config, &claim))?;
+        out::text(&started(&vm, &launch.config, &launch.claim))?;
     }
-    let event_loop = EventLoop::start(LoopConfig {
-        vm: vm.clone(),
-        claim: Some(claim),
-        events: sender,
-        time_limit: args.timeout.map(Duration::from_secs),
-        keyboard: !args.json,
-    })
-    .map_err(|error| RunError::Loop(error.to_string()))?;
+    let (event_loop, events) = launch.event_loop(args, !args.json)?;
 
     let mut printed = Ok(());
     let at_end = if args.hold { AtEnd::Hold } else { AtEnd::Return };
@@ -260,6 +331,7 @@ pub(super) fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
             console: vm.console().transcript(),
             outcome: &outcome,
             audit: outcome.audit(),
+            stats: Stats::of(&vm),
             exit_status: status as u8,
         })?;
     }

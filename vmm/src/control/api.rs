@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     memory::SlotInfo,
-    run::VmState,
+    run::{Vm, VmState},
     vcpu::{State, Translation},
 };
 
@@ -57,6 +57,23 @@ pub struct Stats {
     /// `insn_emulation`, ...); empty where KVM has none.
     #[serde(default)]
     pub kvm: BTreeMap<String, u64>,
+}
+
+impl Stats {
+    /// Statistics of a guest as it is now.
+    pub fn of(vm: &Vm) -> Stats {
+        let vcpus = vm.vcpus().iter().map(|vcpu| {
+            let exits =
+                vcpu.exits().list().into_iter().map(|(name, count)| (name.to_owned(), count)).collect();
+            VcpuStats { index: vcpu.index(), state: vcpu.state(), exits }
+        });
+        Stats {
+            uptime_us: u64::try_from(vm.uptime().as_micros()).unwrap_or(u64::MAX),
+            vcpus: vcpus.collect(),
+            unclaimed_accesses: vm.unclaimed_accesses(),
+            kvm: vm.kvm_stats(),
+        }
+    }
 }
 
 /// Statistics of a vCPU.

@@ -1,13 +1,13 @@
 //! What each request does.
 
-use std::{collections::BTreeMap, os::fd::OwnedFd, sync::mpsc::Sender};
+use std::{os::fd::OwnedFd, sync::mpsc::Sender};
 
 use serde::Serialize;
 
 use super::{
     api::{
         ErrorInfo, MemoryInfo, RegistersInfo, StateInfo, Stats, TRANSLATE_MAX, TranslateAnswer,
-        TranslateRequest, VcpuStats, VmInfo,
+        TranslateRequest, VmInfo,
     },
     http::Request,
 };
@@ -73,7 +73,7 @@ pub fn serve(vm: &Vm, quit: &Sender<RunEvent>, request: &Request) -> Answer {
             vm.registers().map_or_else(Answer::from, |cpus| Answer::json(200, &RegistersInfo { cpus }))
         }
         ("GET", "/vm/facts") => Answer::json(200, &vm.facts),
-        ("GET", "/vm/stats") => Answer::json(200, &stats(vm)),
+        ("GET", "/vm/stats") => Answer::json(200, &Stats::of(vm)),
         ("GET", "/vm/console") => match vm.console_tail() {
             Some(tail) => Answer {
                 status: 200,
@@ -112,21 +112,7 @@ fn info(vm: &Vm) -> VmInfo {
         machine: vm.facts.machine.clone(),
         regions: vm.slots().to_vec(),
         root_gpa: vm.device.root_gpa(),
-        stats: stats(vm),
-    }
-}
-
-fn stats(vm: &Vm) -> Stats {
-    let vcpus = vm.vcpus().iter().map(|vcpu| {
-        let exits: BTreeMap<String, u64> =
-            vcpu.exits().list().into_iter().map(|(name, count)| (name.to_owned(), count)).collect();
-        VcpuStats { index: vcpu.index(), state: vcpu.state(), exits }
-    });
-    Stats {
-        uptime_us: u64::try_from(vm.uptime().as_micros()).unwrap_or(u64::MAX),
-        vcpus: vcpus.collect(),
-        unclaimed_accesses: vm.unclaimed_accesses(),
-        kvm: vm.kvm_stats(),
+        stats: Stats::of(vm),
     }
 }
 

@@ -21,8 +21,8 @@ pub enum Input {
     Stdin,
     /// A file or a directory.
     Path(PathBuf),
-    /// A text that is at hand, and its name.
-    Text(String, String),
+    /// Something that is at hand: its name and its bytes.
+    Bytes(String, Vec<u8>),
 }
 
 /// What a source turned out to be.
@@ -66,7 +66,7 @@ impl Input {
         match self {
             Input::Stdin => "-".to_owned(),
             Input::Path(path) => path.display().to_string(),
-            Input::Text(name, _) => name.clone(),
+            Input::Bytes(name, _) => name.clone(),
         }
     }
 }
@@ -79,7 +79,7 @@ pub(super) fn read(input: &Input, claims: &mut Claims) -> Result<Kind, ImportErr
         Input::Path(path) if path.is_dir() => return read_directory(path, &name, claims),
         Input::Path(path) => read_limited(File::open(path).map_err(failed)?).map_err(failed)?,
         Input::Stdin => read_limited(io::stdin().lock()).map_err(failed)?,
-        Input::Text(_, text) => text.clone().into_bytes(),
+        Input::Bytes(_, bytes) => return read_bytes(&name, bytes, claims),
     };
     read_bytes(&name, &bytes, claims)
 }

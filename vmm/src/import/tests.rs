@@ -11,7 +11,7 @@ use crate::machine::{acpi, e820, load, names};
 const GIB: u64 = 1 << 30;
 
 fn texts(sources: &[(&str, &str)]) -> Vec<Input> {
-    sources.iter().map(|(name, text)| Input::Text((*name).to_owned(), (*text).to_owned())).collect()
+    sources.iter().map(|(name, text)| Input::Bytes((*name).to_owned(), (*text).into())).collect()
 }
 
 fn imported(sources: &[(&str, &str)]) -> Imported {
@@ -455,7 +455,7 @@ proptest! {
         divisor in 1_u64..1000,
     ) {
         let inputs: Vec<Input> =
-            files.iter().map(|lines| Input::Text("x".to_owned(), lines.join("\n"))).collect();
+            files.iter().map(|lines| Input::Bytes("x".to_owned(), lines.join("\n").into_bytes())).collect();
         if let Ok(imported) = import(&inputs, "m.toml") {
             // May be refused, must not panic.
             let _ = rescale(imported, format!("1/{divisor}").parse().expect("a scale"), "m.toml");

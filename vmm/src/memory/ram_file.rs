@@ -46,7 +46,7 @@ impl RamFile {
             Some(Backed { range, backing }) if backing.is_pooled() => range,
             _ => Range::new(slot.base / align * align, slot.end()),
         };
-        let file = Arc::new(create(range, backing)?);
+        let file = Arc::new(create(slot, range, backing)?);
         let host = |step| move |source: Errno| MemoryError::host(step, range, source.into());
         let size = usize::try_from(range.len).ok();
         let align = usize::try_from(align).ok();
@@ -134,7 +134,8 @@ impl Drop for Reservation {
     }
 }
 
-fn create(range: Range, backing: Option<Backing>) -> Result<File, MemoryError> {
+/// The file is named for the first slot that it was made for: people see the name in lists of mappings.
+fn create(slot: Range, range: Range, backing: Option<Backing>) -> Result<File, MemoryError> {
     let pages = match backing {
         Some(Backing::Huge2M) => MemfdFlags::HUGETLB | MemfdFlags::HUGE_2MB,
         Some(Backing::Huge1G) => MemfdFlags::HUGETLB | MemfdFlags::HUGE_1GB,
@@ -142,7 +143,7 @@ fn create(range: Range, backing: Option<Backing>) -> Result<File, MemoryError> {
     };
     let host = |step| move |source: io::Error| MemoryError::host(step, range, source);
     let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING | pages;
-    let fd = rustix::fs::memfd_create(format!("guest-ram-{:#x}", range.base), flags)
+    let fd = rustix::fs::memfd_create(format!("guest-ram-{:#x}", slot.base), flags)
         .map_err(|errno| host("create a memfd")(errno.into()))?;
     let file = File::from(fd);
     file.set_len(range.len).map_err(host("size a memfd"))?;

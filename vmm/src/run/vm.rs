@@ -82,6 +82,8 @@ pub struct Vm {
     pub audit: AuditMode,
     /// Whether its threads are restricted.
     pub seccomp: Filters,
+    /// Cycles of the guest's time-stamp counter in a millisecond, where KVM knows.
+    pub tsc_khz: Option<u32>,
     console: Arc<Mutex<Console>>,
     serial: Arc<Mutex<SerialPort>>,
     typed: Mutex<Vec<u8>>,
@@ -149,6 +151,7 @@ impl Vm {
         let count = u32::try_from(config.facts.cpus.len()).unwrap_or(u32::MAX);
         let mut vcpus = Vec::new();
         let mut stats = Vec::new();
+        let mut tsc_khz = None;
         match KvmStats::open(&vm) {
             Ok(of_vm) => stats.push(of_vm),
             Err(error) => tracing::info!("no KVM statistics: {error}"),
@@ -158,6 +161,7 @@ impl Vm {
             fd.set_cpuid2(&build_cpuid(&offer.cpuid, cpu.apic_id, count, features))
                 .map_err(kvm_error("KVM_SET_CPUID2"))?;
             set_up(&fd, index, &entry)?;
+            tsc_khz = tsc_khz.or_else(|| fd.get_tsc_khz().ok().filter(|khz| *khz != 0));
             // Where the VM has none, neither has the vCPU.
             stats.extend(KvmStats::open(&fd));
             let events = sender.clone();
@@ -172,6 +176,7 @@ impl Vm {
             device,
             audit: config.audit,
             seccomp: config.seccomp,
+            tsc_khz,
             console,
             serial,
             typed: Mutex::default(),

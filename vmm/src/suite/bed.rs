@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::case::{Case, Ending, Setup};
-use super::outcome::{Audits, Outcome, Subcase};
+use super::outcome::{Audits, Outcome, Subcase, Usage};
 
 /// How a run ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,6 +47,8 @@ pub struct Observed {
     pub messages: String,
     /// The audits in order.
     pub audits: Vec<Audit>,
+    /// What the run took of its VMM.
+    pub usage: Usage,
     /// What the probes came to.
     pub probes: Vec<Subcase>,
     /// What went wrong with the run itself.
@@ -169,6 +171,7 @@ mod tests {
             console: "memvisor: hello\n".to_owned(),
             messages: String::new(),
             audits: vec![audit],
+            usage: Usage::default(),
             probes: Vec::new(),
             problems: Vec::new(),
         }

@@ -25,6 +25,8 @@ const FILES: &[(&str, &str)] = &[
     ("tlb", include_str!("../../../tests/cases/tlb.toml")),
     ("audit", include_str!("../../../tests/cases/audit.toml")),
     ("alloc", include_str!("../../../tests/cases/alloc.toml")),
+    ("slab", include_str!("../../../tests/cases/slab.toml")),
+    ("slab-debug", include_str!("../../../tests/cases/slab-debug.toml")),
     ("real", include_str!("../../../tests/cases/real.toml")),
     ("linux", include_str!("../../../tests/cases/linux.toml")),
 ];
@@ -87,10 +89,14 @@ pub struct Case {
     pub cmdline: String,
     /// Longest time from start to end.
     pub timeout: Duration,
+    /// How often it is worth its time.
+    pub length: Length,
     /// Where it runs.
     pub bed: Bed,
     /// The machine.
     pub setup: Setup,
+    /// What is typed at the guest's serial line, in order.
+    pub dialogue: Vec<Line>,
     /// What must come of it.
     pub expect: Expect,
 }
@@ -114,6 +120,30 @@ impl Case {
         let takes = matches!(&self.setup, Setup::Kvm(setup) if setup.nested);
         takes.then_some(Case { bed: Bed::Nested, ..self })
     }
+}
+
+/// How often a case is worth its time. A selection holds the cases of its length and the shorter ones.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Length {
+    /// In every run, also on a slow bed.
+    Short,
+    /// In a complete run.
+    #[default]
+    Normal,
+    /// When there is time.
+    Long,
+}
+
+/// A line that is typed at the guest's serial line once it has said something.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Line {
+    /// What the console must say first, after what the line before waited for.
+    pub wait: String,
+    /// What is typed then, and Enter. Empty to type nothing.
+    #[serde(rename = "type", default)]
+    pub text: String,
 }
 
 /// What a case needs of the host's KVM to mean anything.
@@ -308,6 +338,12 @@ struct Stanza {
     cmdline: String,
     #[serde(default = "Stanza::default_timeout_s")]
     timeout_s: u64,
+    #[serde(default)]
+    short: Short,
+    #[serde(default)]
+    long: bool,
+    #[serde(default)]
+    dialogue: Vec<Line>,
     kvm: Option<KvmStanza>,
     qemu: Option<QemuSetup>,
     /// Seeded fault, and the rule that must report it.
@@ -320,6 +356,20 @@ struct Stanza {
 impl Stanza {
     const fn default_timeout_s() -> u64 {
         180
+    }
+}
+
+/// Which of a stanza's cases are short: all or none, or those named.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Short {
+    All(bool),
+    Named(BTreeSet<String>),
+}
+
+impl Default for Short {
+    fn default() -> Self {
+        Short::All(false)
     }
 }
 
@@ -423,10 +473,12 @@ impl Stanza {
         let mut cases = Vec::new();
         for (name, setup) in setups {
             let case = |name: String, cmdline: String, expect: Expect| Case {
+                length: self.length(&name),
                 name,
                 description: self.description.clone(),
                 cmdline,
                 timeout: Duration::from_secs(self.timeout_s),
+                dialogue: self.dialogue.clone(),
                 bed: match setup {
                     Setup::Kvm(_) => Bed::Kvm,
                     Setup::Qemu(_) => Bed::Qemu,
@@ -446,7 +498,51 @@ impl Stanza {
                 cases.push(case(name.replace("{fault}", fault), cmdline.trim().to_owned(), expect));
             }
         }
+        self.check(&cases)?;
         Ok(cases)
+    }
+
+    fn length(&self, name: &str) -> Length {
+        let short = match &self.short {
+            Short::All(short) => *short,
+            Short::Named(names) => names.contains(name),
+        };
+        match (short, self.long) {
+            (true, _) => Length::Short,
+            (false, true) => Length::Long,
+            (false, false) => Length::Normal,
+        }
+    }
+
+    /// What can be told only when the names are known.
+    fn check(&self, cases: &[Case]) -> Result<(), String> {
+        if let Short::Named(names) = &self.short
+            && let Some(name) = names.iter().find(|name| !cases.iter().any(|case| case.name == **name))
+        {
+            return Err(format!("short names '{name}', which is no case of this stanza"));
+        }
+        if self.long && matches!(self.short, Short::All(true)) {
+            return Err("short and long exclude each other".to_owned());
+        }
+        let is_linux = self.kvm.as_ref().is_some_and(|kvm| kvm.linux.is_some());
+        if !self.dialogue.is_empty() && !is_linux {
+            return Err(
+                "dialogue is for a stock Linux (kvm.linux): no other guest reads its console".to_owned()
+            );
+        }
+        for probe in &self.expect.probes {
+            if probe.is_for_linux() != is_linux {
+                return Err(format!(
+                    "probe {} is for {} only",
+                    probe.name(),
+                    if is_linux { "memvisor's own kernel" } else { "a stock Linux (kvm.linux)" }
+                ));
+            }
+        }
+        if is_linux && !self.expect.probes.is_empty() && self.dialogue.is_empty() {
+            return Err("a stock Linux is examined during its dialogue: give it one".to_owned());
+        }
+        Ok(())
     }
 }
 

@@ -3,6 +3,7 @@
 //! `memvisor run --json` prints one JSON document with the guest's console and the audits of all checkpoints. With probes the guest is started with `--hold`: ended, but with its memory and
 //! registers kept, until the probes are done and ask for its end.
 
+use std::collections::BTreeMap;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -20,10 +21,13 @@ use super::bed::{Audit, Ended, Observed};
 use super::case::{Case, KvmSetup, Need, Setup};
 use super::command::{Finished, memvisor, program};
 use super::linux;
-use super::outcome::Subcase;
+use super::outcome::{Subcase, Usage};
 use super::outside::read_report;
 use super::probes::{Control, Held};
-use crate::control::{Client, api::VmInfo};
+use crate::control::{
+    Client,
+    api::{Stats, VmInfo},
+};
 use crate::machine::Backing;
 use crate::memory::{free_huge_pages, transparent_refusal};
 use crate::run::{ExitStatus, VmState};
@@ -96,6 +100,11 @@ impl Host {
 /// # Errors
 /// What kept memvisor from starting, or from being understood.
 pub fn run(case: &Case, kernel: Option<&Path>, deadline: Instant) -> anyhow::Result<Observed> {
+    if let Setup::Kvm(setup) = &case.setup
+        && !case.dialogue.is_empty()
+    {
+        return linux::converse(case, setup, deadline);
+    }
     if case.expect.probes.is_empty() {
         let mut process = Process::start(case, kernel, &[])?;
         let ended = process.wait(deadline);
@@ -323,7 +332,8 @@ impl Process {
 #[derive(Clone, Copy, Debug)]
 struct ExitedWith(Option<i32>);
 
-fn arguments(setup: &KvmSetup, cmdline: &str) -> Vec<String> {
+/// Arguments of a memvisor that runs a case's machine, with `--json`.
+pub fn arguments(setup: &KvmSetup, cmdline: &str) -> Vec<String> {
     let mut args = vec!["run".to_owned(), setup.machine.clone(), "--json".to_owned()];
     let mut add = |flag: &str, value: Option<String>| {
         if let Some(value) = value {
@@ -349,6 +359,8 @@ struct Document {
     console: String,
     end: End,
     checkpoints: Vec<Checkpoint>,
+    #[serde(default)]
+    stats: Stats,
 }
 
 #[derive(Debug, Deserialize)]
@@ -383,6 +395,7 @@ fn observed(
         console: document.as_ref().map_or_else(|| messages.clone(), |document| document.console.clone()),
         messages,
         audits: Vec::new(),
+        usage: document.as_ref().map(|document| usage(&document.stats)).unwrap_or_default(),
         probes: Vec::new(),
         problems: Vec::new(),
     };
@@ -402,6 +415,15 @@ fn observed(
             .unwrap_or_else(|error| Ended::Other(format!("{error}; {}", observed.messages.trim())));
     }
     Ok(observed)
+}
+
+/// Exits of all vCPUs by reason, and KVM's count of the instructions that it emulated.
+pub fn usage(stats: &Stats) -> Usage {
+    let mut exits = BTreeMap::new();
+    for (reason, count) in stats.vcpus.iter().flat_map(|vcpu| &vcpu.exits) {
+        *exits.entry(reason.clone()).or_insert(0) += count;
+    }
+    Usage { exits: Some(exits), emulated_instructions: stats.kvm.get("insn_emulation").copied() }
 }
 
 /// What an exit code means, cross-checked with what the document says.
@@ -489,6 +511,15 @@ mod tests {
         assert_eq!(observed.ended, Ended::Clean);
         assert_eq!(observed.console, "hello\n");
         assert_eq!((observed.audits[0].rules, observed.audits[0].frames), (1, 8));
+    }
+
+    #[test]
+    fn exits_and_emulated_instructions_are_those_of_all_vcpus() {
+        let stats = r#""stats": {"uptime_us": 1, "unclaimed_accesses": 0, "kvm": {"insn_emulation": 70}, "vcpus": [
+            {"index": 0, "state": "stopped", "exits": {"hlt": 2, "io_out": 3}},
+            {"index": 1, "state": "stopped", "exits": {"hlt": 1}}]}, "console"#;
+        let usage = end(ExitStatus::Clean, &CLEAN.replacen("\"console", stats, 1)).usage;
+        assert_eq!(usage.describe().as_deref(), Some("6 exits (hlt 3, io_out 3), 70 instructions emulated"));
     }
 
     #[test]

@@ -1,14 +1,21 @@
 //! Cases that boot a stock Linux instead of memvisor's own kernel.
 //!
 //! `MEMVISOR_LINUX` names a folder with `bzImage`, `vmlinux` (the same, unpacked) and `initramfs.cpio`, whose
-//! first process is scripts/linux/init; scripts/linux/run.sh makes it. What that process prints about this
+//! first process is scripts/linux/init; scripts/nested/run.sh makes it. What that process prints about this
 //! Linux's memory, nodes, CPUs and distances must be what the machine file says.
+
+mod live;
+mod prompt;
+mod said;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use memvisor_abi::{E820Type, PAGE_SIZE};
 use memvisor_inspect::{FactE820, Facts};
+
+pub use prompt::run as converse;
+use said::Said;
 
 use super::case::KvmSetup;
 use super::outcome::Outcome;
@@ -55,89 +62,6 @@ pub fn examine(setup: &KvmSetup, console: &str) -> anyhow::Result<Outcome> {
     Ok(Outcome::from_problems(compare(&machine, adds_hole, &said)))
 }
 
-/// What Linux said about itself: lines "linux: WORD ...".
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-struct Said {
-    /// The map as printed, e.g. "[mem 0x...-0x...] usable".
-    e820: Vec<String>,
-    /// Memory by node, "0x...-0x...", both ends included.
-    ranges: Vec<(u32, String)>,
-    /// KiB that each node's allocator manages.
-    managed: BTreeMap<u32, u64>,
-    distances: BTreeMap<u32, Vec<u8>>,
-    cpus: BTreeMap<u32, String>,
-    apic_ids: Vec<u32>,
-    /// Machine's node by Linux's.
-    domains: BTreeMap<u32, u32>,
-}
-
-impl Said {
-    fn parse(console: &str) -> Result<Said, String> {
-        let mut said = Said::default();
-        let (mut begun, mut ended) = (false, false);
-        let mut extended = Vec::new();
-        for line in console.lines().filter_map(|line| line.trim_end().strip_prefix("linux: ")) {
-            let (word, rest) = line.split_once(' ').unwrap_or((line, ""));
-            let fields = || rest.split_once(' ').unwrap_or((rest, ""));
-            let bad = || format!("Linux's line is not understood: {line:?}");
-            let node = || fields().0.parse::<u32>().map_err(|_| bad());
-            match word {
-                "begin" => begun = true,
-                "end" => ended = true,
-                "e820" => said.e820.push(rest.to_owned()),
-                // More entries than the zero page holds: the whole map is printed a second time.
-                "extended" => extended.push(rest.to_owned()),
-                "range" => said.ranges.push((node()?, fields().1.to_owned())),
-                "memory" => {
-                    said.managed.insert(node()?, fields().1.parse().map_err(|_| bad())?);
-                }
-                "distances" => {
-                    let row: Result<_, _> = fields().1.split_whitespace().map(str::parse).collect();
-                    said.distances.insert(node()?, row.map_err(|_| bad())?);
-                }
-                "cpus" => {
-                    said.cpus.insert(node()?, fields().1.to_owned());
-                }
-                "domain" => {
-                    said.domains.insert(node()?, fields().1.parse().map_err(|_| bad())?);
-                }
-                "apicid" => said.apic_ids.push(rest.parse().map_err(|_| bad())?),
-                _ => {}
-            }
-        }
-        if !extended.is_empty() {
-            said.e820 = extended;
-        }
-        match (begun, ended) {
-            (true, true) => Ok(said.renumbered()),
-            (true, false) => Err("Linux's first process did not come to its end".into()),
-            _ => Err("Linux did not come to its first process".into()),
-        }
-    }
-}
-
-impl Said {
-    /// With the machine's numbers for nodes. Linux counts nodes as it meets them in the SRAT, those with
-    /// CPUs first (drivers/acpi/numa/srat.c, `acpi_map_pxm_to_node`).
-    fn renumbered(self) -> Said {
-        let id = |node: u32| self.domains.get(&node).copied().unwrap_or(node);
-        let mut order: Vec<u32> = self.distances.keys().copied().collect();
-        order.sort_by_key(|node| id(*node));
-        let column = |node: &u32| self.distances.keys().position(|other| other == node);
-        let row = |row: &Vec<u8>| order.iter().filter_map(|node| row.get(column(node)?).copied()).collect();
-        let mut ranges: Vec<_> = self.ranges.iter().map(|(node, range)| (id(*node), range.clone())).collect();
-        // All addresses have 16 digits.
-        ranges.sort_by(|a, b| a.1.cmp(&b.1));
-        Said {
-            ranges,
-            managed: self.managed.iter().map(|(node, kib)| (id(*node), *kib)).collect(),
-            distances: self.distances.iter().map(|(node, list)| (id(*node), row(list))).collect(),
-            cpus: self.cpus.iter().map(|(node, list)| (id(*node), list.clone())).collect(),
-            ..self
-        }
-    }
-}
-
 /// `adds_hole`: by PVH, Linux itself adds the legacy hole to the map (arch/x86/platform/pvh/enlighten.c).
 fn compare(machine: &Machine, adds_hole: bool, said: &Said) -> Vec<String> {
     let mut problems = Vec::new();
@@ -149,10 +73,11 @@ fn compare(machine: &Machine, adds_hole: bool, said: &Said) -> Vec<String> {
     let facts = machine.facts(0);
     check("E820", e820_lines(machine, adds_hole).join(", "), said.e820.join(", "));
 
-    let ranges = |list: &[(u32, String)]| {
-        list.iter().map(|(node, range)| format!("{range} on node {node}")).collect::<Vec<_>>().join(", ")
+    let list = |ranges: Vec<(u32, String)>| {
+        ranges.iter().map(|(node, range)| format!("{range} on node {node}")).collect::<Vec<_>>().join(", ")
     };
-    check("memory by node", ranges(&node_ranges(&facts)), ranges(&said.ranges));
+    let built = node_ranges(&facts).iter().map(|(node, range)| (*node, linux_range(range))).collect();
+    check("memory by node", list(built), list(said.ranges.clone()));
 
     let ids: Vec<u32> = machine.nodes.iter().map(|node| node.id).collect();
     check("online nodes", format!("{ids:?}"), format!("{:?}", said.distances.keys().collect::<Vec<_>>()));
@@ -166,13 +91,45 @@ fn compare(machine: &Machine, adds_hole: bool, said: &Said) -> Vec<String> {
     let built: Vec<u32> = facts.cpus.iter().map(|cpu| cpu.apic_id).collect();
     check("APIC ids", format!("{built:?}"), format!("{:?}", said.apic_ids));
 
+    problems.extend(compare_memory(machine, &node_ranges(&facts), said));
+    problems
+}
+
+/// Every node has the frames that were built, and what Linux does not manage of them is, to the KiB, what it says that
+/// it reserved: `MemTotal` = present - reserved when the allocator took over + given back since (mm/page_alloc.c,
+/// `mem_init_print_info`, `free_reserved_area`).
+fn compare_memory(machine: &Machine, built: &[(u32, Range)], said: &Said) -> Vec<String> {
+    const PAGE_KIB: u64 = PAGE_SIZE >> 10;
+    let mut problems = Vec::new();
+    let said_of = |map: &BTreeMap<u32, u64>, node: u32| map.get(&node).copied().unwrap_or(0);
     for node in &machine.nodes {
-        // The kernel's own image and its page descriptors are not managed.
-        let built: u64 = node.memory.iter().map(|range| range.whole_frames().len >> 10).sum();
-        let managed = said.managed.get(&node.id).copied().unwrap_or(0);
-        if managed > built || (managed == 0) != (built == 0) {
-            problems.push(format!("node {}: built {built} KiB, Linux manages {managed} KiB", node.id));
+        let ranges = built.iter().filter(|(id, _)| *id == node.id);
+        let built: u64 = ranges.map(|(_, range)| range.len / PAGE_SIZE).sum();
+        let present = said_of(&said.present_pages, node.id);
+        if present != built {
+            problems.push(format!("node {}: built {built} pages, Linux has {present}", node.id));
         }
+        let (total, managed) = (said_of(&said.managed, node.id), said_of(&said.managed_pages, node.id));
+        if total != managed * PAGE_KIB || managed > present {
+            problems.push(format!(
+                "node {}: MemTotal {total} KiB, but {managed} of {present} pages are managed",
+                node.id
+            ));
+        }
+    }
+    let present = said.present_pages.values().sum::<u64>() * PAGE_KIB;
+    let total: u64 = said.managed.values().sum();
+    match said.boot_kib {
+        Some((all, reserved)) => {
+            if all != present || (total + reserved).checked_sub(said.freed_kib) != Some(present) {
+                problems.push(format!(
+                    "memory: {present} KiB present; Linux says {all} at boot, {reserved} reserved, {} given back, \
+                     and MemTotal {total}",
+                    said.freed_kib
+                ));
+            }
+        }
+        None => problems.push("Linux's line \"Memory: ... available\" is missing".to_owned()),
     }
     problems
 }
@@ -200,7 +157,7 @@ fn e820_lines(machine: &Machine, adds_hole: bool) -> Vec<String> {
 }
 
 /// Memory by node as Linux uses it: whole frames, without what it leaves to the BIOS; neighbours are one.
-fn node_ranges(facts: &Facts) -> Vec<(u32, String)> {
+fn node_ranges(facts: &Facts) -> Vec<(u32, Range)> {
     let mut parts: Vec<(u32, Range)> = Vec::new();
     for memory in &facts.node_memory {
         let mut pieces = vec![Range { base: memory.base, len: memory.len }.whole_frames()];
@@ -226,9 +183,10 @@ fn node_ranges(facts: &Facts) -> Vec<(u32, String)> {
         }
     }
     parts
-        .iter()
-        .map(|(node, range)| (*node, format!("{:#018x}-{:#018x}", range.base, range.end() - 1)))
-        .collect()
+}
+
+fn linux_range(range: &Range) -> String {
+    format!("{:#018x}-{:#018x}", range.base, range.end() - 1)
 }
 
 /// "0-2,5", as in /sys.
@@ -265,13 +223,20 @@ linux: e820 [mem 0x0000000100000000-0x0000000103ffffff] usable
 linux: distances 0 10 20
 linux: cpus 0 0
 linux: memory 0 82296
+linux: present 0 32670
+linux: managed 0 20574
 linux: distances 1 20 10
 linux: cpus 1 1
 linux: memory 1 93344
+linux: present 1 32768
+linux: managed 1 23336
 linux: cpu 0
 linux: apicid 0
 linux: cpu 1
 linux: apicid 1
+linux: boot-memory 261752 96096
+linux: freed 36
+linux: freed 9948
 linux: range 0 0x0000000000001000-0x000000000009efff
 linux: range 0 0x0000000000100000-0x0000000007ffffff
 linux: range 1 0x0000000008000000-0x000000000bffffff
@@ -317,6 +282,12 @@ linux: end
             .replace("memory 0", "memory x")
             .replace("memory 1", "memory 0")
             .replace("memory x", "memory 1")
+            .replace("present 0", "present x")
+            .replace("present 1", "present 0")
+            .replace("present x", "present 1")
+            .replace("managed 0", "managed x")
+            .replace("managed 1", "managed 0")
+            .replace("managed x", "managed 1")
             .replace("linux: end", "linux: domain 0 1\nlinux: domain 1 0\nlinux: end");
         assert!(!problems(&swapped.replace("domain", "ignored")).is_empty());
         assert_eq!(problems(&swapped), Vec::<String>::new());
@@ -338,13 +309,18 @@ linux: end
             ("distances 1 20 10", "distances 1 21 10", "distances"),
             ("cpus 1 1", "cpus 1 0", "CPUs by node"),
             ("apicid 1", "apicid 3", "APIC ids"),
-            ("memory 1 93344", "memory 1 193344", "node 1"),
+            ("managed 1 23336", "managed 1 23335", "node 1"),
+            ("freed 36", "freed 40", "given back"),
+            ("boot-memory 261752", "boot-memory 261748", "at boot"),
+            ("linux: boot-memory", "linux: other", "is missing"),
             ("linux: end", "", "did not come to its end"),
             ("distances 1", "distances one", "not understood"),
         ] {
             let found = problems(&DEFAULT.replace(from, to));
             assert!(found.len() == 1 && found[0].contains(what), "{what}: {found:?}");
         }
+        let found = problems(&DEFAULT.replace("present 0 32670", "present 0 32671"));
+        assert!(found[0].contains("node 0: built 32670 pages, Linux has 32671"), "{found:?}");
         assert!(problems("Kernel panic")[0].contains("first process"));
     }
 

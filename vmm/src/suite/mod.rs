@@ -31,8 +31,8 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 
 use crate::cli::BadInput;
-use case::{Bed, Case, Need, Setup};
-use outcome::{Audits, CaseResult, Outcome, Totals};
+use case::{Bed, Case, Length, Need, Setup};
+use outcome::{Audits, CaseResult, Outcome, Totals, Usage};
 use report::ReportFile;
 use shard::{Found, Shard};
 use show::Show;
@@ -62,6 +62,9 @@ pub struct TestArgs {
     /// Only cases that do not need this of the host
     #[arg(long, value_name = "WHAT", value_enum)]
     pub needs_not: Option<Need>,
+    /// Only cases of this length and shorter ones
+    #[arg(long, value_enum, default_value = "long")]
+    pub length: Length,
     /// Write the results to a file: junit=FILE, json=FILE or ktap=FILE; may be repeated
     #[arg(long, value_name = "FORM=FILE")]
     pub report: Vec<ReportFile>,
@@ -119,7 +122,8 @@ pub fn run(args: TestArgs) -> anyhow::Result<ExitCode> {
     let mut cases =
         select::select(cases, &args.names, args.bed.list()).map_err(|error| BadInput(error.to_string()))?;
     cases.retain(|case| {
-        args.needs.is_none_or(|need| case.needs().contains(&need))
+        case.length <= args.length
+            && args.needs.is_none_or(|need| case.needs().contains(&need))
             && args.needs_not.is_none_or(|need| !case.needs().contains(&need))
     });
     if let Some(shard) = share(args.shard)? {
@@ -190,6 +194,7 @@ fn list(cases: &[Case], json: bool) -> anyhow::Result<ExitCode> {
                     "description": case.description,
                     "timeout_s": case.timeout.as_secs(),
                     "needs": case.needs(),
+                    "length": case.length,
                 })
             })
             .collect();
@@ -256,11 +261,14 @@ impl Bench {
         })
     }
 
-    /// Runs the cases, `jobs` at a time; the results are in the order of the cases.
+    /// Runs the cases, `jobs` at a time; the results are in the order of the cases. Those that may take longest
+    /// begin first, so that none is left running alone at the end.
     fn run_all(&self, cases: &[Case], jobs: usize) -> Vec<CaseResult> {
         let start = Instant::now();
         let show = Show::new(cases.len());
-        let queue: Mutex<VecDeque<(usize, &Case)>> = Mutex::new(cases.iter().enumerate().collect());
+        let mut order: Vec<(usize, &Case)> = cases.iter().enumerate().collect();
+        order.sort_by_key(|(_, case)| std::cmp::Reverse(case.timeout));
+        let queue: Mutex<VecDeque<(usize, &Case)>> = Mutex::new(order.into());
         let results = Mutex::new(Vec::new());
         std::thread::scope(|scope| {
             for _ in 0..jobs.clamp(1, cases.len().max(1)) {
@@ -306,6 +314,7 @@ impl Bench {
             outcome: Outcome::Passed,
             time: Duration::ZERO,
             audits: Audits::default(),
+            usage: Usage::default(),
             subcases: Vec::new(),
             console: String::new(),
         };
@@ -324,6 +333,7 @@ impl Bench {
                 let mut parts = ktap::parse(&observed.console);
                 result.outcome = bed::judge(case, &observed, &parts);
                 result.audits = observed.audits();
+                result.usage = observed.usage;
                 parts.extend(observed.probes);
                 result.subcases = parts;
                 result.console = observed.console;

@@ -1,5 +1,6 @@
 //! What came of a case.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde::Serialize;
@@ -50,6 +51,50 @@ pub struct Audits {
     pub found: Vec<String>,
 }
 
+/// What a run took of its VMM, as far as the bed can tell.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Usage {
+    /// Exits to the VMM by reason, of all CPUs; `None` where the VMM is not memvisor.
+    pub exits: Option<BTreeMap<String, u64>>,
+    /// Instructions that KVM emulated: where it emulates ring 0, nearly all that the guest's kernel executed.
+    /// `None` where the bed does not count.
+    pub emulated_instructions: Option<u64>,
+}
+
+impl Usage {
+    /// Adds what another run took.
+    pub fn add(&mut self, other: &Usage) {
+        for (reason, count) in other.exits.iter().flatten() {
+            *self.exits.get_or_insert_default().entry(reason.clone()).or_default() += count;
+        }
+        if let Some(count) = other.emulated_instructions {
+            *self.emulated_instructions.get_or_insert(0) += count;
+        }
+    }
+
+    /// All exits; `None` if they are not known.
+    pub fn exit_count(&self) -> Option<u64> {
+        Some(self.exits.as_ref()?.values().sum())
+    }
+
+    /// In words, reasons with most exits first; `None` if nothing is known.
+    pub fn describe(&self) -> Option<String> {
+        let mut reasons: Vec<(&String, &u64)> =
+            self.exits.as_ref()?.iter().filter(|(_, count)| **count > 0).collect();
+        reasons.sort_by_key(|(_, count)| std::cmp::Reverse(**count));
+        let reasons: Vec<String> =
+            reasons.iter().map(|(reason, count)| format!("{reason} {count}")).collect();
+        let mut text = format!("{} exits", self.exit_count()?);
+        if !reasons.is_empty() {
+            text.push_str(&format!(" ({})", reasons.join(", ")));
+        }
+        if let Some(count) = self.emulated_instructions {
+            text.push_str(&format!(", {count} instructions emulated"));
+        }
+        Some(text)
+    }
+}
+
 /// What came of a case, and what it left.
 #[derive(Clone, Debug, Serialize)]
 pub struct CaseResult {
@@ -65,6 +110,8 @@ pub struct CaseResult {
     pub time: Duration,
     /// What the audits came to.
     pub audits: Audits,
+    /// Exits and instructions.
+    pub usage: Usage,
     /// Tests that the guest reported and probes.
     pub subcases: Vec<Subcase>,
     /// The guest's console.
@@ -106,5 +153,26 @@ impl Totals {
             }
         }
         totals
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn usage(exits: &[(&str, u64)], emulated_instructions: Option<u64>) -> Usage {
+        let exits = exits.iter().map(|(reason, count)| ((*reason).to_owned(), *count)).collect();
+        Usage { exits: Some(exits), emulated_instructions }
+    }
+
+    #[test]
+    fn usage_adds_up_by_reason_and_says_the_frequent_first() {
+        let mut sum = Usage::default();
+        assert_eq!((sum.describe(), sum.exit_count()), (None, None));
+        sum.add(&usage(&[("hlt", 2), ("io_out", 5), ("other", 0)], Some(100)));
+        sum.add(&usage(&[("hlt", 1)], None));
+        sum.add(&Usage::default());
+        assert_eq!(sum.describe().as_deref(), Some("8 exits (io_out 5, hlt 3), 100 instructions emulated"));
+        assert_eq!(sum.exit_count(), Some(8));
     }
 }

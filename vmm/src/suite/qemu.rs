@@ -19,7 +19,7 @@ use memvisor_inspect::{FactCpu, FactE820, FactNodeMemory, Facts, Guest, MappedMe
 
 use super::bed::{Ended, Observed};
 use super::case::{Case, QemuNode, QemuSetup};
-use super::outcome::{Outcome, Subcase};
+use super::outcome::{Outcome, Subcase, Usage};
 use super::outside::audit;
 use super::probes::{Control, Held};
 use super::qmp::Qmp;
@@ -87,6 +87,8 @@ pub fn run(case: &Case, setup: &QemuSetup, image: &Path, deadline: Instant) -> a
         console: String::new(),
         messages: String::new(),
         audits: Vec::new(),
+        // QEMU's software CPU has no exits, and counts instructions only if it is slowed down for it.
+        usage: Usage::default(),
         probes: Vec::new(),
         problems: Vec::new(),
     };
@@ -439,6 +441,7 @@ mod tests {
             console: console.to_owned(),
             messages: "qemu: no such machine".to_owned(),
             audits: Vec::new(),
+            usage: Usage::default(),
             probes: Vec::new(),
             problems: Vec::new(),
         }

@@ -9,7 +9,7 @@ use serde::Serialize;
 use thiserror::Error;
 
 use super::ktap;
-use super::outcome::{CaseResult, Outcome, Subcase, Totals};
+use super::outcome::{CaseResult, Outcome, Subcase, Totals, Usage};
 
 /// A file to write, and how.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -143,6 +143,12 @@ fn junit(results: &[CaseResult], time: Duration) -> Result<String, quick_junit::
             total += result.time;
             let mut case = TestCase::new(result.name.as_str(), status(&result.outcome));
             case.set_classname(format!("{}.{}", result.bed.name(), suite)).set_time(result.time);
+            for (reason, count) in result.usage.exits.iter().flatten() {
+                case.add_property((format!("exits.{reason}"), count.to_string()));
+            }
+            if let Some(count) = result.usage.emulated_instructions {
+                case.add_property(("emulated_instructions".to_owned(), count.to_string()));
+            }
             if matches!(result.outcome, Outcome::Failed(_)) {
                 case.set_system_out(result.console.as_str());
             }
@@ -166,10 +172,18 @@ fn json(results: &[CaseResult], time: Duration) -> serde_json::Result<String> {
         format: u32,
         seconds: f64,
         totals: Totals,
+        usage: Usage,
         cases: &'a [CaseResult],
     }
-    let document =
-        Document { format: 1, seconds: time.as_secs_f64(), totals: Totals::of(results), cases: results };
+    let mut usage = Usage::default();
+    results.iter().for_each(|result| usage.add(&result.usage));
+    let document = Document {
+        format: 1,
+        seconds: time.as_secs_f64(),
+        totals: Totals::of(results),
+        usage,
+        cases: results,
+    };
     serde_json::to_string_pretty(&document).map(|text| text + "\n")
 }
 
@@ -186,6 +200,7 @@ mod tests {
             outcome,
             time: Duration::from_millis(1500),
             audits: Audits { found: vec!["owner.none".to_owned()], ..Audits::default() },
+            usage: Usage { exits: Some([("hlt".to_owned(), 3)].into()), emulated_instructions: Some(70) },
             subcases: vec![Subcase { name: "map <&>".to_owned(), outcome: Outcome::Passed }],
             console: "before\u{1b}[0m after\u{0} ]]> end".to_owned(),
         }
@@ -207,6 +222,8 @@ mod tests {
         assert_eq!(suites, ["boot", "audit"]);
         // Three cases, each with one part.
         assert_eq!((report.tests, report.failures), (6, 1));
+        let properties = &report.test_suites[0].test_cases[0].properties;
+        assert_eq!((properties[0].name.as_str(), properties[0].value.as_str()), ("exits.hlt", "3"));
         let failed = &report.test_suites[1].test_cases[0];
         let TestCaseStatus::NonSuccess { message, .. } = &failed.status else { panic!("{failed:?}") };
         assert_eq!(message.as_ref().unwrap().as_str(), "1 < 2 & \"3\"");
@@ -221,6 +238,8 @@ mod tests {
         assert_eq!(document["cases"][1]["reason"][1], "more");
         assert_eq!(document["cases"][0]["audits"]["found"][0], "owner.none");
         assert_eq!(document["cases"][0]["subcases"][0]["name"], "map <&>");
+        assert_eq!(document["cases"][0]["usage"]["exits"]["hlt"], 3);
+        assert_eq!(document["usage"]["emulated_instructions"], 210);
     }
 
     #[test]

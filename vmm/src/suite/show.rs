@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::case::Case;
-use super::outcome::{CaseResult, Outcome, Totals};
+use super::case::{Bed, Case};
+use super::outcome::{CaseResult, Outcome, Totals, Usage};
 
 /// Prints results as they come.
 #[derive(Debug)]
@@ -69,7 +69,8 @@ fn line(result: &CaseResult) -> String {
                     audits.count, audits.rules, audits.frames, audits.findings
                 ),
             };
-            format!("PASS {head:<44} {time:6.1} s{audits}{parts}")
+            let exits = result.usage.exit_count().map_or(String::new(), |count| format!(", {count} exits"));
+            format!("PASS {head:<44} {time:6.1} s{audits}{exits}{parts}")
         }
         Outcome::Skipped(reason) => format!("SKIP {head}: {reason}"),
         Outcome::Failed(reasons) => {
@@ -111,6 +112,13 @@ fn closing(results: &[CaseResult], time: Duration) -> String {
     for (reason, count) in reasons {
         text.push_str(&format!("NOT RUN: {count} cases: {reason}\n"));
     }
+    for bed in [Bed::Kvm, Bed::Nested] {
+        let mut usage = Usage::default();
+        results.iter().filter(|result| result.bed == bed).for_each(|result| usage.add(&result.usage));
+        if let Some(words) = usage.describe() {
+            text.push_str(&format!("bed {}: {words}\n", bed.name()));
+        }
+    }
     let Totals { passed, failed, skipped } = Totals::of(results);
     text.push_str(&format!(
         "suites: {passed} passed, {failed} failed, {skipped} skipped in {:.0} s",
@@ -122,7 +130,6 @@ fn closing(results: &[CaseResult], time: Duration) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::suite::case::Bed;
     use crate::suite::outcome::Audits;
 
     fn result(outcome: Outcome) -> CaseResult {
@@ -132,6 +139,7 @@ mod tests {
             outcome,
             time: Duration::from_millis(1250),
             audits: Audits::default(),
+            usage: Usage::default(),
             subcases: Vec::new(),
             console: String::new(),
         }
@@ -154,6 +162,16 @@ mod tests {
         let outcome = Outcome::Skipped("one CPU".to_owned());
         passed.subcases.push(crate::suite::outcome::Subcase { name: "shootdown".to_owned(), outcome });
         assert!(line(&passed).ends_with(", 1 parts\n     SKIPPED shootdown: one CPU"), "{}", line(&passed));
+    }
+
+    #[test]
+    fn exits_are_told_by_case_and_by_bed() {
+        let exits = Some([("hlt".to_owned(), 7)].into());
+        let usage = Usage { exits, emulated_instructions: None };
+        let passed = CaseResult { bed: Bed::Kvm, usage, ..result(Outcome::Passed) };
+        assert!(line(&passed).ends_with(", 7 exits"), "{}", line(&passed));
+        let end = closing(&[passed.clone(), passed], Duration::ZERO);
+        assert!(end.starts_with("bed kvm: 14 exits (hlt 14)\nsuites: 2 passed"), "{end}");
     }
 
     #[test]

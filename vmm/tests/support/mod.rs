@@ -111,6 +111,7 @@ impl Guest {
     /// As [`Guest::start_unread`], on a terminal of its own.
     pub fn start_on_terminal(bench: &Bench, flags: &[&str]) -> (Guest, Terminal) {
         let (terminal, slave) = Terminal::new();
+        assert!(terminal.edits_lines(), "a new terminal does");
         let mut command = bench.command(&arguments(flags));
         for set in [Command::stdin, Command::stdout, Command::stderr] {
             set(&mut command, Stdio::from(slave.try_clone().expect("a descriptor")));

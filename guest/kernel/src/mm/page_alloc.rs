@@ -2,10 +2,10 @@
 
 use core::fmt;
 use core::ops::{Deref, DerefMut};
-use core::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 use memvisor_abi::{
-    MAX_NR_ZONES, MAX_NUMNODES, NR_VM_EVENTS, Node, SectionState, VmEvent, Watermark, Zonelist, ZonelistOrder,
+    MAX_NR_ZONES, MAX_NUMNODES, NR_VM_EVENTS, Node, VmEvent, Watermark, Zonelist, ZonelistOrder,
 };
 use mm_core::{Gfp, MaySleep, MemMap, Order, PageKind, Pfn, PhysMem, ZoneKind};
 use mm_page_alloc::{
@@ -14,6 +14,7 @@ use mm_page_alloc::{
 };
 
 use crate::arch::regs;
+use crate::drivers::memvisor;
 use crate::mm::memmap::{self, Vmemmap};
 use crate::mm::phys::DirectMap;
 use crate::mm::reclaim::KernelReclaim;
@@ -133,6 +134,7 @@ pub fn for_each_zone_part(start: Pfn, end: Pfn, mut f: impl FnMut(Pfn, Pfn, Zone
 pub fn init() {
     let count = topology::nr_nodes();
     NR_NODES.store(count, Ordering::Relaxed);
+    decide_fresh_is_zero();
     for node in 0..u32::try_from(count).unwrap_or(0) {
         init_node(node);
     }
@@ -178,10 +180,35 @@ fn count_managed() {
     });
 }
 
+/// Whether RAM that nobody wrote to is zero. memvisor promises that of the RAM that it makes; what firmware or
+/// another kernel left in a machine of others is unknown, unless `fresh_ram=zero` says so. `fresh_ram=unknown` turns it
+/// off.
+fn fresh_is_zero() -> bool {
+    FRESH_IS_ZERO.load(Ordering::Relaxed)
+}
+static FRESH_IS_ZERO: AtomicBool = AtomicBool::new(false);
+
+fn decide_fresh_is_zero() {
+    let word = cmdline::value("fresh_ram", |value| match value {
+        "zero" => Some(true),
+        "unknown" => Some(false),
+        _ => None,
+    });
+    if word == Some(None) {
+        println!("page_alloc: fresh_ram= takes zero or unknown");
+    }
+    FRESH_IS_ZERO.store(word.flatten().unwrap_or_else(memvisor::present), Ordering::Relaxed);
+}
+
 /// Gives free frames to their zone.
 pub fn hand_over(node: u32, kind: ZoneKind, start: Pfn, end: Pfn) {
     let mut zone = zone(node, kind).lock();
-    if let Err(error) = zone.free_range(&Vmemmap, start, end) {
+    let outcome = if fresh_is_zero() {
+        zone.free_zero_range(&Vmemmap, start, end)
+    } else {
+        zone.free_range(&Vmemmap, start, end)
+    };
+    if let Err(error) = outcome {
         panic!("handing frames {start}..{end} to node {node} zone {}: {error}", kind.name());
     }
     zone.info_mut().deferred_pages -= end.as_u64() - start.as_u64();
@@ -198,7 +225,7 @@ fn grow(node: u32, kind: ZoneKind) -> bool {
     };
     let next = memmap::sections().iter().position(|section| {
         let (first, last) = memmap::span(section);
-        section.state == SectionState::Deferred as u32 && first.as_u64() < end && last.as_u64() > start
+        !section.is_online() && first.as_u64() < end && last.as_u64() > start
     });
     if let Some(index) = next {
         memmap::bring_online(index);
@@ -335,7 +362,7 @@ pub fn alloc_pages(order: Order, node: Option<u32>, kind: PageKind) -> Option<Pf
         _ => Gfp::NOWAIT,
     };
     let pfn = alloc_gfp(Context::ATOMIC, gfp | Gfp::NOWARN, order, node)?;
-    set_kind(pfn, order, kind);
+    set_kind(pfn, kind);
     Some(pfn)
 }
 
@@ -349,15 +376,10 @@ pub const fn first_task() -> MaySleep {
     MaySleep::in_task_context()
 }
 
-/// The owner of the block's frames says so in each that has a meaning of its own.
-fn set_kind(pfn: Pfn, order: Order, kind: PageKind) {
-    if kind == PageKind::Allocated {
-        return;
-    }
-    for index in 0..order.pages() {
-        if let Some(page) = Vmemmap.page(pfn.offset(index)) {
-            page.set_kind(kind);
-        }
+/// The first frame says whose the block is.
+fn set_kind(pfn: Pfn, kind: PageKind) {
+    if let Some(page) = Vmemmap.page(pfn) {
+        page.set_kind(kind);
     }
 }
 
@@ -392,11 +414,21 @@ fn set_watermarks() {
         *copy.info_mut() = *zone.lock().info();
     }
     let min_free_kbytes = watermark::min_free_kbytes(watermark::nr_free_buffer_pages(copies));
+    let min_free_kbytes = cmdline::number("min_free_kbytes").unwrap_or(min_free_kbytes);
+    let scale_factor = cmdline::number("watermark_scale_factor").filter(|factor| (1..=3000).contains(factor));
+    let boost_factor =
+        cmdline::number("watermark_boost_factor").and_then(|factor| u32::try_from(factor).ok());
+    let boost_factor = boost_factor.unwrap_or(mm_page_alloc::WATERMARK_BOOST_FACTOR);
     watermark::setup_per_zone_lowmem_reserve(copies, watermark::LOWMEM_RESERVE_RATIO);
-    watermark::setup_per_zone_wmarks(copies, min_free_kbytes, watermark::WATERMARK_SCALE_FACTOR);
+    watermark::setup_per_zone_wmarks(
+        copies,
+        min_free_kbytes,
+        scale_factor.unwrap_or(watermark::WATERMARK_SCALE_FACTOR),
+    );
     for (copy, zone) in copies.iter().zip(zones()) {
         let mut zone = zone.lock();
         zone.info_mut().watermark = copy.info().watermark;
+        zone.info_mut().watermark_boost_factor = boost_factor;
         zone.info_mut().lowmem_reserve = copy.info().lowmem_reserve;
     }
 }
@@ -426,7 +458,7 @@ pub fn print() {
         );
         print!("Node {}, zone {name:>8}: free blocks by order", info.node);
         for area in &info.free_area {
-            print!(" {}", area.nr_free);
+            print!(" {}", area.nr_free());
         }
         println!();
     }

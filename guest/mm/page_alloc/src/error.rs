@@ -69,7 +69,7 @@ pub enum FreeError {
         /// Its mappings, minus one.
         mapcount: i32,
     },
-    /// The frame is inside a compound page; its head is what is freed.
+    /// The frame is inside an allocated block; its head is what is freed.
     Tail {
         /// That frame.
         pfn: Pfn,
@@ -119,7 +119,7 @@ impl fmt::Display for FreeError {
             FreeError::Mapped { pfn, mapcount } => {
                 write!(f, "free of pfn {pfn}: mapcount {mapcount}, unmap it first")
             }
-            FreeError::Tail { pfn } => write!(f, "free of pfn {pfn}: the tail of a compound page"),
+            FreeError::Tail { pfn } => write!(f, "free of pfn {pfn}: inside a block, free its first frame"),
             FreeError::Compound { pfn } => write!(f, "split of pfn {pfn}: a compound page"),
             FreeError::Owned { pfn, kind } => {
                 write!(f, "hand-over of pfn {pfn}: owned as {}", kind.name())

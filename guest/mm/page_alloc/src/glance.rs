@@ -51,9 +51,9 @@ impl ZoneGlance {
     #[inline]
     pub fn refresh_free(&self, zone: &Zone) {
         self.free_pages.store(zone.info().free_pages, Relaxed);
-        self.orders.store(crate::adapter::nonempty_orders(zone), Relaxed);
-        self.nr_reserved_highatomic.store(crate::adapter::nr_reserved_highatomic(zone), Relaxed);
-        self.nr_free_cma.store(crate::adapter::nr_free_cma(zone), Relaxed);
+        self.orders.store(orders(zone), Relaxed);
+        self.nr_reserved_highatomic.store(zone.info().nr_reserved_highatomic, Relaxed);
+        self.nr_free_cma.store(zone.info().nr_free_cma, Relaxed);
     }
 
     /// Copies everything. The caller holds the zone's lock.
@@ -61,14 +61,14 @@ impl ZoneGlance {
         self.refresh_free(zone);
         let info = zone.info();
         for (copy, mark) in self.watermark.iter().zip(info.watermark) {
-            copy.store(mark.saturating_add(crate::adapter::watermark_boost(zone)), Relaxed);
+            copy.store(mark.saturating_add(zone.info().watermark_boost), Relaxed);
         }
         for (copy, reserve) in self.lowmem_reserve.iter().zip(info.lowmem_reserve) {
             copy.store(reserve, Relaxed);
         }
         self.managed_pages.store(info.managed_pages, Relaxed);
         self.deferred_pages.store(info.deferred_pages, Relaxed);
-        self.watermark_boost.store(crate::adapter::watermark_boost(zone), Relaxed);
+        self.watermark_boost.store(zone.info().watermark_boost, Relaxed);
     }
 
     /// Free pages, those on per-CPU lists excluded.
@@ -168,4 +168,11 @@ impl ZoneGlance {
         }
         unusable
     }
+}
+
+/// What [`ZoneGlance::orders`] holds.
+#[inline]
+fn orders(zone: &Zone) -> u64 {
+    let [unmovable, movable, reclaimable, highatomic, cma, ..] = zone.info().nonempty.map(u64::from);
+    (unmovable | movable | reclaimable) | highatomic << HIGHATOMIC_SHIFT | cma << CMA_SHIFT
 }

@@ -16,6 +16,7 @@ use memvisor_abi::{
 };
 use mm_core::{MemMap, Migratetype, Order, Page, PageKind, PageState, Pfn};
 
+use crate::free::pageblock_type;
 use crate::free_list::linked;
 use crate::{AllocFlags, Zone};
 
@@ -217,11 +218,11 @@ pub(crate) fn give_back<M: MemMap + ?Sized>(
         let order = order_of(index);
         empty += 1;
         while left > 0 {
-            let Some((pfn, page)) = pop_cold(&mut pcp.lists[index], map) else { break };
+            let Some((pfn, _)) = pop_cold(&mut pcp.lists[index], map) else { break };
             pcp.count = pcp.count.wrapping_sub(pages(order));
             left = left.saturating_sub(pages(order));
             // The pageblock may have changed its type since, by stealing or isolation.
-            let migratetype = crate::adapter::pageblock_type(page);
+            let migratetype = pageblock_type(map, pfn);
             zone.free_one_page(map, pfn, order, migratetype);
             empty = 0;
         }

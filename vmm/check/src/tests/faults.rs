@@ -153,7 +153,7 @@ fn buddy_alignment_sees_a_block_between_two() {
 #[test]
 fn buddy_list_sees_a_cycle() {
     let mut guest = healthy();
-    let area = guest.zone(NODE0_DMA32).free_area[10];
+    let area = guest.zone(NODE0_DMA32).free_area[10].lists[MOVABLE];
     assert!(area.nr_free > 1);
     guest.edit_page(area.tail, |page| page.next = area.head);
     assert!(only(&guest, "buddy.list").what.contains("comes back"));
@@ -162,7 +162,7 @@ fn buddy_list_sees_a_cycle() {
 #[test]
 fn buddy_list_sees_a_wrong_back_link() {
     let mut guest = healthy();
-    let area = guest.zone(NODE0_DMA32).free_area[10];
+    let area = guest.zone(NODE0_DMA32).free_area[10].lists[MOVABLE];
     guest.edit_page(area.tail, |page| page.prev = area.tail);
     assert_eq!(only(&guest, "buddy.list").frame, Some(area.tail));
 }
@@ -170,15 +170,17 @@ fn buddy_list_sees_a_wrong_back_link() {
 #[test]
 fn buddy_list_sees_a_wrong_tail() {
     let mut guest = healthy();
-    guest.edit_zone(NODE0_DMA32, |zone| zone.free_area[10].tail = zone.free_area[10].head);
+    guest.edit_zone(NODE0_DMA32, |zone| {
+        zone.free_area[10].lists[MOVABLE].tail = zone.free_area[10].lists[MOVABLE].head
+    });
     only(&guest, "buddy.list");
 }
 
 #[test]
 fn buddy_list_sees_a_block_of_another_order() {
     let mut guest = healthy();
-    let head = guest.zone(NODE0_DMA32).free_area[10].head;
-    guest.edit_page(head, |page| page.private = 9);
+    let head = guest.zone(NODE0_DMA32).free_area[10].lists[MOVABLE].head;
+    guest.edit_page(head, |page| page.order = 9);
     assert_eq!(only(&guest, "buddy.list").frame, Some(head));
 }
 
@@ -193,7 +195,7 @@ fn buddy_zone_sees_a_block_on_another_zones_list() {
 #[test]
 fn buddy_nr_free_sees_a_counter_off_by_one() {
     let mut guest = healthy();
-    guest.edit_zone(NODE0_DMA32, |zone| zone.free_area[10].nr_free += 1);
+    guest.edit_zone(NODE0_DMA32, |zone| zone.free_area[10].lists[MOVABLE].nr_free += 1);
     only(&guest, "buddy.nr_free");
 }
 
@@ -204,7 +206,7 @@ fn buddy_in_ram_sees_a_free_block_that_reaches_into_a_hole() {
     let hole = 0x9f;
     let blocks = [(4, 0x80), (3, 0x90), (2, 0x98), (1, 0x9c), (0, 0x9e)];
     for (order, pfn) in blocks {
-        let area = guest.zone(0).free_area[order];
+        let area = guest.zone(0).free_area[order].lists[MOVABLE];
         // The list may start with lower blocks: rotate until the wanted one is first.
         let lower: Vec<u64> = (0..area.nr_free).map(|_| guest.take_block(0, order)).collect();
         for block in lower.into_iter().filter(|&block| block != pfn) {
@@ -253,7 +255,7 @@ fn memmap_refcount_sees_a_mapped_frame_without_references() {
 #[test]
 fn memmap_refcount_sees_a_free_frame_with_references() {
     let mut guest = healthy();
-    let head = guest.zone(NODE0_DMA32).free_area[10].head;
+    let head = guest.zone(NODE0_DMA32).free_area[10].lists[MOVABLE].head;
     guest.edit_page(head + 5, |page| page.refcount = 1);
     assert_eq!(only(&guest, "memmap.refcount").frame, Some(head + 5));
 }
@@ -432,7 +434,7 @@ fn owner_none_sees_a_leaked_block_once() {
 fn owner_sum_sees_an_owner_outside_ram() {
     let mut guest = healthy();
     // The frame below the legacy hole becomes an allocated block of two.
-    let area = guest.zone(0).free_area[0];
+    let area = guest.zone(0).free_area[0].lists[MOVABLE];
     assert_eq!((area.nr_free, guest.take_block(0, 0)), (1, 0x9e));
     guest.edit_page(0x9e, |page| {
         (page.kind, page.order, page.refcount) = (PageKind::Allocated as u8, 1, 1);

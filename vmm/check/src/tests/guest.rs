@@ -42,6 +42,9 @@ pub(super) const PCP_PFN: u64 = 0x3300;
 pub(super) const PCP_INDEX: u64 = 1;
 pub(super) const PID: u32 = 7;
 
+/// The type of all pageblocks, as an index.
+pub(super) const MOVABLE: usize = Migratetype::Movable as usize;
+
 const P: u64 = 1;
 const W: u64 = 2;
 const U: u64 = 4;
@@ -146,19 +149,22 @@ impl TestGuest {
 
     /// Unlinks the first block of a free list, as an allocation does, and leaves its descriptors.
     pub fn take_block(&mut self, zone: usize, order: usize) -> u64 {
-        let head = self.zone(zone).free_area[order].head;
+        let head = self.zone(zone).free_area[order].lists[MOVABLE].head;
         assert_ne!(head, PFN_NONE, "no free block of order {order} in zone {zone}");
         let next = self.page(head).next;
         if next != PFN_NONE {
             self.edit_page(next, |page| page.prev = PFN_NONE);
         }
         self.edit_zone(zone, |zone| {
-            let area = &mut zone.free_area[order];
+            let area = &mut zone.free_area[order].lists[MOVABLE];
             area.head = next;
             if next == PFN_NONE {
                 area.tail = PFN_NONE;
             }
             area.nr_free -= 1;
+            if area.nr_free == 0 {
+                zone.nonempty[MOVABLE] &= !(1 << order);
+            }
             zone.free_pages -= 1 << order;
         });
         head
@@ -166,7 +172,7 @@ impl TestGuest {
 
     /// Links a block at the head of a free list, as a free without merging does.
     pub fn put_block(&mut self, zone: usize, order: usize, pfn: u64) {
-        let head = self.zone(zone).free_area[order].head;
+        let head = self.zone(zone).free_area[order].lists[MOVABLE].head;
         if head != PFN_NONE {
             self.edit_page(head, |page| page.prev = pfn);
         }
@@ -177,16 +183,17 @@ impl TestGuest {
         }
         self.edit_page(pfn, |page| {
             page.kind = PageKind::Buddy as u8;
-            page.private = order as u64;
+            (page.order, page.migratetype) = (u8::try_from(order).unwrap(), MOVABLE as u8);
             (page.next, page.prev) = (head, PFN_NONE);
         });
         self.edit_zone(zone, |zone| {
-            let area = &mut zone.free_area[order];
+            let area = &mut zone.free_area[order].lists[MOVABLE];
             area.head = pfn;
             if head == PFN_NONE {
                 area.tail = pfn;
             }
             area.nr_free += 1;
+            zone.nonempty[MOVABLE] |= 1 << order;
             zone.free_pages += 1 << order;
         });
     }
@@ -375,6 +382,9 @@ impl Builder {
             if pfn == PCP_PFN {
                 page.kind = PageKind::Pcp as u8;
             }
+            if (ALLOCATED_PFN + 1..ALLOCATED_PFN + 4).contains(&pfn) {
+                page.kind = PageKind::Tail as u8;
+            }
             self.pages.insert(pfn, page);
         }
     }
@@ -402,7 +412,6 @@ impl Builder {
     }
 
     fn zones(&mut self) -> Vec<Zone> {
-        let area = FreeArea { head: PFN_NONE, tail: PFN_NONE, nr_free: 0 };
         let mut zones = Vec::new();
         for node in 0..2 {
             for kind in ZoneKind::ALL {
@@ -418,17 +427,12 @@ impl Builder {
                 let managed = frames.iter().filter(|&&pfn| reserved(pfn).is_none()).count() as u64;
                 let deferred = frames.iter().filter(|&&pfn| (0x8000..0x1_0000).contains(&pfn)).count() as u64;
                 zones.push(Zone {
-                    node,
-                    kind: kind as u32,
                     start_pfn,
                     spanned_pages,
                     present_pages: frames.len() as u64,
                     managed_pages: managed,
-                    free_pages: 0,
                     deferred_pages: deferred,
-                    watermark: [0; 3],
-                    lowmem_reserve: [0; 5],
-                    free_area: [area; NR_ORDERS],
+                    ..Zone::new(node, kind)
                 });
             }
         }
@@ -452,7 +456,7 @@ impl Builder {
                 let order = (0..NR_ORDERS).rev().find(fits).unwrap();
                 let zone = &mut zones[node_of(at) as usize * MAX_NR_ZONES + zone_of(at) as usize];
                 zone.free_pages += 1 << order;
-                let area = &mut zone.free_area[order];
+                let area = &mut zone.free_area[order].lists[MOVABLE];
                 if area.tail == PFN_NONE {
                     area.head = at;
                 } else {
@@ -462,9 +466,11 @@ impl Builder {
                     self.pages.get_mut(&tail).unwrap().kind = PageKind::Tail as u8;
                 }
                 let page = self.pages.get_mut(&at).unwrap();
-                (page.kind, page.private) = (PageKind::Buddy as u8, order as u64);
+                (page.kind, page.migratetype) = (PageKind::Buddy as u8, MOVABLE as u8);
+                page.order = u8::try_from(order).unwrap();
                 (page.prev, area.tail) = (area.tail, at);
                 area.nr_free += 1;
+                zone.nonempty[MOVABLE] |= 1 << order;
                 at += 1 << order;
             }
         }
@@ -498,7 +504,7 @@ impl Builder {
         ];
         let online = SectionState::Online as u32;
         let sections = [(0, 0x2000, online), (1, 0x2800, 0), (32, 0x2200, online)]
-            .map(|(number, memmap_pfn, state)| Section { number, memmap_pfn, state, reserved: 0 });
+            .map(|(number, memmap_pfn, state)| Section { state, ..Section::deferred(number, memmap_pfn) });
         let cpu = |index: u32| CpuInfo {
             apic_id: index,
             node: index,

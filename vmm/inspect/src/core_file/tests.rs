@@ -29,6 +29,7 @@ fn info(guest: &SyntheticGuest) -> String {
         five_levels: false,
         phys_base: -0x20_0000,
         kernel_offset: 0x40_0000,
+        stext: None,
     };
     info.to_string()
 }
@@ -277,4 +278,29 @@ proptest! {
             prop_assert!(core.read(0, &mut [0; 8]).is_ok() || !core.is_ram(0, 8));
         }
     }
+}
+
+/// What Linux says of itself, and its page tables: the image is in the dump by its virtual addresses too.
+#[test]
+fn a_linux_image_is_found_by_its_own_addresses() {
+    let guest = guest();
+    let (va, gpa) = (guest.root.kernel_va, guest.root.kernel_gpa);
+    let phys_base = gpa.wrapping_sub(va - 0xffff_ffff_8000_0000).cast_signed();
+    let text =
+        format!("OSRELEASE=6.1\nPAGESIZE=4096\nSYMBOL(_stext)={va:x}\nNUMBER(phys_base)={phys_base}\n");
+    let segments = |text: &str| {
+        let mut file = Cursor::new(Vec::new());
+        write(&mut file, &guest.memory, &guest.registers, &guest.facts, text, &mut |_, _| ()).unwrap();
+        let bytes = file.into_inner();
+        let count = usize::from(u16::from_le_bytes([bytes[56], bytes[57]]));
+        let field = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap());
+        let all: Vec<_> = (0..count).map(|index| 64 + index * 56).collect();
+        all.into_iter().map(|at| (field(at + 16), field(at + 24), field(at + 32))).collect::<Vec<_>>()
+    };
+    let image = segments(&text).into_iter().find(|(vaddr, ..)| *vaddr == va);
+    let (_, paddr, len) = image.expect("no segment at the image's address");
+    assert!(paddr == gpa && len > 0 && len <= guest.root.kernel_len.next_multiple_of(4096), "{len:#x}");
+    // Elsewhere than the tables say, nothing is claimed.
+    let wrong = text.replace(&phys_base.to_string(), &(phys_base + 4096).to_string());
+    assert!(segments(&wrong).iter().all(|(vaddr, ..)| *vaddr != va));
 }

@@ -19,6 +19,8 @@ pub struct Vmcoreinfo {
     pub phys_base: i64,
     /// `KERNELOFFSET`: distance by which the kernel was moved from its link address.
     pub kernel_offset: u64,
+    /// `SYMBOL(_stext)`: virtual address of Linux's image. Read, never written.
+    pub stext: Option<u64>,
 }
 
 impl fmt::Display for Vmcoreinfo {
@@ -48,6 +50,7 @@ impl FromStr for Vmcoreinfo {
                 "KERNELOFFSET" => {
                     info.kernel_offset = u64::from_str_radix(value.trim(), 16).unwrap_or_default();
                 }
+                "SYMBOL(_stext)" => info.stext = u64::from_str_radix(value.trim(), 16).ok(),
                 _ => (),
             }
         }

@@ -12,7 +12,7 @@ use super::elf::{
     NT_MEMVISOR, NT_PRSTATUS, PHNUM_LIMIT, PT_LOAD, PT_NOTE, Prstatus, Segment, push_note,
 };
 use super::{MemvisorNote, NOTE_FORMAT, Vmcoreinfo};
-use crate::{CpuRegisters, Facts, Guest, MemorySource, RamRegion, ReadError};
+use crate::{CpuRegisters, Facts, Fault, Guest, MemorySource, RamRegion, ReadError, Walker};
 
 /// Bytes read and written at a time: large enough that system calls do not count, small enough to
 /// stay in the second-level cache between read and write.
@@ -62,8 +62,8 @@ pub struct Summary {
 
 /// Writes a dump of `source` to `out`, which is empty. `vmcoreinfo` is the text of the note of that
 /// name ([`Vmcoreinfo`] makes one); if it names a root descriptor that can be attached to, virtual
-/// addresses of the direct map and of the kernel image are recorded. `progress` is called now
-/// and then, and at the end, with the bytes of RAM done and in total.
+/// addresses of the direct map and of the kernel image are recorded, and if it is a Linux's own, those of its
+/// image: drgn reads the first page table by its virtual address. `progress` is called now and then, and at the end, with the bytes of RAM done and in total.
 ///
 /// The guest should be paused: memory that changes meanwhile is dumped as it is read. The caller
 /// writes to a temporary name and renames.
@@ -83,7 +83,8 @@ pub fn write<W: Write + Seek, S: MemorySource + ?Sized>(
     let guest = info.root_gpa.and_then(|gpa| Guest::attach(source, gpa).ok());
 
     let regions = source.regions();
-    let loads = loads(regions, guest.as_ref());
+    let mut loads = loads(regions, guest.as_ref());
+    loads.extend(linux_loads(source, cpus, &info));
     let segments = loads.len() + 1;
     if segments >= PHNUM_LIMIT {
         return Err(WriteError::TooManySegments { segments });
@@ -163,10 +164,8 @@ fn offsets(regions: &[RamRegion]) -> impl Iterator<Item = u64> {
     })
 }
 
-/// The segments of RAM, then those of the kernel image, with offsets from the start of the data.
-fn loads<S: MemorySource + ?Sized>(regions: &[RamRegion], guest: Option<&Guest<'_, S>>) -> Vec<Segment> {
-    let root = guest.map(Guest::root);
-    let segment = |gpa: u64, len: u64, offset, vaddr: Option<u64>| Segment {
+fn segment(gpa: u64, len: u64, offset: u64, vaddr: Option<u64>) -> Segment {
+    Segment {
         kind: PT_LOAD,
         flags: FLAGS_RWX,
         offset,
@@ -175,7 +174,12 @@ fn loads<S: MemorySource + ?Sized>(regions: &[RamRegion], guest: Option<&Guest<'
         filesz: len,
         memsz: len,
         align: PAGE_SIZE,
-    };
+    }
+}
+
+/// The segments of RAM, then those of the kernel image, with offsets from the start of the data.
+fn loads<S: MemorySource + ?Sized>(regions: &[RamRegion], guest: Option<&Guest<'_, S>>) -> Vec<Segment> {
+    let root = guest.map(Guest::root);
     let mut loads: Vec<_> = regions
         .iter()
         .zip(offsets(regions))
@@ -198,6 +202,56 @@ fn loads<S: MemorySource + ?Sized>(regions: &[RamRegion], guest: Option<&Guest<'
         }
     }
     loads
+}
+
+/// The segments of a Linux image: what its page tables map in one piece from `_stext` on, as far as it is where
+/// `phys_base` says. Parts that Linux has unmapped since, between text and data, are left out.
+fn linux_loads<S: MemorySource + ?Sized>(
+    source: &S,
+    cpus: &[CpuRegisters],
+    info: &Vmcoreinfo,
+) -> Vec<Segment> {
+    /// Linux: `__START_KERNEL_map`, and the most that an image takes there (`KERNEL_IMAGE_SIZE` with KASLR).
+    const KERNEL_MAP: u64 = 0xffff_ffff_8000_0000;
+    const KERNEL_MAP_END: u64 = KERNEL_MAP + (1 << 30);
+    /// Linux 6.1 has three.
+    const RUNS_MAX: usize = 64;
+    let Some(stext) = info.stext.filter(|va| (KERNEL_MAP..KERNEL_MAP_END).contains(va)) else {
+        return Vec::new();
+    };
+    let Some(walker) = cpus.iter().find_map(Walker::from_registers) else { return Vec::new() };
+    // First virtual address and length of each run.
+    let mut runs: Vec<(u64, u64)> = Vec::new();
+    let place = |va: u64| (va - KERNEL_MAP).wrapping_add_signed(info.phys_base);
+    let mut va = stext & !(PAGE_SIZE - 1);
+    while va < KERNEL_MAP_END {
+        let (size, is_there) = match walker.lookup(source, va) {
+            Ok(mapped) => (mapped.page_size.bytes(), mapped.gpa == place(va)),
+            Err(Fault::NotPresent { level: level @ 2..=4, .. }) => (1 << (12 + 9 * (level - 1)), false),
+            Err(_) => (PAGE_SIZE, false),
+        };
+        let Some(next) = (va & !(size - 1)).checked_add(size) else { break };
+        if is_there {
+            match runs.last_mut() {
+                Some((first, len)) if *first + *len == va => *len += next - va,
+                _ => runs.push((va, next - va)),
+            }
+        }
+        va = next;
+    }
+    // The guest decides about its tables: what no Linux does must not make its dump impossible.
+    runs.truncate(RUNS_MAX);
+    let regions = source.regions();
+    let parts = runs.iter().flat_map(|(first, len)| {
+        regions.iter().zip(offsets(regions)).filter_map(move |(region, offset)| {
+            let gpa = place(*first);
+            let (start, end) = (gpa.max(region.gpa), (gpa + len).min(region.gpa + region.len));
+            (start < end).then(|| {
+                segment(start, end - start, offset + (start - region.gpa), Some(first + (start - gpa)))
+            })
+        })
+    });
+    parts.collect()
 }
 
 /// The RAM part of the file.

@@ -1,21 +1,24 @@
-//! Free lists of the buddy allocator, as the guest links them.
+//! Free lists of the buddy allocator, as the guest links them: one an order and type.
 
 use std::collections::HashSet;
 
-use memvisor_abi::{NR_ORDERS, PAGE_SIZE, PFN_NONE, Zone};
+use memvisor_abi::{Migratetype, NR_ORDERS, PAGE_SIZE, PFN_NONE, Zone};
 use serde::Serialize;
 use thiserror::Error;
 
 use super::{Guest, GuestError};
 use crate::MemorySource;
 
-/// The free blocks of one order of one zone.
+/// The free blocks of one order and type of one zone.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct FreeList {
     /// Index in the zone table.
     pub zone_index: usize,
     /// Order.
     pub order: usize,
+    /// Linux's name of the type.
+    #[serde(rename = "migratetype", serialize_with = "name")]
+    pub migratetype: Migratetype,
     /// Blocks that the zone claims.
     pub nr_free: u64,
     /// First frames of the blocks in list order, up to the problem if there is one that ends the
@@ -85,19 +88,32 @@ impl<S: MemorySource + ?Sized> Guest<'_, S> {
     ///
     /// # Errors
     /// [`GuestError`] if there is no such list, or the tables that lead to it cannot be read.
-    pub fn free_list(&self, zone_index: usize, order: usize) -> Result<FreeList, GuestError> {
+    pub fn free_list(
+        &self,
+        zone_index: usize,
+        order: usize,
+        migratetype: Migratetype,
+    ) -> Result<FreeList, GuestError> {
         let zone = self.zone(zone_index)?;
-        self.free_list_of(&zone, zone_index, order)
+        self.free_list_of(&zone, zone_index, order, migratetype)
     }
 
     /// As [`Guest::free_list`], with a copy of the zone that the caller already has.
     ///
     /// # Errors
     /// As [`Guest::free_list`].
-    pub fn free_list_of(&self, zone: &Zone, zone_index: usize, order: usize) -> Result<FreeList, GuestError> {
+    pub fn free_list_of(
+        &self,
+        zone: &Zone,
+        zone_index: usize,
+        order: usize,
+        migratetype: Migratetype,
+    ) -> Result<FreeList, GuestError> {
         let area = zone.free_area.get(order).ok_or(GuestError::NoSuchOrder { order })?;
+        let area = area.lists.get(migratetype as usize).ok_or(GuestError::NoSuchOrder { order })?;
+        let nr_free = area.nr_free;
         let mut list =
-            FreeList { zone_index, order, nr_free: area.nr_free, blocks: Vec::new(), problem: None };
+            FreeList { zone_index, order, migratetype, nr_free, blocks: Vec::new(), problem: None };
         let max = (self.source.ram_bytes() / PAGE_SIZE) >> order.min(NR_ORDERS);
         let (blocks, problem) = walk(self, area.head, area.tail, max)?;
         (list.blocks, list.problem) = (blocks, problem);
@@ -161,4 +177,8 @@ pub(super) fn walk<S: MemorySource + ?Sized>(
         problem = Some(problem.unwrap_or(ListProblem::Tail { last: from, tail }));
     }
     Ok((blocks, problem))
+}
+
+fn name<S: serde::Serializer>(migratetype: &Migratetype, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(migratetype.name())
 }

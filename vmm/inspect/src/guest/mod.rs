@@ -15,6 +15,7 @@ mod error;
 mod free_list;
 mod pages;
 mod pcp;
+mod slab;
 mod tables;
 
 use std::mem::size_of;
@@ -31,6 +32,7 @@ pub use error::{AttachError, GuestError, TableName};
 pub use free_list::{FreeList, ListProblem};
 pub use pages::section_start_pfn;
 pub use pcp::PcpBlocks;
+pub use slab::{Keeper, Slab, SlabWalk, Slabs, cache_name};
 
 #[cfg(test)]
 mod tests;

@@ -50,6 +50,36 @@ fn a_plain_stanza_is_one_case_that_must_end_clean() {
 }
 
 #[test]
+fn a_stanza_says_which_of_its_cases_are_short_or_long() {
+    let lengths = |fields: &str| -> Vec<Length> {
+        let text = format!(
+            "[[case]]\nname = \"boot/{{machine}}\"\ndescription = \"d\"\n{fields}\n\
+             kvm = {{ machine = [\"tiny\", \"default\"] }}\n"
+        );
+        parse("boot", &text).unwrap().iter().map(|case| case.length).collect()
+    };
+    assert_eq!(lengths(""), [Length::Normal, Length::Normal]);
+    assert_eq!(lengths("short = true"), [Length::Short, Length::Short]);
+    assert_eq!(lengths("long = true"), [Length::Long, Length::Long]);
+    assert_eq!(lengths("long = true\nshort = [\"boot/tiny\"]"), [Length::Short, Length::Long]);
+    assert!(problem(&PLAIN.replace("kvm", "short = [\"boot/other\"]\nkvm")).contains("'boot/other'"));
+    assert!(problem(&PLAIN.replace("kvm", "short = true\nlong = true\nkvm")).contains("exclude"));
+}
+
+#[test]
+fn dialogues_and_their_probes_are_for_a_stock_linux() {
+    let talks = "dialogue = [{ wait = \"/ # \", type = \"ls\" }]\nkvm";
+    assert!(problem(&PLAIN.replace("kvm", talks)).contains("dialogue is for"));
+    let probe = |name: &str| format!("{PLAIN}[case.expect]\nprobes = [\"{name}\"]\n");
+    assert!(problem(&probe("linux-views")).contains("a stock Linux (kvm.linux) only"));
+    let linux = |text: &str| text.replace("\"tiny\"", "\"tiny\", linux = \"bzImage\"");
+    assert!(problem(&linux(&probe("gib-pages"))).contains("memvisor's own kernel only"));
+    assert!(problem(&linux(&probe("linux-views"))).contains("give it one"));
+    let case = parse("boot", &linux(&probe("linux-views").replace("kvm", talks))).unwrap().remove(0);
+    assert_eq!(case.dialogue, [Line { wait: "/ # ".to_owned(), text: "ls".to_owned() }]);
+}
+
+#[test]
 fn lists_expand_to_every_combination() {
     let text = r#"
 [[case]]

@@ -8,7 +8,8 @@ use super::super::command::{Finished, memvisor};
 use super::{Control, Held, Outcome};
 
 /// The views of our own kernel's state that take no argument.
-const VIEWS: [&str; 8] = ["e820", "numa", "cpus", "layout", "memblock", "zones", "buddy", "pagetables"];
+const VIEWS: [&str; 10] =
+    ["e820", "numa", "cpus", "layout", "memblock", "zones", "buddy", "pagetypes", "slab", "pagetables"];
 
 pub fn probe(held: &mut Held<'_>) -> anyhow::Result<Outcome> {
     let Some(cpu) = held.registers.first() else { bail!("the VMM gives no registers") };
@@ -47,7 +48,8 @@ pub fn probe(held: &mut Held<'_>) -> anyhow::Result<Outcome> {
     Ok(Outcome::from_problems(problems))
 }
 
-fn examine(view: &str, text: &Finished, json: &Finished) -> Vec<String> {
+/// What is wrong with a view that ran as text and as JSON.
+pub fn examine(view: &str, text: &Finished, json: &Finished) -> Vec<String> {
     let mut problems = Vec::new();
     for (form, run) in [("text", text), ("json", json)] {
         if let Err(error) = run.succeed() {

@@ -12,6 +12,7 @@ mod second_stage;
 mod topology;
 mod translate;
 
+pub use inspect::examine as views_agree;
 use memvisor_inspect::{CpuRegisters, Facts, MappedMemory};
 use serde::Deserialize;
 
@@ -37,6 +38,10 @@ pub enum Probe {
     SecondStageSizes,
     /// The guest maps its RAM by 1 GiB pages where they fit.
     GibPages,
+    /// `memvisor inspect` reads a running stock Linux; see [`super::linux`].
+    LinuxViews,
+    /// A dump of a running stock Linux holds what the running one holds.
+    LinuxDump,
 }
 
 impl Probe {
@@ -50,7 +55,14 @@ impl Probe {
             Probe::LinuxAndPvhAgree => "linux-and-pvh-agree",
             Probe::SecondStageSizes => "second-stage-sizes",
             Probe::GibPages => "gib-pages",
+            Probe::LinuxViews => "linux-views",
+            Probe::LinuxDump => "linux-dump",
         }
+    }
+
+    /// Whether it examines a running stock Linux, instead of a guest that stands still.
+    pub const fn is_for_linux(self) -> bool {
+        matches!(self, Probe::LinuxViews | Probe::LinuxDump)
     }
 
     /// Examines the guest.
@@ -63,6 +75,8 @@ impl Probe {
             Probe::LinuxAndPvhAgree => protocols::probe(held),
             Probe::SecondStageSizes => second_stage::probe(held),
             Probe::GibPages => gib_pages::probe(held),
+            // Loaded cases have them for a stock Linux only, which is never held.
+            Probe::LinuxViews | Probe::LinuxDump => Err(anyhow::anyhow!("this guest is no stock Linux")),
         };
         result.unwrap_or_else(|error| Outcome::Failed(vec![format!("{error:#}")]))
     }

@@ -87,6 +87,11 @@ impl Ring {
         (self.buffer_gpa.load(Relaxed), self.capacity.load(Relaxed))
     }
 
+    /// Events that [`Ring::open`] was told to record.
+    pub fn mask(&self) -> [u64; MASK_WORDS] {
+        self.mask.each_ref().map(|word| word.load(Relaxed))
+    }
+
     /// Records written so far.
     pub fn head(&self) -> u64 {
         self.head.load(Relaxed)

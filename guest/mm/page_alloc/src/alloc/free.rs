@@ -1,13 +1,12 @@
 //! Giving blocks back (Linux: `__free_pages`, `free_unref_page`, `put_page`, `split_page`).
 
 use memvisor_abi::VmEvent;
-use mm_core::{CpuLocal, MemMap, Migratetype, Order, Page, PageFlags, PageKind, PageState, Pfn};
+use mm_core::{CpuLocal, MemMap, Migratetype, Order, Page, PageFlags, PageKind, Pfn};
 
 use super::{Machine, PageAllocator, zone_index};
-use crate::free_list::linked;
+use crate::free::pageblock_type;
+use crate::free_list::{TAIL, linked};
 use crate::{FreeError, pcp, refcount};
-
-const TAIL: PageState = PageState::new(PageKind::Tail, Order::ZERO);
 
 impl<M: Machine> PageAllocator<M> {
     /// Drops a reference of the block that starts at `pfn`; with the last one the block is free (Linux:
@@ -91,7 +90,7 @@ impl<M: Machine> PageAllocator<M> {
         }
         let map = self.machine.map();
         let zone = zone_index(page);
-        let pageblock = crate::adapter::pageblock_type(page);
+        let pageblock = pageblock_type(map, pfn);
         self.machine.local().with(|_, cpu| {
             cpu.count(VmEvent::Pgfree, order.pages());
             let kept = match pageblock {

@@ -2,6 +2,8 @@
 //!
 //!     cargo run -p memvisor-fuzz-targets --example seeds
 
+mod import;
+
 use std::fs;
 use std::io::Cursor;
 use std::path::Path;
@@ -34,6 +36,9 @@ fn main() {
     put("e820_memblock", "seed-small", &e820(1));
     put("dump_reader", "seed-dump", &dump());
     put("device_bus", "seed-commands", &commands());
+    for (name, bytes) in import::seeds() {
+        put("import", name, &bytes);
+    }
     for (name, bytes) in GUESTS {
         put("guest_descriptors", name, bytes);
     }

@@ -1,0 +1,287 @@
+//! The host under mm-slab: one mapping as RAM, a CPU a thread, one node.
+
+use std::alloc::{Layout, alloc_zeroed, dealloc};
+use std::cell::{Cell, UnsafeCell};
+use std::fmt;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+
+use memvisor_abi::{CacheCpu, CacheNode, MAX_CACHES, PageKind, Track, ZoneKind};
+use mm_core::{CpuLocal, Gfp, MemMap, Order, Page, PageAlloc, Pfn, PhysAddr, PhysMem};
+use mm_slab::{Cache, CacheId, CpuCaches, Kmem, Machine, Object, Options};
+
+const CPUS: usize = 2;
+const ALIGN: usize = 4 << 20;
+
+thread_local! {
+    static CPU: Cell<u32> = const { Cell::new(0) };
+}
+
+/// Makes this thread a CPU of every machine of this process.
+pub fn become_cpu(cpu: u32) {
+    CPU.set(cpu);
+}
+
+/// Memory with descriptors.
+pub struct Ram {
+    base: *mut u8,
+    len: u64,
+    pages: Vec<Page>,
+}
+
+// SAFETY: words are reached by volatile copies, and who may reach which is mm-slab's business, as on a real machine.
+unsafe impl Send for Ram {}
+// SAFETY: as above.
+unsafe impl Sync for Ram {}
+
+impl Ram {
+    fn new(len: usize) -> Ram {
+        let layout = Layout::from_size_align(len, ALIGN).expect("a constant");
+        // SAFETY: the size is not 0.
+        let base = unsafe { alloc_zeroed(layout) };
+        assert!(!base.is_null(), "no memory for the benchmark");
+        let pages: Vec<Page> = (0..len / 4096).map(|_| Page::default()).collect();
+        Page::init_all(&pages, 0, ZoneKind::Normal, PageKind::Tail);
+        Ram { base, len: len as u64, pages }
+    }
+
+    #[inline]
+    fn word(&self, addr: PhysAddr) -> *mut u64 {
+        // The guest's direct map checks the same.
+        assert!(addr.as_u64() < self.len, "{addr} is outside RAM");
+        self.base.wrapping_add(addr.as_u64() as usize).cast()
+    }
+}
+
+impl Drop for Ram {
+    fn drop(&mut self) {
+        let layout = Layout::from_size_align(self.len as usize, ALIGN).expect("a constant");
+        // SAFETY: allocated with this layout.
+        unsafe { dealloc(self.base, layout) };
+    }
+}
+
+impl MemMap for Ram {
+    #[inline]
+    fn page(&self, pfn: Pfn) -> Option<&Page> {
+        self.pages.get(pfn.as_u64() as usize)
+    }
+}
+
+impl PhysMem for Ram {
+    #[inline]
+    fn read_u64(&self, addr: PhysAddr) -> u64 {
+        // SAFETY: inside the allocation, and mm-slab's addresses are multiples of 8.
+        unsafe { self.word(addr).read() }
+    }
+
+    #[inline]
+    fn write_u64(&self, addr: PhysAddr, value: u64) {
+        // SAFETY: as above.
+        unsafe { self.word(addr).write(value) }
+    }
+
+    fn zero_frame(&self, pfn: Pfn) {
+        for word in 0..512 {
+            self.write_u64(PhysAddr::new(pfn.phys().as_u64() + 8 * word), 0);
+        }
+    }
+}
+
+/// Blocks by order behind a lock: free ones are used again, else the next of RAM.
+pub struct Frames {
+    ram: Ram,
+    free: Mutex<([Vec<u64>; 11], u64)>,
+    used: AtomicUsize,
+}
+
+impl PageAlloc for Frames {
+    fn alloc_pages(&self, _: Gfp, order: Order, _: Option<u32>) -> Option<Pfn> {
+        let mut free = self.free.lock().expect("nobody panics with it");
+        let pfn = match free.0[order.index()].pop() {
+            Some(pfn) => pfn,
+            None => {
+                let pfn = free.1.next_multiple_of(order.pages());
+                if pfn + order.pages() > self.ram.pages.len() as u64 {
+                    return None;
+                }
+                free.1 = pfn + order.pages();
+                pfn
+            }
+        };
+        drop(free);
+        self.used.fetch_add(order.pages() as usize, Ordering::Relaxed);
+        let page = self.ram.page(Pfn::new(pfn))?;
+        page.set_order(order);
+        page.set_kind(PageKind::Allocated);
+        page.set_refcount(1);
+        Some(Pfn::new(pfn))
+    }
+
+    fn free_pages(&self, pfn: Pfn, order: Order) {
+        if let Some(page) = self.ram.page(pfn) {
+            page.set_kind(PageKind::Tail);
+        }
+        self.used.fetch_sub(order.pages() as usize, Ordering::Relaxed);
+        self.free.lock().expect("nobody panics with it").0[order.index()].push(pfn.as_u64());
+    }
+}
+
+/// Per-CPU data, each CPU's on lines of its own.
+pub struct Cpus(Vec<UnsafeCell<Box<CpuCaches>>>);
+
+// SAFETY: a CPU is one thread, and `for_each` runs while the others are joined.
+unsafe impl Sync for Cpus {}
+
+impl CpuLocal<CpuCaches> for Cpus {
+    #[inline]
+    fn with<R>(&self, f: impl FnOnce(u32, &mut CpuCaches) -> R) -> R {
+        let cpu = CPU.get();
+        let data = self.0[cpu as usize].get();
+        // SAFETY: this thread is the CPU, and the trait forbids to enter twice.
+        f(cpu, unsafe { &mut *data })
+    }
+
+    fn for_each(&self, mut f: impl FnMut(u32, &mut CpuCaches)) {
+        for (cpu, data) in (0..).zip(&self.0) {
+            // SAFETY: called when no other thread runs.
+            f(cpu, unsafe { &mut *data.get() });
+        }
+    }
+}
+
+/// A ticket lock, as the guest's.
+struct Ticket {
+    next: AtomicU32,
+    serving: AtomicU32,
+    node: UnsafeCell<CacheNode>,
+}
+
+// SAFETY: the ticket lets one thread at the node at a time.
+unsafe impl Sync for Ticket {}
+
+/// The machine.
+pub struct Host {
+    frames: Frames,
+    cpus: Cpus,
+    caches: Box<[Cache; MAX_CACHES]>,
+    nodes: Vec<Ticket>,
+    options: Options,
+}
+
+impl fmt::Debug for Host {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Host")
+    }
+}
+
+impl Host {
+    /// Where an object's bytes are.
+    #[inline]
+    pub fn pointer(&self, object: Object) -> *mut u64 {
+        self.frames.ram.word(object.addr())
+    }
+
+    /// Frames that are allocated.
+    pub fn used_frames(&self) -> usize {
+        self.frames.used.load(Ordering::Relaxed)
+    }
+}
+
+/// Caches over `bytes` of memory, managed by `slab`.
+pub fn boot(slab: &str, bytes: usize) -> Kmem<Host> {
+    let cpu = || -> UnsafeCell<Box<CpuCaches>> {
+        let caches: Box<[CacheCpu]> = vec![CacheCpu::EMPTY; MAX_CACHES].into_boxed_slice();
+        UnsafeCell::new(caches.try_into().expect("that many"))
+    };
+    let caches: Vec<Cache> = (0..MAX_CACHES).map(|_| Cache::new()).collect();
+    let node = || Ticket {
+        next: AtomicU32::new(0),
+        serving: AtomicU32::new(0),
+        node: UnsafeCell::new(CacheNode::EMPTY),
+    };
+    let host = Host {
+        // Frame 0 stays unused: no object is at address 0.
+        frames: Frames { ram: Ram::new(bytes), free: Mutex::new((Default::default(), 1)), used: AtomicUsize::new(0) },
+        cpus: Cpus((0..CPUS).map(|_| cpu()).collect()),
+        caches: caches.into_boxed_slice().try_into().expect("that many"),
+        nodes: (0..MAX_CACHES).map(|_| node()).collect(),
+        options: Options::parse(Some(slab), None, false).expect("a known allocator"),
+    };
+    let kmem = Kmem::new(host);
+    kmem.init().expect("the kmalloc family fits");
+    kmem
+}
+
+impl Machine for Host {
+    type Map = Ram;
+    type Mem = Ram;
+    type Pages = Frames;
+    type Cpus = Cpus;
+
+    #[inline]
+    fn map(&self) -> &Ram {
+        &self.frames.ram
+    }
+
+    #[inline]
+    fn mem(&self) -> &Ram {
+        &self.frames.ram
+    }
+
+    fn pages(&self) -> &Frames {
+        &self.frames
+    }
+
+    #[inline]
+    fn cpus(&self) -> &Cpus {
+        &self.cpus
+    }
+
+    #[inline]
+    fn caches(&self) -> &[Cache; MAX_CACHES] {
+        &self.caches
+    }
+
+    fn options(&self) -> Options {
+        self.options
+    }
+
+    fn nr_cpus(&self) -> u32 {
+        CPUS as u32
+    }
+
+    fn nr_nodes(&self) -> u32 {
+        1
+    }
+
+    fn node_of(&self, _: u32) -> u32 {
+        0
+    }
+
+    fn with_node<R>(&self, cache: CacheId, _: u32, f: impl FnOnce(&mut CacheNode) -> R) -> R {
+        let lock = &self.nodes[cache.index()];
+        let ticket = lock.next.fetch_add(1, Ordering::Relaxed);
+        while lock.serving.load(Ordering::Acquire) != ticket {
+            std::hint::spin_loop();
+        }
+        // SAFETY: it is this thread's turn.
+        let result = f(unsafe { &mut *lock.node.get() });
+        lock.serving.store(ticket.wrapping_add(1), Ordering::Release);
+        result
+    }
+
+    fn with_caches<R>(&self, f: impl FnOnce() -> R) -> R {
+        f()
+    }
+
+    fn construct(&self, _: u32, _: Object, _: u32) {}
+
+    fn track(&self) -> Track {
+        Track::default()
+    }
+
+    fn report(&self, line: fmt::Arguments<'_>) {
+        panic!("{line}");
+    }
+}

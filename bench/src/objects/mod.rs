@@ -1,0 +1,193 @@
+//! Objects: `kmem_cache_alloc` and `kmem_cache_free` of SLUB, SLAB and SLOB, and kmalloc, against allocators of other
+//! projects.
+//!
+//! Ours pay for their checks: whether an object is one, whose cache it is of, whether a free list stays in its slab. The peers that are
+//! for one thread are behind a lock where two threads use them.
+
+pub mod machine;
+pub mod peers;
+
+use std::hint::black_box;
+use std::sync::Barrier;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+use std::time::Instant;
+
+use machine::become_cpu;
+use peers::{Kmalloc, Objects, Ours, buddy_alloc, glibc, mimalloc};
+
+/// Objects of the bulk benchmark.
+const BULK: usize = 10_000;
+
+/// What one allocator did with objects of one size.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Times {
+    /// Nanoseconds of an allocation and the free after it.
+    pub pair: f64,
+    /// Nanoseconds of one of 10,000 allocations.
+    pub bulk_alloc: f64,
+    /// Nanoseconds of one of 10,000 frees in random order.
+    pub bulk_free: f64,
+    /// Million allocations and frees a second of two threads that do pairs.
+    pub threads: f64,
+    /// Million objects a second that one thread allocates and another frees.
+    pub cross: f64,
+}
+
+/// Measures one round.
+pub fn measure(objects: &dyn Fn() -> Box<dyn Round>, quick: bool) -> Times {
+    objects().round(if quick { 20 } else { 1 })
+}
+
+/// An allocator of which all is measured; static inside, so that calls are as direct as a kernel's.
+pub trait Round {
+    /// One round with `1/share` of the work.
+    fn round(&self, share: usize) -> Times;
+}
+
+impl<O: Objects> Round for O {
+    fn round(&self, share: usize) -> Times {
+        become_cpu(0);
+        let (bulk_alloc, bulk_free) = bulk(self, 200 / share.min(20));
+        Times {
+            pair: pairs(self, 10_000_000 / share),
+            bulk_alloc,
+            bulk_free,
+            threads: threads(self, 10_000_000 / share),
+            cross: cross(self, 2_000_000 / share),
+        }
+    }
+}
+
+fn nanoseconds(start: Instant, count: usize) -> f64 {
+    start.elapsed().as_secs_f64() * 1e9 / count as f64
+}
+
+fn pairs<O: Objects>(objects: &O, count: usize) -> f64 {
+    let start = Instant::now();
+    for _ in 0..count {
+        objects.free(black_box(objects.alloc()));
+    }
+    nanoseconds(start, count)
+}
+
+/// Frees in an order that has nothing to do with that of the allocations.
+fn bulk<O: Objects>(objects: &O, rounds: usize) -> (f64, f64) {
+    let mut order: Vec<usize> = (0..BULK).collect();
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    for at in (1..BULK).rev() {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        order.swap(at, (state % (at as u64 + 1)) as usize);
+    }
+    let mut live = vec![0; BULK];
+    let (mut alloc, mut free) = (0.0, 0.0);
+    for round in 0..rounds + 1 {
+        let start = Instant::now();
+        for slot in &mut live {
+            *slot = objects.alloc();
+        }
+        let middle = Instant::now();
+        for at in &order {
+            objects.free(live[*at]);
+        }
+        // The first round touches fresh memory.
+        if round > 0 {
+            alloc += (middle - start).as_secs_f64();
+            free += middle.elapsed().as_secs_f64();
+        }
+    }
+    let scale = 1e9 / (BULK * rounds) as f64;
+    (alloc * scale, free * scale)
+}
+
+/// Runs `f` on two threads that begin together, each on its own CPU; seconds until both ended.
+fn two<O: Objects>(objects: &O, f: impl Fn(&O, u32) + Sync) -> f64 {
+    let barrier = Barrier::new(3);
+    thread::scope(|scope| {
+        for cpu in 0..2 {
+            let (barrier, f) = (&barrier, &f);
+            scope.spawn(move || {
+                become_cpu(cpu);
+                super::pin(cpu);
+                barrier.wait();
+                f(objects, cpu);
+                barrier.wait();
+            });
+        }
+        barrier.wait();
+        let start = Instant::now();
+        barrier.wait();
+        start.elapsed().as_secs_f64()
+    })
+}
+
+fn threads<O: Objects>(objects: &O, count: usize) -> f64 {
+    let seconds = two(objects, |objects, _| {
+        for _ in 0..count {
+            objects.free(black_box(objects.alloc()));
+        }
+    });
+    4.0 * count as f64 / seconds / 1e6
+}
+
+/// Objects go through a ring of 1024 slots, 64 at a time.
+fn cross<O: Objects>(objects: &O, count: usize) -> f64 {
+    const RING: usize = 1024;
+    const BATCH: usize = 64;
+    let ring: Vec<AtomicUsize> = (0..RING).map(|_| AtomicUsize::new(0)).collect();
+    let (head, tail) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    let count = count / BATCH * BATCH;
+    let wait = |done: &dyn Fn() -> bool| {
+        while !done() {
+            std::hint::spin_loop();
+        }
+    };
+    let seconds = two(objects, |objects, cpu| {
+        for start in (0..count).step_by(BATCH) {
+            if cpu == 0 {
+                wait(&|| start + BATCH - tail.load(Ordering::Acquire) <= RING);
+                for at in start..start + BATCH {
+                    ring[at % RING].store(objects.alloc(), Ordering::Relaxed);
+                }
+                head.store(start + BATCH, Ordering::Release);
+            } else {
+                wait(&|| head.load(Ordering::Acquire) >= start + BATCH);
+                for at in start..start + BATCH {
+                    objects.free(ring[at % RING].load(Ordering::Relaxed));
+                }
+                tail.store(start + BATCH, Ordering::Release);
+            }
+        }
+    });
+    count as f64 / seconds / 1e6
+}
+
+/// Bytes of frames for 10,000 live objects, over the bytes asked for, minus 1.
+pub fn overhead(slab: &str, size: usize) -> f64 {
+    become_cpu(0);
+    let ours = Ours::new(slab, size);
+    let before = ours.used_bytes();
+    for _ in 0..BULK {
+        ours.alloc();
+    }
+    (ours.used_bytes() - before) as f64 / (BULK * size) as f64 - 1.0
+}
+
+/// Allocators by name; the first is the one that is judged.
+pub const NAMES: [&str; 7] =
+    ["mm-slab slub", "mm-slab slab", "mm-slab slob", "mm-slab kmalloc", "mimalloc", "glibc malloc", "buddy-alloc"];
+
+/// A fresh allocator of objects of `size` bytes.
+pub fn make(name: &str, size: usize) -> Box<dyn Round> {
+    match name {
+        "mm-slab slub" => Box::new(Ours::new("slub", size)),
+        "mm-slab slab" => Box::new(Ours::new("slab", size)),
+        "mm-slab slob" => Box::new(Ours::new("slob", size)),
+        "mm-slab kmalloc" => Box::new(Kmalloc::new(size)),
+        "mimalloc" => Box::new(mimalloc(size)),
+        "glibc malloc" => Box::new(glibc(size)),
+        _ => Box::new(buddy_alloc(size)),
+    }
+}

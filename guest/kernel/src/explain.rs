@@ -1,0 +1,114 @@
+//! Walkthroughs: `explain=NAME` runs one operation of the memory manager with tracing on, and ends the machine.
+//!
+//! An operation has parts. Each part stands between two checkpoints, `before: TITLE` and `after: TITLE`, at which
+//! the VMM reads the structures that it touches; only in between are events recorded. `trace=` says which.
+
+mod buddy;
+mod pages;
+
+use core::ffi::CStr;
+use core::sync::atomic::{AtomicU32, Ordering};
+
+use memvisor_abi::PFN_NONE;
+use mm_core::{Event, MemMap, Order, PageKind, Pfn, Trace};
+
+use crate::mm::memmap::Vmemmap;
+use crate::mm::page_alloc;
+use crate::trace::{self, KernelTrace};
+use crate::{cmdline, init, println};
+
+/// An operation; `Err` says why this machine cannot show it.
+type Walk = fn() -> Result<(), &'static str>;
+
+/// Names as the command line gives them. The VMM lists the same.
+const WALKS: [(&str, Walk); 4] = [
+    ("alloc-pages", pages::alloc_pages),
+    ("buddy-split", buddy::split),
+    ("buddy-merge", buddy::merge),
+    ("zone-fallback", pages::zone_fallback),
+];
+
+/// What became of the request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// The command line asks for nothing.
+    NotAsked,
+    /// Shown.
+    Done,
+    /// There is no such operation, or this machine cannot show it.
+    Failed,
+}
+
+/// Runs the operation that the command line names, if it names one.
+pub fn run() -> Outcome {
+    let Some(walk) = cmdline::value("explain", |name| WALKS.iter().find(|walk| walk.0 == name)) else {
+        return Outcome::NotAsked;
+    };
+    let Some((name, walk)) = walk else {
+        println!("explain: no such operation; known are:");
+        for (name, _) in WALKS {
+            println!("  {name}");
+        }
+        return Outcome::Failed;
+    };
+    match walk() {
+        Ok(()) => Outcome::Done,
+        Err(reason) => {
+            println!("explain: {name} is impossible on this machine: {reason}");
+            Outcome::Failed
+        }
+    }
+}
+
+/// One part of an operation: `before` and `after` name its checkpoints.
+fn part<T>(before: &'static CStr, after: &'static CStr, operation: impl FnOnce() -> T) -> T {
+    static PARTS: AtomicU32 = AtomicU32::new(0);
+    let number = PARTS.fetch_add(1, Ordering::Relaxed);
+    init::checkpoint(100 + 2 * number, before);
+    let part = u64::from(number);
+    let result = trace::record_during(|| {
+        KernelTrace.emit(Event::ExplainMark { stage: 1, part });
+        let result = operation();
+        KernelTrace.emit(Event::ExplainMark { stage: 3, part });
+        result
+    });
+    init::checkpoint(101 + 2 * number, after);
+    result
+}
+
+/// Blocks that a walkthrough takes to bring memory into the state that it needs, linked through their descriptors.
+struct Taken {
+    head: u64,
+}
+
+impl Taken {
+    const fn new() -> Taken {
+        Taken { head: PFN_NONE }
+    }
+
+    /// Takes a block of `order` if there is one that `wanted` accepts.
+    fn take(&mut self, order: Order, wanted: impl Fn(Pfn) -> bool) -> bool {
+        let Some(pfn) = page_alloc::alloc_pages(order, None, PageKind::Allocated) else { return false };
+        if !wanted(pfn) {
+            page_alloc::free_pages(pfn, order);
+            return false;
+        }
+        if let Some(page) = Vmemmap.page(pfn) {
+            page.set_next(self.head);
+            self.head = pfn.as_u64();
+        }
+        true
+    }
+
+    /// Gives all back.
+    fn give_back(self) {
+        let mut at = self.head;
+        while at != PFN_NONE {
+            let pfn = Pfn::new(at);
+            let Some(page) = Vmemmap.page(pfn) else { return };
+            at = page.next();
+            page.set_next(PFN_NONE);
+            page_alloc::free_pages(pfn, page.order());
+        }
+    }
+}

@@ -1,0 +1,113 @@
+//! `memvisor explain`.
+
+use std::process::ExitCode;
+
+use anyhow::{Context, bail};
+use clap::Args;
+use memvisor_inspect::{Guest, trace::Names};
+use memvisor_report::Table;
+
+use super::{
+    out::{self, BadInput},
+    run::{self, RunArgs},
+};
+use crate::{
+    devices::ConsoleTarget,
+    explain::{self, Collector, Explanation, WALKS},
+    run::{AtEnd, Progress, Vm, conduct},
+};
+
+const AFTER_HELP: &str = "\
+Boots a fresh guest, lets it run one operation of its memory manager with tracing on, and tells what happened: the call
+tree with the arguments and results that were, a sentence for each step, and the structures that it
+touched before and after, read from outside while the guest stood still.
+
+Examples:
+  memvisor explain --list                       the operations
+  memvisor explain alloc-pages                  on the default machine
+  memvisor explain zone-fallback -- numa4       on another
+  memvisor explain buddy-split --json           for a program
+
+Not shown by this version's guest kernel: get-zeroed-page, atomic-in-interrupt, highuser, kmem-cache, kmalloc-vs-vmalloc,
+slow-path.";
+
+/// Arguments of `explain`.
+#[derive(Clone, Debug, Args)]
+#[command(after_help = AFTER_HELP)]
+pub(super) struct ExplainArgs {
+    /// The operation
+    #[arg(required_unless_present = "list")]
+    name: Option<String>,
+    /// List the operations
+    #[arg(long)]
+    list: bool,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+    /// Machine and options, as for `memvisor run`
+    #[arg(last = true, value_name = "MACHINE AND OPTIONS")]
+    run: Vec<String>,
+}
+
+pub(super) fn run(args: &ExplainArgs) -> anyhow::Result<ExitCode> {
+    let Some(name) = args.name.as_deref().filter(|_| !args.list) else {
+        list(args.json)?;
+        return Ok(ExitCode::SUCCESS);
+    };
+    let walk = explain::find(name).ok_or_else(|| {
+        BadInput(format!("no operation is called {name:?}: `memvisor explain --list` names them"))
+    })?;
+    let words = format!("explain={name} trace={}", walk.events);
+    let run_args = RunArgs::parse(&args.run, &words).map_err(|error| BadInput(error.to_string()))?;
+    let machine = run::resolve(&run_args)?;
+    let launch = run::launch(&run_args, &machine, ConsoleTarget::Null)?;
+    let vm = launch.vm.clone();
+    let names = Names { caches: Vec::new(), tsc_khz: vm.tsc_khz };
+    let (event_loop, events) = launch.event_loop(&run_args, false)?;
+    let mut collector = Collector::default();
+    let mut wrong = None;
+    let outcome = conduct(&vm, &events, AtEnd::Return, |progress| {
+        if let Progress::Checkpoint(record) = progress
+            && let Err(error) = look(&vm, &record.name, &names, &mut collector)
+        {
+            wrong.get_or_insert(error);
+        }
+    });
+    drop(event_loop);
+    if let Some(error) = wrong {
+        return Err(error);
+    }
+    if collector.parts.is_empty() {
+        let console = vm.console().transcript();
+        let reason = console.lines().rev().find(|line| line.starts_with("explain: "));
+        bail!("{}: {}", outcome.end.describe(), reason.unwrap_or("it showed nothing"));
+    }
+    let explanation =
+        Explanation { name: walk.name.into(), about: walk.about.into(), parts: collector.parts };
+    out::show(&explanation, args.json)?;
+    if let Some(report) = outcome.audit().filter(|report| !report.is_clean()) {
+        eprintln!("{report}");
+    }
+    if !outcome.end.is_clean() {
+        eprintln!("memvisor: {}", outcome.end.describe());
+    }
+    Ok(ExitCode::from(outcome.status() as u8))
+}
+
+/// Reads what the guest holds at a checkpoint.
+fn look(vm: &Vm, name: &str, names: &Names, collector: &mut Collector) -> anyhow::Result<()> {
+    let root = vm.device.root_gpa().context("the guest announced no root descriptor")?;
+    let memory = vm.memory().mapped()?;
+    collector.checkpoint(name, &Guest::attach(&memory, root)?, names)
+}
+
+fn list(json: bool) -> std::io::Result<()> {
+    if json {
+        return out::json(&WALKS);
+    }
+    let mut table = Table::new(["operation", "what it shows"]);
+    for walk in WALKS {
+        table.row([walk.name, walk.about]);
+    }
+    out::text(&table)
+}

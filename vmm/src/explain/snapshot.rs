@@ -1,0 +1,94 @@
+//! The structures that operations touch, as numbers with names, read from outside.
+
+use std::collections::BTreeMap;
+
+use memvisor_abi::{FreeArea, Zone, ZoneKind};
+use memvisor_inspect::{Guest, GuestError, MemorySource};
+use serde::Serialize;
+
+/// Numbers by name, in the order of the names.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Snapshot(BTreeMap<String, u64>);
+
+/// A number that changed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Change {
+    /// What it counts.
+    pub what: String,
+    /// Before.
+    pub before: u64,
+    /// After.
+    pub after: u64,
+}
+
+impl Snapshot {
+    /// Reads zones with their free lists, and the event counters.
+    ///
+    /// # Errors
+    /// [`GuestError`].
+    pub fn read<S: MemorySource + ?Sized>(guest: &Guest<'_, S>) -> Result<Snapshot, GuestError> {
+        let mut numbers = BTreeMap::new();
+        for zone in guest.zones()?.iter().filter(|zone| zone.managed_pages != 0) {
+            add_zone(&mut numbers, zone);
+        }
+        let counters = guest.counters()?;
+        numbers.insert("vm events: pgalloc".to_owned(), counters.pgalloc);
+        numbers.insert("vm events: pgfree".to_owned(), counters.pgfree);
+        Ok(Snapshot(numbers))
+    }
+
+    /// Numbers that are not the same in `after`. A number that one of them lacks counts as 0.
+    pub fn changes(&self, after: &Snapshot) -> Vec<Change> {
+        let names: std::collections::BTreeSet<&String> = self.0.keys().chain(after.0.keys()).collect();
+        names
+            .into_iter()
+            .map(|what| Change {
+                what: what.clone(),
+                before: self.0.get(what).copied().unwrap_or(0),
+                after: after.0.get(what).copied().unwrap_or(0),
+            })
+            .filter(|change| change.before != change.after)
+            .collect()
+    }
+}
+
+fn add_zone(numbers: &mut BTreeMap<String, u64>, zone: &Zone) {
+    let kind = ZoneKind::from_raw(zone.kind).map_or("undefined", ZoneKind::name);
+    let name = format!("node {} zone {kind}", zone.node);
+    numbers.insert(format!("{name}: free pages"), zone.free_pages);
+    numbers.insert(format!("{name}: pages whose descriptors are deferred"), zone.deferred_pages);
+    for (order, area) in zone.free_area.iter().enumerate() {
+        // Two digits, so that names sort as orders do.
+        numbers.insert(format!("{name}: free blocks of order {order:>2}"), nr_free(area));
+    }
+}
+
+/// Blocks of an order.
+fn nr_free(area: &FreeArea) -> u64 {
+    area.nr_free()
+}
+
+#[cfg(test)]
+mod tests {
+    use memvisor_inspect::{
+        Levels,
+        testing::{Machine, SyntheticGuest},
+    };
+
+    use super::*;
+
+    #[test]
+    fn only_what_differs_is_a_change() {
+        let mut guest = SyntheticGuest::new(&Machine::pc(64 << 20, Levels::Four));
+        let read = |guest: &SyntheticGuest| {
+            Snapshot::read(&Guest::attach(&guest.memory, guest.root_gpa).expect("a root")).expect("zones")
+        };
+        let before = read(&guest);
+        assert_eq!(before.changes(&before), []);
+        guest.edit_zone(1, |zone| zone.free_pages -= 4);
+        let changes = before.changes(&read(&guest));
+        assert_eq!(changes.len(), 1);
+        assert_eq!(changes[0].what, "node 0 zone DMA32: free pages");
+        assert_eq!(changes[0].before - changes[0].after, 4);
+    }
+}
