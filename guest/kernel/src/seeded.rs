@@ -3,6 +3,7 @@
 
 mod buddy;
 mod owners;
+mod pcp;
 mod slab;
 mod tables;
 mod topology;
@@ -13,7 +14,7 @@ use crate::{cmdline, println};
 type Fault = fn() -> Result<(), &'static str>;
 
 /// Names as the command line gives them. docs/audit.md names the rule that finds each.
-const FAULTS: [(&str, Fault); 39] = [
+const FAULTS: [(&str, Fault); 48] = [
     ("buddy-misaligned", buddy::misaligned),
     ("buddy-unmerged", buddy::unmerged),
     ("buddy-wrong-zone", buddy::wrong_zone),
@@ -32,6 +33,15 @@ const FAULTS: [(&str, Fault); 39] = [
     ("zone-present", buddy::present),
     ("zone-watermark", buddy::watermark),
     ("double-owner", owners::double_owner),
+    ("pcp-count", pcp::count),
+    ("pcp-state", pcp::state),
+    ("pcp-cycle", pcp::cycle),
+    ("pcp-wrong-zone", pcp::wrong_zone),
+    ("pcp-high", pcp::high),
+    ("pcp-in-buddy", pcp::in_buddy),
+    ("zonelist-order", pcp::zonelist_order),
+    ("zonelist-own", pcp::zonelist_own),
+    ("numa-event", pcp::numa_event),
     ("leak", owners::leak),
     ("wrong-kind", owners::wrong_kind),
     ("memmap-node", owners::memmap_node),

@@ -2,9 +2,11 @@
 
 use memvisor_abi::{
     AddressSpace, BootStage, CpuInfo, E820Entry, LayoutRange, MemblockRegion, Migratetype, NODE_NONE, Node,
-    Page, PageKind, Root, Section, SectionState, Zone,
+    Page, PageKind, PerCpuPages, Root, Section, SectionState, Zone, Zonelist,
 };
-use memvisor_inspect::{CpuRegisters, Facts, FreeList, Guest, GuestError, MemorySource, section_start_pfn};
+use memvisor_inspect::{
+    CpuRegisters, Facts, FreeList, Guest, GuestError, MemorySource, PcpBlocks, section_start_pfn,
+};
 
 use crate::e820::resolve;
 use crate::frames::{Frames, normalize};
@@ -38,6 +40,11 @@ pub(crate) struct Context<'a> {
     pub extra_tables: Vec<u64>,
     /// Free lists with at least one block or a problem, by zone and order.
     pub free_lists: Vec<FreeList>,
+    /// Per-CPU lists by CPU * zones + zone; empty if the guest publishes none.
+    pub pcps: Vec<PerCpuPages>,
+    /// Blocks on per-CPU lists; empty lists are left out.
+    pub pcp_lists: Vec<PcpBlocks>,
+    pub zonelists: Vec<Zonelist>,
     /// What the guest should have found.
     pub machine: Machine,
     /// Why rules on nodes, zones, sections and owners cannot run, if they cannot.
@@ -78,6 +85,13 @@ impl<'a> Context<'a> {
                 }
             }
         }
+        let pcps = loader.table(buddy, guest.pcps());
+        let zonelists = loader.table(buddy, guest.zonelists());
+        let mut pcp_lists = Vec::new();
+        for (index, pcp) in pcps.iter().enumerate() {
+            let (cpu, zone) = (index / zones.len().max(1), index % zones.len().max(1));
+            pcp_lists.extend(loader.one(guest.pcp_lists(pcp, cpu, zone)).unwrap_or_default());
+        }
         let no_zones = if !buddy {
             Some(format!("the guest is at boot stage {}, before its buddy allocator exists", root.stage))
         } else if lost {
@@ -106,6 +120,9 @@ impl<'a> Context<'a> {
             spaces,
             extra_tables,
             free_lists,
+            pcps,
+            pcp_lists,
+            zonelists,
             machine,
             no_zones,
             guest,

@@ -25,12 +25,14 @@ mod memmap;
 mod owner;
 mod pageblock;
 mod paging;
+mod pcp;
 mod pgtable;
 mod slab;
 #[cfg(test)]
 mod tests;
 mod topology;
 mod watermark;
+mod zonelist;
 mod zones;
 
 use std::collections::BTreeMap;
@@ -79,6 +81,14 @@ pub const RULES: &[&Rule] = &[
     &pageblock::KNOWN_ZERO,
     &pageblock::TYPE,
     &pageblock::ISOLATED,
+    &pcp::COUNT,
+    &pcp::STATE,
+    &pcp::LIST,
+    &pcp::ZONE,
+    &pcp::LIMITS,
+    &zonelist::ORDER,
+    &zonelist::OWN,
+    &zonelist::EVENTS,
     &memmap::NODE,
     &memmap::ZONE,
     &memmap::REFCOUNT,
@@ -157,6 +167,8 @@ fn audit_guest(context: &Context<'_>, mut ledger: Ledger) -> AuditReport {
     zones::run(context, ledger_ref);
     buddy::run(context, ledger_ref);
     pageblock::run(context, ledger_ref);
+    pcp::run(context, ledger_ref);
+    zonelist::run(context, ledger_ref);
     slab::run(context, ledger_ref);
     let paging = if context.root.stage >= memvisor_abi::BootStage::Paging as u32 {
         let paging = Paging::of_guest(context);

@@ -7,7 +7,8 @@ use super::{Failure, check};
 use crate::mm::memmap::Vmemmap;
 use crate::mm::page_alloc::{self, PAGES, ZoneLock};
 
-fn free_pages() -> u64 {
+/// Free pages of all zones, after every CPU gave back what it keeps.
+pub fn free_pages() -> u64 {
     PAGES.drain_all_pages();
     let free = |zone: ZoneLock| {
         let zone = zone.lock();

@@ -51,6 +51,7 @@ const NO_NODE: Node = Node { id: 0, online: 0, start_pfn: 0, spanned_pages: 0, p
 /// All nodes, by number.
 pub static NODES: Lock<[Node; MAX_NUMNODES]> = Lock::new([NO_NODE; MAX_NUMNODES]);
 static NR_NODES: AtomicUsize = AtomicUsize::new(0);
+static ONLINE_NODES: AtomicUsize = AtomicUsize::new(0);
 
 /// What an allocation sees of the zones without their locks.
 static GLANCES: [ZoneGlance; ZONES_MAX] = [const { ZoneGlance::new() }; ZONES_MAX];
@@ -161,6 +162,7 @@ fn init_node(node: u32) {
     drop(memblock);
     info.online = u32::from(info.present_pages > 0 || topology::cpus_of(node) > 0);
     NODES.lock()[node as usize] = info;
+    ONLINE_NODES.fetch_add(info.online as usize, Ordering::Relaxed);
     for (kind, extent) in ZoneKind::ALL.into_iter().zip(extents) {
         zone(node, kind).lock().set_extent(extent.start_pfn, extent.spanned, extent.present);
     }
@@ -319,8 +321,7 @@ impl Machine for Kernel {
     }
 
     fn nr_online_nodes(&self) -> usize {
-        let nodes = NODES.lock();
-        nodes[..nr_nodes()].iter().filter(|node| node.online != 0).count()
+        ONLINE_NODES.load(Ordering::Relaxed)
     }
 
     fn zero_frames(&self, first: Pfn, count: u64) {

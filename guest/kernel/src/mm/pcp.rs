@@ -97,6 +97,16 @@ pub fn zonelists() -> &'static [Zonelist] {
     unsafe { core::slice::from_raw_parts(first, ZONELISTS.count.load(Ordering::Relaxed)) }
 }
 
+/// Calls `f` with a node's list as if it could be changed. For seeded faults, while nobody allocates.
+pub fn with_zonelist<R>(node: usize, f: impl FnOnce(&mut Zonelist) -> R) -> R {
+    let first = ZONELISTS.first.load(Ordering::Acquire);
+    assert!(node < ZONELISTS.count.load(Ordering::Relaxed), "node {node} has no list");
+    // SAFETY: inside the published array.
+    let list = unsafe { first.add(node) };
+    // SAFETY: as above; no reference to the list is alive, because nobody allocates.
+    f(unsafe { &mut *list })
+}
+
 /// The tables for the root descriptor: lists, zonelists, events.
 pub fn tables() -> [TableRef; 3] {
     [PCPS.reference(), ZONELISTS.reference(), EVENTS.reference()]

@@ -1,4 +1,5 @@
 //! Tests: pictures for single steps, the bitmap for long ones, hand-computed numbers for formulas.
+mod alloc;
 mod buddy;
 mod damage;
 mod extent;

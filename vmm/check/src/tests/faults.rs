@@ -550,3 +550,75 @@ fn buddy_known_zero_sees_a_byte_that_is_not() {
     guest.memory.write(((head + 700) << 12) + 9, &[1]).unwrap();
     assert_eq!(only(&guest, "buddy.known-zero").frame, Some(head + 700));
 }
+
+/// Where CPU 0's lists of node 0 DMA32 are, and its count, its high, its first list and its events.
+fn pcp(guest: &TestGuest) -> u64 {
+    guest.guest().root().pcps.gpa + PCP_INDEX * size_of::<PerCpuPages>() as u64
+}
+
+#[test]
+fn pcp_count_sees_a_count_too_high() {
+    let mut guest = healthy();
+    let gpa = pcp(&guest);
+    guest.memory.write(gpa, &[2]).unwrap();
+    let finding = only(&guest, "pcp.count");
+    assert_eq!((finding.guest_says.as_str(), finding.outside_says.as_str()), ("2", "1"));
+}
+
+#[test]
+fn pcp_limits_sees_a_cpu_that_may_keep_more() {
+    let mut guest = healthy();
+    let gpa = pcp(&guest) + 4;
+    guest.memory.write(gpa, &[255, 255]).unwrap();
+    only(&guest, "pcp.limits");
+}
+
+#[test]
+fn pcp_list_sees_a_tail_that_is_not_the_last() {
+    let mut guest = healthy();
+    let gpa = pcp(&guest) + 24;
+    guest.memory.write_u64(gpa, PCP_PFN + 1).unwrap();
+    only(&guest, "pcp.list");
+}
+
+#[test]
+fn pcp_state_sees_an_order_of_another_list() {
+    let mut guest = healthy();
+    guest.edit_page(PCP_PFN, |page| page.order = 1);
+    assert!(only(&guest, "pcp.state").to_string().contains("order 1"));
+}
+
+#[test]
+fn a_page_on_a_cpus_list_and_a_free_list_has_two_owners() {
+    let mut guest = healthy();
+    let gpa = pcp(&guest) + 16;
+    let free = guest.take_block(NODE0_DMA32, 0);
+    guest.put_block(NODE0_DMA32, 0, free);
+    guest.memory.write_u64(gpa, free).unwrap();
+    let rules: Vec<_> = guest.audit().findings.iter().map(|finding| finding.rule).collect();
+    assert!(rules.contains(&"owner.single"), "{rules:?}");
+}
+
+#[test]
+fn zonelist_order_sees_a_far_node_first() {
+    let mut guest = healthy();
+    let gpa = guest.guest().root().zonelists.gpa;
+    guest.memory.write(gpa + 32, &[7, 0, 6, 0, 1, 0, 0, 0]).unwrap();
+    only(&guest, "zonelist.order");
+}
+
+#[test]
+fn zonelist_own_sees_another_nodes_zone() {
+    let mut guest = healthy();
+    let gpa = guest.guest().root().zonelists.gpa;
+    guest.memory.write(gpa + 16, &[7]).unwrap();
+    only(&guest, "zonelist.own");
+}
+
+#[test]
+fn numa_events_sees_an_allocation_that_was_neither_hit_nor_miss() {
+    let mut guest = healthy();
+    let gpa = pcp(&guest) + 16 + 16 * NR_PCP_LISTS as u64 + 8 * NumaEvent::Local as u64;
+    guest.memory.write_u64(gpa, 6).unwrap();
+    only(&guest, "numa.events");
+}

@@ -36,6 +36,10 @@ pub(super) const USER_PFN: u64 = 0x3100;
 pub(super) const USER_VA: u64 = 0x40_0000;
 /// Four frames that the kernel allocated as one block.
 pub(super) const ALLOCATED_PFN: u64 = 0x3200;
+/// A frame that CPU 0 keeps on its list of unmovable single pages.
+pub(super) const PCP_PFN: u64 = 0x3300;
+/// Its lists' index: CPU 0, node 0 DMA32.
+pub(super) const PCP_INDEX: u64 = 1;
 pub(super) const PID: u32 = 7;
 
 /// The type of all pageblocks, as an index.
@@ -383,6 +387,9 @@ impl Builder {
             if pfn == ALLOCATED_PFN {
                 (page.kind, page.refcount, page.order) = (PageKind::Allocated as u8, 1, 2);
             }
+            if pfn == PCP_PFN {
+                page.kind = PageKind::Pcp as u8;
+            }
             if (ALLOCATED_PFN + 1..ALLOCATED_PFN + 4).contains(&pfn) {
                 page.kind = PageKind::Tail as u8;
             }
@@ -530,6 +537,7 @@ impl Builder {
             range(PAGE_OFFSET, VMEMMAP - 1, LayoutKind::DirectMap),
             range(VMEMMAP, u64::MAX, LayoutKind::Unused),
         ];
+        let (pcps, zonelists) = (pcps(zones), zonelists());
         let mut at = ROOT_GPA + 4096;
         let mut table =
             |memory: &mut SparseMemory, count: usize, size: usize, write: &dyn Fn(&mut SparseMemory, u64)| {
@@ -579,12 +587,43 @@ impl Builder {
             cpus: publish!([cpu(0), cpu(1)], CpuInfo),
             address_spaces: publish!([space], AddressSpace),
             extra_tables: publish!([trampoline_pgd], u64),
+            pcps: publish!(pcps, PerCpuPages),
+            zonelists: publish!(zonelists, Zonelist),
             counters: Counters::default(),
             // Tables that no rule under test needs are not published.
             ..Root::new_zeroed()
         };
         self.memory.write_value(ROOT_GPA, &root).unwrap();
     }
+}
+
+/// Empty lists of the right size, but for one page on CPU 0.
+fn pcps(zones: &[Zone]) -> Vec<PerCpuPages> {
+    let of = |zone: &Zone| {
+        // A thousandth over 4, times 1.5, down to a power of two, less one: the zones have 4000 and 16000 pages.
+        let batch = match zone.managed_pages {
+            0 => return PerCpuPages::EMPTY,
+            1..0x2000 => 1,
+            _ => 3,
+        };
+        let low = u32::try_from(zone.watermark[1]).unwrap();
+        PerCpuPages { batch, high: low.max(4 * batch), ..PerCpuPages::EMPTY }
+    };
+    let mut pcps: Vec<PerCpuPages> = zones.iter().chain(zones).map(of).collect();
+    let kept = &mut pcps[usize::try_from(PCP_INDEX).unwrap()];
+    (kept.count, kept.lists[0]) = (1, PcpList { head: PCP_PFN, tail: PCP_PFN });
+    (kept.numa[NumaEvent::Hit as usize], kept.numa[NumaEvent::Local as usize]) = (5, 5);
+    pcps
+}
+
+fn zonelists() -> [Zonelist; 2] {
+    let list = |node: u32, own: [u16; 2], all: [u16; 4]| {
+        let mut list = Zonelist { node, count: 4, nofallback_count: 2, ..Zonelist::EMPTY };
+        list.nofallback[..2].copy_from_slice(&own);
+        list.fallback[..4].copy_from_slice(&all);
+        list
+    };
+    [list(0, [1, 0], [1, 0, 7, 6]), list(1, [7, 6], [7, 6, 1, 0])]
 }
 
 fn facts() -> Facts {

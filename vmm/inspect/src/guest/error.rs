@@ -28,6 +28,9 @@ pub enum TableName {
     CacheCpus,
     CacheNodes,
     TraceRings,
+    Pcps,
+    Zonelists,
+    VmEvents,
 }
 
 impl TableName {
@@ -50,6 +53,9 @@ impl TableName {
             TableName::CacheCpus => "cache_cpus",
             TableName::CacheNodes => "cache_nodes",
             TableName::TraceRings => "trace_rings",
+            TableName::Pcps => "pcps",
+            TableName::Zonelists => "zonelists",
+            TableName::VmEvents => "vm_events",
         }
     }
 }

@@ -7,14 +7,17 @@
 mod buddy;
 mod cpus;
 mod e820;
+mod events;
 mod layout;
 mod memblock;
 mod numa;
 mod page;
 mod pagetables;
 mod pagetypes;
+mod pcp;
 mod slab;
 mod translate;
+mod zonelists;
 mod zones;
 
 #[cfg(test)]
@@ -27,13 +30,16 @@ use serde::Serialize;
 pub use buddy::{BuddyRow, BuddyView};
 pub use cpus::{CpuRow, CpusView};
 pub use e820::{E820Row, E820View};
+pub use events::{EventRow, NumastatRow, NumastatView, VmstatView};
 pub use layout::{LayoutRow, LayoutView};
 pub use memblock::{MemblockRow, MemblockView};
 pub use numa::{NodeRow, NumaView};
 pub use page::{PageRow, PageView};
 pub use pagetypes::{PagetypesRow, PagetypesView, TypeRow};
+pub use pcp::{PcpListRow, PcpRow, PcpView};
 pub use slab::{CacheRow, SlabRow, SlabView};
 pub use translate::TranslateView;
+pub use zonelists::{ZonelistRow, ZonelistsView};
 pub use zones::{ZoneRow, ZonesView};
 
 /// Guest-physical bytes, both ends included, as Linux prints them.
