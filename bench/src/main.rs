@@ -1,7 +1,7 @@
 //! Measures memvisor against its peers: the same work, in the same run, one after the other.
 //!
 //! ```text
-//! memvisor-bench [start] [resident] [translate] [dump] [boot] [slab] [--memvisor FILE] [--rounds N] [--quick]
+//! memvisor-bench [start] [resident] [translate] [dump] [boot] [pages] [slab] [--memvisor FILE] [--rounds N] [--quick]
 //! ```
 //!
 //! Without names all of them run. Every table is Markdown; docs/benchmarks.md holds one run of each.
@@ -12,6 +12,7 @@ mod guest;
 mod host;
 mod image;
 mod objects;
+mod pages;
 mod peers;
 mod process;
 mod resident;
@@ -27,7 +28,7 @@ use anyhow::Context;
 
 use crate::table::Score;
 
-const USAGE: &str = "usage: memvisor-bench [start] [resident] [translate] [dump] [boot] [slab] \
+const USAGE: &str = "usage: memvisor-bench [start] [resident] [translate] [dump] [boot] [pages] [slab] \
                      [--memvisor FILE] [--rounds N] [--quick]";
 
 /// What the command line says.
@@ -49,6 +50,7 @@ const BENCHMARKS: [(&str, Benchmark); 6] = [
     ("dump", dump::run),
     ("boot", boot::run),
     ("slab", objects::run),
+    ("pages", pages::run),
 ];
 
 fn main() -> anyhow::Result<()> {

@@ -18,8 +18,10 @@
 
 mod boot;
 mod cpu;
+mod event;
 mod layout;
 mod page;
+mod pcp;
 pub mod port;
 mod root;
 mod slab;
@@ -27,11 +29,14 @@ mod task;
 mod trace;
 mod vmalloc;
 mod zone;
+mod zonelist;
 
 pub use boot::{E820Entry, E820Type, MemblockRegion};
 pub use cpu::{AddressSpace, CpuInfo, CpuState};
+pub use event::{CpuEvents, NR_NUMA_EVENTS, NR_VM_EVENTS, NumaEvent, VmEvent};
 pub use layout::{LayoutKind, LayoutRange, fnv1a};
 pub use page::{Page, PageFlags, PageKind};
+pub use pcp::{NR_PCP_LISTS, PCP_HUGE_ORDER, PCP_MAX_ORDER, PcpList, PerCpuPages};
 pub use root::{BootProtocol, BootStage, Counters, LAYOUT_HASH, Root, TableRef};
 pub use slab::{
     ALIEN_LIMIT, ALIEN_ROW, CACHE_NAME_LEN, CPU_ARRAY, Cache, CacheCpu, CacheNode, LARGE_MAPPING, MAX_CACHES,
@@ -47,9 +52,11 @@ pub use vmalloc::{
     VmArea, VmFlags, VmState,
 };
 pub use zone::{
-    FreeArea, MAX_NR_ZONES, MAX_NUMNODES, NODE_NONE, NR_ORDERS, Node, Section, SectionState, Watermark, Zone,
-    ZoneKind,
+    FreeArea, FreeList, MAX_NR_ZONES, MAX_NUMNODES, MIGRATE_PCPTYPES, MIGRATE_TYPES, Migratetype, NODE_NONE,
+    NR_ORDERS, Node, PAGEBLOCK_ORDER, PAGEBLOCK_PAGES, PAGEBLOCK_SKIP, PAGEBLOCK_TYPE_MASK,
+    PAGEBLOCKS_PER_SECTION, Section, SectionState, Watermark, Zone, ZoneKind,
 };
+pub use zonelist::{MAX_ZONES_PER_ZONELIST, Zonelist, ZonelistOrder};
 
 /// Bytes of a page frame.
 pub const PAGE_SIZE: u64 = 4096;

@@ -13,7 +13,8 @@ pub struct Page {
     /// [`PageFlags`] in the low bits, zone in bits 51..54, node in bits 54..64
     /// (Linux: `page->flags` with `ZONES_PGSHIFT`, `NODES_PGSHIFT`).
     pub flags: u64,
-    /// Next frame of the list this page is on, or [`crate::PFN_NONE`].
+    /// Next frame of the list this page is on, or [`crate::PFN_NONE`]; without meaning on no list. The
+    /// head's frame number while [`Page::COMPOUND_TAIL`] is set (Linux: `page->compound_head`).
     pub next: u64,
     /// Previous frame of the list this page is on, or [`crate::PFN_NONE`].
     pub prev: u64,
@@ -22,7 +23,7 @@ pub struct Page {
     pub mapping: u64,
     /// Page offset inside the owner: virtual page number for a user page (Linux: `page->index`).
     pub index: u64,
-    /// For the owner's use; order of a free buddy block (Linux: `page->private`).
+    /// For the owner's use (Linux: `page->private`).
     pub private: u64,
     /// Page-table entries that map this frame, minus one (Linux: `page->_mapcount`).
     pub mapcount: i32,
@@ -32,8 +33,13 @@ pub struct Page {
     pub kind: u8,
     /// Order of the allocated or free block that starts here.
     pub order: u8,
+    /// See [`crate::Migratetype`]: the list that a free block is on, or was taken from (Linux:
+    /// `get_pcppage_migratetype`).
+    pub migratetype: u8,
+    /// [`Page::KNOWN_ZERO`] and [`Page::COMPOUND_TAIL`].
+    pub bits: u8,
     /// Always 0.
-    pub reserved: [u8; 6],
+    pub reserved: [u8; 4],
 }
 const _: () = assert!(
     size_of::<Page>() == 64
@@ -47,6 +53,11 @@ impl Page {
     pub const ZONE_SHIFT: u32 = 51;
     /// First bit of the node in `flags`.
     pub const NODE_SHIFT: u32 = 54;
+    /// In `bits` of the head of a free block: every byte of the block is zero, because nobody wrote to it
+    /// since the machine was made.
+    pub const KNOWN_ZERO: u8 = 1;
+    /// In `bits`: a frame of a compound page that is not its head (Linux: `PageTail`).
+    pub const COMPOUND_TAIL: u8 = 2;
 
     /// The zone bits (a [`crate::ZoneKind`] number).
     pub const fn zone(&self) -> u32 {
@@ -80,6 +91,10 @@ bitflags! {
         const LRU = 1 << 4;
         /// `PG_head`: first page of a compound page.
         const HEAD = 1 << 6;
+        /// The owner registered how to move the contents elsewhere (Linux: `__PageMovable`).
+        const MOVABLE = 1 << 7;
+        /// Taken off the owner's lists for a migration (Linux: `PG_isolated`).
+        const ISOLATED = 1 << 8;
         /// `PG_reserved`: never given to the buddy allocator.
         const RESERVED = 1 << 10;
         const _ = !0;

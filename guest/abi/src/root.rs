@@ -84,9 +84,9 @@ pub struct Root {
     /// Frames of further top-level page tables, neither [`Self::pgd_pfn`] nor an address space's
     /// (the tree that application processors start on); `u64` each.
     pub extra_tables: TableRef,
-    /// Per-CPU page lists, indexed by zone index * `cpus.count` + CPU (Linux: `per_cpu_pageset`).
+    /// [`crate::PerCpuPages`], indexed by CPU * `zones.count` + zone (Linux: `per_cpu_pageset`).
     pub pcps: TableRef,
-    /// Zones to try for an allocation, by node (Linux: `node_zonelists`).
+    /// [`crate::Zonelist`], indexed by node (Linux: `node_zonelists`).
     pub zonelists: TableRef,
     /// Contiguous areas (Linux: `cma_areas`).
     pub cma_areas: TableRef,
@@ -104,7 +104,7 @@ pub struct Root {
     pub tasks: TableRef,
     /// [`TraceRing`], indexed by CPU; published if `trace=` asks for events.
     pub trace_rings: TableRef,
-    /// `u64` event counters by number, summed over CPUs (Linux: `vm_event_states`).
+    /// [`crate::CpuEvents`], indexed by CPU; a count is the sum over CPUs (Linux: `vm_event_states`).
     pub vm_events: TableRef,
     /// Event counters.
     pub counters: Counters,
@@ -175,8 +175,12 @@ pub const LAYOUT_HASH: u64 = fnv1a(&[
     offset_of!(Root, counters) as u64,
     size_of::<Page>() as u64,
     offset_of!(Page, kind) as u64,
+    offset_of!(Page, migratetype) as u64,
+    offset_of!(Page, bits) as u64,
     size_of::<Zone>() as u64,
     offset_of!(Zone, free_area) as u64,
+    offset_of!(Zone, nonempty) as u64,
+    offset_of!(Section, pageblocks) as u64,
     size_of::<Node>() as u64,
     size_of::<Section>() as u64,
     size_of::<CpuInfo>() as u64,
@@ -189,6 +193,9 @@ pub const LAYOUT_HASH: u64 = fnv1a(&[
     size_of::<KmapWindow>() as u64,
     size_of::<KmapSlot>() as u64,
     size_of::<TaskInfo>() as u64,
+    size_of::<crate::PerCpuPages>() as u64,
+    size_of::<crate::Zonelist>() as u64,
+    size_of::<crate::CpuEvents>() as u64,
     size_of::<TraceRing>() as u64,
     offset_of!(TraceRecord, args) as u64,
     EVENTS.len() as u64,

@@ -15,9 +15,9 @@ use mm_vmalloc::DIRECTORY_FRAMES;
 use crate::drivers::memvisor;
 use crate::init::E820;
 use crate::mm::layout::levels;
-use crate::mm::page_alloc::{self, NODES, PGALLOC, PGFREE, ZONES};
+use crate::mm::page_alloc::{self, NODES, ZONES};
 use crate::mm::vmalloc::AREAS;
-use crate::mm::{early, kmap, memmap, paging, phys, slab};
+use crate::mm::{early, kmap, memmap, paging, pcp, phys, slab};
 use crate::sched;
 use crate::sync::Lock;
 use crate::task::{FAULTS, SYSCALLS};
@@ -181,6 +181,7 @@ pub fn publish_zones() {
         root.address_spaces =
             table(ADDRESS_SPACES.as_ptr().cast::<AddressSpace>(), SPACES, size_of::<AddressSpace>());
         root.extra_tables = table(extra.pfns.as_ptr(), extra.len as usize, 8);
+        [root.pcps, root.zonelists, root.vm_events] = pcp::tables();
         root.caches = slice(slab::caches());
         root.cache_cpus = slice(slab::cpu_tables());
         root.cache_nodes = slab::node_table();
@@ -215,11 +216,12 @@ pub fn add_extra_table(pfn: Pfn) {
 
 /// Copies the counters to where readers see them.
 pub fn publish_counters() {
+    let (pgalloc, pgfree) = page_alloc::pgalloc_pgfree();
     update(|root| {
         root.counters = Counters {
             pgfault: FAULTS.load(Ordering::Relaxed),
-            pgalloc: PGALLOC.load(Ordering::Relaxed),
-            pgfree: PGFREE.load(Ordering::Relaxed),
+            pgalloc,
+            pgfree,
             syscalls: SYSCALLS.load(Ordering::Relaxed),
         };
     });

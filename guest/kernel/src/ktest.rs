@@ -1,5 +1,6 @@
 //! Tests inside the kernel, run by `ktest` on the command line and reported as KTAP version 1.
 
+mod alloc;
 mod buddy;
 mod highmem;
 mod paging;
@@ -45,12 +46,15 @@ const TESTS: [(&str, Test); 18] = [
 ];
 
 /// Groups that `ktest=NAME` runs; plain `ktest` runs [`TESTS`].
-const GROUPS: [(&str, &[(&str, Test)]); 5] = [
+const GROUPS: [(&str, &[(&str, Test)]); 8] = [
     ("slab", &slab::TESTS),
     ("slab-debug", &slab_debug::TESTS),
     ("vmalloc", &vmalloc::TESTS),
     ("highmem", &highmem::TESTS),
     ("stacks", &stacks::TESTS),
+    ("alloc", &alloc::ALLOC),
+    ("gfp", &alloc::GFP),
+    ("numa-alloc", &alloc::NUMA),
 ];
 
 /// Runs the tests that the command line asks for; `false` if one failed.

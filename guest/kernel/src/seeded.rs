@@ -3,6 +3,7 @@
 
 mod buddy;
 mod owners;
+mod pcp;
 mod slab;
 mod tables;
 mod topology;
@@ -14,16 +15,34 @@ use crate::{cmdline, println};
 type Fault = fn() -> Result<(), &'static str>;
 
 /// Names as the command line gives them. docs/audit.md names the rule that finds each.
-const FAULTS: [(&str, Fault); 38] = [
+const FAULTS: [(&str, Fault); 56] = [
     ("buddy-misaligned", buddy::misaligned),
     ("buddy-unmerged", buddy::unmerged),
     ("buddy-wrong-zone", buddy::wrong_zone),
     ("buddy-cycle", buddy::cycle),
     ("buddy-nr-free", buddy::nr_free),
+    ("buddy-nonempty", buddy::nonempty),
+    ("buddy-block-type", buddy::block_type),
+    ("known-zero", buddy::known_zero),
+    ("pageblock-isolated", buddy::pageblock_isolated),
+    ("pageblock-type", buddy::pageblock_type),
+    ("zone-free-cma", buddy::nr_free_cma),
+    ("zone-highatomic", buddy::highatomic),
+    ("zone-isolated", buddy::nr_isolated),
+    ("zone-boost", buddy::boost),
     ("zone-free-pages", buddy::free_pages),
     ("zone-present", buddy::present),
     ("zone-watermark", buddy::watermark),
     ("double-owner", owners::double_owner),
+    ("pcp-count", pcp::count),
+    ("pcp-state", pcp::state),
+    ("pcp-cycle", pcp::cycle),
+    ("pcp-wrong-zone", pcp::wrong_zone),
+    ("pcp-high", pcp::high),
+    ("pcp-in-buddy", pcp::in_buddy),
+    ("zonelist-order", pcp::zonelist_order),
+    ("zonelist-own", pcp::zonelist_own),
+    ("numa-event", pcp::numa_event),
     ("leak", owners::leak),
     ("wrong-kind", owners::wrong_kind),
     ("memmap-node", owners::memmap_node),

@@ -88,7 +88,7 @@ pub(crate) fn block_frames(list: &FreeList, first: u64) -> Frames {
 }
 
 fn list_name(list: &FreeList) -> String {
-    format!("{} order {}", zone_name(list.zone_index), list.order)
+    format!("{} order {} {}", zone_name(list.zone_index), list.order, list.migratetype.name())
 }
 
 fn links(list: &FreeList, ledger: &mut Ledger) {
@@ -134,9 +134,9 @@ fn blocks(context: &Context<'_>, list: &FreeList, ledger: &mut Ledger) {
             ledger.report(&IN_RAM, what);
         }
         let Some(page) = context.page(pfn) else { continue };
-        if page.kind != PageKind::Buddy as u8 || page.private != list.order as u64 {
+        if page.kind != PageKind::Buddy as u8 || usize::from(page.order) != list.order {
             let kind = PageKind::from_raw(page.kind).map_or("of undefined kind", PageKind::name);
-            let claim = format!("the descriptor is {kind}, order {}", page.private);
+            let claim = format!("the descriptor is {kind}, order {}", page.order);
             let outside = format!("it is on the list of order {}", list.order);
             ledger.report(&LIST, finding(&LIST, &name, claim, outside).frame(pfn));
         }

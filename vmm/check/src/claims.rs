@@ -31,12 +31,13 @@ pub(crate) enum Owner {
     Deferred,
     Allocated,
     Slab,
+    Pcp,
     Vmalloc,
     KernelStack,
 }
 
 impl Owner {
-    pub const OWNERS: [Owner; 13] = [
+    pub const OWNERS: [Owner; 14] = [
         Owner::Reserved,
         Owner::Firmware,
         Owner::Kernel,
@@ -48,6 +49,7 @@ impl Owner {
         Owner::Deferred,
         Owner::Allocated,
         Owner::Slab,
+        Owner::Pcp,
         Owner::Vmalloc,
         Owner::KernelStack,
     ];
@@ -67,6 +69,7 @@ impl Owner {
             Owner::Deferred => "deferred free",
             Owner::Allocated => "allocated",
             Owner::Slab => "slab",
+            Owner::Pcp => "per-CPU list",
             Owner::Vmalloc => "vmalloc",
             Owner::KernelStack => "kernel stack",
         }
@@ -85,14 +88,15 @@ impl Owner {
             Owner::Reserved | Owner::Firmware => matches!(kind, PageKind::Reserved),
             Owner::Kernel => matches!(kind, PageKind::Kernel),
             Owner::Memmap => matches!(kind, PageKind::Memmap),
-            Owner::Table => matches!(kind, PageKind::Table),
+            Owner::Table => matches!(kind, PageKind::Table | PageKind::Tail),
             Owner::PerCpu => matches!(kind, PageKind::PerCpu),
             Owner::Buddy => matches!(kind, PageKind::Buddy | PageKind::Tail),
             Owner::User => matches!(kind, PageKind::User),
             Owner::Slab => matches!(kind, PageKind::Slab | PageKind::Tail | PageKind::Allocated),
-            Owner::Allocated => matches!(kind, PageKind::Allocated | PageKind::None),
-            Owner::Vmalloc => matches!(kind, PageKind::Vmalloc),
-            Owner::KernelStack => matches!(kind, PageKind::KernelStack),
+            Owner::Pcp => matches!(kind, PageKind::Pcp | PageKind::Tail),
+            Owner::Vmalloc => matches!(kind, PageKind::Vmalloc | PageKind::Tail),
+            Owner::KernelStack => matches!(kind, PageKind::KernelStack | PageKind::Tail),
+            Owner::Allocated => matches!(kind, PageKind::Allocated | PageKind::Tail),
         }
     }
 }

@@ -1,11 +1,11 @@
 //! Everything an audit reads once, before the rules run.
 
 use memvisor_abi::{
-    AddressSpace, BootStage, CpuInfo, E820Entry, LayoutRange, MemblockRegion, NODE_NONE, Node, Page,
-    PageKind, Root, Section, SectionState, TaskInfo, Zone,
+    AddressSpace, BootStage, CpuInfo, E820Entry, LayoutRange, MemblockRegion, Migratetype, NODE_NONE, Node,
+    Page, PageKind, PerCpuPages, Root, Section, SectionState, TaskInfo, Zone, Zonelist,
 };
 use memvisor_inspect::{
-    CpuRegisters, Facts, FreeList, Guest, GuestError, KmapWindowSlots, MemorySource, VmAreaAt,
+    CpuRegisters, Facts, FreeList, Guest, GuestError, KmapWindowSlots, MemorySource, PcpBlocks, VmAreaAt,
     section_start_pfn,
 };
 
@@ -45,6 +45,11 @@ pub(crate) struct Context<'a> {
     pub tasks: Vec<TaskInfo>,
     /// Free lists with at least one block or a problem, by zone and order.
     pub free_lists: Vec<FreeList>,
+    /// Per-CPU lists by CPU * zones + zone; empty if the guest publishes none.
+    pub pcps: Vec<PerCpuPages>,
+    /// Blocks on per-CPU lists; empty lists are left out.
+    pub pcp_lists: Vec<PcpBlocks>,
+    pub zonelists: Vec<Zonelist>,
     /// What the guest should have found.
     pub machine: Machine,
     /// Why rules on nodes, zones, sections and owners cannot run, if they cannot.
@@ -82,9 +87,18 @@ impl<'a> Context<'a> {
         let mut free_lists = Vec::new();
         for (index, zone) in zones.iter().enumerate() {
             for order in 0..zone.free_area.len() {
-                let list = guest.free_list_of(zone, index, order);
-                free_lists.extend(loader.one(list));
+                for migratetype in Migratetype::ALL {
+                    let list = guest.free_list_of(zone, index, order, migratetype);
+                    free_lists.extend(loader.one(list));
+                }
             }
+        }
+        let pcps = loader.table(buddy, guest.pcps());
+        let zonelists = loader.table(buddy, guest.zonelists());
+        let mut pcp_lists = Vec::new();
+        for (index, pcp) in pcps.iter().enumerate() {
+            let (cpu, zone) = (index / zones.len().max(1), index % zones.len().max(1));
+            pcp_lists.extend(loader.one(guest.pcp_lists(pcp, cpu, zone)).unwrap_or_default());
         }
         let no_zones = if !buddy {
             Some(format!("the guest is at boot stage {}, before its buddy allocator exists", root.stage))
@@ -117,6 +131,9 @@ impl<'a> Context<'a> {
             kmap_windows,
             tasks,
             free_lists,
+            pcps,
+            pcp_lists,
+            zonelists,
             machine,
             no_zones,
             guest,

@@ -23,7 +23,9 @@ mod ledger;
 mod machine;
 mod memmap;
 mod owner;
+mod pageblock;
 mod paging;
+mod pcp;
 mod pgtable;
 mod slab;
 #[cfg(test)]
@@ -31,6 +33,7 @@ mod tests;
 mod topology;
 mod vmalloc;
 mod watermark;
+mod zonelist;
 mod zones;
 
 use std::collections::BTreeMap;
@@ -64,12 +67,29 @@ pub const RULES: &[&Rule] = &[
     &zones::DEFERRED,
     &zones::WATERMARK,
     &zones::LOWMEM_RESERVE,
+    &pageblock::CMA,
+    &pageblock::HIGHATOMIC,
+    &pageblock::NR_ISOLATED,
+    &pageblock::BOOST,
     &buddy::ALIGNMENT,
     &buddy::MERGE,
     &buddy::LIST,
     &buddy::ZONE,
     &buddy::NR_FREE,
     &buddy::IN_RAM,
+    &pageblock::BLOCK,
+    &pageblock::NONEMPTY,
+    &pageblock::KNOWN_ZERO,
+    &pageblock::TYPE,
+    &pageblock::ISOLATED,
+    &pcp::COUNT,
+    &pcp::STATE,
+    &pcp::LIST,
+    &pcp::ZONE,
+    &pcp::LIMITS,
+    &zonelist::ORDER,
+    &zonelist::OWN,
+    &zonelist::EVENTS,
     &memmap::NODE,
     &memmap::ZONE,
     &memmap::REFCOUNT,
@@ -154,6 +174,9 @@ fn audit_guest(context: &Context<'_>, mut ledger: Ledger) -> AuditReport {
     cpu::run(context, ledger_ref);
     zones::run(context, ledger_ref);
     buddy::run(context, ledger_ref);
+    pageblock::run(context, ledger_ref);
+    pcp::run(context, ledger_ref);
+    zonelist::run(context, ledger_ref);
     slab::run(context, ledger_ref);
     let paging = if context.root.stage >= memvisor_abi::BootStage::Paging as u32 {
         let paging = Paging::of_guest(context);

@@ -131,6 +131,11 @@ impl Deriver<'_, '_> {
                 self.claim_in_ram(block_frames(list, block), Owner::Buddy);
             }
         }
+        for list in &context.pcp_lists {
+            for &block in &list.blocks {
+                self.claim_in_ram(Frames::from_count(block, 1 << list.order.min(NR_ORDERS)), Owner::Pcp);
+            }
+        }
     }
 
     /// Blocks that descriptors call allocated. Their owner is not published, so the descriptor is
@@ -142,6 +147,8 @@ impl Deriver<'_, '_> {
             let owner = match PageKind::from_raw(page.kind) {
                 Some(PageKind::Allocated) => Owner::Allocated,
                 Some(PageKind::Slab) => Owner::Slab,
+                Some(PageKind::Vmalloc) => Owner::Vmalloc,
+                Some(PageKind::KernelStack) => Owner::KernelStack,
                 _ => return,
             };
             if page.refcount > 0 {

@@ -6,7 +6,8 @@
 //! Z2  `zone.managed`: managed pages are present pages without those that memblock reserves.
 //! Z3  `zone.free_pages`: the counter is the sum of the blocks on the zone's free lists.
 //! Z4  `zone.deferred`: the counter is the number of unreserved frames in deferred sections.
-//! Z5  `zone.watermark`: min <= low <= high <= managed, and each is what Linux's formulas give.
+//! Z5  `zone.watermark`: min <= low <= high <= managed, and each is what Linux's formulas give for
+//!     `min_free_kbytes=` and `watermark_scale_factor=` of the command line, or Linux's defaults.
 //! Z6  `zone.lowmem_reserve`: reserves are what Linux's ratios 256, 256, 32 give.
 
 use memvisor_abi::{MAX_NR_ZONES, NR_ORDERS, ZoneKind};
@@ -16,7 +17,7 @@ use crate::context::Context;
 use crate::frames::{Frames, clip, count};
 use crate::ledger::{Ledger, finding};
 use crate::machine::{Extent, zone_index};
-use crate::watermark::{lowmem_reserves, watermarks};
+use crate::watermark::{Tuning, lowmem_reserves, watermarks};
 
 pub(crate) const EXTENT: Rule = Rule {
     name: "zone.extent",
@@ -127,7 +128,9 @@ fn counters(context: &Context<'_>, ledger: &mut Ledger) {
     let mut listed = vec![0_u64; context.zones.len()];
     let mut torn = vec![false; context.zones.len()];
     for list in &context.free_lists {
-        let pages = (list.blocks.len() as u64) << list.order.min(NR_ORDERS);
+        // What is isolated is on a list, but not free.
+        let isolated = list.migratetype == memvisor_abi::Migratetype::Isolate;
+        let pages = if isolated { 0 } else { (list.blocks.len() as u64) << list.order.min(NR_ORDERS) };
         if let (Some(sum), Some(torn)) = (listed.get_mut(list.zone_index), torn.get_mut(list.zone_index)) {
             *sum = sum.saturating_add(pages);
             *torn |= crate::buddy::breaks_the_walk(list);
@@ -149,17 +152,18 @@ fn counters(context: &Context<'_>, ledger: &mut Ledger) {
 }
 
 fn watermark(context: &Context<'_>, ledger: &mut Ledger) {
+    let tuning = context.facts.map(|facts| Tuning::of(&facts.cmdline)).unwrap_or_default();
     let (mut lowmem, mut total) = (0_u64, 0_u64);
     for (index, zone) in context.zones.iter().enumerate() {
         total = total.saturating_add(zone.managed_pages);
-        if zone_kind(index) != ZoneKind::Movable {
+        if zone_kind(index) <= ZoneKind::Normal {
             lowmem = lowmem.saturating_add(zone.managed_pages);
         }
     }
     for (index, zone) in context.zones.iter().enumerate() {
         ledger.checked(&WATERMARK, 1);
         let [min, low, high] = zone.watermark;
-        let wanted = watermarks(zone.managed_pages, lowmem, total);
+        let wanted = watermarks(zone.managed_pages, lowmem, total, tuning);
         let text = |[min, low, high]: [u64; 3]| format!("min {min} low {low} high {high}");
         if zone.watermark != wanted {
             let what = finding(&WATERMARK, zone_name(index), text(zone.watermark), text(wanted));

@@ -29,8 +29,8 @@ use serde::Serializer;
 pub use core_file::CoreFile;
 pub use facts::{FactCpu, FactE820, FactNodeMemory, Facts};
 pub use guest::{
-    AttachError, FreeList, Guest, GuestError, Keeper, KmapWindowSlots, ListProblem, Reading, Slab, SlabWalk,
-    Slabs, TableName, VmAreaAt, cache_name, consistent, find_root, section_start_pfn,
+    AttachError, FreeList, Guest, GuestError, Keeper, KmapWindowSlots, ListProblem, PcpBlocks, Reading, Slab,
+    SlabWalk, Slabs, TableName, VmAreaAt, cache_name, consistent, find_root, section_start_pfn,
 };
 pub use mapped::{MapError, MappedMemory};
 pub use registers::CpuRegisters;

@@ -6,8 +6,9 @@ use clap::{Args, Subcommand};
 use memvisor_inspect::{
     ptdump::{PtDump, Span},
     views::{
-        BuddyView, CpusView, E820View, LayoutView, MapView, MemblockView, NumaView, PageView, SlabView,
-        StacksView, TasksView, TranslateView, VmallocView, ZonesView,
+        BuddyView, CpusView, E820View, LayoutView, MapView, MemblockView, NumaView, NumastatView, PageView,
+        PagetypesView, PcpView, SlabView, StacksView, TasksView, TranslateView, VmallocView, VmstatView,
+        ZonelistsView, ZonesView,
     },
 };
 use serde::Serialize;
@@ -56,6 +57,16 @@ enum View {
     Zones,
     /// Free blocks by zone and order
     Buddy,
+    /// Per-CPU page lists
+    Pcp,
+    /// The order in which zones are tried, by node
+    Zonelists,
+    /// NUMA events by zone
+    Numastat,
+    /// Events of the page allocator
+    Vmstat,
+    /// Free blocks by type and order, and pageblocks by type.
+    Pagetypes,
     /// Slab caches, as /proc/slabinfo has them
     Slab {
         /// Only this cache, with its slabs
@@ -127,7 +138,12 @@ pub(super) fn run(args: &InspectArgs) -> anyhow::Result<ExitCode> {
         View::Layout => show(source, json, |s| Ok(LayoutView::new(&s.guest()?)?))?,
         View::Memblock => show(source, json, |s| Ok(MemblockView::new(&s.guest()?)?))?,
         View::Zones => show(source, json, |s| Ok(ZonesView::new(&s.guest()?)?))?,
+        View::Pagetypes => show(source, json, |s| Ok(PagetypesView::new(&s.guest()?)?))?,
         View::Buddy => show(source, json, |s| Ok(BuddyView::new(&s.guest()?)?))?,
+        View::Pcp => show(source, json, |s| Ok(PcpView::new(&s.guest()?)?))?,
+        View::Zonelists => show(source, json, |s| Ok(ZonelistsView::new(&s.guest()?)?))?,
+        View::Numastat => show(source, json, |s| Ok(NumastatView::new(&s.guest()?)?))?,
+        View::Vmstat => show(source, json, |s| Ok(VmstatView::new(&s.guest()?)?))?,
         View::Slab { cache, colour } => {
             show(source, json, |s| Ok(SlabView::new(&s.guest()?, cache.as_deref(), *colour)?))?
         }

@@ -73,7 +73,7 @@ fn add_zone(numbers: &mut BTreeMap<String, u64>, zone: &Zone) {
 
 /// Blocks of an order.
 fn nr_free(area: &FreeArea) -> u64 {
-    area.nr_free
+    area.nr_free()
 }
 
 #[cfg(test)]

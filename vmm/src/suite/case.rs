@@ -24,6 +24,7 @@ const FILES: &[(&str, &str)] = &[
     ("pagetables", include_str!("../../../tests/cases/pagetables.toml")),
     ("tlb", include_str!("../../../tests/cases/tlb.toml")),
     ("audit", include_str!("../../../tests/cases/audit.toml")),
+    ("alloc", include_str!("../../../tests/cases/alloc.toml")),
     ("slab", include_str!("../../../tests/cases/slab.toml")),
     ("slab-debug", include_str!("../../../tests/cases/slab-debug.toml")),
     ("vmalloc", include_str!("../../../tests/cases/vmalloc.toml")),

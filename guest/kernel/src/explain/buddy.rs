@@ -14,7 +14,7 @@ fn drain_small(taken: &mut Taken) -> Result<(), &'static str> {
         Vmemmap.page(probe).map(|page| (page.node(), page.zone())).ok_or("a frame without descriptor")?;
     page_alloc::free_pages(probe, Order::ZERO);
     for order in Order::all().filter(|order| *order < Order::MAX) {
-        while page_alloc::zone(node, kind).lock().info().free_area[order.index()].nr_free != 0 {
+        while page_alloc::zone(node, kind).lock().info().free_area[order.index()].nr_free() != 0 {
             if !taken.take(order, |pfn| Vmemmap.page(pfn).is_some_and(|page| page.zone() == kind)) {
                 return Err("the zone is too small");
             }

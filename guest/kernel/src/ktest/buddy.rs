@@ -3,15 +3,14 @@
 use memvisor_abi::{PFN_NONE, Watermark};
 use mm_core::{MemMap, Order, PageKind, Pfn};
 
-use mm_page_alloc::Zone;
-
 use super::{Failure, check};
 use crate::mm::memmap::Vmemmap;
-use crate::mm::page_alloc;
-use crate::sync::Lock;
+use crate::mm::page_alloc::{self, PAGES, ZoneLock};
 
-fn free_pages() -> u64 {
-    let free = |zone: &Lock<Zone>| {
+/// Free pages of all zones, after every CPU gave back what it keeps.
+pub fn free_pages() -> u64 {
+    PAGES.drain_all_pages();
+    let free = |zone: ZoneLock| {
         let zone = zone.lock();
         zone.info().free_pages + zone.info().deferred_pages
     };

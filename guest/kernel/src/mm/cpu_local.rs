@@ -47,7 +47,7 @@ struct Work(*mut dyn FnMut());
 unsafe impl Send for Work {}
 
 static WORK: Lock<Option<Work>> = Lock::new(None);
-/// One CPU at a time lends a closure; others wait with interrupts on, because they are called meanwhile.
+/// One CPU at a time lends a closure; others do meanwhile what they are asked for, with interrupts off too.
 static LENDING: AtomicBool = AtomicBool::new(false);
 
 /// Runs the lent closure here, one CPU at a time.
@@ -80,6 +80,8 @@ impl<T> CpuLocal<T> for PerCpuTable<T> {
         let visit =
             unsafe { core::mem::transmute::<*mut (dyn FnMut() + '_), *mut (dyn FnMut() + 'static)>(visit) };
         while LENDING.swap(true, Ordering::Acquire) {
+            smp::run_call();
+            smp::answer_flush();
             core::hint::spin_loop();
         }
         *WORK.lock() = Some(Work(visit));

@@ -7,9 +7,11 @@
 
 use core::sync::atomic::{AtomicPtr, AtomicU64, AtomicUsize, Ordering};
 
-use memvisor_abi::{NODE_NONE, PAGES_PER_SECTION, SECTION_SIZE_BITS, Section, SectionState};
+use memvisor_abi as abi;
+use memvisor_abi::{NODE_NONE, PAGES_PER_SECTION, SECTION_SIZE_BITS};
 use mm_core::{
-    MemMap, PAGE_SHIFT, PAGE_SIZE, Page, PageFlags, PageKind, Pfn, PhysAddr, Trace, VirtAddr, ZoneKind,
+    MemMap, PAGE_SHIFT, PAGE_SIZE, Page, PageFlags, PageKind, Pageblock, Pfn, PhysAddr, Section, Trace,
+    VirtAddr, ZoneKind,
 };
 use mm_page_alloc::init_range;
 use mm_pgtable::{LeafSize, Prot, layout};
@@ -22,7 +24,7 @@ const SECTION_PAGES_SHIFT: u32 = SECTION_SIZE_BITS - PAGE_SHIFT;
 /// Frames that hold one section's descriptors.
 const MEMMAP_FRAMES: u64 = PAGES_PER_SECTION * size_of::<Page>() as u64 / PAGE_SIZE;
 
-// Written once by `init`, then only `Section::state` changes, under the section's initialisation.
+// Written once by `init`, then only what `Section` lets change through a shared reference.
 static SECTIONS: AtomicPtr<Section> = AtomicPtr::new(core::ptr::null_mut());
 static COUNT: AtomicUsize = AtomicUsize::new(0);
 static TABLE: AtomicU64 = AtomicU64::new(0);
@@ -33,8 +35,7 @@ pub fn sections() -> &'static [Section] {
     if first.is_null() {
         return &[];
     }
-    // SAFETY: `init` published an array of that length that lives for ever; states are written
-    // through `set_online` by one CPU, before it uses what the state admits.
+    // SAFETY: `init` published an array of that length that lives for ever, and gave up its own reference.
     unsafe { core::slice::from_raw_parts(first, COUNT.load(Ordering::Relaxed)) }
 }
 
@@ -46,14 +47,6 @@ pub fn table_address() -> PhysAddr {
 fn find(pfn: Pfn) -> Option<usize> {
     let number = pfn.as_u64() >> SECTION_PAGES_SHIFT;
     sections().binary_search_by_key(&number, |section| section.number).ok()
-}
-
-fn set_online(index: usize) {
-    let section = SECTIONS.load(Ordering::Relaxed).wrapping_add(index);
-    // SAFETY: `index` came from `sections`.
-    let state = unsafe { &raw mut (*section).state };
-    // SAFETY: as above; readers see either state, and descriptors are written before.
-    unsafe { state.write_volatile(SectionState::Online as u32) };
 }
 
 /// The descriptors, by frame number.
@@ -76,9 +69,13 @@ impl MemMap for Vmemmap {
 
     fn pages(&self, pfn: Pfn) -> &[Page] {
         match find(pfn) {
-            Some(index) if sections()[index].state == SectionState::Online as u32 => Vmemmap::run(pfn),
+            Some(index) if sections()[index].is_online() => Vmemmap::run(pfn),
             _ => &[],
         }
+    }
+
+    fn pageblock(&self, pfn: Pfn) -> Option<&Pageblock> {
+        find(pfn).map(|index| sections()[index].pageblock(pfn))
     }
 }
 
@@ -96,6 +93,10 @@ impl MemMap for Fresh {
     fn pages(&self, pfn: Pfn) -> &[Page] {
         if find(pfn).is_some() { Vmemmap::run(pfn) } else { &[] }
     }
+
+    fn pageblock(&self, pfn: Pfn) -> Option<&Pageblock> {
+        Vmemmap.pageblock(pfn)
+    }
 }
 
 /// Reserves and maps the descriptors of every section with RAM. Nothing is online yet.
@@ -105,7 +106,7 @@ pub fn init() {
     let bytes = (count * size_of::<Section>()) as u64;
     let table = early::alloc(early::pages_for(bytes), 1, None, PageKind::Reserved)
         .expect("no memory for the table of sections");
-    let empty = Section { number: 0, memmap_pfn: 0, state: SectionState::Deferred as u32, reserved: 0 };
+    let empty = abi::Section::deferred(0, 0);
     // SAFETY: allocated above, with room for `count` sections, and given up here.
     let sections = unsafe { phys::leak_array(table.phys(), count, empty) };
     let mut index = 0;
@@ -119,7 +120,8 @@ pub fn init() {
     }
     TABLE.store(table.phys().as_u64(), Ordering::Relaxed);
     COUNT.store(sections.len(), Ordering::Relaxed);
-    SECTIONS.store(sections.as_mut_ptr(), Ordering::Release);
+    // The same layout, pinned by mm-core.
+    SECTIONS.store(sections.as_mut_ptr().cast(), Ordering::Release);
     println!(
         "sparse: {count} sections of {} MiB, {} KiB of page descriptors",
         1 << (SECTION_SIZE_BITS - 20),
@@ -130,7 +132,7 @@ pub fn init() {
 /// Reserves and maps the descriptors of sections that follow each other on one node, which
 /// [`Section::reserved`] holds meanwhile. One block if there is one that large: with a thousand
 /// sections, a thousand searches and walks would take seconds.
-fn place(run: &mut [Section]) {
+fn place(run: &mut [abi::Section]) {
     let count = run.len() as u64;
     let node = Some(run[0].reserved).filter(|&node| node != NODE_NONE);
     let Some(frames) = early::alloc(count * MEMMAP_FRAMES, MEMMAP_FRAMES, node, PageKind::Memmap) else {
@@ -187,9 +189,9 @@ pub fn is_needed(section: &Section) -> bool {
 /// Writes the descriptors of a deferred section and gives its free frames to their zones. The caller
 /// is the only one at it.
 pub fn bring_online(index: usize) {
-    let section = sections()[index];
-    assert!(section.state == SectionState::Deferred as u32, "section {} is online already", section.number);
-    let (start, end) = span(&section);
+    let section = &sections()[index];
+    assert!(!section.is_online(), "section {} is online already", section.number);
+    let (start, end) = span(section);
     let mut at = start;
     for_each_ram(start, end, |first, last, node| {
         hole(at, first);
@@ -201,7 +203,7 @@ pub fn bring_online(index: usize) {
     hole(at, end);
     for_each_reserved(start, end, |first, last| mark(first, last, PageKind::Reserved));
     early::for_each_owned(start, end, |owned| mark(owned.start, owned.end, owned.kind));
-    set_online(index);
+    section.set_online();
     for_each_free(start, end, |first, last, node| {
         page_alloc::for_each_zone_part(first, last, |first, last, kind| {
             page_alloc::hand_over(node, kind, first, last);

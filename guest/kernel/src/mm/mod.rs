@@ -9,6 +9,8 @@ pub mod layout;
 pub mod memmap;
 pub mod page_alloc;
 pub mod paging;
+pub mod pcp;
 pub mod phys;
+pub mod reclaim;
 pub mod slab;
 pub mod vmalloc;

@@ -1,15 +1,26 @@
 //! Nodes, zones and the page allocator, on top of mm-page-alloc.
 
-use core::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use core::fmt;
+use core::ops::{Deref, DerefMut};
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
-use memvisor_abi::{MAX_NR_ZONES, MAX_NUMNODES, Node, SectionState, Watermark};
-use mm_core::{Event, Gfp, MemMap, Order, PageFlags, PageKind, Pfn, Trace, ZoneId, ZoneKind};
-use mm_page_alloc::{NodeState, Zone, ZoneLimits, fallback_order, watermark, zone_extents, zone_refs};
+use memvisor_abi::{
+    MAX_NR_ZONES, MAX_NUMNODES, NR_VM_EVENTS, Node, VmEvent, Watermark, Zonelist, ZonelistOrder,
+};
+use mm_core::{Gfp, MemMap, Order, PageKind, Pfn, PhysMem, ZoneKind};
+use mm_page_alloc::{
+    Context, FreeError, Machine, NodeState, PageAllocator, Zone, ZoneGlance, ZoneLimits, build_zonelist,
+    fallback_order, set_high_and_batch, watermark, zone_batchsize, zone_extents, zone_highsize,
+};
 
-use crate::mm::early;
+use crate::arch::regs;
+use crate::drivers::memvisor;
 use crate::mm::memmap::{self, Vmemmap};
-use crate::sync::Lock;
-use crate::{print, println, topology};
+use crate::mm::phys::DirectMap;
+use crate::mm::reclaim::KernelReclaim;
+use crate::mm::{early, pcp};
+use crate::sync::{Guard, Lock};
+use crate::{cmdline, print, println, topology};
 
 const ZONES_MAX: usize = MAX_NUMNODES * MAX_NR_ZONES;
 
@@ -40,19 +51,14 @@ const NO_NODE: Node = Node { id: 0, online: 0, start_pfn: 0, spanned_pages: 0, p
 /// All nodes, by number.
 pub static NODES: Lock<[Node; MAX_NUMNODES]> = Lock::new([NO_NODE; MAX_NUMNODES]);
 static NR_NODES: AtomicUsize = AtomicUsize::new(0);
+static ONLINE_NODES: AtomicUsize = AtomicUsize::new(0);
 
-/// Nodes to try for an allocation on each node, nearest first (Linux: `node_zonelists`).
-struct Fallback {
-    order: [u32; MAX_NUMNODES],
-    len: usize,
-}
-static FALLBACK: Lock<[Fallback; MAX_NUMNODES]> =
-    Lock::new([const { Fallback { order: [0; MAX_NUMNODES], len: 0 } }; MAX_NUMNODES]);
+/// What an allocation sees of the zones without their locks.
+static GLANCES: [ZoneGlance; ZONES_MAX] = [const { ZoneGlance::new() }; ZONES_MAX];
 
-/// Pages handed out and taken back (Linux: `PGALLOC`, `PGFREE`).
-pub static PGALLOC: AtomicU64 = AtomicU64::new(0);
-/// See [`PGALLOC`].
-pub static PGFREE: AtomicU64 = AtomicU64::new(0);
+/// The page allocator.
+pub static PAGES: PageAllocator<Kernel> = PageAllocator::new(Kernel);
+
 /// One CPU at a time brings sections online.
 static GROWING: AtomicU32 = AtomicU32::new(0);
 
@@ -61,14 +67,50 @@ pub fn nr_nodes() -> usize {
     NR_NODES.load(Ordering::Relaxed)
 }
 
+/// A zone that can be locked.
+#[derive(Clone, Copy, Debug)]
+pub struct ZoneLock(usize);
+
+/// A locked zone. What others see of it is refreshed before the lock opens.
+pub struct ZoneGuard {
+    zone: Guard<'static, Zone>,
+    index: usize,
+}
+
+impl ZoneLock {
+    /// Takes the zone's lock.
+    pub fn lock(self) -> ZoneGuard {
+        ZoneGuard { zone: ZONES[self.0].lock(), index: self.0 }
+    }
+}
+
+impl Deref for ZoneGuard {
+    type Target = Zone;
+    fn deref(&self) -> &Zone {
+        &self.zone
+    }
+}
+
+impl DerefMut for ZoneGuard {
+    fn deref_mut(&mut self) -> &mut Zone {
+        &mut self.zone
+    }
+}
+
+impl Drop for ZoneGuard {
+    fn drop(&mut self) {
+        GLANCES[self.index].refresh(&self.zone);
+    }
+}
+
 /// The zone of a node.
-pub fn zone(node: u32, kind: ZoneKind) -> &'static Lock<Zone> {
-    &ZONES[node as usize * MAX_NR_ZONES + kind as usize]
+pub fn zone(node: u32, kind: ZoneKind) -> ZoneLock {
+    ZoneLock(node as usize * MAX_NR_ZONES + kind as usize)
 }
 
 /// Zones of the nodes that exist.
-pub fn zones() -> impl Iterator<Item = &'static Lock<Zone>> {
-    ZONES[..nr_nodes() * MAX_NR_ZONES].iter()
+pub fn zones() -> impl Iterator<Item = ZoneLock> {
+    (0..nr_nodes() * MAX_NR_ZONES).map(ZoneLock)
 }
 
 /// Splits a range of RAM at zone boundaries (DMA 16 MiB, DMA32 4 GiB).
@@ -92,12 +134,14 @@ pub fn for_each_zone_part(start: Pfn, end: Pfn, mut f: impl FnMut(Pfn, Pfn, Zone
 pub fn init() {
     let count = topology::nr_nodes();
     NR_NODES.store(count, Ordering::Relaxed);
+    decide_fresh_is_zero();
     for node in 0..u32::try_from(count).unwrap_or(0) {
         init_node(node);
     }
+    pcp::init(count, build_zonelists);
     count_managed();
     set_watermarks();
-    build_zonelists();
+    size_pcps();
     for index in 0..memmap::sections().len() {
         if memmap::is_needed(&memmap::sections()[index]) {
             memmap::bring_online(index);
@@ -118,6 +162,7 @@ fn init_node(node: u32) {
     drop(memblock);
     info.online = u32::from(info.present_pages > 0 || topology::cpus_of(node) > 0);
     NODES.lock()[node as usize] = info;
+    ONLINE_NODES.fetch_add(info.online as usize, Ordering::Relaxed);
     for (kind, extent) in ZoneKind::ALL.into_iter().zip(extents) {
         zone(node, kind).lock().set_extent(extent.start_pfn, extent.spanned, extent.present);
     }
@@ -135,10 +180,35 @@ fn count_managed() {
     });
 }
 
+/// Whether RAM that nobody wrote to is zero. memvisor promises that of the RAM that it makes; what firmware or
+/// another kernel left in a machine of others is unknown, unless `fresh_ram=zero` says so. `fresh_ram=unknown` turns it
+/// off.
+fn fresh_is_zero() -> bool {
+    FRESH_IS_ZERO.load(Ordering::Relaxed)
+}
+static FRESH_IS_ZERO: AtomicBool = AtomicBool::new(false);
+
+fn decide_fresh_is_zero() {
+    let word = cmdline::value("fresh_ram", |value| match value {
+        "zero" => Some(true),
+        "unknown" => Some(false),
+        _ => None,
+    });
+    if word == Some(None) {
+        println!("page_alloc: fresh_ram= takes zero or unknown");
+    }
+    FRESH_IS_ZERO.store(word.flatten().unwrap_or_else(memvisor::present), Ordering::Relaxed);
+}
+
 /// Gives free frames to their zone.
 pub fn hand_over(node: u32, kind: ZoneKind, start: Pfn, end: Pfn) {
     let mut zone = zone(node, kind).lock();
-    if let Err(error) = zone.free_range(&Vmemmap, start, end) {
+    let outcome = if fresh_is_zero() {
+        zone.free_zero_range(&Vmemmap, start, end)
+    } else {
+        zone.free_range(&Vmemmap, start, end)
+    };
+    if let Err(error) = outcome {
         panic!("handing frames {start}..{end} to node {node} zone {}: {error}", kind.name());
     }
     zone.info_mut().deferred_pages -= end.as_u64() - start.as_u64();
@@ -155,7 +225,7 @@ fn grow(node: u32, kind: ZoneKind) -> bool {
     };
     let next = memmap::sections().iter().position(|section| {
         let (first, last) = memmap::span(section);
-        section.state == SectionState::Deferred as u32 && first.as_u64() < end && last.as_u64() > start
+        !section.is_online() && first.as_u64() < end && last.as_u64() > start
     });
     if let Some(index) = next {
         memmap::bring_online(index);
@@ -164,97 +234,170 @@ fn grow(node: u32, kind: ZoneKind) -> bool {
     next.is_some()
 }
 
-fn build_zonelists() {
-    let count = nr_nodes();
+/// Linux: `build_all_zonelists`, with `numa_zonelist_order=` of Linux before 4.14.
+fn build_zonelists(lists: &mut [Zonelist]) {
+    let count = lists.len();
+    let order = cmdline::value("numa_zonelist_order", |value| match value {
+        "zone" | "Zone" | "z" | "Z" => Some(ZonelistOrder::Zone),
+        "node" | "Node" | "n" | "N" | "default" | "d" | "D" => Some(ZonelistOrder::Node),
+        _ => None,
+    });
+    if order == Some(None) {
+        println!("page_alloc: numa_zonelist_order= takes node or zone; node is used");
+    }
+    let order = order.flatten().unwrap_or_default();
     let mut states = [NodeState::default(); MAX_NUMNODES];
     for (node, state) in (0..).zip(&mut states[..count]) {
         state.has_memory = NODES.lock()[node as usize].present_pages > 0;
         state.has_cpus = topology::cpus_of(node) > 0;
     }
-    let mut fallback = FALLBACK.lock();
-    for node in 0..u32::try_from(count).unwrap_or(0) {
-        let slot = &mut fallback[node as usize];
-        slot.len = topology::with_distances(|distances| {
-            fallback_order(node, distances, count, &mut states[..count], &mut slot.order)
+    for (node, list) in (0..).zip(lists) {
+        let mut nodes = [0; MAX_NUMNODES];
+        let len = topology::with_distances(|distances| {
+            fallback_order(node, distances, count, &mut states[..count], &mut nodes)
         });
+        build_zonelist(list, node, &nodes[..len], order, |zone| ZONES[zone].lock().info().present_pages > 0);
     }
 }
 
-/// Allocates a block for `kind`, near `node` (default: this CPU's node). `None` if every zone is at its
-/// low-memory limits (Linux: `get_page_from_freelist` with `ALLOC_WMARK_MIN`).
-pub fn alloc_pages(order: Order, node: Option<u32>, kind: PageKind) -> Option<Pfn> {
-    Vmemmap.emit(Event::AllocPages { gfp: Gfp::KERNEL, order, node });
-    let pfn = get_page_from_freelist(order, node, kind);
-    if let Some(pfn) = pfn {
-        Vmemmap.emit(Event::MmPageAlloc { pfn, order, migratetype: 1, gfp_flags: Gfp::KERNEL });
-    }
-    Vmemmap.emit(Event::AllocPagesRet { pfn });
-    pfn
-}
-
-fn get_page_from_freelist(order: Order, node: Option<u32>, kind: PageKind) -> Option<Pfn> {
-    let near =
-        node.unwrap_or_else(topology::current_node).min(u32::try_from(nr_nodes()).ok()?.saturating_sub(1));
-    let (list, len) = {
-        let fallback = FALLBACK.lock();
-        (fallback[near as usize].order, fallback[near as usize].len)
-    };
-    for at in zone_refs(&list[..len], ZoneKind::Normal) {
-        loop {
-            let mut zone = zone(at.node, at.kind).lock();
+/// Sizes every CPU's lists (Linux: `setup_per_cpu_pageset`, `zone_set_pageset_high_and_batch`). Runs before the other
+/// CPUs do.
+fn size_pcps() {
+    let all_cpus = topology::CPUS.lock().count;
+    let fraction = cmdline::number("percpu_pagelist_high_fraction").unwrap_or(0);
+    let fraction = u32::try_from(fraction).unwrap_or(0);
+    for (index, zone) in zones().enumerate() {
+        let (node, managed, low) = {
+            let zone = zone.lock();
             let info = zone.info();
-            let floor =
-                info.watermark[Watermark::Min as usize] + info.lowmem_reserve[ZoneKind::Normal as usize];
-            let enough = info.free_pages > floor + order.pages();
-            let deferred = info.deferred_pages;
-            Vmemmap.emit(Event::ZoneWatermarkOk {
-                zone: ZoneId::new(at.node, at.kind as u32),
-                order,
-                ok: enough,
-                alloc_flags: 1,
-                free: info.free_pages,
-                mark: info.watermark[Watermark::Min as usize],
-                lowmem_reserve: info.lowmem_reserve[ZoneKind::Normal as usize],
-            });
-            if enough && let Some(pfn) = zone.alloc_block(&Vmemmap, order) {
-                drop(zone);
-                set_kind(pfn, order, kind);
-                PGALLOC.fetch_add(order.pages(), Ordering::Relaxed);
-                return Some(pfn);
-            }
-            drop(zone);
-            if deferred == 0 || !grow(at.node, at.kind) {
-                break;
-            }
+            (info.node, info.managed_pages, info.watermark[Watermark::Low as usize])
+        };
+        if managed == 0 {
+            continue;
         }
+        let near = topology::cpus_of(node);
+        let cpus = u32::try_from(if near == 0 { all_cpus } else { near }).unwrap_or(1);
+        let batch = zone_batchsize(managed).max(1);
+        let high = zone_highsize(managed, low, batch, cpus, fraction);
+        pcp::for_each_at_boot(index, |pcp| set_high_and_batch(pcp, high, batch));
     }
-    None
 }
 
-fn set_kind(pfn: Pfn, order: Order, kind: PageKind) {
-    if kind == PageKind::Allocated {
-        return;
+/// The machine that [`PAGES`] stands on.
+#[derive(Clone, Copy, Debug)]
+pub struct Kernel;
+
+impl Machine for Kernel {
+    type Map = Vmemmap;
+    type Local = pcp::Local;
+    type Reclaim = KernelReclaim;
+
+    fn map(&self) -> &Vmemmap {
+        &Vmemmap
     }
-    for index in 0..order.pages() {
-        if let Some(page) = Vmemmap.page(pfn.offset(index)) {
-            page.set_kind(kind);
+
+    fn local(&self) -> &pcp::Local {
+        &pcp::Local
+    }
+
+    fn reclaim(&self) -> &KernelReclaim {
+        &KernelReclaim
+    }
+
+    fn glances(&self) -> &[ZoneGlance] {
+        &GLANCES[..nr_nodes() * MAX_NR_ZONES]
+    }
+
+    fn with_zone<R>(&self, index: usize, f: impl FnOnce(&mut Zone) -> R) -> R {
+        f(&mut ZONES[index].lock())
+    }
+
+    fn zonelists(&self) -> &[Zonelist] {
+        pcp::zonelists()
+    }
+
+    fn local_node(&self) -> u32 {
+        topology::current_node()
+    }
+
+    fn nr_online_nodes(&self) -> usize {
+        ONLINE_NODES.load(Ordering::Relaxed)
+    }
+
+    fn zero_frames(&self, first: Pfn, count: u64) {
+        (0..count).for_each(|index| DirectMap.zero_frame(first.offset(index)));
+    }
+
+    fn grow(&self, zone: usize) -> bool {
+        let kind = u32::try_from(zone % MAX_NR_ZONES).ok().and_then(ZoneKind::from_raw);
+        let node = u32::try_from(zone / MAX_NR_ZONES).ok();
+        let deferred = GLANCES[zone].deferred_pages() > 0;
+        deferred && node.zip(kind).is_some_and(|(node, kind)| grow(node, kind))
+    }
+
+    /// Ten reports in a few seconds at most (Linux: `DEFAULT_RATELIMIT_BURST` in five).
+    fn may_report(&self) -> bool {
+        const WINDOW: u64 = 1 << 33;
+        const BURST: u32 = 10;
+        static BEGIN: AtomicU64 = AtomicU64::new(0);
+        static REPORTS: AtomicU32 = AtomicU32::new(0);
+        let now = regs::rdtsc();
+        if now.wrapping_sub(BEGIN.load(Ordering::Relaxed)) > WINDOW {
+            BEGIN.store(now, Ordering::Relaxed);
+            REPORTS.store(0, Ordering::Relaxed);
         }
+        REPORTS.fetch_add(1, Ordering::Relaxed) < BURST
+    }
+
+    fn report(&self, line: fmt::Arguments<'_>) {
+        println!("{line}");
+    }
+}
+
+/// Allocates a block for `kind`, near `node` (default: this CPU's node), for callers that hold locks: nothing sleeps, and the
+/// min watermark is kept.
+pub fn alloc_pages(order: Order, node: Option<u32>, kind: PageKind) -> Option<Pfn> {
+    let gfp = match kind {
+        PageKind::User => Gfp::NOWAIT | Gfp::HIGHMEM | Gfp::MOVABLE,
+        _ => Gfp::NOWAIT,
+    };
+    let pfn = alloc_gfp(Context::ATOMIC, gfp | Gfp::NOWARN, order, node)?;
+    set_kind(pfn, kind);
+    Some(pfn)
+}
+
+/// Allocates a block by gfp flags (Linux: `alloc_pages_node`). A node that does not exist has no memory.
+pub fn alloc_gfp(context: Context<'_>, gfp: Gfp, order: Order, node: Option<u32>) -> Option<Pfn> {
+    PAGES.alloc_pages(context, gfp, order, node)
+}
+
+/// The first frame says whose the block is.
+fn set_kind(pfn: Pfn, kind: PageKind) {
+    if let Some(page) = Vmemmap.page(pfn) {
+        page.set_kind(kind);
     }
 }
 
 /// Gives a block back. A wrong free is a bug of the caller and ends the kernel, with the frame named.
 pub fn free_pages(pfn: Pfn, order: Order) {
-    let Some(page) = Vmemmap.page(pfn) else { panic!("free of {pfn}, which is not RAM") };
-    assert!(!page.has(PageFlags::RESERVED), "free of {pfn}, which is reserved");
-    Vmemmap.emit(Event::FreePages { pfn, order });
-    Vmemmap.emit(Event::MmPageFree { pfn, order });
-    let outcome = zone(page.node(), page.zone()).lock().free_block(&Vmemmap, pfn, order);
-    if let Err(error) = outcome {
+    if let Err(error) = try_free_pages(pfn, order) {
         panic!("free of {pfn}, order {}: {error}", order.as_u8());
     }
-    Vmemmap.emit(Event::FreePagesRet {});
-    PGFREE.fetch_add(order.pages(), Ordering::Relaxed);
 }
+
+/// [`free_pages`] that says what is wrong.
+pub fn try_free_pages(pfn: Pfn, order: Order) -> Result<(), FreeError> {
+    PAGES.free_pages(pfn, order)
+}
+
+/// Pages allocated and freed so far.
+pub fn pgalloc_pgfree() -> (u64, u64) {
+    let events = pcp::sum_events();
+    let allocated = events[VmEvent::PgallocDma as usize..=VmEvent::PgallocMovable as usize].iter().sum();
+    (allocated, events[VmEvent::Pgfree as usize])
+}
+
+const _: () = assert!(NR_VM_EVENTS > VmEvent::Pgfree as usize);
 
 /// Computes watermarks and reserves of all zones and writes them. The formulas look at all zones at
 /// once, so they work on copies, which are too large for a kernel stack.
@@ -266,11 +409,21 @@ fn set_watermarks() {
         *copy.info_mut() = *zone.lock().info();
     }
     let min_free_kbytes = watermark::min_free_kbytes(watermark::nr_free_buffer_pages(copies));
+    let min_free_kbytes = cmdline::number("min_free_kbytes").unwrap_or(min_free_kbytes);
+    let scale_factor = cmdline::number("watermark_scale_factor").filter(|factor| (1..=3000).contains(factor));
+    let boost_factor =
+        cmdline::number("watermark_boost_factor").and_then(|factor| u32::try_from(factor).ok());
+    let boost_factor = boost_factor.unwrap_or(mm_page_alloc::WATERMARK_BOOST_FACTOR);
     watermark::setup_per_zone_lowmem_reserve(copies, watermark::LOWMEM_RESERVE_RATIO);
-    watermark::setup_per_zone_wmarks(copies, min_free_kbytes, watermark::WATERMARK_SCALE_FACTOR);
+    watermark::setup_per_zone_wmarks(
+        copies,
+        min_free_kbytes,
+        scale_factor.unwrap_or(watermark::WATERMARK_SCALE_FACTOR),
+    );
     for (copy, zone) in copies.iter().zip(zones()) {
         let mut zone = zone.lock();
         zone.info_mut().watermark = copy.info().watermark;
+        zone.info_mut().watermark_boost_factor = boost_factor;
         zone.info_mut().lowmem_reserve = copy.info().lowmem_reserve;
     }
 }
@@ -300,7 +453,7 @@ pub fn print() {
         );
         print!("Node {}, zone {name:>8}: free blocks by order", info.node);
         for area in &info.free_area {
-            print!(" {}", area.nr_free);
+            print!(" {}", area.nr_free());
         }
         println!();
     }

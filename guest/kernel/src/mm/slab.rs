@@ -4,8 +4,9 @@ use core::fmt;
 use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 use guest_firmware::acpi::MAX_CPUS;
-use memvisor_abi::{CacheNode, EventId, MAX_CACHES, PAGE_SIZE, TableRef, Track, Watermark};
-use mm_core::{Event, Gfp, MemMap, Order, PageAlloc, PageKind, Pfn, PhysAddr, PhysMem, Trace, ZoneKind};
+use memvisor_abi::{CacheNode, EventId, MAX_CACHES, PAGE_SIZE, TableRef, Track};
+use mm_core::{Event, Gfp, Order, PageAlloc, PageKind, Pfn, PhysAddr, PhysMem, Trace};
+use mm_page_alloc::Context;
 use mm_slab::{Cache, CacheId, CpuCaches, Kmem, Machine, Object, Options, SlabKind};
 
 use crate::arch::regs;
@@ -143,30 +144,13 @@ impl Trace for Pages {
 
 impl PageAlloc for Pages {
     fn alloc_pages(&self, gfp: Gfp, order: Order, node: Option<u32>) -> Option<Pfn> {
-        if gfp.highest_zone() == Some(ZoneKind::Dma) {
-            return alloc_dma(order);
-        }
-        let pfn = page_alloc::alloc_pages(order, node, PageKind::Allocated)?;
-        let right = !gfp.contains(Gfp::THISNODE)
-            || node.is_none_or(|node| Vmemmap.page(pfn).is_some_and(|page| page.node() == node));
-        if !right {
-            page_alloc::free_pages(pfn, order);
-        }
-        right.then_some(pfn)
+        // A caller of the caches shows no right to sleep, so nothing here does.
+        page_alloc::alloc_gfp(Context::ATOMIC, gfp - Gfp::DIRECT_RECLAIM, order, node)
     }
 
     fn free_pages(&self, pfn: Pfn, order: Order) {
         page_alloc::free_pages(pfn, order);
     }
-}
-
-/// A block of ZONE_DMA.
-fn alloc_dma(order: Order) -> Option<Pfn> {
-    (0..u32::try_from(page_alloc::nr_nodes()).ok()?).find_map(|node| {
-        let mut zone = page_alloc::zone(node, ZoneKind::Dma).lock();
-        let floor = zone.info().watermark[Watermark::Min as usize];
-        (zone.info().free_pages > floor + order.pages()).then(|| zone.alloc_block(&Vmemmap, order))?
-    })
 }
 
 impl Machine for Kernel {

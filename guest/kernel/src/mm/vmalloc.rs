@@ -5,8 +5,9 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use memvisor_abi::EventId;
 use mm_core::{
-    Event, Gfp, MaySleep, MemMap, Order, Page, PageAlloc, PageKind, Pfn, PhysAddr, PhysMem, Trace, VirtAddr,
+    Event, Gfp, MaySleep, MemMap, Order, Page, PageAlloc, Pageblock, Pfn, PhysAddr, PhysMem, Trace, VirtAddr,
 };
+use mm_page_alloc::Context;
 use mm_pgtable::{FlushRange, Levels, PageTable, Prot, layout};
 use mm_vmalloc::{Areas, Machine, Request, VmError, Vmalloc};
 
@@ -128,17 +129,17 @@ impl MemMap for Kernel {
         static MAP: Vmemmap = Vmemmap;
         MAP.page(pfn)
     }
+
+    fn pageblock(&self, pfn: Pfn) -> Option<&Pageblock> {
+        static MAP: Vmemmap = Vmemmap;
+        MAP.pageblock(pfn)
+    }
 }
 
 impl PageAlloc for Kernel {
     fn alloc_pages(&self, gfp: Gfp, order: Order, node: Option<u32>) -> Option<Pfn> {
-        let pfn = page_alloc::alloc_pages(order, node, PageKind::Allocated)?;
-        if gfp.contains(Gfp::ZERO) {
-            for index in 0..order.pages() {
-                self.zero_frame(pfn.offset(index));
-            }
-        }
-        Some(pfn)
+        // The trait carries no right to sleep, and frames for areas are taken under their lock, too: nothing here sleeps.
+        page_alloc::alloc_gfp(Context::ATOMIC, gfp - Gfp::DIRECT_RECLAIM, order, node)
     }
 
     fn free_pages(&self, pfn: Pfn, order: Order) {

@@ -94,21 +94,25 @@ pub struct Pfn(u64);
 
 impl Pfn {
     /// The frame with this number.
+    #[inline]
     pub const fn new(raw: u64) -> Self {
         Self(raw)
     }
 
     /// The number, for arithmetic on indices, the ABI and printing.
+    #[inline]
     pub const fn as_u64(self) -> u64 {
         self.0
     }
 
     /// First byte of the frame.
+    #[inline]
     pub const fn phys(self) -> PhysAddr {
         PhysAddr(self.0 << PAGE_SHIFT)
     }
 
     /// The frame `pages` further up.
+    #[inline]
     pub const fn offset(self, pages: u64) -> Pfn {
         Pfn(self.0 + pages)
     }
@@ -119,11 +123,13 @@ impl Pfn {
     /// use mm_core::{Order, Pfn};
     /// assert_eq!(Pfn::new(8).buddy(Order::new(3).unwrap()), Pfn::new(0));
     /// ```
+    #[inline]
     pub const fn buddy(self, order: Order) -> Pfn {
         Pfn(self.0 ^ order.pages())
     }
 
     /// First frame of the naturally aligned block of `order` that holds this frame.
+    #[inline]
     pub const fn block(self, order: Order) -> Pfn {
         Pfn(self.0 & !(order.pages() - 1))
     }

@@ -12,6 +12,8 @@ mod context;
 mod gfp;
 mod order;
 mod page;
+mod page_state;
+mod section;
 mod trace;
 mod traits;
 
@@ -23,7 +25,12 @@ pub use context::MaySleep;
 pub use gfp::Gfp;
 pub use order::Order;
 pub use page::Page;
+pub use page_state::PageState;
+pub use section::{Pageblock, Section};
 pub use trace::{Event, Ring, Stamp, Trace, TraceMask, ZoneId};
 pub use traits::{CpuLocal, MemMap, PageAlloc, PhysMem};
 
-pub use memvisor_abi::{EventId, PAGE_SHIFT, PAGE_SIZE, PFN_NONE, PageFlags, PageKind, ZoneKind};
+pub use memvisor_abi::{
+    EventId, Migratetype, PAGE_SHIFT, PAGE_SIZE, PAGEBLOCK_ORDER, PAGEBLOCK_PAGES, PFN_NONE, PageFlags,
+    PageKind, ZoneKind,
+};

@@ -1,12 +1,12 @@
 //! `struct page` as the memory manager holds it.
 
 use core::mem::{align_of, offset_of, size_of};
-use core::sync::atomic::{AtomicI32, AtomicU8, AtomicU64, Ordering::Relaxed};
+use core::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering::Relaxed};
 
 use memvisor_abi as abi;
-use memvisor_abi::{PageFlags, PageKind, ZoneKind};
+use memvisor_abi::{Migratetype, PageFlags, PageKind, ZoneKind};
 
-use crate::Order;
+use crate::{Order, PageState, Pfn};
 
 /// Descriptor of a frame: [`abi::Page`] with fields that may be written through a shared
 /// reference. The lock of the list or owner that a field belongs to guards it, so relaxed order
@@ -22,9 +22,8 @@ pub struct Page {
     private: AtomicU64,
     mapcount: AtomicI32,
     refcount: AtomicI32,
-    kind: AtomicU8,
-    order: AtomicU8,
-    reserved: [u8; 6],
+    state: AtomicU32,
+    reserved: [u8; 4],
 }
 
 const _: () = assert!(
@@ -38,8 +37,11 @@ const _: () = assert!(
         && offset_of!(Page, private) == offset_of!(abi::Page, private)
         && offset_of!(Page, mapcount) == offset_of!(abi::Page, mapcount)
         && offset_of!(Page, refcount) == offset_of!(abi::Page, refcount)
-        && offset_of!(Page, kind) == offset_of!(abi::Page, kind)
-        && offset_of!(Page, order) == offset_of!(abi::Page, order)
+        && offset_of!(Page, state) == offset_of!(abi::Page, kind)
+        && offset_of!(abi::Page, order) == offset_of!(abi::Page, kind) + 1
+        && offset_of!(abi::Page, migratetype) == offset_of!(abi::Page, kind) + 2
+        && offset_of!(abi::Page, bits) == offset_of!(abi::Page, kind) + 3
+        && cfg!(target_endian = "little")
 );
 
 macro_rules! field {
@@ -78,7 +80,7 @@ impl Page {
             page.prev.store(abi::PFN_NONE, Relaxed);
             page.mapcount.store(-1, Relaxed);
             page.refcount.store(refcount, Relaxed);
-            page.kind.store(kind as u8, Relaxed);
+            page.state.store(kind as u32, Relaxed);
         }
     }
 
@@ -111,26 +113,94 @@ impl Page {
         refcount, set_refcount, i32
     }
 
+    /// The counter behind [`Page::refcount`], for those who share the page.
+    #[inline]
+    pub const fn references(&self) -> &AtomicI32 {
+        &self.refcount
+    }
+
+    /// Kind, order, migratetype and bits at once. One CPU at a time changes them: the one that holds the lock
+    /// of the list or owner that the frame has.
+    #[inline]
+    pub fn state(&self) -> PageState {
+        PageState::from_raw(self.state.load(Relaxed))
+    }
+
+    /// Sets [`Page::state`].
+    #[inline]
+    pub fn set_state(&self, state: PageState) {
+        self.state.store(state.as_u32(), Relaxed);
+    }
+
     /// Who owns the frame; an undefined number reads as [`PageKind::None`].
     #[inline]
     pub fn kind(&self) -> PageKind {
-        PageKind::from_raw(self.kind.load(Relaxed)).unwrap_or(PageKind::None)
+        self.state().kind()
     }
 
     /// Sets [`Page::kind`].
+    #[inline]
     pub fn set_kind(&self, kind: PageKind) {
-        self.kind.store(kind as u8, Relaxed);
+        self.set_state(self.state().with_kind(kind));
     }
 
     /// Order of the block that starts here; a number past the largest reads as order 0.
     #[inline]
     pub fn order(&self) -> Order {
-        Order::new(self.order.load(Relaxed)).unwrap_or(Order::ZERO)
+        self.state().order()
     }
 
     /// Sets [`Page::order`].
+    #[inline]
     pub fn set_order(&self, order: Order) {
-        self.order.store(order.as_u8(), Relaxed);
+        self.set_state(self.state().with_order(order));
+    }
+
+    /// The list that a free block is on, or that it was taken from; see [`PageState::migratetype`].
+    #[inline]
+    pub fn migratetype(&self) -> Migratetype {
+        self.state().migratetype()
+    }
+
+    /// Sets [`Page::migratetype`].
+    #[inline]
+    pub fn set_migratetype(&self, migratetype: Migratetype) {
+        self.set_state(self.state().with_migratetype(migratetype));
+    }
+
+    /// Whether the block that starts here is known to be zero (it is free, or was just taken from a list).
+    #[inline]
+    pub fn is_known_zero(&self) -> bool {
+        self.state().is_known_zero()
+    }
+
+    /// The head of the compound page that this frame is a tail of; `None` for any other frame (Linux:
+    /// `compound_head`, which gives the page itself then).
+    pub fn compound_head(&self) -> Option<Pfn> {
+        self.state().is_compound_tail().then(|| Pfn::new(self.next()))
+    }
+
+    /// Makes this frame a tail of a compound page (Linux: `set_compound_head`).
+    pub fn set_compound_head(&self, head: Pfn) {
+        self.set_next(head.as_u64());
+        self.set_state(PageState::new(PageKind::Tail, Order::ZERO).with_compound_tail());
+    }
+
+    /// Makes this frame a tail of an ordinary block (Linux: `clear_compound_head`).
+    pub fn clear_compound_head(&self) {
+        self.set_state(PageState::new(PageKind::Tail, Order::ZERO));
+    }
+
+    /// Node and zone as one number, equal for the frames of one zone (Linux: `page_zone_id`).
+    #[inline]
+    pub fn zone_id(&self) -> u64 {
+        self.flags.load(Relaxed) >> abi::Page::ZONE_SHIFT
+    }
+
+    /// [`Page::zone_id`] of the frames of that zone.
+    #[inline]
+    pub const fn zone_id_of(node: u32, zone: u32) -> u64 {
+        ((node as u64) << (abi::Page::NODE_SHIFT - abi::Page::ZONE_SHIFT)) | zone as u64
     }
 
     /// The node the frame belongs to.
@@ -140,6 +210,7 @@ impl Page {
     }
 
     /// The zone the frame belongs to.
+    #[inline]
     pub fn zone(&self) -> ZoneKind {
         let raw = (self.flags.load(Relaxed) >> abi::Page::ZONE_SHIFT) & 7;
         ZoneKind::from_raw(raw as u32).unwrap_or(ZoneKind::Dma)
@@ -152,6 +223,7 @@ impl Page {
     }
 
     /// Whether all of `flags` are set.
+    #[inline]
     pub fn has(&self, flags: PageFlags) -> bool {
         self.flags.load(Relaxed) & flags.bits() == flags.bits()
     }

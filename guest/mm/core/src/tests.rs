@@ -4,7 +4,10 @@ use memvisor_abi::PFN_NONE;
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
 
-use crate::{MemMap, Order, Page, PageFlags, PageKind, Pfn, PhysAddr, Trace, ZoneKind};
+use crate::{
+    MemMap, Migratetype, Order, Page, PageFlags, PageKind, PageState, Pageblock, Pfn, PhysAddr, Trace,
+    ZoneKind,
+};
 
 #[test]
 fn buddies_are_mutual_and_make_the_next_block() {
@@ -60,6 +63,38 @@ fn links_and_flags_do_not_disturb_each_other() {
     assert_eq!((page.has(PageFlags::DIRTY), page.has(PageFlags::LOCKED)), (true, false));
 }
 
+#[test]
+fn the_parts_of_a_state_do_not_disturb_each_other() {
+    let page = Page::default();
+    page.init(3, ZoneKind::Dma, PageKind::Tail);
+    page.set_migratetype(Migratetype::Cma);
+    page.set_order(Order::MAX);
+    page.set_kind(PageKind::Slab);
+    let state = page.state().with_known_zero(true);
+    assert_eq!(
+        (state.kind(), state.order(), state.migratetype()),
+        (PageKind::Slab, Order::MAX, Migratetype::Cma)
+    );
+    assert!(state.is_known_zero() && !state.with_known_zero(false).is_known_zero());
+    assert!(PageState::new(PageKind::Buddy, Order::MAX).with_known_zero(true).is_free_block(Order::MAX));
+    assert!(!state.is_free_block(Order::MAX) && !state.with_kind(PageKind::Buddy).is_free_block(Order::ZERO));
+    page.set_compound_head(Pfn::new(512));
+    assert_eq!((page.compound_head(), page.kind()), (Some(Pfn::new(512)), PageKind::Tail));
+    page.clear_compound_head();
+    assert_eq!(page.compound_head(), None);
+    assert_eq!(page.zone_id(), Page::zone_id_of(3, ZoneKind::Dma as u32));
+}
+
+#[test]
+fn type_and_hint_of_a_pageblock_do_not_disturb_each_other() {
+    let block = Pageblock::new(Migratetype::Movable);
+    block.set_skipped(true);
+    block.set_migratetype(Migratetype::Isolate);
+    assert!(block.is_skipped());
+    block.set_skipped(false);
+    assert_eq!((block.migratetype(), block.is_skipped()), (Migratetype::Isolate, false));
+}
+
 struct OnePage(Page);
 
 impl Trace for OnePage {}
@@ -67,6 +102,10 @@ impl Trace for OnePage {}
 impl MemMap for OnePage {
     fn page(&self, pfn: Pfn) -> Option<&Page> {
         (pfn == Pfn::new(7)).then_some(&self.0)
+    }
+
+    fn pageblock(&self, _: Pfn) -> Option<&Pageblock> {
+        None
     }
 }
 

@@ -1,6 +1,6 @@
 //! What the memory manager needs from the machine.
 
-use crate::{Gfp, Order, Page, Pfn, PhysAddr, Trace};
+use crate::{Gfp, Order, Page, Pageblock, Pfn, PhysAddr, Trace};
 
 /// The descriptors of all frames (Linux: `pfn_to_page` with `pfn_valid`).
 pub trait MemMap: Trace {
@@ -13,6 +13,10 @@ pub trait MemMap: Trace {
     fn pages(&self, pfn: Pfn) -> &[Page] {
         self.page(pfn).map_or(&[], core::slice::from_ref)
     }
+
+    /// The pageblock that holds `pfn`; `None` where there is no section. A pageblock exists before the
+    /// descriptors of its frames do.
+    fn pageblock(&self, pfn: Pfn) -> Option<&Pageblock>;
 }
 
 /// Word access to RAM by physical address. Safe: an implementation refuses, by panic, addresses

@@ -3,10 +3,10 @@
 use core::fmt;
 
 use memvisor_abi::PFN_NONE;
-use mm_core::{MemMap, Order, Page, PageFlags, PageKind, Pfn};
+use mm_core::{MemMap, Migratetype, Order, Page, PageFlags, PageKind, Pfn};
 
 use crate::Zone;
-use crate::zone::{for_each_page, free_block_over};
+use crate::free::{block_over, pageblock_type};
 
 /// A broken invariant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,14 +36,18 @@ impl Zone {
     /// # Errors
     /// The first violation.
     pub fn audit<M: MemMap + ?Sized>(&self, map: &M) -> Result<(), Violation> {
-        let mut free: u64 = 0;
+        let (mut free, mut cma) = (0u64, 0u64);
         for order in Order::all() {
-            self.audit_list(map, order)?;
-            free = free.saturating_add(self.area(order).nr_free.saturating_mul(order.pages()));
+            for migratetype in Migratetype::ALL {
+                self.audit_list(map, order, migratetype)?;
+                let pages = self.list(order, migratetype).nr_free.saturating_mul(order.pages());
+                free = free.saturating_add(if migratetype == Migratetype::Isolate { 0 } else { pages });
+                cma = cma.saturating_add(if migratetype == Migratetype::Cma { pages } else { 0 });
+            }
         }
         let info = self.info();
         let start = Pfn::new(info.start_pfn);
-        check(free == info.free_pages, "B3", start, None)?;
+        check(free == info.free_pages && cma == info.nr_free_cma, "B3", start, None)?;
         let ordered =
             info.free_pages.checked_add(info.deferred_pages).is_some_and(|sum| sum <= info.managed_pages)
                 && info.managed_pages <= info.present_pages
@@ -70,9 +74,10 @@ impl Zone {
                         covered = pfn.offset(page.order().pages());
                     }
                     PageKind::Tail if self.owns(page) && pfn >= covered => {
-                        check(free_block_over(map, pfn, Order::ZERO).is_some(), "B9", pfn, None)?;
+                        check(block_over(map, pfn, Order::ZERO, |_| true).is_some(), "B9", pfn, None)?;
                     }
-                    _ => {}
+                    PageKind::None | PageKind::Tail => {}
+                    _ => covered = covered.max(pfn.offset(page.order().pages())),
                 }
                 pfn = pfn.offset(1);
             }
@@ -80,32 +85,42 @@ impl Zone {
         Ok(())
     }
 
-    fn audit_list<M: MemMap + ?Sized>(&self, map: &M, order: Order) -> Result<(), Violation> {
-        let area = self.area(order);
+    fn audit_list<M: MemMap + ?Sized>(
+        &self,
+        map: &M,
+        order: Order,
+        migratetype: Migratetype,
+    ) -> Result<(), Violation> {
+        let list = self.list(order, migratetype);
         let mut prev = PFN_NONE;
-        let mut next = area.head;
+        let mut next = list.head;
         let mut blocks = 0;
         while next != PFN_NONE {
             let pfn = Pfn::new(next);
             let ensure = |holds, rule| check(holds, rule, pfn, Some(order));
-            ensure(blocks < area.nr_free, "B4")?;
+            ensure(blocks < list.nr_free, "B4")?;
             let Some(page) = map.page(pfn) else { return ensure(false, "B4") };
             ensure(page.prev() == prev, "B4")?;
             ensure(pfn.block(order) == pfn, "B1")?;
-            ensure(is_head(page, order), "B5")?;
+            ensure(is_head(page, order, migratetype), "B5")?;
             ensure(self.spans(pfn, order.pages()), "B6")?;
             self.audit_frames(map, pfn, order)?;
             let buddy = map.page(pfn.buddy(order)).filter(|_| order < Order::MAX);
             let free = buddy.is_some_and(|buddy| {
                 buddy.kind() == PageKind::Buddy && buddy.order() == order && self.owns(buddy)
             });
-            ensure(!free, "B2")?;
+            let apart = u32::from(order.as_u8()) >= mm_core::PAGEBLOCK_ORDER
+                && pageblock_type(map, pfn) != pageblock_type(map, pfn.buddy(order));
+            ensure(!free || apart, "B2")?;
+            let kept = |kind| (migratetype == kind) == (pageblock_type(map, pfn) == kind);
+            ensure(kept(Migratetype::Isolate) && kept(Migratetype::Cma), "B10")?;
             prev = next;
             next = page.next();
             blocks += 1;
         }
         let last = Pfn::new(if prev == PFN_NONE { self.info().start_pfn } else { prev });
-        check(blocks == area.nr_free && area.tail == prev, "B4", last, Some(order))
+        let marked = self.is_empty(order, migratetype) == (blocks == 0);
+        check(blocks == list.nr_free && list.tail == prev && marked, "B4", last, Some(order))
     }
 
     /// B6 and B7 for the frames of the block at `start`.
@@ -125,7 +140,7 @@ impl Zone {
 
     /// Whether the neighbours of a head, or the ends of its list, point at it.
     fn is_linked<M: MemMap + ?Sized>(&self, map: &M, pfn: Pfn, page: &Page) -> bool {
-        let area = self.area(page.order());
+        let area = self.list(page.order(), page.migratetype());
         let points_here = |neighbour: u64, link: fn(&Page) -> u64, end: u64| {
             let back =
                 if neighbour == PFN_NONE { Some(end) } else { map.page(Pfn::new(neighbour)).map(link) };
@@ -135,10 +150,10 @@ impl Zone {
     }
 }
 
-fn is_head(page: &Page, order: Order) -> bool {
+fn is_head(page: &Page, order: Order, migratetype: Migratetype) -> bool {
     page.kind() == PageKind::Buddy
         && page.order() == order
-        && page.private() == u64::from(order.as_u8())
+        && page.migratetype() == migratetype
         && page.refcount() == 0
         && page.mapcount() == -1
         && !page.has(PageFlags::RESERVED)
@@ -146,4 +161,20 @@ fn is_head(page: &Page, order: Order) -> bool {
 
 fn check(holds: bool, rule: &'static str, pfn: Pfn, order: Option<Order>) -> Result<(), Violation> {
     if holds { Ok(()) } else { Err(Violation { rule, pfn, order }) }
+}
+
+/// Visits the descriptors of a block, as far as they exist.
+fn for_each_page<M: MemMap + ?Sized>(map: &M, start: Pfn, order: Order, mut visit: impl FnMut(Pfn, &Page)) {
+    let end = start.offset(order.pages());
+    let mut pfn = start;
+    while pfn < end {
+        let pages = map.pages(pfn);
+        if pages.is_empty() {
+            return;
+        }
+        for (page, _) in pages.iter().zip(pfn.as_u64()..end.as_u64()) {
+            visit(pfn, page);
+            pfn = pfn.offset(1);
+        }
+    }
 }

@@ -69,6 +69,16 @@ pub enum FreeError {
         /// Its mappings, minus one.
         mapcount: i32,
     },
+    /// The frame is inside an allocated block; its head is what is freed.
+    Tail {
+        /// That frame.
+        pfn: Pfn,
+    },
+    /// The block is a compound page, which is not split like this.
+    Compound {
+        /// First frame.
+        pfn: Pfn,
+    },
     /// A frame of a range that is handed over for the first time has an owner.
     Owned {
         /// That frame.
@@ -109,6 +119,8 @@ impl fmt::Display for FreeError {
             FreeError::Mapped { pfn, mapcount } => {
                 write!(f, "free of pfn {pfn}: mapcount {mapcount}, unmap it first")
             }
+            FreeError::Tail { pfn } => write!(f, "free of pfn {pfn}: inside a block, free its first frame"),
+            FreeError::Compound { pfn } => write!(f, "split of pfn {pfn}: a compound page"),
             FreeError::Owned { pfn, kind } => {
                 write!(f, "hand-over of pfn {pfn}: owned as {}", kind.name())
             }

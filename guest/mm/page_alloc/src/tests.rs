@@ -1,8 +1,10 @@
 //! Tests: pictures for single steps, the bitmap for long ones, hand-computed numbers for formulas.
+mod alloc;
 mod buddy;
 mod damage;
 mod extent;
 mod model;
+mod types;
 mod watermark;
 mod zonelist;
 

@@ -1,6 +1,6 @@
 //! Where to look for memory when the local node has none (Linux: `build_zonelists`).
 
-use memvisor_abi::MAX_NUMNODES;
+use memvisor_abi::{MAX_NR_ZONES, MAX_NUMNODES, Zonelist, ZonelistOrder};
 use mm_core::ZoneKind;
 
 /// Distances that Linux assumes without a SLIT (`LOCAL_DISTANCE`, `REMOTE_DISTANCE`).
@@ -73,6 +73,44 @@ pub fn zone_refs(order: &[u32], highest: ZoneKind) -> impl Iterator<Item = ZoneR
         let kinds = ZoneKind::ALL.into_iter().rev().filter(move |kind| *kind <= highest);
         kinds.map(move |kind| ZoneRef { node, kind })
     })
+}
+
+/// Builds a node's lists from the order of nodes (Linux: `build_zonelists_in_node_order`, and
+/// `build_zonelists_in_zone_order` of Linux before 4.14). `populated` says whether the zone with that index has
+/// present pages.
+///
+/// In zone order a far node's ZONE_NORMAL comes before the near node's ZONE_DMA32, so that low memory lasts; in node
+/// order memory stays near.
+pub fn build_zonelist(
+    list: &mut Zonelist,
+    node: u32,
+    nodes: &[u32],
+    order: ZonelistOrder,
+    populated: impl Fn(usize) -> bool,
+) {
+    *list = Zonelist { node, order: order as u32, ..Zonelist::EMPTY };
+    let index = |node: u32, kind: ZoneKind| node as usize * MAX_NR_ZONES + kind as usize;
+    let descending = || ZoneKind::ALL.into_iter().rev();
+    let mut add = |node, kind| {
+        let zone = index(node, kind);
+        let slot = list.fallback.get_mut(list.count as usize).zip(u16::try_from(zone).ok());
+        if let Some((slot, number)) = slot.filter(|_| populated(zone)) {
+            *slot = number;
+            list.count += 1;
+        }
+    };
+    match order {
+        ZonelistOrder::Node => nodes.iter().for_each(|&node| descending().for_each(|kind| add(node, kind))),
+        ZonelistOrder::Zone => descending().for_each(|kind| nodes.iter().for_each(|&node| add(node, kind))),
+    }
+    for kind in descending() {
+        let zone = index(node, kind);
+        let slot = list.nofallback.get_mut(list.nofallback_count as usize).zip(u16::try_from(zone).ok());
+        if let Some((slot, number)) = slot.filter(|_| populated(zone)) {
+            *slot = number;
+            list.nofallback_count += 1;
+        }
+    }
 }
 
 /// Never 0, which is the local node's.

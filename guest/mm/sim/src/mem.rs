@@ -4,7 +4,10 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use mm_core::{MemMap, PAGE_SIZE, Page, PageKind, Pfn, PhysAddr, PhysMem, Trace, ZoneKind};
+use mm_core::{
+    MemMap, Migratetype, PAGE_SIZE, PAGEBLOCK_ORDER, Page, PageKind, Pageblock, Pfn, PhysAddr, PhysMem,
+    Trace, ZoneKind,
+};
 
 /// What a word of a frame reads that nobody wrote: RAM is not zero at power-on, and code that
 /// relies on that must fail here.
@@ -28,6 +31,8 @@ const WORDS: usize = (PAGE_SIZE / 8) as usize;
 pub struct SimMem {
     /// Ascending, disjoint, not adjacent.
     ranges: Vec<SimRange>,
+    /// Pageblocks that hold RAM, ascending by number.
+    blocks: Vec<(u64, Pageblock)>,
     /// Frames that were written, by number.
     frames: Mutex<HashMap<u64, Box<[u64; WORDS]>>>,
 }
@@ -55,11 +60,18 @@ impl SimMem {
                 _ => merged.push((start, end)),
             }
         }
+        let mut numbers: Vec<u64> = merged
+            .iter()
+            .flat_map(|(start, end)| start >> PAGEBLOCK_ORDER..=(end - 1) >> PAGEBLOCK_ORDER)
+            .collect();
+        numbers.dedup();
+        let blocks =
+            numbers.into_iter().map(|number| (number, Pageblock::new(Migratetype::Movable))).collect();
         let ranges = merged
             .into_iter()
             .map(|(start, end)| SimRange { start, pages: (start..end).map(|_| Page::default()).collect() })
             .collect();
-        SimMem { ranges, frames: Mutex::new(HashMap::new()) }
+        SimMem { ranges, blocks, frames: Mutex::new(HashMap::new()) }
     }
 
     /// RAM from address 0 to `bytes`, a multiple of the page size.
@@ -115,6 +127,12 @@ impl MemMap for SimMem {
         let after = self.ranges.partition_point(|range| range.start <= pfn);
         let Some(range) = after.checked_sub(1).and_then(|index| self.ranges.get(index)) else { return &[] };
         usize::try_from(pfn - range.start).ok().and_then(|first| range.pages.get(first..)).unwrap_or(&[])
+    }
+
+    fn pageblock(&self, pfn: Pfn) -> Option<&Pageblock> {
+        let number = pfn.as_u64() >> PAGEBLOCK_ORDER;
+        let index = self.blocks.binary_search_by_key(&number, |block| block.0).ok()?;
+        self.blocks.get(index).map(|block| &block.1)
     }
 }
 

@@ -5,11 +5,11 @@
 //!
 //! Output ([`draw`]): a free block starts with its order (`0`..`9`, `X` for 10) and continues with
 //! `.`; an allocated block starts with `A` and continues with `a`; `#` reserved, `~` a hole. What no
-//! healthy zone contains is `?`: a frame marked as inside a free block that no free block covers.
+//! healthy zone contains is `?`: a frame marked as inside a block that no block covers.
 
 use std::ops::Range;
 
-use mm_core::{MemMap, Order, PageFlags, PageKind, Pfn, ZoneKind};
+use mm_core::{MemMap, Order, PageFlags, PageKind, PageState, Pfn, ZoneKind};
 
 use crate::SimMem;
 
@@ -103,13 +103,8 @@ fn allocate(mem: &SimMem, range: Range<Pfn>, node: u32, zone: ZoneKind) {
         panic!("{pages} pages at {} are no naturally aligned block", range.start);
     };
     mem.init(range.clone(), node, zone, PageKind::Tail);
-    for raw in range.start.as_u64()..range.end.as_u64() {
-        if let Some(page) = mem.page(Pfn::new(raw)) {
-            page.set_kind(PageKind::Allocated);
-        }
-    }
     if let Some(head) = mem.page(range.start) {
-        head.set_order(order);
+        head.set_state(PageState::new(PageKind::Allocated, order));
         head.set_refcount(1);
     }
 }

@@ -95,7 +95,7 @@ fn zone_managed_sees_pages_that_were_never_handed_over() {
         let zones = guest.guest().zones().unwrap();
         let total = zones.iter().map(|zone| zone.managed_pages).sum::<u64>() - lost;
         let managed = zones[NODE0_DMA32].managed_pages - lost;
-        crate::watermark::watermarks(managed, total, total) == watermark
+        crate::watermark::watermarks(managed, total, total, crate::watermark::Tuning::default()) == watermark
     });
     let lost = lost.expect("some pages fewer change no watermark");
     guest.edit_zone(NODE0_DMA32, |zone| zone.managed_pages -= lost);
@@ -153,7 +153,7 @@ fn buddy_alignment_sees_a_block_between_two() {
 #[test]
 fn buddy_list_sees_a_cycle() {
     let mut guest = healthy();
-    let area = guest.zone(NODE0_DMA32).free_area[10];
+    let area = guest.zone(NODE0_DMA32).free_area[10].lists[MOVABLE];
     assert!(area.nr_free > 1);
     guest.edit_page(area.tail, |page| page.next = area.head);
     assert!(only(&guest, "buddy.list").what.contains("comes back"));
@@ -162,7 +162,7 @@ fn buddy_list_sees_a_cycle() {
 #[test]
 fn buddy_list_sees_a_wrong_back_link() {
     let mut guest = healthy();
-    let area = guest.zone(NODE0_DMA32).free_area[10];
+    let area = guest.zone(NODE0_DMA32).free_area[10].lists[MOVABLE];
     guest.edit_page(area.tail, |page| page.prev = area.tail);
     assert_eq!(only(&guest, "buddy.list").frame, Some(area.tail));
 }
@@ -170,15 +170,17 @@ fn buddy_list_sees_a_wrong_back_link() {
 #[test]
 fn buddy_list_sees_a_wrong_tail() {
     let mut guest = healthy();
-    guest.edit_zone(NODE0_DMA32, |zone| zone.free_area[10].tail = zone.free_area[10].head);
+    guest.edit_zone(NODE0_DMA32, |zone| {
+        zone.free_area[10].lists[MOVABLE].tail = zone.free_area[10].lists[MOVABLE].head
+    });
     only(&guest, "buddy.list");
 }
 
 #[test]
 fn buddy_list_sees_a_block_of_another_order() {
     let mut guest = healthy();
-    let head = guest.zone(NODE0_DMA32).free_area[10].head;
-    guest.edit_page(head, |page| page.private = 9);
+    let head = guest.zone(NODE0_DMA32).free_area[10].lists[MOVABLE].head;
+    guest.edit_page(head, |page| page.order = 9);
     assert_eq!(only(&guest, "buddy.list").frame, Some(head));
 }
 
@@ -193,7 +195,7 @@ fn buddy_zone_sees_a_block_on_another_zones_list() {
 #[test]
 fn buddy_nr_free_sees_a_counter_off_by_one() {
     let mut guest = healthy();
-    guest.edit_zone(NODE0_DMA32, |zone| zone.free_area[10].nr_free += 1);
+    guest.edit_zone(NODE0_DMA32, |zone| zone.free_area[10].lists[MOVABLE].nr_free += 1);
     only(&guest, "buddy.nr_free");
 }
 
@@ -204,7 +206,7 @@ fn buddy_in_ram_sees_a_free_block_that_reaches_into_a_hole() {
     let hole = 0x9f;
     let blocks = [(4, 0x80), (3, 0x90), (2, 0x98), (1, 0x9c), (0, 0x9e)];
     for (order, pfn) in blocks {
-        let area = guest.zone(0).free_area[order];
+        let area = guest.zone(0).free_area[order].lists[MOVABLE];
         // The list may start with lower blocks: rotate until the wanted one is first.
         let lower: Vec<u64> = (0..area.nr_free).map(|_| guest.take_block(0, order)).collect();
         for block in lower.into_iter().filter(|&block| block != pfn) {
@@ -253,7 +255,7 @@ fn memmap_refcount_sees_a_mapped_frame_without_references() {
 #[test]
 fn memmap_refcount_sees_a_free_frame_with_references() {
     let mut guest = healthy();
-    let head = guest.zone(NODE0_DMA32).free_area[10].head;
+    let head = guest.zone(NODE0_DMA32).free_area[10].lists[MOVABLE].head;
     guest.edit_page(head + 5, |page| page.refcount = 1);
     assert_eq!(only(&guest, "memmap.refcount").frame, Some(head + 5));
 }
@@ -432,7 +434,7 @@ fn owner_none_sees_a_leaked_block_once() {
 fn owner_sum_sees_an_owner_outside_ram() {
     let mut guest = healthy();
     // The frame below the legacy hole becomes an allocated block of two.
-    let area = guest.zone(0).free_area[0];
+    let area = guest.zone(0).free_area[0].lists[MOVABLE];
     assert_eq!((area.nr_free, guest.take_block(0, 0)), (1, 0x9e));
     guest.edit_page(0x9e, |page| {
         (page.kind, page.order, page.refcount) = (PageKind::Allocated as u8, 1, 1);
@@ -509,4 +511,161 @@ fn slab_redzone_names_the_object_that_was_overrun() {
     let object = (SLAB_PFN << 12) + 8 + 3 * SLAB_SIZE;
     guest.memory.write_u64(object + 56, 0).unwrap();
     assert!(only(&guest, "slab.redzone").guest_says.contains(&format!("{object:#x}")));
+}
+
+#[test]
+fn pageblock_type_sees_a_number_that_is_no_type() {
+    let mut guest = healthy();
+    guest.edit_section(0, |section| section.pageblocks[3] = 7);
+    assert_eq!(only(&guest, "pageblock.type").frame, Some(0x600));
+}
+
+#[test]
+fn pageblock_isolated_sees_a_free_block_where_nothing_is_allocated() {
+    let mut guest = healthy();
+    let head = guest.zone(NODE0_DMA32).free_area[10].lists[MOVABLE].head;
+    let block = usize::try_from(head >> PAGEBLOCK_ORDER).unwrap();
+    guest.edit_section(0, |section| section.pageblocks[block] = Migratetype::Isolate as u8);
+    guest.edit_zone(NODE0_DMA32, |zone| zone.nr_isolate_pageblock = 1);
+    assert_eq!(only(&guest, "pageblock.isolated").frame, Some(head));
+}
+
+#[test]
+fn buddy_type_sees_a_block_that_names_another_list() {
+    let mut guest = healthy();
+    let head = guest.zone(NODE0_DMA32).free_area[10].lists[MOVABLE].head;
+    guest.edit_page(head, |page| page.migratetype = Migratetype::Cma as u8);
+    assert_eq!(only(&guest, "buddy.type").frame, Some(head));
+}
+
+#[test]
+fn buddy_nonempty_sees_a_wrong_bit() {
+    let mut guest = healthy();
+    guest.edit_zone(NODE0_DMA32, |zone| zone.nonempty[MOVABLE] ^= 1 << 10);
+    only(&guest, "buddy.nonempty");
+}
+
+#[test]
+fn zone_cma_sees_a_counter_off_by_one() {
+    let mut guest = healthy();
+    guest.edit_zone(NODE0_DMA32, |zone| zone.nr_free_cma += 1);
+    only(&guest, "zone.cma");
+}
+
+#[test]
+fn zone_highatomic_sees_a_reserve_without_pageblocks() {
+    let mut guest = healthy();
+    guest.edit_zone(NODE0_DMA32, |zone| zone.nr_reserved_highatomic = PAGEBLOCK_PAGES);
+    only(&guest, "zone.highatomic");
+    // With the pageblock it is right.
+    guest.edit_section(0, |section| section.pageblocks[40] = Migratetype::HighAtomic as u8);
+    assert_eq!(guest.audit().findings, []);
+}
+
+#[test]
+fn zone_isolated_sees_a_pageblock_too_many() {
+    let mut guest = healthy();
+    guest.edit_zone(NODE1_DMA32, |zone| zone.nr_isolate_pageblock = 1);
+    only(&guest, "zone.isolated");
+}
+
+#[test]
+fn zone_boost_sees_one_above_its_limit_and_one_that_is_off() {
+    let mut guest = healthy();
+    guest.edit_zone(NODE0_DMA32, |zone| {
+        (zone.watermark_boost_factor, zone.watermark_boost) = (15_000, 10_000);
+    });
+    only(&guest, "zone.boost");
+    guest.edit_zone(NODE0_DMA32, |zone| zone.watermark_boost = 512);
+    assert_eq!(guest.audit().findings, []);
+    guest.edit_zone(NODE0_DMA32, |zone| zone.watermark_boost_factor = 0);
+    only(&guest, "zone.boost");
+}
+
+#[test]
+fn zone_watermark_follows_the_command_line() {
+    let mut guest = healthy();
+    guest.facts.cmdline = "quiet min_free_kbytes=4096 watermark_scale_factor=200".into();
+    assert!(guest.audit().findings.iter().all(|finding| finding.rule == "zone.watermark"));
+    assert!(!guest.audit().findings.is_empty());
+}
+
+#[test]
+fn buddy_known_zero_sees_a_byte_that_is_not() {
+    let mut guest = healthy();
+    let head = guest.zone(NODE0_DMA32).free_area[10].lists[MOVABLE].head;
+    guest.memory.write(((head + 700) << 12) + 9, &[1]).unwrap();
+    assert_eq!(only(&guest, "buddy.known-zero").frame, Some(head + 700));
+}
+
+/// Where CPU 0's lists of node 0 DMA32 are, and its count, its high, its first list and its events.
+fn pcp(guest: &TestGuest) -> u64 {
+    guest.guest().root().pcps.gpa + PCP_INDEX * size_of::<PerCpuPages>() as u64
+}
+
+#[test]
+fn pcp_count_sees_a_count_too_high() {
+    let mut guest = healthy();
+    let gpa = pcp(&guest);
+    guest.memory.write(gpa, &[2]).unwrap();
+    let finding = only(&guest, "pcp.count");
+    assert_eq!((finding.guest_says.as_str(), finding.outside_says.as_str()), ("2", "1"));
+}
+
+#[test]
+fn pcp_limits_sees_a_cpu_that_may_keep_more() {
+    let mut guest = healthy();
+    let gpa = pcp(&guest) + 4;
+    guest.memory.write(gpa, &[255, 255]).unwrap();
+    only(&guest, "pcp.limits");
+}
+
+#[test]
+fn pcp_list_sees_a_tail_that_is_not_the_last() {
+    let mut guest = healthy();
+    let gpa = pcp(&guest) + 24;
+    guest.memory.write_u64(gpa, PCP_PFN + 1).unwrap();
+    only(&guest, "pcp.list");
+}
+
+#[test]
+fn pcp_state_sees_an_order_of_another_list() {
+    let mut guest = healthy();
+    guest.edit_page(PCP_PFN, |page| page.order = 1);
+    assert!(only(&guest, "pcp.state").to_string().contains("order 1"));
+}
+
+#[test]
+fn a_page_on_a_cpus_list_and_a_free_list_has_two_owners() {
+    let mut guest = healthy();
+    let gpa = pcp(&guest) + 16;
+    let free = guest.take_block(NODE0_DMA32, 0);
+    guest.put_block(NODE0_DMA32, 0, free);
+    guest.memory.write_u64(gpa, free).unwrap();
+    let rules: Vec<_> = guest.audit().findings.iter().map(|finding| finding.rule).collect();
+    assert!(rules.contains(&"owner.single"), "{rules:?}");
+}
+
+#[test]
+fn zonelist_order_sees_a_far_node_first() {
+    let mut guest = healthy();
+    let gpa = guest.guest().root().zonelists.gpa;
+    guest.memory.write(gpa + 32, &[7, 0, 6, 0, 1, 0, 0, 0]).unwrap();
+    only(&guest, "zonelist.order");
+}
+
+#[test]
+fn zonelist_own_sees_another_nodes_zone() {
+    let mut guest = healthy();
+    let gpa = guest.guest().root().zonelists.gpa;
+    guest.memory.write(gpa + 16, &[7]).unwrap();
+    only(&guest, "zonelist.own");
+}
+
+#[test]
+fn numa_events_sees_an_allocation_that_was_neither_hit_nor_miss() {
+    let mut guest = healthy();
+    let gpa = pcp(&guest) + 16 + 16 * NR_PCP_LISTS as u64 + 8 * NumaEvent::Local as u64;
+    guest.memory.write_u64(gpa, 6).unwrap();
+    only(&guest, "numa.events");
 }

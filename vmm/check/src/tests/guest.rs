@@ -18,7 +18,7 @@ use memvisor_inspect::{
 use memvisor_report::AuditReport;
 
 use super::vmalloc;
-use crate::watermark::{lowmem_reserves, watermarks};
+use crate::watermark::{Tuning, lowmem_reserves, watermarks};
 use crate::{Evidence, audit};
 use zerocopy::FromZeros;
 
@@ -37,12 +37,19 @@ pub(super) const USER_PFN: u64 = 0x3100;
 pub(super) const USER_VA: u64 = 0x40_0000;
 /// Four frames that the kernel allocated as one block.
 pub(super) const ALLOCATED_PFN: u64 = 0x3200;
+/// A frame that CPU 0 keeps on its list of unmovable single pages.
+pub(super) const PCP_PFN: u64 = 0x3300;
+/// Its lists' index: CPU 0, node 0 DMA32.
+pub(super) const PCP_INDEX: u64 = 1;
 pub(super) const PID: u32 = 7;
 /// A slab of a cache with red zones, whose first object is free.
 pub(super) const SLAB_PFN: u64 = 0x3280;
 /// Bytes from one of its objects to the next: a red zone of 8 bytes, 56 of payload, a red zone of 8, a link.
 pub(super) const SLAB_SIZE: u64 = 128;
 const SLAB_OBJECTS: u32 = 32;
+
+/// The type of all pageblocks, as an index.
+pub(super) const MOVABLE: usize = Migratetype::Movable as usize;
 
 const P: u64 = 1;
 const W: u64 = 2;
@@ -114,6 +121,14 @@ impl TestGuest {
         self.memory.write_value(gpa, &zone).unwrap();
     }
 
+    pub fn edit_section(&mut self, index: usize, edit: impl FnOnce(&mut Section)) {
+        let guest = self.guest();
+        let gpa = guest.root().sections.gpa + (index * size_of::<Section>()) as u64;
+        let mut section = guest.sections().unwrap()[index];
+        edit(&mut section);
+        self.memory.write_value(gpa, &section).unwrap();
+    }
+
     pub fn edit_root(&mut self, edit: impl FnOnce(&mut Root)) {
         let mut root = *self.guest().root();
         edit(&mut root);
@@ -148,19 +163,22 @@ impl TestGuest {
 
     /// Unlinks the first block of a free list, as an allocation does, and leaves its descriptors.
     pub fn take_block(&mut self, zone: usize, order: usize) -> u64 {
-        let head = self.zone(zone).free_area[order].head;
+        let head = self.zone(zone).free_area[order].lists[MOVABLE].head;
         assert_ne!(head, PFN_NONE, "no free block of order {order} in zone {zone}");
         let next = self.page(head).next;
         if next != PFN_NONE {
             self.edit_page(next, |page| page.prev = PFN_NONE);
         }
         self.edit_zone(zone, |zone| {
-            let area = &mut zone.free_area[order];
+            let area = &mut zone.free_area[order].lists[MOVABLE];
             area.head = next;
             if next == PFN_NONE {
                 area.tail = PFN_NONE;
             }
             area.nr_free -= 1;
+            if area.nr_free == 0 {
+                zone.nonempty[MOVABLE] &= !(1 << order);
+            }
             zone.free_pages -= 1 << order;
         });
         head
@@ -168,7 +186,7 @@ impl TestGuest {
 
     /// Links a block at the head of a free list, as a free without merging does.
     pub fn put_block(&mut self, zone: usize, order: usize, pfn: u64) {
-        let head = self.zone(zone).free_area[order].head;
+        let head = self.zone(zone).free_area[order].lists[MOVABLE].head;
         if head != PFN_NONE {
             self.edit_page(head, |page| page.prev = pfn);
         }
@@ -179,16 +197,17 @@ impl TestGuest {
         }
         self.edit_page(pfn, |page| {
             page.kind = PageKind::Buddy as u8;
-            page.private = order as u64;
+            (page.order, page.migratetype) = (u8::try_from(order).unwrap(), MOVABLE as u8);
             (page.next, page.prev) = (head, PFN_NONE);
         });
         self.edit_zone(zone, |zone| {
-            let area = &mut zone.free_area[order];
+            let area = &mut zone.free_area[order].lists[MOVABLE];
             area.head = pfn;
             if head == PFN_NONE {
                 area.tail = pfn;
             }
             area.nr_free += 1;
+            zone.nonempty[MOVABLE] |= 1 << order;
             zone.free_pages += 1 << order;
         });
     }
@@ -386,6 +405,12 @@ impl Builder {
                 (page.kind, page.refcount, page.mapcount) = (PageKind::Slab as u8, 1, counters.as_raw());
                 page.index = (SLAB_PFN << 12) + 8;
             }
+            if pfn == PCP_PFN {
+                page.kind = PageKind::Pcp as u8;
+            }
+            if (ALLOCATED_PFN + 1..ALLOCATED_PFN + 4).contains(&pfn) {
+                page.kind = PageKind::Tail as u8;
+            }
             self.pages.insert(pfn, page);
         }
     }
@@ -445,7 +470,6 @@ impl Builder {
     }
 
     fn zones(&mut self) -> Vec<Zone> {
-        let area = FreeArea { head: PFN_NONE, tail: PFN_NONE, nr_free: 0 };
         let mut zones = Vec::new();
         for node in 0..2 {
             for kind in ZoneKind::ALL {
@@ -461,17 +485,12 @@ impl Builder {
                 let managed = frames.iter().filter(|&&pfn| reserved(pfn).is_none()).count() as u64;
                 let deferred = frames.iter().filter(|&&pfn| (0x8000..0x1_0000).contains(&pfn)).count() as u64;
                 zones.push(Zone {
-                    node,
-                    kind: kind as u32,
                     start_pfn,
                     spanned_pages,
                     present_pages: frames.len() as u64,
                     managed_pages: managed,
-                    free_pages: 0,
                     deferred_pages: deferred,
-                    watermark: [0; 3],
-                    lowmem_reserve: [0; 5],
-                    free_area: [area; NR_ORDERS],
+                    ..Zone::new(node, kind)
                 });
             }
         }
@@ -481,7 +500,7 @@ impl Builder {
             let managed = std::array::from_fn(|kind: usize| zones[kind].managed_pages);
             for (zone, reserve) in zones.iter_mut().zip(lowmem_reserves(managed)) {
                 zone.lowmem_reserve = reserve;
-                zone.watermark = watermarks(zone.managed_pages, lowmem, lowmem);
+                zone.watermark = watermarks(zone.managed_pages, lowmem, lowmem, Tuning::default());
             }
         }
         zones
@@ -495,7 +514,7 @@ impl Builder {
                 let order = (0..NR_ORDERS).rev().find(fits).unwrap();
                 let zone = &mut zones[node_of(at) as usize * MAX_NR_ZONES + zone_of(at) as usize];
                 zone.free_pages += 1 << order;
-                let area = &mut zone.free_area[order];
+                let area = &mut zone.free_area[order].lists[MOVABLE];
                 if area.tail == PFN_NONE {
                     area.head = at;
                 } else {
@@ -505,9 +524,13 @@ impl Builder {
                     self.pages.get_mut(&tail).unwrap().kind = PageKind::Tail as u8;
                 }
                 let page = self.pages.get_mut(&at).unwrap();
-                (page.kind, page.private) = (PageKind::Buddy as u8, order as u64);
+                (page.kind, page.migratetype) = (PageKind::Buddy as u8, MOVABLE as u8);
+                page.order = u8::try_from(order).unwrap();
+                // Nobody wrote to this guest's free memory.
+                page.bits = Page::KNOWN_ZERO;
                 (page.prev, area.tail) = (area.tail, at);
                 area.nr_free += 1;
+                zone.nonempty[MOVABLE] |= 1 << order;
                 at += 1 << order;
             }
         }
@@ -541,7 +564,7 @@ impl Builder {
         ];
         let online = SectionState::Online as u32;
         let sections = [(0, 0x2000, online), (1, 0x2800, 0), (32, 0x2200, online)]
-            .map(|(number, memmap_pfn, state)| Section { number, memmap_pfn, state, reserved: 0 });
+            .map(|(number, memmap_pfn, state)| Section { state, ..Section::deferred(number, memmap_pfn) });
         let cpu = |index: u32| CpuInfo {
             apic_id: index,
             node: index,
@@ -566,6 +589,7 @@ impl Builder {
             range(VMEMMAP, u64::MAX, LayoutKind::Unused),
         ];
         let (cache, cache_nodes) = self.slab();
+        let (pcps, zonelists) = (pcps(zones), zonelists());
         let mut at = ROOT_GPA + 4096;
         let mut table =
             |memory: &mut SparseMemory, count: usize, size: usize, write: &dyn Fn(&mut SparseMemory, u64)| {
@@ -622,12 +646,43 @@ impl Builder {
             tasks,
             caches: publish!([cache], Cache),
             cache_nodes: publish!(cache_nodes, CacheNode),
+            pcps: publish!(pcps, PerCpuPages),
+            zonelists: publish!(zonelists, Zonelist),
             counters: Counters::default(),
             // Tables that no rule under test needs are not published.
             ..Root::new_zeroed()
         };
         self.memory.write_value(ROOT_GPA, &root).unwrap();
     }
+}
+
+/// Empty lists of the right size, but for one page on CPU 0.
+fn pcps(zones: &[Zone]) -> Vec<PerCpuPages> {
+    let of = |zone: &Zone| {
+        // A thousandth over 4, times 1.5, down to a power of two, less one: the zones have 4000 and 16000 pages.
+        let batch = match zone.managed_pages {
+            0 => return PerCpuPages::EMPTY,
+            1..0x2000 => 1,
+            _ => 3,
+        };
+        let low = u32::try_from(zone.watermark[1]).unwrap();
+        PerCpuPages { batch, high: low.max(4 * batch), ..PerCpuPages::EMPTY }
+    };
+    let mut pcps: Vec<PerCpuPages> = zones.iter().chain(zones).map(of).collect();
+    let kept = &mut pcps[usize::try_from(PCP_INDEX).unwrap()];
+    (kept.count, kept.lists[0]) = (1, PcpList { head: PCP_PFN, tail: PCP_PFN });
+    (kept.numa[NumaEvent::Hit as usize], kept.numa[NumaEvent::Local as usize]) = (5, 5);
+    pcps
+}
+
+fn zonelists() -> [Zonelist; 2] {
+    let list = |node: u32, own: [u16; 2], all: [u16; 4]| {
+        let mut list = Zonelist { node, count: 4, nofallback_count: 2, ..Zonelist::EMPTY };
+        list.nofallback[..2].copy_from_slice(&own);
+        list.fallback[..4].copy_from_slice(&all);
+        list
+    };
+    [list(0, [1, 0], [1, 0, 7, 6]), list(1, [7, 6], [7, 6, 1, 0])]
 }
 
 fn facts() -> Facts {

@@ -31,6 +31,9 @@ pub enum TableName {
     VmAreas,
     Kmaps,
     Tasks,
+    Pcps,
+    Zonelists,
+    VmEvents,
 }
 
 impl TableName {
@@ -56,6 +59,9 @@ impl TableName {
             TableName::VmAreas => "vm_areas",
             TableName::Kmaps => "kmaps",
             TableName::Tasks => "tasks",
+            TableName::Pcps => "pcps",
+            TableName::Zonelists => "zonelists",
+            TableName::VmEvents => "vm_events",
         }
     }
 }

@@ -14,6 +14,7 @@ mod consistent;
 mod error;
 mod free_list;
 mod pages;
+mod pcp;
 mod slab;
 mod tables;
 mod vmalloc;
@@ -31,6 +32,7 @@ pub use consistent::{Reading, consistent};
 pub use error::{AttachError, GuestError, TableName};
 pub use free_list::{FreeList, ListProblem};
 pub use pages::section_start_pfn;
+pub use pcp::PcpBlocks;
 pub use slab::{Keeper, Slab, SlabWalk, Slabs, cache_name};
 pub use vmalloc::{KmapWindowSlots, VmAreaAt};
 

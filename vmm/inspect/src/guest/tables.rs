@@ -18,7 +18,7 @@ const LAYOUT_MAX: u64 = 64;
 const E820_MAX: u64 = 1 << 16;
 const MEMBLOCK_MAX: u64 = 1 << 16;
 /// x2APIC ids have 32 bits; Linux's largest NR_CPUS is 8192.
-const CPUS_MAX: u64 = 8192;
+pub(super) const CPUS_MAX: u64 = 8192;
 
 /// Whether a table without address is an empty one or a missing one.
 #[derive(Clone, Copy, PartialEq, Eq)]

@@ -1,6 +1,6 @@
 use std::mem::offset_of;
 
-use memvisor_abi::{NR_ORDERS, PFN_NONE, Page, PageKind, Root, SectionState};
+use memvisor_abi::{Migratetype, NR_ORDERS, PFN_NONE, Page, PageKind, Root, SectionState};
 use proptest::prelude::*;
 
 use super::*;
@@ -32,7 +32,7 @@ fn long_list(guest: &SyntheticGuest, len: usize) -> FreeList {
     let zones = reader.zones().unwrap().len();
     (0..zones)
         .flat_map(|zone| (0..NR_ORDERS).map(move |order| (zone, order)))
-        .map(|(zone, order)| reader.free_list(zone, order).unwrap())
+        .map(|(zone, order)| reader.free_list(zone, order, Migratetype::Movable).unwrap())
         .find(|list| list.blocks.len() >= len)
         .expect("the synthetic guest has such a list")
 }
@@ -60,7 +60,7 @@ fn every_free_list_of_a_good_guest_is_well_formed() {
     for (index, zone) in reader.zones().unwrap().iter().enumerate() {
         let mut free = 0;
         for order in 0..NR_ORDERS {
-            let list = reader.free_list(index, order).unwrap();
+            let list = reader.free_list(index, order, Migratetype::Movable).unwrap();
             assert_eq!(list.problem, None);
             free += (list.blocks.len() as u64) << order;
         }
@@ -170,8 +170,8 @@ fn a_stride_beyond_the_element_is_honoured() {
     let at = guest.root.zones.gpa;
     // Further apart, over the same frames: the table is followed by other tables of this test's guest
     // that it does not read.
-    guest.memory.write_value(at + 512, &zones[1]).unwrap();
-    (guest.root.zones.stride, guest.root.zones.count) = (512, 2);
+    guest.memory.write_value(at + 2048, &zones[1]).unwrap();
+    (guest.root.zones.stride, guest.root.zones.count) = (2048, 2);
     guest.write_root();
     assert_eq!(attach(&guest).zones().unwrap(), &zones[..2]);
 }
@@ -182,7 +182,7 @@ fn a_cycle_in_a_list_is_found() {
     let list = long_list(&guest, 2);
     let (first, last) = (list.blocks[0], *list.blocks.last().unwrap());
     guest.edit_page(last, |page| page.next = first);
-    let damaged = attach(&guest).free_list(list.zone_index, list.order).unwrap();
+    let damaged = attach(&guest).free_list(list.zone_index, list.order, Migratetype::Movable).unwrap();
     assert_eq!(damaged.problem, Some(ListProblem::Cycle { pfn: first, after: list.blocks.len() }));
     assert_eq!(damaged.blocks, list.blocks);
 }
@@ -193,7 +193,7 @@ fn a_wrong_back_link_is_recorded_and_the_walk_goes_on() {
     let list = long_list(&guest, 2);
     let (first, second) = (list.blocks[0], list.blocks[1]);
     guest.edit_page(second, |page| page.prev = 7);
-    let damaged = attach(&guest).free_list(list.zone_index, list.order).unwrap();
+    let damaged = attach(&guest).free_list(list.zone_index, list.order, Migratetype::Movable).unwrap();
     assert_eq!(damaged.problem, Some(ListProblem::BackLink { pfn: second, prev: 7, expected: first }));
     assert_eq!(damaged.blocks, list.blocks);
 }
@@ -203,7 +203,7 @@ fn a_link_out_of_ram_ends_the_walk() {
     let mut guest = small();
     let list = long_list(&guest, 2);
     guest.edit_page(list.blocks[0], |page| page.next = 1 << 40);
-    let damaged = attach(&guest).free_list(list.zone_index, list.order).unwrap();
+    let damaged = attach(&guest).free_list(list.zone_index, list.order, Migratetype::Movable).unwrap();
     assert_eq!(damaged.problem, Some(ListProblem::NoDescriptor { from: list.blocks[0], pfn: 1 << 40 }));
     assert_eq!(damaged.blocks, &list.blocks[..1]);
 }
@@ -213,10 +213,10 @@ fn wrong_counts_and_tails_are_recorded() {
     let guest = small();
     let list = long_list(&guest, 1);
     let (zone, order, last) = (list.zone_index as u64, list.order, *list.blocks.last().unwrap());
-    let problem = |edit: &dyn Fn(&mut abi::FreeArea)| {
+    let problem = |edit: &dyn Fn(&mut abi::FreeList)| {
         let mut guest = guest.clone();
-        guest.edit_zone(zone, |zone| edit(&mut zone.free_area[order]));
-        attach(&guest).free_list(list.zone_index, order).unwrap().problem
+        guest.edit_zone(zone, |zone| edit(&mut zone.free_area[order].lists[Migratetype::Movable as usize]));
+        attach(&guest).free_list(list.zone_index, order, Migratetype::Movable).unwrap().problem
     };
     assert_eq!(
         problem(&|area| area.nr_free += 3),

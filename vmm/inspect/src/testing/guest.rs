@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 
 use memvisor_abi::{
-    AddressSpace, BootProtocol, BootStage, Counters, CpuInfo, CpuState, E820Entry, E820Type, FreeArea,
-    LAYOUT_HASH, LayoutKind, LayoutRange, MAX_NR_ZONES, MemblockRegion, NODE_NONE, NR_ORDERS, Node,
+    AddressSpace, BootProtocol, BootStage, Counters, CpuInfo, CpuState, E820Entry, E820Type, LAYOUT_HASH,
+    LayoutKind, LayoutRange, MAX_NR_ZONES, MemblockRegion, Migratetype, NODE_NONE, NR_ORDERS, Node,
     PAGES_PER_SECTION, PFN_NONE, Page, PageFlags, PageKind, Root, Section, SectionState, TableRef, Zone,
+    ZoneKind,
 };
 use zerocopy::{FromZeros, Immutable, IntoBytes};
 
@@ -289,7 +290,7 @@ impl<'a> Builder<'a> {
                 self.next = self.next.next_multiple_of(2 << 20);
                 let memmap = self.take(PAGES_PER_SECTION * 64, PageKind::Memmap);
                 self.pages.insert(number, vec![Page::default(); pages_per_section]);
-                Section { number, memmap_pfn: memmap >> 12, state: SectionState::Online as u32, reserved: 0 }
+                Section { state: SectionState::Online as u32, ..Section::deferred(number, memmap >> 12) }
             })
             .collect()
     }
@@ -388,7 +389,8 @@ impl<'a> Builder<'a> {
                 .rev()
                 .find(|order| pfn.is_multiple_of(1 << order) && end - pfn >= 1 << order)
                 .unwrap_or(0);
-            let area = &mut zone.free_area[order];
+            let area = &mut zone.free_area[order].lists[Migratetype::Movable as usize];
+            zone.nonempty[Migratetype::Movable as usize] |= 1 << order;
             for tail in pfn..pfn + (1 << order) {
                 *self.page(tail) = Page {
                     flags: links,
@@ -403,7 +405,7 @@ impl<'a> Builder<'a> {
             *self.page(pfn) = Page {
                 kind: PageKind::Buddy as u8,
                 order: u8::try_from(order).expect("small"),
-                private: order as u64,
+                migratetype: Migratetype::Movable as u8,
                 prev: last,
                 ..*self.page(pfn)
             };
@@ -480,9 +482,7 @@ fn span(start: &mut u64, spanned: &mut u64, first: u64, end: u64) {
 }
 
 fn empty_zone() -> Zone {
-    let mut zone = Zone::new_zeroed();
-    zone.free_area = [FreeArea { head: PFN_NONE, tail: PFN_NONE, nr_free: 0 }; NR_ORDERS];
-    zone
+    Zone::new(0, ZoneKind::Dma)
 }
 
 /// The whole address space, without gaps.

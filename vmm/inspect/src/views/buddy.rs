@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use memvisor_abi::NR_ORDERS;
+use memvisor_abi::{Migratetype, NR_ORDERS};
 use serde::Serialize;
 
 use super::zones::zone_name;
@@ -57,27 +57,42 @@ impl BuddyView {
 fn rows<S: MemorySource + ?Sized>(guest: &Guest<'_, S>) -> Result<Vec<BuddyRow>, GuestError> {
     let mut rows = Vec::new();
     for (index, zone) in guest.zones()?.iter().enumerate().filter(|(_, zone)| zone.spanned_pages != 0) {
-        let lists: Vec<FreeList> =
-            (0..NR_ORDERS).map(|order| guest.free_list_of(zone, index, order)).collect::<Result<_, _>>()?;
+        let lists: Vec<FreeList> = lists_of(guest, zone, index)?;
         let mut problems: Vec<_> = lists
             .iter()
-            .filter_map(|list| Some(format!("order {}: {}", list.order, list.problem.as_ref()?)))
+            .filter_map(|list| {
+                Some(format!("order {} {}: {}", list.order, list.migratetype.name(), list.problem.as_ref()?))
+            })
             .collect();
-        let free_pages = lists.iter().map(|list| (list.blocks.len() as u64) << list.order).sum();
+        let usable = lists.iter().filter(|list| list.migratetype != Migratetype::Isolate);
+        let free_pages = usable.map(|list| (list.blocks.len() as u64) << list.order).sum();
+        let by_order = |count: &dyn Fn(&FreeList) -> u64| {
+            lists.chunks(Migratetype::ALL.len()).map(|lists| lists.iter().map(count).sum()).collect()
+        };
         if problems.is_empty() && free_pages != zone.free_pages {
             problems.push(format!("the lists hold {free_pages} pages, the zone says {}", zone.free_pages));
         }
         rows.push(BuddyRow {
             node: zone.node,
             zone: zone_name(zone.kind),
-            blocks: lists.iter().map(|list| list.blocks.len() as u64).collect(),
-            claimed: lists.iter().map(|list| list.nr_free).collect(),
+            blocks: by_order(&|list| list.blocks.len() as u64),
+            claimed: by_order(&|list| list.nr_free),
             free_pages,
             claimed_pages: zone.free_pages,
             problems,
         });
     }
     Ok(rows)
+}
+
+/// All lists of a zone, by order and type.
+pub(super) fn lists_of<S: MemorySource + ?Sized>(
+    guest: &Guest<'_, S>,
+    zone: &memvisor_abi::Zone,
+    index: usize,
+) -> Result<Vec<FreeList>, GuestError> {
+    let kinds = (0..NR_ORDERS).flat_map(|order| Migratetype::ALL.map(|migratetype| (order, migratetype)));
+    kinds.map(|(order, migratetype)| guest.free_list_of(zone, index, order, migratetype)).collect()
 }
 
 impl fmt::Display for BuddyView {

@@ -7,16 +7,20 @@
 mod buddy;
 mod cpus;
 mod e820;
+mod events;
 mod layout;
 mod map;
 mod memblock;
 mod numa;
 mod page;
 mod pagetables;
+mod pagetypes;
+mod pcp;
 mod slab;
 mod stacks;
 mod translate;
 mod vmalloc;
+mod zonelists;
 mod zones;
 
 #[cfg(test)]
@@ -29,15 +33,19 @@ use serde::Serialize;
 pub use buddy::{BuddyRow, BuddyView};
 pub use cpus::{CpuRow, CpusView};
 pub use e820::{E820Row, E820View};
+pub use events::{EventRow, NumastatRow, NumastatView, VmstatView};
 pub use layout::{LayoutRow, LayoutView};
 pub use map::{MapCell, MapRegion, MapView, Use};
 pub use memblock::{MemblockRow, MemblockView};
 pub use numa::{NodeRow, NumaView};
 pub use page::{MappedAt, Owner, PageRow, PageView, Space};
+pub use pagetypes::{PagetypesRow, PagetypesView, TypeRow};
+pub use pcp::{PcpListRow, PcpRow, PcpView};
 pub use slab::{CacheRow, SlabRow, SlabView};
 pub use stacks::{StackRow, StacksView, TaskRow, TasksView};
 pub use translate::TranslateView;
 pub use vmalloc::{KmapRow, VmAreaRow, VmallocView};
+pub use zonelists::{ZonelistRow, ZonelistsView};
 pub use zones::{ZoneRow, ZonesView};
 
 /// Guest-physical bytes, both ends included, as Linux prints them.

@@ -163,7 +163,7 @@ fn a_page_has_the_owner_that_structures_give_it() {
     let (zone, order, head) = (0..reader.zones().unwrap().len())
         .flat_map(|zone| (3..11).map(move |order| (zone, order)))
         .find_map(|(zone, order)| {
-            Some((zone, order, *reader.free_list(zone, order).unwrap().blocks.first()?))
+            Some((zone, order, *reader.free_list(zone, order, Migratetype::Movable).unwrap().blocks.first()?))
         })
         .expect("a free block");
     let free = owner(&guest, head + 5);
@@ -175,7 +175,9 @@ fn a_page_has_the_owner_that_structures_give_it() {
         "{free}"
     );
     // Off its list it is nobody's, whatever its descriptor says.
-    guest.edit_zone(zone as u64, |zone| zone.free_area[order].head = PFN_NONE);
+    guest.edit_zone(zone as u64, |zone| {
+        zone.free_area[order].lists[Migratetype::Movable as usize].head = PFN_NONE
+    });
     let lost = PageView::new(&attach(&guest), head).unwrap();
     assert!(lost.owners.is_empty() && lost.to_string().contains("! owner   nobody"), "{lost}");
 }

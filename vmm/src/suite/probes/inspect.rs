@@ -8,7 +8,7 @@ use super::super::command::{Finished, memvisor};
 use super::{Control, Held, Outcome};
 
 /// The views of our own kernel's state that take no argument.
-const VIEWS: [&str; 13] = [
+const VIEWS: [&str; 14] = [
     "e820",
     "numa",
     "cpus",
@@ -16,6 +16,7 @@ const VIEWS: [&str; 13] = [
     "memblock",
     "zones",
     "buddy",
+    "pagetypes",
     "slab",
     "map",
     "pagetables",

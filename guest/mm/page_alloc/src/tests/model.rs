@@ -1,13 +1,15 @@
 //! Random work against the bitmap: the free lists must be what the free frames imply.
 
+use std::collections::HashSet;
 use std::ops::Range;
 
-use mm_core::{MemMap, Order, PageKind, Pfn, ZoneKind};
+use memvisor_abi as abi;
+use mm_core::{MemMap, Migratetype, Order, PageKind, PageState, Pfn, ZoneKind};
 use mm_sim::{BuddyModel, Frame, SimMem};
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
 
-use crate::{FreeError, Zone, init_range};
+use crate::{AllocFlags, FreeError, Zone, init_range};
 
 /// Frames `START..START + PAGES` in three zones on two nodes, with a hole and a reservation.
 const START: u64 = 0x3f0;
@@ -28,6 +30,8 @@ struct Twin {
     mem: SimMem,
     zones: Vec<Zone>,
     models: Vec<BuddyModel>,
+    /// Frames that were allocated once.
+    dirty: HashSet<u64>,
 }
 
 impl Twin {
@@ -47,7 +51,7 @@ impl Twin {
         for pfn in RESERVED {
             mem.page(Pfn::new(pfn)).expect("RAM").init(0, ZoneKind::Dma, PageKind::Reserved);
         }
-        let mut twin = Twin { mem, zones, models };
+        let mut twin = Twin { mem, zones, models, dirty: HashSet::new() };
         twin.hand_over(0, START..RESERVED.start);
         twin.hand_over(0, RESERVED.end..0x7a1);
         twin.hand_over(1, 0x7a1..0xc00);
@@ -61,25 +65,26 @@ impl Twin {
     fn hand_over(&mut self, zone: usize, range: Range<u64>) {
         let Range { start, end } = pfns(&range);
         self.zones[zone].add_managed(range.end - range.start);
-        self.zones[zone].free_range(&self.mem, start, end).expect("fresh frames");
+        self.zones[zone].free_zero_range(&self.mem, start, end).expect("fresh frames");
         self.models[zone].set(start..end, Frame::Free);
     }
 
-    fn alloc(&mut self, zone: usize, order: Order) -> Result<(), TestCaseError> {
-        let before = blocks_by_order(&self.models[zone]);
+    fn alloc(&mut self, zone: usize, order: Order, migratetype: Migratetype) -> Result<(), TestCaseError> {
         let expected = self.models[zone].source_order(order);
-        let got = self.zones[zone].alloc_block(&self.mem, order);
+        let got = self.zones[zone].rmqueue(&self.mem, order, migratetype, AllocFlags::default());
+        // Another type's blocks do as well.
         prop_assert_eq!(got.is_some(), expected.is_some());
         let Some(pfn) = got else { return Ok(()) };
         prop_assert!(self.models[zone].is_free_block(pfn, order), "{} is not free", pfn);
-        self.models[zone].set(pfn..pfn.offset(order.pages()), Frame::Allocated(pfn.as_u64()));
-        // The block came from the smallest order that sufficed, and left one half of every order between.
-        let mut after = before;
-        for half in Order::all().filter(|half| *half >= order && Some(*half) < expected) {
-            after[half.index()] += 1;
+        let head = self.mem.page(pfn).expect("free frames exist");
+        let frames = pfn.as_u64()..pfn.offset(order.pages()).as_u64();
+        if head.is_known_zero() {
+            prop_assert!(frames.clone().all(|pfn| !self.dirty.contains(&pfn)), "{} is not zero", pfn);
         }
-        after[expected.expect("checked above").index()] -= 1;
-        prop_assert_eq!(blocks_by_order(&self.models[zone]), after);
+        self.dirty.extend(frames);
+        head.set_state(PageState::new(PageKind::Allocated, order));
+        head.set_refcount(1);
+        self.models[zone].set(pfn..pfn.offset(order.pages()), Frame::Allocated(pfn.as_u64()));
         Ok(())
     }
 
@@ -87,9 +92,7 @@ impl Twin {
         let blocks = self.models[zone].allocated_blocks();
         let Some(&(pfn, pages)) = blocks.get(pick % blocks.len().max(1)) else { return Ok(()) };
         let order = Order::covering(pages).expect("blocks have an order");
-        for page in 0..pages {
-            self.mem.page(pfn.offset(page)).expect("RAM").set_kind(owner);
-        }
+        self.mem.page(pfn).expect("RAM").set_kind(owner);
         prop_assert_eq!(self.zones[zone].free_block(&self.mem, pfn, order), Ok(()));
         prop_assert_eq!(
             self.zones[zone].free_block(&self.mem, pfn, order),
@@ -112,7 +115,7 @@ impl Twin {
     fn check(&self) -> Result<(), TestCaseError> {
         for (zone, model) in self.zones.iter().zip(&self.models) {
             prop_assert_eq!(zone.audit(&self.mem), Ok(()));
-            let blocks: Vec<u64> = zone.info().free_area.iter().map(|area| area.nr_free).collect();
+            let blocks: Vec<u64> = zone.info().free_area.iter().map(abi::FreeArea::nr_free).collect();
             prop_assert_eq!(&blocks, &blocks_by_order(model));
             for (pfn, order) in model.free_blocks() {
                 let head = self.mem.page(pfn).expect("free frames exist");
@@ -138,7 +141,7 @@ fn blocks_by_order(model: &BuddyModel) -> Vec<u64> {
 
 #[derive(Clone, Debug)]
 enum Op {
-    Alloc(usize, Order),
+    Alloc(usize, Order, Migratetype),
     Free(usize, usize, PageKind),
     FreeWrongly(usize, u64, Order),
 }
@@ -155,7 +158,8 @@ fn op() -> impl Strategy<Value = Op> {
         Just(PageKind::PerCpu)
     ];
     prop_oneof![
-        5 => (0usize..3, order()).prop_map(|(zone, order)| Op::Alloc(zone, order)),
+        5 => (0usize..3, order(), 0usize..3)
+            .prop_map(|(zone, order, kind)| Op::Alloc(zone, order, Migratetype::ALL[kind])),
         4 => (0usize..3, any::<usize>(), owner).prop_map(|(zone, pick, owner)| Op::Free(zone, pick, owner)),
         1 => (0usize..3, START - 8..START + PAGES + 8, order())
             .prop_map(|(zone, pfn, order)| Op::FreeWrongly(zone, pfn, order)),
@@ -170,7 +174,7 @@ proptest! {
         twin.check()?;
         for op in ops {
             match op {
-                Op::Alloc(zone, order) => twin.alloc(zone, order)?,
+                Op::Alloc(zone, order, migratetype) => twin.alloc(zone, order, migratetype)?,
                 Op::Free(zone, pick, owner) => twin.free(zone, pick, owner)?,
                 Op::FreeWrongly(zone, pfn, order) => twin.free_wrongly(zone, pfn, order)?,
             }
@@ -195,7 +199,7 @@ fn a_zone_can_be_emptied_page_by_page_and_comes_back_whole() {
     for pfn in odd.into_iter().chain(even) {
         twin.zones[0].free_block(&twin.mem, pfn, Order::ZERO).expect("it was allocated");
     }
-    let blocks: Vec<u64> = twin.zones[0].info().free_area.iter().map(|area| area.nr_free).collect();
+    let blocks: Vec<u64> = twin.zones[0].info().free_area.iter().map(abi::FreeArea::nr_free).collect();
     assert_eq!(blocks, fresh[0]);
     assert_eq!(twin.zones[0].audit(&twin.mem), Ok(()));
 }

@@ -6,8 +6,8 @@ use std::collections::BTreeSet;
 use std::vec::Vec;
 
 use mm_core::{
-    Gfp, MaySleep, MemMap, Order, PAGE_SIZE, Page, PageAlloc, PageKind, Pfn, PhysAddr, PhysMem, Trace,
-    VirtAddr, ZoneKind,
+    Gfp, MaySleep, MemMap, Order, PAGE_SIZE, Page, PageAlloc, PageKind, Pageblock, Pfn, PhysAddr, PhysMem,
+    Trace, VirtAddr, ZoneKind,
 };
 use mm_pgtable::{FlushRange, Levels, PageTable, Prot, TableMem};
 use mm_sim::SimMem;
@@ -116,6 +116,10 @@ impl Trace for Sim {}
 impl MemMap for Sim {
     fn page(&self, pfn: Pfn) -> Option<&Page> {
         self.mem.page(pfn)
+    }
+
+    fn pageblock(&self, _: Pfn) -> Option<&Pageblock> {
+        None
     }
 }
 

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use memvisor_abi::{
-    PAGE_SHIFT, PAGES_PER_SECTION, PFN_NONE, Page, PageKind, SectionState, TRACE_RECORD_SIZE,
+    Migratetype, PAGE_SHIFT, PAGES_PER_SECTION, PFN_NONE, Page, PageKind, SectionState, TRACE_RECORD_SIZE,
 };
 use serde::Serialize;
 
@@ -264,7 +264,8 @@ fn free_block<S: MemorySource + ?Sized>(guest: &Guest<'_, S>, pfn: u64) -> Resul
         }
         let index = zones.iter().position(|zone| zone.node == page.node() && zone.kind == page.zone());
         let Some((index, zone)) = index.and_then(|index| Some((index, zones.get(index)?))) else { continue };
-        let list = guest.free_list_of(zone, index, order)?;
+        let Some(migratetype) = Migratetype::from_raw(page.migratetype) else { continue };
+        let list = guest.free_list_of(zone, index, order, migratetype)?;
         if let Some(position) = list.blocks.iter().position(|block| *block == head) {
             return Ok(Some(Owner::Free {
                 head,

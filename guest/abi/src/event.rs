@@ -1,0 +1,111 @@
+//! Events that the page allocator counts (Linux: `enum numa_stat_item`, `enum vm_event_item`).
+
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+/// NUMA events of a zone.
+pub const NR_NUMA_EVENTS: usize = 6;
+
+/// Where allocations were served from, by zone (Linux: `enum numa_stat_item`, /sys's `numastat`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(usize)]
+pub enum NumaEvent {
+    /// Served by the node that was asked for.
+    Hit = 0,
+    /// Served here although another node was asked for.
+    Miss = 1,
+    /// Asked for here, served elsewhere.
+    Foreign = 2,
+    /// Placed here by interleaving, as intended.
+    InterleaveHit = 3,
+    /// Asked for by a CPU of this node.
+    Local = 4,
+    /// Asked for by a CPU of another node.
+    Other = 5,
+}
+
+impl NumaEvent {
+    /// Linux's names in /proc/zoneinfo, by number.
+    pub const NAMES: [&str; NR_NUMA_EVENTS] =
+        ["numa_hit", "numa_miss", "numa_foreign", "numa_interleave", "numa_local", "numa_other"];
+}
+
+macro_rules! events {
+    ($($(#[$doc:meta])* $variant:ident = $name:literal,)*) => {
+        /// Events of the whole machine (Linux: `enum vm_event_item`, /proc/vmstat).
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        #[repr(usize)]
+        pub enum VmEvent {
+            $($(#[$doc])* $variant,)*
+        }
+
+        impl VmEvent {
+            /// Names in /proc/vmstat, by number; own names where Linux has no such event.
+            pub const NAMES: [&str; NR_VM_EVENTS] = [$($name,)*];
+        }
+
+        /// Events of the machine.
+        pub const NR_VM_EVENTS: usize = [$($name,)*].len();
+    };
+}
+
+events! {
+    /// Pages allocated from ZONE_DMA; the four that follow are those of the other zones, by `ZoneKind`.
+    PgallocDma = "pgalloc_dma",
+    /// See [`VmEvent::PgallocDma`].
+    PgallocDma32 = "pgalloc_dma32",
+    /// See [`VmEvent::PgallocDma`].
+    PgallocNormal = "pgalloc_normal",
+    /// See [`VmEvent::PgallocDma`].
+    PgallocHigh = "pgalloc_high",
+    /// See [`VmEvent::PgallocDma`].
+    PgallocMovable = "pgalloc_movable",
+    /// Direct reclaims for requests whose highest zone is ZONE_DMA; the four that follow by `ZoneKind`.
+    AllocstallDma = "allocstall_dma",
+    /// See [`VmEvent::AllocstallDma`].
+    AllocstallDma32 = "allocstall_dma32",
+    /// See [`VmEvent::AllocstallDma`].
+    AllocstallNormal = "allocstall_normal",
+    /// See [`VmEvent::AllocstallDma`].
+    AllocstallHigh = "allocstall_high",
+    /// See [`VmEvent::AllocstallDma`].
+    AllocstallMovable = "allocstall_movable",
+    /// Pages freed.
+    Pgfree = "pgfree",
+    /// Wake-ups of kswapd that the allocator asked for (not in Linux).
+    KswapdWake = "kswapd_wake",
+    /// Direct compactions.
+    CompactStall = "compact_stall",
+    /// Direct compactions after which the request still failed.
+    CompactFail = "compact_fail",
+    /// Direct compactions after which the request succeeded.
+    CompactSuccess = "compact_success",
+    /// Calls for the OOM killer.
+    OomKill = "oom_kill",
+    /// Slow paths entered (not in Linux).
+    AllocSlowpath = "alloc_slowpath",
+    /// Requests that failed (not in Linux).
+    AllocFail = "alloc_fail",
+    /// Per-CPU lists refilled (not in Linux).
+    PcpRefill = "pcp_refill",
+    /// Batches given back by per-CPU lists (not in Linux).
+    PcpFlush = "pcp_flush",
+    /// Drains of all per-CPU lists (not in Linux).
+    PcpDrain = "pcp_drain",
+    /// Frames cleared for `__GFP_ZERO` (not in Linux).
+    PageZeroed = "page_zeroed",
+    /// Frames not cleared for `__GFP_ZERO` because they were known to be zero (not in Linux).
+    PageKnownZero = "page_known_zero",
+}
+
+/// The events that one CPU counted. Readers sum over CPUs (Linux: `vm_event_states`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct CpuEvents {
+    /// Indexed by [`VmEvent`].
+    pub events: [u64; NR_VM_EVENTS],
+}
+
+impl CpuEvents {
+    /// Nothing happened.
+    pub const ZERO: CpuEvents = CpuEvents { events: [0; NR_VM_EVENTS] };
+}

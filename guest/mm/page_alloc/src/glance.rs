@@ -1,0 +1,178 @@
+//! What an allocation wants to know of a zone before it takes the zone's lock.
+//!
+//! Linux reads watermarks and free counts without the lock, and so does this: a [`ZoneGlance`] is a copy in
+//! atomics that whoever changed the zone refreshes before he lets go of its lock. A reader may be a moment behind,
+//! which only moves the line between the fast and the slow path, as in Linux.
+
+use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use memvisor_abi::MAX_NR_ZONES;
+use mm_core::{Order, ZoneKind};
+
+use crate::{AllocFlags, Zone};
+
+/// The copy of one zone, on cache lines of its own.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+pub struct ZoneGlance {
+    free_pages: AtomicU64,
+    /// Orders with free blocks, 16 bits each: ordinary types, highatomic, contiguous areas.
+    orders: AtomicU64,
+    nr_reserved_highatomic: AtomicU64,
+    nr_free_cma: AtomicU64,
+    /// Boost included, as Linux's `wmark_pages` has it.
+    watermark: [AtomicU64; 3],
+    lowmem_reserve: [AtomicU64; MAX_NR_ZONES],
+    managed_pages: AtomicU64,
+    deferred_pages: AtomicU64,
+    watermark_boost: AtomicU64,
+}
+
+const HIGHATOMIC_SHIFT: u32 = 16;
+const CMA_SHIFT: u32 = 32;
+
+impl ZoneGlance {
+    /// A zone without frames.
+    pub const fn new() -> ZoneGlance {
+        ZoneGlance {
+            free_pages: AtomicU64::new(0),
+            orders: AtomicU64::new(0),
+            nr_reserved_highatomic: AtomicU64::new(0),
+            nr_free_cma: AtomicU64::new(0),
+            watermark: [const { AtomicU64::new(0) }; 3],
+            lowmem_reserve: [const { AtomicU64::new(0) }; MAX_NR_ZONES],
+            managed_pages: AtomicU64::new(0),
+            deferred_pages: AtomicU64::new(0),
+            watermark_boost: AtomicU64::new(0),
+        }
+    }
+
+    /// Copies what changed with blocks that came or went. The caller holds the zone's lock.
+    #[inline]
+    pub fn refresh_free(&self, zone: &Zone) {
+        self.free_pages.store(zone.info().free_pages, Relaxed);
+        self.orders.store(orders(zone), Relaxed);
+        self.nr_reserved_highatomic.store(zone.info().nr_reserved_highatomic, Relaxed);
+        self.nr_free_cma.store(zone.info().nr_free_cma, Relaxed);
+    }
+
+    /// Copies everything. The caller holds the zone's lock.
+    pub fn refresh(&self, zone: &Zone) {
+        self.refresh_free(zone);
+        let info = zone.info();
+        for (copy, mark) in self.watermark.iter().zip(info.watermark) {
+            copy.store(mark.saturating_add(zone.info().watermark_boost), Relaxed);
+        }
+        for (copy, reserve) in self.lowmem_reserve.iter().zip(info.lowmem_reserve) {
+            copy.store(reserve, Relaxed);
+        }
+        self.managed_pages.store(info.managed_pages, Relaxed);
+        self.deferred_pages.store(info.deferred_pages, Relaxed);
+        self.watermark_boost.store(zone.info().watermark_boost, Relaxed);
+    }
+
+    /// Free pages, those on per-CPU lists excluded.
+    #[inline]
+    pub fn free_pages(&self) -> u64 {
+        self.free_pages.load(Relaxed)
+    }
+
+    /// Pages that are the allocator's.
+    #[inline]
+    pub fn managed_pages(&self) -> u64 {
+        self.managed_pages.load(Relaxed)
+    }
+
+    /// Free pages whose descriptors do not exist yet.
+    #[inline]
+    pub fn deferred_pages(&self) -> u64 {
+        self.deferred_pages.load(Relaxed)
+    }
+
+    /// The mark that `flags` name, boost included (Linux: `wmark_pages`).
+    #[inline]
+    pub fn mark(&self, flags: AllocFlags) -> u64 {
+        // The index is 0 to 2.
+        self.watermark[flags.watermark_index()].load(Relaxed)
+    }
+
+    /// The mark without its boost.
+    pub(crate) fn unboosted(&self, flags: AllocFlags) -> u64 {
+        self.mark(flags).saturating_sub(self.watermark_boost.load(Relaxed))
+    }
+
+    pub(crate) fn is_boosted(&self) -> bool {
+        self.watermark_boost.load(Relaxed) != 0
+    }
+
+    /// Whether an order-0 block may be taken without a closer look (Linux: the head of
+    /// `zone_watermark_fast`).
+    #[inline]
+    pub(crate) fn is_far_above(&self, mark: u64, highest: ZoneKind, flags: AllocFlags) -> bool {
+        let usable = self.free_pages().saturating_sub(self.unusable(Order::ZERO, flags));
+        usable > mark + self.lowmem_reserve[highest as usize].load(Relaxed)
+    }
+
+    /// Whether a block of `order` may be taken so that `mark` pages stay (Linux: `__zone_watermark_ok`), if
+    /// `free_pages` were free.
+    pub fn watermark_ok(
+        &self,
+        order: Order,
+        mark: u64,
+        highest: ZoneKind,
+        flags: AllocFlags,
+        free_pages: u64,
+    ) -> bool {
+        let harder = flags.intersects(AllocFlags::HARDER | AllocFlags::OOM);
+        let mut min = mark;
+        if flags.contains(AllocFlags::HIGH) {
+            min -= min / 2;
+        }
+        if flags.contains(AllocFlags::OOM) {
+            min -= min / 2;
+        } else if harder {
+            min -= min / 4;
+        }
+        let reserve = self.lowmem_reserve[highest as usize].load(Relaxed);
+        // Linux's arithmetic is signed: what is unusable may exceed what is free.
+        let usable = free_pages.saturating_sub(self.unusable(order, flags));
+        if usable <= min + reserve {
+            return false;
+        }
+        order == Order::ZERO || self.has_block(order, flags)
+    }
+
+    /// Whether a block of at least that order is on a list that `flags` open.
+    #[inline]
+    pub(crate) fn has_block(&self, order: Order, flags: AllocFlags) -> bool {
+        let orders = self.orders.load(Relaxed);
+        let mut open = orders & 0xffff;
+        if flags.contains(AllocFlags::CMA) {
+            open |= orders >> CMA_SHIFT & 0xffff;
+        }
+        if flags.intersects(AllocFlags::HARDER | AllocFlags::OOM) {
+            open |= orders >> HIGHATOMIC_SHIFT & 0xffff;
+        }
+        open >> order.as_u8() != 0
+    }
+
+    /// Free pages that this attempt cannot use (Linux: `__zone_watermark_unusable_free`).
+    #[inline]
+    fn unusable(&self, order: Order, flags: AllocFlags) -> u64 {
+        let mut unusable = order.pages() - 1;
+        if !flags.intersects(AllocFlags::HARDER | AllocFlags::OOM) {
+            unusable += self.nr_reserved_highatomic.load(Relaxed);
+        }
+        if !flags.contains(AllocFlags::CMA) {
+            unusable += self.nr_free_cma.load(Relaxed);
+        }
+        unusable
+    }
+}
+
+/// What [`ZoneGlance::orders`] holds.
+#[inline]
+fn orders(zone: &Zone) -> u64 {
+    let [unmovable, movable, reclaimable, highatomic, cma, ..] = zone.info().nonempty.map(u64::from);
+    (unmovable | movable | reclaimable) | highatomic << HIGHATOMIC_SHIFT | cma << CMA_SHIFT
+}
