@@ -1,4 +1,4 @@
-use memvisor_abi::PFN_NONE;
+use memvisor_abi::{Migratetype, PFN_NONE};
 use serde_json::Value;
 
 use super::*;
