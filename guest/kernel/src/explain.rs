@@ -95,11 +95,16 @@ impl Taken {
             page_alloc::free_pages(pfn, order);
             return false;
         }
+        self.keep(pfn);
+        true
+    }
+
+    /// Adds a block that was taken in another way.
+    fn keep(&mut self, pfn: Pfn) {
         if let Some(page) = Vmemmap.page(pfn) {
             page.set_next(self.head);
             self.head = pfn.as_u64();
         }
-        true
     }
 
     /// Gives all back.

@@ -45,7 +45,7 @@ pub const WALKS: &[Walk] = &[
     },
     Walk {
         name: "buddy-merge",
-        about: "that frame given back: it merges with its buddy ten times",
+        about: "that frame given back: to the CPU's list, and when that is drained, ten merges with its buddies",
         events: "alloc,explain",
     },
     Walk {

@@ -3,7 +3,7 @@
 
 use memvisor_abi as abi;
 use memvisor_abi::{PAGEBLOCK_ORDER, PAGEBLOCK_PAGES, Watermark};
-use mm_core::{MemMap, Migratetype, Order, Pfn};
+use mm_core::{Event, MemMap, Migratetype, Order, Pfn};
 
 use crate::free::pageblock_type;
 use crate::free_list::linked;
@@ -60,9 +60,27 @@ impl Zone {
         start: Migratetype,
         flags: AllocFlags,
     ) -> bool {
+        map.emit(Event::RmqueueFallback { zone: self.id(), order, migratetype: start as u8 });
+        let stolen = self.steal(map, order, start, flags);
+        map.emit(Event::RmqueueFallbackRet {
+            ok: stolen.is_some(),
+            fallback_migratetype: stolen.map_or(start, |(_, from)| from) as u8,
+            pfn: stolen.map(|(pfn, _)| pfn),
+        });
+        stolen.is_some()
+    }
+
+    /// The block that changed its lists, and the type that it had.
+    fn steal<M: MemMap + ?Sized>(
+        &mut self,
+        map: &M,
+        order: Order,
+        start: Migratetype,
+        flags: AllocFlags,
+    ) -> Option<(Pfn, Migratetype)> {
         // Only these types share their memory.
         if !crate::pageblock::is_mergeable(start) {
-            return false;
+            return None;
         }
         // Whole pageblocks or nothing, if fragmentation is to be avoided.
         let least = match Order::new(PAGEBLOCK) {
@@ -74,7 +92,7 @@ impl Zone {
             .rev()
             .take_while(|have| *have >= least)
             .find_map(|have| self.find_suitable_fallback(have, start).map(|found| (have, found)));
-        let Some((mut have, mut found)) = largest else { return false };
+        let (mut have, mut found) = largest?;
         if !found.can_steal && start == Migratetype::Movable && have > order {
             // Nothing comes along: then the smallest block is the one to break.
             let smallest = Order::all()
@@ -86,7 +104,16 @@ impl Zone {
         }
         let pfn = Pfn::new(self.list(have, found.from).head);
         self.steal_suitable_fallback(map, pfn, flags, start, found.can_steal);
-        true
+        let change_ownership = pageblock_type(map, pfn) == start;
+        map.emit(Event::MmPageAllocExtfrag {
+            pfn,
+            alloc_order: order,
+            fallback_order: have,
+            alloc_migratetype: start as u8,
+            fallback_migratetype: found.from as u8,
+            change_ownership,
+        });
+        Some((pfn, found.from))
     }
 
     /// Gives a free block to another type, with its pageblock if at least half of that is free or alike.

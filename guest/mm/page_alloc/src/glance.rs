@@ -96,6 +96,11 @@ impl ZoneGlance {
         self.watermark[flags.watermark_index()].load(Relaxed)
     }
 
+    /// What the zone keeps for requests that may not go as high as these (Linux: `lowmem_reserve`).
+    pub(crate) fn lowmem_reserve(&self, highest: ZoneKind) -> u64 {
+        self.lowmem_reserve[highest as usize].load(Relaxed)
+    }
+
     /// The mark without its boost.
     pub(crate) fn unboosted(&self, flags: AllocFlags) -> u64 {
         self.mark(flags).saturating_sub(self.watermark_boost.load(Relaxed))

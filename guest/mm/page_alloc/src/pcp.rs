@@ -14,7 +14,7 @@ use memvisor_abi::{
     MIGRATE_PCPTYPES, NR_PCP_LISTS, NumaEvent, PCP_HUGE_ORDER, PCP_MAX_ORDER, PFN_NONE, PcpList, PerCpuPages,
     VmEvent,
 };
-use mm_core::{MemMap, Migratetype, Order, Page, PageKind, PageState, Pfn};
+use mm_core::{Event, MemMap, Migratetype, Order, Page, PageKind, PageState, Pfn};
 
 use crate::free::pageblock_type;
 use crate::free_list::linked;
@@ -223,6 +223,7 @@ pub(crate) fn give_back<M: MemMap + ?Sized>(
             left = left.saturating_sub(pages(order));
             // The pageblock may have changed its type since, by stealing or isolation.
             let migratetype = pageblock_type(map, pfn);
+            map.emit(Event::MmPagePcpuDrain { pfn, order, migratetype: migratetype as u8 });
             zone.free_one_page(map, pfn, order, migratetype);
             empty = 0;
         }

@@ -1,9 +1,9 @@
 //! Giving blocks back (Linux: `__free_pages`, `free_unref_page`, `put_page`, `split_page`).
 
-use memvisor_abi::VmEvent;
-use mm_core::{CpuLocal, MemMap, Migratetype, Order, Page, PageFlags, PageKind, Pfn};
+use memvisor_abi::{EventId, PerCpuPages, VmEvent};
+use mm_core::{CpuLocal, Event, MemMap, Migratetype, Order, Page, PageFlags, PageKind, Pfn, Trace};
 
-use super::{Machine, PageAllocator, zone_index};
+use super::{Machine, PageAllocator, zone_id, zone_index};
 use crate::free::pageblock_type;
 use crate::free_list::{TAIL, linked};
 use crate::{FreeError, pcp, refcount};
@@ -20,6 +20,15 @@ impl<M: Machine> PageAllocator<M> {
     /// rather than handed out twice (Linux reports a bad page and leaks it).
     #[inline]
     pub fn free_pages(&self, pfn: Pfn, order: Order) -> Result<(), FreeError> {
+        let map = self.machine.map();
+        map.emit(Event::FreePages { pfn, order });
+        let outcome = self.drop_reference(pfn, order);
+        map.emit(Event::FreePagesRet {});
+        outcome
+    }
+
+    #[inline]
+    fn drop_reference(&self, pfn: Pfn, order: Order) -> Result<(), FreeError> {
         let page = self.machine.map().page(pfn).ok_or(FreeError::NoDescriptor { pfn })?;
         check(page, pfn, order)?;
         match refcount::put(page.references()) {
@@ -89,6 +98,7 @@ impl<M: Machine> PageAllocator<M> {
             self.unmake_compound(pfn, page, order);
         }
         let map = self.machine.map();
+        map.emit(Event::MmPageFree { pfn, order });
         let zone = zone_index(page);
         let pageblock = pageblock_type(map, pfn);
         self.machine.local().with(|_, cpu| {
@@ -106,11 +116,16 @@ impl<M: Machine> PageAllocator<M> {
                 self.with_zone(zone, |zone| zone.free_one_page(map, pfn, order, pageblock));
                 return;
             };
+            map.emit(Event::FreeUnrefPage { pfn, order, migratetype: kept as u8 });
             page.set_mapping(0);
             pcp::retire(page, order, kept);
             pcp::push(pcp, map, (pfn, page), list, order, false);
             if pcp.count >= pcp.high || pcp.free_factor != 0 && order > Order::ZERO || self.is_busy(zone) {
                 self.flush(cpu, zone, list, order);
+            }
+            if map.wants(EventId::FreeUnrefPageRet) {
+                let counts = cpu.pcps.get(zone).map_or((0, 0), |pcp| (pcp.count, pcp.high));
+                map.emit(Event::FreeUnrefPageRet { count: counts.0.into(), high: counts.1.into() });
             }
         });
     }
@@ -125,7 +140,7 @@ impl<M: Machine> PageAllocator<M> {
     fn flush(&self, cpu: &mut pcp::CpuPages, zone: usize, list: usize, order: Order) {
         let Some(pcp) = cpu.pcps.get_mut(zone) else { return };
         let Some(count) = pcp::surplus(pcp, order, self.machine.is_reclaiming(zone)) else { return };
-        self.with_zone(zone, |zone| pcp::give_back(pcp, zone, self.machine.map(), count, list));
+        self.give_back(pcp, zone, count, list);
         cpu.count(VmEvent::PcpFlush, 1);
     }
 
@@ -143,8 +158,16 @@ impl<M: Machine> PageAllocator<M> {
 
     fn drain(&self, cpu: &mut pcp::CpuPages) {
         for (zone, pcp) in cpu.pcps.iter_mut().enumerate().filter(|(_, pcp)| pcp.count > 0) {
-            self.with_zone(zone, |zone| pcp::give_back(pcp, zone, self.machine.map(), u32::MAX, 0));
+            self.give_back(pcp, zone, u32::MAX, 0);
         }
+    }
+
+    fn give_back(&self, pcp: &mut PerCpuPages, zone: usize, count: u32, first: usize) {
+        let map = self.machine.map();
+        let before = pcp.count;
+        map.emit(Event::FreePcppagesBulk { zone: zone_id(zone), count: count.min(before).into() });
+        self.with_zone(zone, |zone| pcp::give_back(pcp, zone, map, count, first));
+        map.emit(Event::FreePcppagesBulkRet { count: before.wrapping_sub(pcp.count).into() });
     }
 
     /// Somebody else still has the first frame: it stays, as a block of its own, and the rest is freed.

@@ -1,9 +1,9 @@
 //! One pass over a zonelist (Linux: `prepare_alloc_pages`, `get_page_from_freelist`, `rmqueue`).
 
-use memvisor_abi::{MAX_NR_ZONES, NumaEvent, VmEvent};
-use mm_core::{CpuLocal, Gfp, Migratetype, Order, PageState, Pfn, ZoneKind};
+use memvisor_abi::{EventId, MAX_NR_ZONES, NumaEvent, VmEvent};
+use mm_core::{CpuLocal, Event, Gfp, Migratetype, Order, PageState, Pfn, Trace, ZoneKind};
 
-use super::{Machine, PageAllocator, pgalloc};
+use super::{Machine, PageAllocator, pgalloc, zone_id};
 use crate::gfp::{cma, highest_zone, migratetype};
 use crate::pcp::{self, count_numa};
 use crate::policy::{NodeMask, Placement};
@@ -111,11 +111,22 @@ impl<M: Machine> PageAllocator<M> {
     /// Takes a block from the first zone that may give one (Linux: `get_page_from_freelist`).
     #[inline]
     pub(super) fn get_page_from_freelist(&self, request: &Request, flags: AllocFlags) -> Option<Block> {
+        let map = self.machine.map();
+        let &Request { gfp, order, .. } = request;
+        map.emit(Event::GetPageFromFreelist { gfp, order, alloc_flags: flags.bits() });
+        let block = self.find_block(request, flags);
+        map.emit(Event::GetPageFromFreelistRet { pfn: block.map(|block| block.pfn) });
+        block
+    }
+
+    #[inline]
+    fn find_block(&self, request: &Request, flags: AllocFlags) -> Option<Block> {
         // Nearly always the first zone of the list has enough.
         let zone = request.preferred;
         let glance = self.machine.glances().get(zone)?;
         if request.order == Order::ZERO
             && glance.is_far_above(glance.mark(flags), request.highest, flags)
+            && !self.machine.map().wants(EventId::ZoneWatermarkOk)
             && let Some(block) = self.rmqueue(request, zone, flags)
         {
             return Some(block);
@@ -168,8 +179,30 @@ impl<M: Machine> PageAllocator<M> {
         true
     }
 
-    /// Linux: `zone_watermark_fast`.
     fn is_above_mark(&self, request: &Request, zone: usize, flags: AllocFlags) -> bool {
+        let ok = self.zone_watermark_fast(request, zone, flags);
+        if self.machine.map().wants(EventId::ZoneWatermarkOk) {
+            self.tell_watermark(request, zone, flags, ok);
+        }
+        ok
+    }
+
+    #[cold]
+    fn tell_watermark(&self, request: &Request, zone: usize, flags: AllocFlags, ok: bool) {
+        let Some(glance) = self.machine.glances().get(zone) else { return };
+        self.machine.map().emit(Event::ZoneWatermarkOk {
+            zone: zone_id(zone),
+            order: request.order,
+            ok,
+            alloc_flags: flags.bits(),
+            free: glance.free_pages(),
+            mark: glance.mark(flags),
+            lowmem_reserve: glance.lowmem_reserve(request.highest),
+        });
+    }
+
+    /// Linux: `zone_watermark_fast`.
+    fn zone_watermark_fast(&self, request: &Request, zone: usize, flags: AllocFlags) -> bool {
         let Some(glance) = self.machine.glances().get(zone) else { return false };
         let mark = glance.mark(flags);
         let &Request { order, highest, gfp, .. } = request;
@@ -192,20 +225,39 @@ impl<M: Machine> PageAllocator<M> {
     /// `rmqueue`).
     #[inline]
     fn rmqueue(&self, request: &Request, zone: usize, flags: AllocFlags) -> Option<Block> {
+        let &Request { order, migratetype, .. } = request;
+        let map = self.machine.map();
+        map.emit(Event::Rmqueue { zone: zone_id(zone), order, migratetype: migratetype as u8 });
+        let block = self.take_block(request, zone, flags);
+        map.emit(Event::RmqueueRet { pfn: block.map(|block| block.pfn) });
+        block
+    }
+
+    #[inline]
+    fn take_block(&self, request: &Request, zone: usize, flags: AllocFlags) -> Option<Block> {
         let &Request { order, migratetype, preferred, interleaved, .. } = request;
+        let map = self.machine.map();
         self.machine.local().with(|_, cpu| {
             let mut block = None;
             if let Some(list) = pcp::list_index(order, migratetype) {
                 let pcp = cpu.pcps.get_mut(zone)?;
                 // Allocations follow the frees: the next give-back is an ordinary batch again.
                 pcp.free_factor >>= 1;
-                block = pcp::pop(pcp, self.machine.map(), list, order);
+                let (zone_id, count) = (zone_id(zone), u64::from(pcp.count));
+                map.emit(Event::RmqueuePcplist {
+                    zone: zone_id,
+                    order,
+                    migratetype: migratetype as u8,
+                    count,
+                });
+                block = pcp::pop(pcp, map, list, order);
                 if block.is_none() {
                     let pcp = cpu.pcps.get_mut(zone)?;
                     self.refill(pcp, zone, list, request, flags);
-                    block = pcp::pop(pcp, self.machine.map(), list, order);
+                    block = pcp::pop(pcp, map, list, order);
                     cpu.count(VmEvent::PcpRefill, 1);
                 }
+                map.emit(Event::RmqueuePcplistRet { pfn: block.as_ref().map(|block| block.0) });
             }
             let block = match block {
                 Some((pfn, page)) => Block { pfn, state: page.state() },
@@ -226,8 +278,13 @@ impl<M: Machine> PageAllocator<M> {
         request: &Request,
         flags: AllocFlags,
     ) {
-        let kind = (request.order, request.migratetype);
-        self.with_zone(zone, |zone| pcp::refill(pcp, zone, self.machine.map(), list, kind, flags));
+        let map = self.machine.map();
+        let (order, migratetype) = (request.order, request.migratetype);
+        let count = u64::from(pcp::refill_size(pcp, order));
+        map.emit(Event::RmqueueBulk { zone: zone_id(zone), order, migratetype: migratetype as u8, count });
+        let kind = (order, migratetype);
+        let count = self.with_zone(zone, |zone| pcp::refill(pcp, zone, map, list, kind, flags));
+        map.emit(Event::RmqueueBulkRet { count: u64::from(count) });
     }
 
     /// Linux: `rmqueue_buddy`.

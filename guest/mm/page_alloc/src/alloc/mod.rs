@@ -26,8 +26,8 @@ mod slowpath;
 
 use core::fmt;
 
-use memvisor_abi::{MAX_NR_ZONES, VmEvent, Zonelist};
-use mm_core::{CpuLocal, Gfp, MemMap, Order, PAGE_SIZE, Pfn, PhysAddr, ZoneKind};
+use memvisor_abi::{EventId, MAX_NR_ZONES, VmEvent, Zonelist};
+use mm_core::{CpuLocal, Event, Gfp, MemMap, Order, PAGE_SIZE, Pfn, PhysAddr, Trace, ZoneId, ZoneKind};
 
 use crate::gfp::Context;
 use crate::pcp::CpuPages;
@@ -186,16 +186,57 @@ impl<M: Machine> PageAllocator<M> {
         order: Order,
         placement: Placement,
     ) -> Option<Pfn> {
+        let map = self.machine.map();
+        map.emit(Event::AllocPages { gfp, order, node: Some(placement.node) });
+        let pfn = self.try_alloc_pages(context, gfp, order, placement);
+        map.emit(Event::AllocPagesRet { pfn });
+        pfn
+    }
+
+    #[inline]
+    fn try_alloc_pages(
+        &self,
+        context: Context<'_>,
+        gfp: Gfp,
+        order: Order,
+        placement: Placement,
+    ) -> Option<Pfn> {
         if let Err(error) = check_gfp(context, gfp) {
             return self.refuse(gfp, &error);
         }
-        let request = Request::new(&self.machine, context.scoped(gfp), order, placement)?;
+        let request = self.prepare(context.scoped(gfp), order, placement)?;
         let flags = request.fast_flags(&self.machine);
         let block = match self.get_page_from_freelist(&request, flags) {
             Some(block) => block,
             None => self.slow_path(context, &request)?,
         };
-        Some(self.prep_new_page(&request, block))
+        let pfn = self.prep_new_page(&request, block);
+        let migratetype = request.migratetype as u8;
+        self.machine.map().emit(Event::MmPageAlloc { pfn, order, migratetype, gfp_flags: request.gfp });
+        Some(pfn)
+    }
+
+    /// [`Request::new`], told as Linux's `prepare_alloc_pages`.
+    #[inline]
+    fn prepare(&self, gfp: Gfp, order: Order, placement: Placement) -> Option<Request> {
+        let map = self.machine.map();
+        map.emit(Event::PrepareAllocPages { gfp, order, node: Some(placement.node) });
+        let request = Request::new(&self.machine, gfp, order, placement);
+        if map.wants(EventId::PrepareAllocPagesRet) {
+            self.tell_request(request.as_ref(), gfp);
+        }
+        request
+    }
+
+    #[cold]
+    fn tell_request(&self, request: Option<&Request>, gfp: Gfp) {
+        self.machine.map().emit(Event::PrepareAllocPagesRet {
+            ok: request.is_some(),
+            highest_zone: request.map_or_else(|| crate::gfp::highest_zone(gfp), |request| request.highest),
+            preferred_zone: zone_id(request.map_or(0, |request| request.preferred)),
+            migratetype: crate::gfp::migratetype(gfp) as u8,
+            alloc_flags: request.map_or(0, |request| request.fast_flags(&self.machine).bits()),
+        });
     }
 
     #[cold]
@@ -246,6 +287,13 @@ const fn pages_for(bytes: u64) -> u64 {
 #[inline]
 pub(crate) fn zone_index(page: &mm_core::Page) -> usize {
     page.node() as usize * MAX_NR_ZONES + page.zone() as usize
+}
+
+/// The zone of an index, in events.
+#[inline]
+#[expect(clippy::cast_possible_truncation, reason = "64 nodes of 5 zones")]
+pub(crate) const fn zone_id(index: usize) -> ZoneId {
+    ZoneId::new((index / MAX_NR_ZONES) as u32, (index % MAX_NR_ZONES) as u32)
 }
 
 /// Event of pages allocated from a zone kind (Linux: `PGALLOC_*`).

@@ -1,7 +1,7 @@
 //! What a block becomes when it leaves the allocator (Linux: `prep_new_page`, `prep_compound_page`).
 
 use memvisor_abi::VmEvent;
-use mm_core::{CpuLocal, Gfp, Order, PageFlags, PageKind, PageState, Pfn};
+use mm_core::{CpuLocal, Event, Gfp, Order, PageFlags, PageKind, PageState, Pfn, Trace};
 
 use super::freelist::Block;
 use super::{Machine, PageAllocator, Request};
@@ -19,6 +19,14 @@ impl<M: Machine> PageAllocator<M> {
         if request.gfp.intersects(Gfp::ZERO | Gfp::COMP) {
             self.prep_flags(request, block);
         }
+        let known_zero = request.gfp.contains(Gfp::ZERO) && block.state.is_known_zero();
+        self.machine.map().emit(Event::PrepNewPage {
+            pfn: block.pfn,
+            order: request.order,
+            gfp: request.gfp,
+            zeroed: request.gfp.contains(Gfp::ZERO) && !known_zero,
+            known_zero,
+        });
         block.pfn
     }
 
