@@ -94,8 +94,8 @@ impl Owner {
             Owner::User => matches!(kind, PageKind::User),
             Owner::Slab => matches!(kind, PageKind::Slab | PageKind::Tail | PageKind::Allocated),
             Owner::Pcp => matches!(kind, PageKind::Pcp | PageKind::Tail),
-            Owner::Vmalloc => matches!(kind, PageKind::Vmalloc | PageKind::Tail),
-            Owner::KernelStack => matches!(kind, PageKind::KernelStack | PageKind::Tail),
+            Owner::Vmalloc => matches!(kind, PageKind::Vmalloc),
+            Owner::KernelStack => matches!(kind, PageKind::KernelStack),
             Owner::Allocated => matches!(kind, PageKind::Allocated | PageKind::Tail),
         }
     }

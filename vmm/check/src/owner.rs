@@ -147,8 +147,6 @@ impl Deriver<'_, '_> {
             let owner = match PageKind::from_raw(page.kind) {
                 Some(PageKind::Allocated) => Owner::Allocated,
                 Some(PageKind::Slab) => Owner::Slab,
-                Some(PageKind::Vmalloc) => Owner::Vmalloc,
-                Some(PageKind::KernelStack) => Owner::KernelStack,
                 _ => return,
             };
             if page.refcount > 0 {

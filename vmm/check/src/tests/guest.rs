@@ -38,7 +38,7 @@ pub(super) const USER_VA: u64 = 0x40_0000;
 /// Four frames that the kernel allocated as one block.
 pub(super) const ALLOCATED_PFN: u64 = 0x3200;
 /// A frame that CPU 0 keeps on its list of unmovable single pages.
-pub(super) const PCP_PFN: u64 = 0x3300;
+pub(super) const PCP_PFN: u64 = 0x3340;
 /// Its lists' index: CPU 0, node 0 DMA32.
 pub(super) const PCP_INDEX: u64 = 1;
 pub(super) const PID: u32 = 7;
