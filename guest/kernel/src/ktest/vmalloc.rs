@@ -56,6 +56,7 @@ fn faults(va: VirtAddr) -> bool {
 }
 
 fn free_pages() -> u64 {
+    page_alloc::PAGES.drain_all_pages();
     page_alloc::zones().map(|zone| zone.lock().info().free_pages).sum()
 }
 
