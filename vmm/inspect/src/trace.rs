@@ -195,7 +195,7 @@ impl Follower {
             source.read(self.buffer_gpa, lower.as_mut_bytes())?;
         }
         let after = source.read_u64(self.head_gpa)?;
-        for (number, record) in (self.next..).zip(&copy) {
+        for (number, record) in (self.next..head).zip(&copy) {
             // The writer works on record `after`, in the slot of `after - capacity`.
             if number.saturating_add(self.capacity) <= after {
                 self.count.lost = self.count.lost.saturating_add(1);

@@ -38,7 +38,7 @@ impl<M: Machine> Kmem<M> {
         self.emit(Event::SlabAllocNode { cache: Some(id.as_u16()), node: None, gfp });
         let object = match self.machine.cpus().with(|_, caches| self.take(&mut caches[id.index()])) {
             Some(object) => object,
-            None => self.alloc_slow(id, gfp, None)?,
+            None => self.alloc_slow(id, gfp, None).or_else(|| self.alloc_failed())?,
         };
         if gfp.contains(Gfp::ZERO) {
             self.clear(object, self.cache(id).object_size());
@@ -57,13 +57,20 @@ impl<M: Machine> Kmem<M> {
             return None;
         }
         self.emit(Event::SlabAllocNode { cache: Some(id.as_u16()), node: Some(node), gfp });
-        let object = self.alloc_slow(id, gfp, Some(node))?;
+        let object = self.alloc_slow(id, gfp, Some(node)).or_else(|| self.alloc_failed())?;
         if gfp.contains(Gfp::ZERO) {
             self.clear(object, self.cache(id).object_size());
         }
         self.emit(Event::SlabAllocNodeRet { object: object.0 });
         self.trace_alloc(id, object, gfp, Some(node));
         Some(object)
+    }
+
+    /// There is none: the call that was entered is left without an object.
+    #[cold]
+    fn alloc_failed(&self) -> Option<Object> {
+        self.emit(Event::SlabAllocNodeRet { object: 0 });
+        None
     }
 
     /// Fills `objects`, all or none (Linux: `kmem_cache_alloc_bulk`).
