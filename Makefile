@@ -25,7 +25,7 @@ STATIC := $(if $(filter /%,$(shell $(CC) -print-file-name=libc.a)),-C target-fea
 # Read by vmm's build script, which embeds the image.
 export MEMVISOR_GUEST := $(GUEST)
 
-.PHONY: help setup guest build run test test-host test-kvm test-qemu test-nested test-nested-long fuzz bench lint ci clean
+.PHONY: help setup guest build run test test-host test-kvm test-qemu test-nested test-nested-long fuzz mutants bench lint ci clean
 
 help: ## list these verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)

@@ -31,29 +31,23 @@ static IN_INTERRUPT: [AtomicU32; MAX_CPUS] = [const { AtomicU32::new(0) }; MAX_C
 #[derive(Clone, Copy, Debug)]
 pub struct KernelTrace;
 
-impl Trace for KernelTrace {
-    #[inline(always)]
-    fn wants(&self, id: EventId) -> bool {
-        MASK.has(id)
-    }
+/// Types whose events go to the rings of this kernel.
+macro_rules! emits {
+    ($($ty:ty),*) => {$(
+        impl Trace for $ty {
+            #[inline(always)]
+            fn wants(&self, id: EventId) -> bool {
+                MASK.has(id)
+            }
 
-    #[cold]
-    fn record(&self, event: &Event) {
-        record(event);
-    }
+            #[cold]
+            fn record(&self, event: &Event) {
+                record(event);
+            }
+        }
+    )*};
 }
-
-impl Trace for Vmemmap {
-    #[inline(always)]
-    fn wants(&self, id: EventId) -> bool {
-        MASK.has(id)
-    }
-
-    #[cold]
-    fn record(&self, event: &Event) {
-        record(event);
-    }
-}
+emits!(KernelTrace, Vmemmap, crate::mm::slab::Pages, crate::mm::vmalloc::Kernel);
 
 /// Makes and publishes the rings if the command line asks for events. Called while memblock still allocates.
 pub fn init() {

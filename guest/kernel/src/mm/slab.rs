@@ -4,8 +4,8 @@ use core::fmt;
 use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 use guest_firmware::acpi::MAX_CPUS;
-use memvisor_abi::{CacheNode, EventId, MAX_CACHES, PAGE_SIZE, TableRef, Track};
-use mm_core::{Event, Gfp, Order, PageAlloc, PageKind, Pfn, PhysAddr, PhysMem, Trace};
+use memvisor_abi::{CacheNode, MAX_CACHES, PAGE_SIZE, TableRef, Track};
+use mm_core::{Gfp, Order, PageAlloc, PageKind, Pfn, PhysAddr, PhysMem};
 use mm_page_alloc::Context;
 use mm_slab::{Cache, CacheId, CpuCaches, Kmem, Machine, Object, Options, SlabKind};
 
@@ -16,7 +16,6 @@ use crate::mm::page_alloc;
 use crate::mm::phys::{self, DirectMap};
 use crate::sync::Lock;
 use crate::topology::CPUS;
-use crate::trace::KernelTrace;
 use crate::{cmdline, panic, println, task};
 
 /// The caches of the kernel.
@@ -129,18 +128,6 @@ pub struct Kernel;
 /// The page allocator as its users see it.
 #[derive(Clone, Copy, Debug)]
 pub struct Pages;
-
-impl Trace for Pages {
-    #[inline(always)]
-    fn wants(&self, id: EventId) -> bool {
-        KernelTrace.wants(id)
-    }
-
-    #[cold]
-    fn record(&self, event: &Event) {
-        KernelTrace.record(event);
-    }
-}
 
 impl PageAlloc for Pages {
     fn alloc_pages(&self, gfp: Gfp, order: Order, node: Option<u32>) -> Option<Pfn> {

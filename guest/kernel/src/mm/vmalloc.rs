@@ -3,10 +3,7 @@
 use core::panic::Location;
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use memvisor_abi::EventId;
-use mm_core::{
-    Event, Gfp, MaySleep, MemMap, Order, Page, PageAlloc, Pageblock, Pfn, PhysAddr, PhysMem, Trace, VirtAddr,
-};
+use mm_core::{Gfp, MaySleep, MemMap, Order, Page, PageAlloc, Pageblock, Pfn, PhysAddr, PhysMem, VirtAddr};
 use mm_page_alloc::Context;
 use mm_pgtable::{FlushRange, Levels, PageTable, Prot, layout};
 use mm_vmalloc::{Areas, Machine, Request, VmError, Vmalloc};
@@ -109,17 +106,6 @@ impl PhysMem for Kernel {
 
     fn zero_frame(&self, pfn: Pfn) {
         DirectMap.zero_frame(pfn);
-    }
-}
-
-impl Trace for Kernel {
-    #[inline(always)]
-    fn wants(&self, id: EventId) -> bool {
-        Vmemmap.wants(id)
-    }
-
-    fn record(&self, event: &Event) {
-        Vmemmap.record(event);
     }
 }
 

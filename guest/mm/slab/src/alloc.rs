@@ -237,7 +237,7 @@ impl<M: Machine> Kmem<M> {
             SlabKind::Slob => self.slob_cache_free(id, cache, object),
             kind => self.check_owner(id, object).and_then(|(pfn, page)| match kind {
                 SlabKind::Slub => self.slub_free(id, cache, pfn, page, object),
-                _ => self.slab_free(id, cache, pfn, page, object),
+                _ => self.slab_free(id, cache, page, object),
             }),
         };
         if let Err(error) = freed {

@@ -114,11 +114,9 @@ impl<M: Machine> Kmem<M> {
         &self,
         id: CacheId,
         cache: &Cache,
-        pfn: Pfn,
         page: &Page,
         object: Object,
     ) -> Result<(), FreeError> {
-        let _ = pfn;
         let from = object.0.checked_sub(page.index()).ok_or(FreeError::NotObject { object })?;
         let size = u64::from(cache.size());
         if !from.is_multiple_of(size) || from / size >= u64::from(counters(page).objects) {
