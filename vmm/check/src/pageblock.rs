@@ -110,7 +110,7 @@ pub(crate) fn run(context: &Context<'_>, ledger: &mut Ledger) {
 fn raw_type(context: &Context<'_>, pfn: u64) -> Option<u8> {
     let number = pfn / PAGES_PER_SECTION;
     let index = context.sections.binary_search_by_key(&number, |section| section.number).ok()?;
-    let block = usize::try_from(pfn % PAGES_PER_SECTION >> PAGEBLOCK_ORDER).ok()?;
+    let block = usize::try_from((pfn % PAGES_PER_SECTION) >> PAGEBLOCK_ORDER).ok()?;
     let byte = context.sections.get(index)?.pageblocks.get(block)?;
     Some(byte & PAGEBLOCK_TYPE_MASK)
 }

@@ -31,8 +31,8 @@ impl Tuning {
 
 /// The number in the last `name=NUMBER` of a command line: decimal or 0x, with suffixes K, M, G.
 fn number(cmdline: &str, name: &str) -> Option<u64> {
-    let words = cmdline.split_ascii_whitespace().filter_map(|word| word.split_once('='));
-    let (_, text) = words.filter(|(key, _)| *key == name).last()?;
+    let mut words = cmdline.split_ascii_whitespace().filter_map(|word| word.split_once('='));
+    let (_, text) = words.rfind(|(key, _)| *key == name)?;
     let (digits, shift) = match text.char_indices().last()? {
         (at, 'K' | 'k') => (&text[..at], 10),
         (at, 'M' | 'm') => (&text[..at], 20),

@@ -191,7 +191,7 @@ impl TestGuest {
         }
         self.edit_page(pfn, |page| {
             page.kind = PageKind::Buddy as u8;
-            (page.order, page.migratetype) = (u8::try_from(order).unwrap(), MOVABLE as u8);
+            (page.order, page.migratetype) = (u8::try_from(order).unwrap(), Migratetype::Movable as u8);
             (page.next, page.prev) = (head, PFN_NONE);
         });
         self.edit_zone(zone, |zone| {
@@ -474,7 +474,7 @@ impl Builder {
                     self.pages.get_mut(&tail).unwrap().kind = PageKind::Tail as u8;
                 }
                 let page = self.pages.get_mut(&at).unwrap();
-                (page.kind, page.migratetype) = (PageKind::Buddy as u8, MOVABLE as u8);
+                (page.kind, page.migratetype) = (PageKind::Buddy as u8, Migratetype::Movable as u8);
                 page.order = u8::try_from(order).unwrap();
                 // Nobody wrote to this guest's free memory.
                 page.bits = Page::KNOWN_ZERO;

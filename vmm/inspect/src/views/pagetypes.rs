@@ -83,7 +83,7 @@ impl PagetypesView {
 
 impl fmt::Display for PagetypesView {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "free blocks by type and order, counted on the lists, and pageblocks of 512 pages\n")?;
+        writeln!(f, "free blocks by type and order, counted on the lists, and pageblocks of 512 pages")?;
         write!(f, "node zone     type        pageblocks")?;
         for order in 0..NR_ORDERS {
             write!(f, " {order:>6}")?;
