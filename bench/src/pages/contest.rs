@@ -6,9 +6,9 @@ use std::time::Instant;
 
 use rustix::thread::{CpuSet, sched_setaffinity};
 
+use super::Frames;
 use super::host::{CPUS, run_on};
 use super::mixed::{self, Orders, Outcome, Random};
-use super::Frames;
 
 /// Sizes of the work.
 #[derive(Clone, Copy, Debug)]
@@ -141,7 +141,11 @@ fn threads<F: Frames>(size: &Size) -> f64 {
 
 fn mixed<F: Frames>(size: &Size, percent: u64, orders: Orders) -> Outcome {
     let frames: F = ready(size);
-    mixed::run(&frames, size.frames, percent, orders, size.ageing, size.measured)
+    let outcome = mixed::run(&frames, size.frames, percent, orders, size.ageing, size.measured);
+    if outcome.cut {
+        println!("({}: too slow to age fully)  ", std::any::type_name::<F>());
+    }
+    outcome
 }
 
 fn bring_up<F: Frames>(frames: u64) -> f64 {

@@ -5,11 +5,9 @@ use std::cell::{Cell, UnsafeCell};
 use std::fmt;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use memvisor_abi::{
-    CpuEvents, MAX_NR_ZONES, PAGES_PER_SECTION, PerCpuPages, Zonelist, ZonelistOrder,
-};
+use memvisor_abi::{CpuEvents, MAX_NR_ZONES, PAGES_PER_SECTION, PerCpuPages, Zonelist, ZonelistOrder};
 use mm_core::{
-    CpuLocal, Gfp, MaySleep, MemMap, Order, Page, PageKind, Pageblock, Pfn, Section, ZoneKind,
+    CpuLocal, Gfp, MaySleep, MemMap, Order, Page, PageKind, Pageblock, Pfn, Section, Trace, ZoneKind,
 };
 use mm_page_alloc::{
     Context, CpuPages, Machine, NoReclaim, PageAllocator, Zone, ZoneGlance, build_zonelist, init_range,
@@ -40,6 +38,8 @@ pub struct Map {
     frames: usize,
     sections: Vec<Section>,
 }
+
+impl Trace for Map {}
 
 impl MemMap for Map {
     #[inline]

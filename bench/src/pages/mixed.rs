@@ -92,7 +92,14 @@ impl<F: Frames> Aged<'_, F> {
 }
 
 /// Ages `total` frames at `percent` occupancy with a million operations, then measures another `measured`.
-pub fn run<F: Frames>(frames: &F, total: u64, percent: u64, orders: Orders, ageing: usize, measured: usize) -> Outcome {
+pub fn run<F: Frames>(
+    frames: &F,
+    total: u64,
+    percent: u64,
+    orders: Orders,
+    ageing: usize,
+    measured: usize,
+) -> Outcome {
     let wanted = (total * percent / 100) as usize;
     let mut aged = Aged {
         frames,
