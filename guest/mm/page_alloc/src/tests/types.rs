@@ -157,6 +157,9 @@ fn an_isolated_pageblock_is_neither_free_nor_merged_and_comes_back() {
     for pfn in taken {
         zone.free_block(&mem, pfn, Order::ZERO).expect("it was allocated");
     }
+    // The whole pageblock is free again, and its buddy stays out of it.
+    assert_eq!(zone.info().free_pages, PAGEBLOCK_PAGES);
+    assert_eq!(zone.test_pages_isolated(&mem, start, zone.end_pfn()), Ok(()));
     sound(&mem, &zone);
     assert!(zone.unset_migratetype_isolate(&mem, start, Migratetype::Movable));
     assert_eq!(zone.list(Order::MAX, Migratetype::Movable).nr_free, 1);
