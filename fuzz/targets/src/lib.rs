@@ -15,6 +15,9 @@ mod import;
 mod input;
 mod kernel;
 mod machine;
+mod pages;
+mod simulated;
+mod slab;
 mod trace;
 mod watched;
 
@@ -28,6 +31,8 @@ pub use import::{SEPARATOR as IMPORT_SEPARATOR, import};
 pub use input::Input;
 pub use kernel::kernel_image;
 pub use machine::machine_file;
+pub use pages::alloc_api;
+pub use slab::slab_api;
 pub use trace::trace_rings;
 pub use watched::Watched;
 
@@ -46,6 +51,8 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("guest_descriptors", guest_descriptors),
     ("import", import),
     ("trace_rings", trace_rings),
+    ("alloc_api", alloc_api),
+    ("slab_api", slab_api),
 ];
 
 /// An error as a person gets it: words, one line, no longer than a screen.

@@ -66,5 +66,7 @@ replays!(
     device_bus,
     guest_descriptors,
     import,
-    trace_rings
+    trace_rings,
+    alloc_api,
+    slab_api
 );

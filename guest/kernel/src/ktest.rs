@@ -1,6 +1,7 @@
 //! Tests inside the kernel, run by `ktest` on the command line and reported as KTAP version 1.
 
 mod alloc;
+mod bad_input;
 mod buddy;
 mod highmem;
 mod paging;
@@ -46,13 +47,14 @@ const TESTS: [(&str, Test); 18] = [
 ];
 
 /// Groups that `ktest=NAME` runs; plain `ktest` runs [`TESTS`].
-const GROUPS: [(&str, &[(&str, Test)]); 8] = [
+const GROUPS: [(&str, &[(&str, Test)]); 9] = [
     ("slab", &slab::TESTS),
     ("slab-debug", &slab_debug::TESTS),
     ("vmalloc", &vmalloc::TESTS),
     ("highmem", &highmem::TESTS),
     ("stacks", &stacks::TESTS),
     ("alloc", &alloc::ALLOC),
+    ("bad-input", &bad_input::TESTS),
     ("gfp", &alloc::GFP),
     ("numa-alloc", &alloc::NUMA),
 ];

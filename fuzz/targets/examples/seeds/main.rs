@@ -36,6 +36,12 @@ fn main() {
     put("e820_memblock", "seed-small", &e820(1));
     put("dump_reader", "seed-dump", &dump());
     put("device_bus", "seed-commands", &commands());
+    for (name, bytes) in PAGES {
+        put("alloc_api", name, bytes);
+    }
+    for (name, bytes) in OBJECTS {
+        put("slab_api", name, bytes);
+    }
     for (name, bytes) in import::seeds() {
         put("import", name, &bytes);
     }
@@ -92,6 +98,69 @@ const GUESTS: [(&str, &[u8]); 5] = [
     ),
     // Tables of the kernel that contain themselves.
     ("seed-tables", &[1, 12, 8, 4, 16, 12, 0, 6, 40, 3, 0, 12, 129, 0, 8, 6, 41, 7, 0]),
+];
+
+/// The size of CPUs' lists, then operations with their operands.
+const PAGES: [(&str, &[u8]); 4] = [
+    // Blocks of all orders, some given back, the lists emptied.
+    (
+        "seed-orders",
+        &[
+            28, 7, 0, 0, 0, 1, 0, 0, 0x50, 1, 1, 0, 0, 0x60, 10, 1, 1, 0, 0x20, 3, 1, 1, 5, 0, 0, 5, 1, 0,
+            17, 0, 16, 1, 5, 0, 0, 19,
+        ],
+    ),
+    // The first block freed twice, a frame inside another, orders above 10 and frames that are none.
+    (
+        "seed-wrong",
+        &[
+            28, 7, 0, 0x20, 2, 1, 1, 8, 0, 0x10, 0, 2, 8, 0, 0x10, 0, 2, 8, 0, 0x11, 0, 0, 0, 0, 240, 11, 0,
+            0, 0, 1, 8, 255, 240, 0,
+        ],
+    ),
+    // References, a split, exact sizes, many at once.
+    (
+        "seed-references",
+        &[
+            0, 1, 0, 0x50, 2, 1, 1, 10, 0, 0, 0, 9, 1, 0, 0, 11, 1, 0, 0, 12, 0x20, 80, 0, 13, 0x20, 40, 9,
+            0, 0, 0,
+        ],
+    ),
+    // A pageblock taken out of use and given back while pages come and go.
+    (
+        "seed-isolated",
+        &[63, 15, 18, 0, 0, 20, 13, 0x20, 200, 17, 0, 14, 1, 1, 15, 0x20, 0, 18, 0, 0, 20, 5, 3, 0, 19],
+    ),
+];
+
+/// The allocator and its debugging, then operations with their operands.
+const OBJECTS: [(&str, &[u8]); 4] = [
+    (
+        "seed-slub",
+        &[
+            0, 16, 1, 56, 1, 0, 0, 100, 1, 0, 0, 100, 5, 0, 0, 200, 9, 0, 0, 0, 0, 1, 10, 1, 0, 1, 15, 33,
+            17, 33,
+        ],
+    ),
+    (
+        "seed-slab",
+        &[
+            1, 16, 2, 40, 16, 3, 63, 2, 0, 2, 100, 2, 1, 0, 3, 5, 1, 0, 250, 0, 1, 12, 7, 0, 0, 6, 0, 128,
+            200, 1,
+        ],
+    ),
+    (
+        "seed-slob",
+        &[2, 16, 1, 24, 1, 0, 0, 100, 6, 0, 63, 6, 2, 128, 0, 32, 8, 1, 0, 0, 128, 0, 48, 9, 0, 0, 0],
+    ),
+    // SLUB with all of its debugging: an object freed twice, by the wrong cache, in its middle.
+    (
+        "seed-debugged",
+        &[
+            64, 16, 1, 56, 1, 0, 0, 100, 1, 0, 0, 100, 9, 0, 0, 0, 13, 200, 0, 0, 33, 0, 13, 0, 0, 0, 40, 0,
+            14, 70, 0, 0, 33, 1, 19, 33,
+        ],
+    ),
 ];
 
 fn elf(kind: u16) -> Vec<u8> {

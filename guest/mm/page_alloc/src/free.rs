@@ -1,7 +1,8 @@
 //! How a block comes back to its zone (Linux: `__free_one_page`, `free_pages_prepare`, `split_page`).
 
 use mm_core::{
-    Event, EventId, MemMap, Migratetype, Order, PAGEBLOCK_ORDER, Page, PageFlags, PageKind, PageState, Pfn,
+    Event, EventId, MemMap, Migratetype, Order, PAGEBLOCK_ORDER, PAGEBLOCK_PAGES, Page, PageFlags, PageKind,
+    PageState, Pfn,
 };
 
 use crate::free_list::{End, TAIL, linked};
@@ -117,7 +118,23 @@ impl Zone {
         order: Order,
         migratetype: Migratetype,
     ) {
+        if u32::from(order.as_u8()) > PAGEBLOCK_ORDER && self.info().nr_isolate_pageblock != 0 {
+            return self.free_by_pageblock(map, pfn, order);
+        }
         self.merge(map, pfn, order, migratetype, None);
+    }
+
+    /// Frees a block of several pageblocks piece by piece: some may have been isolated since it was allocated (Linux
+    /// since 6.10: `split_large_buddy`; before, the first one's type decided for all).
+    #[cold]
+    fn free_by_pageblock<M: MemMap + ?Sized>(&mut self, map: &M, start: Pfn, order: Order) {
+        let Some(piece) = Order::covering(PAGEBLOCK_PAGES) else { return };
+        let state = TAIL.with_known_zero(linked(map, start.as_u64()).is_known_zero());
+        for index in 0..order.pages() / piece.pages() {
+            let pfn = start.offset(index * piece.pages());
+            linked(map, pfn.as_u64()).set_state(state);
+            self.merge(map, pfn, piece, pageblock_type(map, pfn), None);
+        }
     }
 
     /// Without `end`, Linux's choice: the tail if the next merge is likely, because the buddy's buddy

@@ -1,6 +1,6 @@
 //! Taking pageblocks out of the allocator for a while (Linux: mm/page_isolation.c).
 
-use mm_core::{MemMap, Migratetype, Order, PAGEBLOCK_PAGES, PageKind, Pfn};
+use mm_core::{MemMap, Migratetype, Order, PAGEBLOCK_ORDER, PAGEBLOCK_PAGES, PageKind, Pfn};
 
 use crate::Zone;
 use crate::free::{block_over, is_free, pageblock_type};
@@ -21,6 +21,7 @@ impl Zone {
         self.set_pageblock_type(map, start, Migratetype::Isolate);
         self.info_mut().nr_isolate_pageblock += 1;
         self.move_freepages_block(map, start, Migratetype::Isolate);
+        self.merge_pageblock(map, start, Migratetype::Isolate);
         true
     }
 
@@ -36,21 +37,13 @@ impl Zone {
         if pageblock_type(map, start) != Migratetype::Isolate {
             return false;
         }
+        // Pageblocks that are isolated together may be one free block; the others of it stay isolated.
+        self.cut_free_block(map, start);
         self.set_pageblock_type(map, start, to);
         let info = self.info_mut();
         info.nr_isolate_pageblock = info.nr_isolate_pageblock.saturating_sub(1);
         self.move_freepages_block(map, start, to);
-        // A whole free pageblock may have a buddy now that it may merge with.
-        let head = map.page(start).filter(|page| is_free(page));
-        if let Some((page, order)) =
-            head.map(|page| (page, page.order())).filter(|(_, order)| *order < Order::MAX)
-        {
-            let zero = page.is_known_zero();
-            self.del_from_free_list(map, page, order, to);
-            self.account(to, order.pages().wrapping_neg());
-            page.set_state(crate::free_list::TAIL.with_known_zero(zero));
-            self.free_one_page(map, start, order, to);
-        }
+        self.merge_pageblock(map, start, to);
         true
     }
 
@@ -71,6 +64,20 @@ impl Zone {
             at = head.offset(page.order().pages());
         }
         Ok(())
+    }
+
+    /// Merges a pageblock that is free as a whole and changed its type: its buddy may be of that type.
+    fn merge_pageblock<M: MemMap + ?Sized>(&mut self, map: &M, start: Pfn, migratetype: Migratetype) {
+        let Some(page) = map.page(start).filter(|page| is_free(page)) else { return };
+        let order = page.order();
+        if u32::from(order.as_u8()) < PAGEBLOCK_ORDER || order == Order::MAX {
+            return;
+        }
+        let zero = page.is_known_zero();
+        self.del_from_free_list(map, page, order, migratetype);
+        self.account(migratetype, order.pages().wrapping_neg());
+        page.set_state(crate::free_list::TAIL.with_known_zero(zero));
+        self.free_one_page(map, start, order, migratetype);
     }
 
     /// Makes pageblocks of the free block that covers the one at `start`, if it is larger.

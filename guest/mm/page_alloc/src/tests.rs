@@ -4,6 +4,7 @@ mod buddy;
 mod damage;
 mod extent;
 mod model;
+mod stealing;
 mod types;
 mod watermark;
 mod zonelist;

@@ -139,10 +139,14 @@ impl<M: Machine> Kmem<M> {
         }
     }
 
-    /// Words of an object from its start.
+    /// Zeroes the first bytes of an object, and none behind them: there may be a red zone.
     pub(crate) fn clear(&self, object: Object, bytes: u32) {
-        for word in 0..u64::from(bytes.div_ceil(8)) {
-            self.machine.mem().write_u64(PhysAddr::new(object.0 + 8 * word), 0);
+        let mem = self.machine.mem();
+        let end = object.0 + u64::from(bytes / 8 * 8);
+        (object.0..end).step_by(8).for_each(|word| mem.write_u64(PhysAddr::new(word), 0));
+        if !bytes.is_multiple_of(8) {
+            let last = PhysAddr::new(end);
+            mem.write_u64(last, mem.read_u64(last) & (u64::MAX << (bytes % 8 * 8)));
         }
     }
 

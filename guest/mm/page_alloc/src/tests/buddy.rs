@@ -150,6 +150,14 @@ fn wrong_frees_are_refused_and_change_nothing() {
 }
 
 #[test]
+fn a_span_ends_before_its_end() {
+    let zone = zone("A...").zone;
+    let spans = |pfn, pages| zone.spans(Pfn::new(pfn), pages);
+    assert!(spans(0, 4) && spans(3, 1) && spans(3, 0));
+    assert!(!spans(0, 5) && !spans(3, 2) && !spans(4, 0) && !spans(4, 1) && !spans(u64::MAX, 2));
+}
+
+#[test]
 fn hand_over_refuses_frames_with_an_owner() {
     let mut zone = zone("..A#....");
     let pfn = Pfn::new;

@@ -10,7 +10,7 @@ use crate::{AllocFlags, WATERMARK_BOOST_FACTOR, Zone, init_range};
 const NONE: AllocFlags = AllocFlags::empty();
 
 /// A zone of that many free pageblocks from frame 0, all movable.
-fn zone(pageblocks: u64) -> (SimMem, Zone) {
+pub(super) fn zone(pageblocks: u64) -> (SimMem, Zone) {
     let pages = pageblocks * PAGEBLOCK_PAGES;
     let (start, end) = (Pfn::new(0), Pfn::new(pages));
     let mem = SimMem::new(&[start..end]);
@@ -22,12 +22,12 @@ fn zone(pageblocks: u64) -> (SimMem, Zone) {
     (mem, zone)
 }
 
-fn types(mem: &SimMem, pageblocks: u64) -> Vec<Migratetype> {
+pub(super) fn types(mem: &SimMem, pageblocks: u64) -> Vec<Migratetype> {
     let at = |index| mem.pageblock(Pfn::new(index * PAGEBLOCK_PAGES)).expect("RAM").migratetype();
     (0..pageblocks).map(at).collect()
 }
 
-fn sound(mem: &SimMem, zone: &Zone) {
+pub(super) fn sound(mem: &SimMem, zone: &Zone) {
     assert_eq!(zone.audit(mem), Ok(()));
     assert_eq!(zone.audit_range(mem, Pfn::new(0), zone.end_pfn()), Ok(()));
 }
@@ -180,6 +180,40 @@ fn what_is_freed_into_an_isolated_pageblock_does_not_become_free() {
 }
 
 #[test]
+fn isolated_pageblocks_next_to_each_other_merge_and_come_back_one_by_one() {
+    let (mem, mut zone) = zone(2);
+    let (first, second) = (Pfn::new(0), Pfn::new(PAGEBLOCK_PAGES));
+    for pfn in [first, second] {
+        assert!(zone.set_migratetype_isolate(&mem, pfn));
+        sound(&mem, &zone);
+    }
+    assert_eq!((zone.info().free_pages, zone.list(Order::MAX, Migratetype::Isolate).nr_free), (0, 1));
+    // Only this one comes back, though its free block covered the other too.
+    assert!(zone.unset_migratetype_isolate(&mem, first, Migratetype::Movable));
+    assert_eq!(zone.info().free_pages, PAGEBLOCK_PAGES);
+    assert_eq!(zone.test_pages_isolated(&mem, second, zone.end_pfn()), Ok(()));
+    sound(&mem, &zone);
+    assert!(zone.unset_migratetype_isolate(&mem, second, Migratetype::Movable));
+    assert_eq!(zone.list(Order::MAX, Migratetype::Movable).nr_free, 1);
+    sound(&mem, &zone);
+}
+
+#[test]
+fn a_block_over_two_pageblocks_is_freed_into_each_by_its_type() {
+    for isolated in 0..2 {
+        let (mem, mut zone) = zone(2);
+        let block = zone.alloc_block(&mem, Order::MAX).expect("all is free");
+        assert!(zone.set_migratetype_isolate(&mem, Pfn::new(isolated * PAGEBLOCK_PAGES)));
+        zone.free_block(&mem, block, Order::MAX).expect("it was allocated");
+        assert_eq!(zone.info().free_pages, PAGEBLOCK_PAGES, "pageblock {isolated} is isolated");
+        sound(&mem, &zone);
+        while let Some(pfn) = zone.alloc_block(&mem, Order::ZERO) {
+            assert_ne!(pfn.as_u64() / PAGEBLOCK_PAGES, isolated, "{pfn} is isolated");
+        }
+    }
+}
+
+#[test]
 fn contiguous_areas_serve_movable_requests_that_may_use_them() {
     let (mem, mut zone) = zone(2);
     first_pageblock_free(&mem, &mut zone, 0);
@@ -192,6 +226,36 @@ fn contiguous_areas_serve_movable_requests_that_may_use_them() {
     assert_eq!(zone.rmqueue(&mem, Order::ZERO, Migratetype::Movable, NONE), None);
     assert!(zone.rmqueue(&mem, Order::ZERO, Migratetype::Movable, AllocFlags::CMA).is_some());
     assert_eq!((zone.info().free_pages, zone.info().nr_free_cma), (3, 3));
+    sound(&mem, &zone);
+}
+
+#[test]
+fn movable_requests_are_balanced_over_contiguous_areas_and_the_rest() {
+    let (mem, mut zone) = zone(2);
+    first_pageblock_free(&mem, &mut zone, 0);
+    mem.pageblock(Pfn::new(0)).expect("RAM").set_migratetype(Migratetype::Cma);
+    for pfn in (0..4).chain(PAGEBLOCK_PAGES..PAGEBLOCK_PAGES + 4) {
+        zone.free_block(&mem, Pfn::new(pfn), Order::ZERO).expect("it was allocated");
+    }
+    let mut next = || zone.rmqueue(&mem, Order::ZERO, Migratetype::Movable, AllocFlags::CMA);
+    // From the areas only while they hold more than half of what is free, rounded down.
+    let areas: Vec<bool> =
+        (0..8).map(|_| next().expect("some are free").as_u64() < PAGEBLOCK_PAGES).collect();
+    assert_eq!(areas, [false, true, false, true, false, true, false, true]);
+    assert_eq!(next(), None);
+    sound(&mem, &zone);
+}
+
+#[test]
+fn half_of_a_largest_block_is_the_next_to_go_out_whatever_is_free_beside_the_whole() {
+    let (mem, mut zone) = zone(8);
+    while zone.alloc_block(&mem, order(9)).is_some() {}
+    // The last two merge; the others have an allocated buddy.
+    for pageblock in [6, 7, 0, 4] {
+        zone.free_block(&mem, Pfn::new(pageblock * PAGEBLOCK_PAGES), order(9)).expect("it was allocated");
+    }
+    // No block is larger than those, so there is no further merge to wait for.
+    assert_eq!(zone.alloc_block(&mem, order(9)), Some(Pfn::new(4 * PAGEBLOCK_PAGES)));
     sound(&mem, &zone);
 }
 

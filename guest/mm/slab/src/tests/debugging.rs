@@ -2,7 +2,7 @@
 
 use mm_core::Gfp;
 
-use super::machine::{Sim, boot, write};
+use super::machine::{Sim, boot, read, write};
 use crate::{CacheArgs, CacheId, FreeError, Kmem, Object, Options, SlabFlags};
 
 const SIZE: u64 = 56;
@@ -35,6 +35,21 @@ fn good_use_is_silent() {
     assert_eq!(kmem.free_bulk(id, &objects), 0);
     assert_eq!((kmem.validate(id), kmem.machine().take_lines()), (0, vec![]));
     assert_eq!(kmem.destroy(id), Ok(()));
+}
+
+#[test]
+fn clearing_an_object_leaves_the_red_zone_behind_it() {
+    let kmem = boot(Options::parse(None, Some("FZPU"), false).unwrap());
+    for size in [1, 7, 33, 56] {
+        let id = kmem.create(&CacheArgs::new("odd", size)).unwrap();
+        let object = kmem.alloc(id, Gfp::KERNEL | Gfp::ZERO).unwrap();
+        let words = (0..u64::from(size).div_ceil(8)).map(|word| read(&kmem, object, 8 * word));
+        let bytes: Vec<u8> = words.flat_map(u64::to_le_bytes).take(size as usize).collect();
+        assert_eq!(bytes, vec![0; size as usize]);
+        assert_eq!(kmem.free(id, object), Ok(()), "of {size} bytes");
+        assert_eq!(kmem.destroy(id), Ok(()));
+    }
+    assert_eq!(kmem.machine().take_lines(), [""; 0]);
 }
 
 #[test]
