@@ -16,8 +16,8 @@ macro_rules! for_each_event {
     1 AllocPagesRet "alloc_pages" "" Alloc Exit { pfn: MaybePfn }
     /// Somebody asks for pages by address.
     2 GetFreePages "__get_free_pages" "" Alloc Enter { gfp: Gfp, order: Order }
-    /// The address in the direct map.
-    3 GetFreePagesRet "__get_free_pages" "" Alloc Exit { addr: Addr }
+    /// The physical address; the direct map has it at a fixed distance.
+    3 GetFreePagesRet "__get_free_pages" "" Alloc Exit { phys: Phys }
     /// The request is checked and turned into a zonelist, a migratetype and rights.
     4 PrepareAllocPages "prepare_alloc_pages" "" Alloc Enter { gfp: Gfp, order: Order, node: Node }
     /// Highest zone allowed, first zone of the list, type and rights; `ok` is 0 if the request is refused.
@@ -176,7 +176,7 @@ macro_rules! for_each_event {
     59 OutOfMemoryRet "out_of_memory" "" Reclaim Exit { progress: Bool }
     /// A process is chosen.
     60 MarkVictim "mark_victim" "oom" Reclaim Point { pid: Pid }
-    /// The allocation fails.
+    /// The allocation fails (and is reported, unless `__GFP_NOWARN` or the rate limit forbid).
     61 WarnAlloc "warn_alloc" "" Reclaim Point { gfp: Gfp, order: Order }
 
     // Compaction (include/trace/events/compaction.h, migrate.h).
@@ -387,6 +387,11 @@ macro_rules! for_each_event {
     137 SchedSwitch "sched_switch" "sched" Task Point { prev_pid: Pid, next_pid: Pid }
     /// `explain` begins a part: 1 before, 2 the operation, 3 after; `part` counts operations.
     138 ExplainMark "explain_mark" "" Explain Point { stage: Byte, part: Count }
+    /// The slow path makes another round: 1 reclaim may help, 2 compaction may help, 3 the OOM killer freed something, 4
+    /// the request must not fail.
+    139 AllocPagesRetry "alloc_pages_retry" "" Reclaim Point {
+        round: Count, reason: Byte, no_progress_loops: Int, reclaimed: Pages
+    }
         }
     };
 }

@@ -144,6 +144,7 @@ impl<M: Machine> PageAllocator<M> {
                 // Rather mix types here than use a remote node.
                 if no_fallback && node_of(zone) != node_of(request.preferred) {
                     left_node = true;
+                    self.machine.map().emit(Event::ZoneSkipped { zone: zone_id(zone), reason: 2 });
                     break;
                 }
                 if !self.may_take_from(request, zone, flags) {
