@@ -25,7 +25,7 @@ const SENTENCES: &[(EventId, &str)] = &[
     ),
     (
         ZoneWatermarkOk,
-        "Zone {zone} has {free} free pages; its mark is {mark}, and it keeps {lowmem_reserve} for requests that can use no higher zone: {ok?it may give.|it is passed over.}",
+        "Zone {zone} has {free} free pages; its mark is {mark}, for these rights {min}, and it keeps {lowmem_reserve} for requests that can use no higher zone: {ok?it may give.|it is passed over.}",
     ),
     (ZoneSkipped, "Zone {zone} is passed over: {reason}."),
     (Rmqueue, "Zone {zone} is to give a block of order {order}, type {migratetype}."),
@@ -111,7 +111,7 @@ const SENTENCES: &[(EventId, &str)] = &[
     (AllocPagesSlowpath, "No zone is above its low watermark: the slow path tries harder, step by step."),
     (
         AllocPagesSlowpathRet,
-        "{pfn?After {rounds} rounds there is a block, at frame {pfn}.|After {rounds} rounds it gives up.}",
+        "{pfn?It found the block at frame {pfn}; rounds: {rounds}.|It gives up; rounds: {rounds}.}",
     ),
     (GfpToAllocFlags, "The next attempt may use {alloc_flags}."),
     (

@@ -30,9 +30,11 @@ macro_rules! for_each_event {
     }
     /// The block found, or none in any zone.
     7 GetPageFromFreelistRet "get_page_from_freelist" "" Alloc Exit { pfn: MaybePfn }
-    /// A zone is compared with its watermark and with what it keeps for lower zones.
+    /// A zone is compared with its watermark, which the request's rights lower to `min`, and with what it keeps for requests
+    /// that can use no higher zone.
     8 ZoneWatermarkOk "zone_watermark_ok" "" Alloc Point {
-        zone: Zone, order: Order, ok: Bool, alloc_flags: AllocFlags, free: Pages, mark: Pages, lowmem_reserve: Pages
+        zone: Zone, order: Order, ok: Bool, alloc_flags: AllocFlags, free: Pages, mark: Pages, min: Pages,
+        lowmem_reserve: Pages
     }
     /// A zone is passed over: 1 cpuset or node limit, 2 would fragment, 3 node is full, 4 reclaim did not help.
     9 ZoneSkipped "zone_skipped" "" Alloc Point { zone: Zone, reason: Byte }

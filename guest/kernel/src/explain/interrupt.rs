@@ -17,7 +17,7 @@ fn alloc_in_handler(gfp: Gfp) {
     // A handler shows no right to sleep; the scheduler agrees.
     let token = sched::might_sleep();
     let context = token.as_ref().map_or(Context::ATOMIC, Context::task);
-    let pfn = page_alloc::alloc_gfp(context, gfp | Gfp::NOWARN, Order::ZERO, None);
+    let pfn = page_alloc::alloc_gfp(context, gfp, Order::ZERO, None);
     GOT.store(pfn.map_or(PFN_NONE, Pfn::as_u64), Ordering::Relaxed);
 }
 
@@ -26,11 +26,11 @@ fn atomic() {
 }
 
 fn nowait() {
-    alloc_in_handler(Gfp::NOWAIT);
+    alloc_in_handler(Gfp::NOWAIT | Gfp::NOWARN);
 }
 
 fn kernel() {
-    alloc_in_handler(Gfp::KERNEL);
+    alloc_in_handler(Gfp::KERNEL | Gfp::NOWARN);
 }
 
 /// Runs an allocation in the handler of an interrupt that this CPU sends itself.
