@@ -12,8 +12,9 @@ use crate::sched;
 /// Four frames, taken and given back.
 pub fn alloc_pages() -> Result<(), &'static str> {
     let order = Order::covering(4).ok_or("there is no order 2")?;
+    let token = sched::task_context();
     let pfn = part(c"before: alloc_pages(GFP_KERNEL, 2)", c"after: alloc_pages(GFP_KERNEL, 2)", || {
-        page_alloc::alloc_pages(order, None, PageKind::Allocated)
+        page_alloc::alloc_gfp(Context::task(&token), Gfp::KERNEL, order, None)
     })
     .ok_or("no four frames are free")?;
     part(c"before: __free_pages(page, 2)", c"after: __free_pages(page, 2)", || {
@@ -53,12 +54,13 @@ pub fn zone_fallback() -> Result<(), &'static str> {
     let probe = page_alloc::alloc_pages(Order::ZERO, None, PageKind::Allocated).ok_or("nothing is free")?;
     let preferred = place(probe);
     page_alloc::free_pages(probe, Order::ZERO);
+    let token = sched::task_context();
     let mut taken = Taken::new();
     taken.take_all(Gfp::KERNEL, |pfn| place(pfn) == preferred);
     let pfn = part(
         c"before: alloc_pages(GFP_KERNEL, 0), first zone low",
         c"after: alloc_pages(GFP_KERNEL, 0), first zone low",
-        || page_alloc::alloc_pages(Order::ZERO, None, PageKind::Allocated),
+        || page_alloc::alloc_gfp(Context::task(&token), Gfp::KERNEL, Order::ZERO, None),
     );
     taken.give_back();
     match pfn {
