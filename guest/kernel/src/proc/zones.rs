@@ -1,9 +1,9 @@
 //! /proc/zoneinfo, /proc/buddyinfo and /proc/pagetypeinfo (Linux: mm/vmstat.c).
 
 use memvisor_abi::{MIGRATE_TYPES, NR_NUMA_EVENTS, NR_ORDERS, NumaEvent, PAGEBLOCK_ORDER, PAGEBLOCK_PAGES};
-use mm_core::{CpuLocal, MemMap, Migratetype, Pfn, ZoneKind};
+use mm_core::{CpuLocal, MemMap, Migratetype, PageKind, ZoneKind};
 
-use crate::mm::memmap::Vmemmap;
+use crate::mm::memmap::{self, Vmemmap};
 use crate::mm::page_alloc::{self, NODES, ZoneGuard, ZoneLock};
 use crate::mm::pcp;
 use crate::{print, println};
@@ -141,14 +141,27 @@ fn free_blocks(zone: &ZoneGuard) {
 }
 
 /// Linux: `pagetypeinfo_showblockcount_print`.
+///
+/// Differs from Linux: a pageblock belongs to the zone of its first frame that exists. Linux gives the descriptors of holes to
+/// the zone around them; here they belong to none.
 fn pageblocks(zone: &ZoneGuard) {
     let info = zone.info();
     let mut counts = [0_u64; MIGRATE_TYPES];
     let end = info.start_pfn + info.spanned_pages;
-    for pfn in (info.start_pfn..end).step_by(PAGEBLOCK_PAGES as usize).map(Pfn::new) {
-        let Some((page, block)) = Vmemmap.page(pfn).zip(Vmemmap.pageblock(pfn)) else { continue };
-        if (page.node(), page.zone() as u32) == (info.node, info.kind) {
-            counts[block.migratetype() as usize] += 1;
+    // By section, not through the span: it may be holes for terabytes.
+    for section in memmap::sections().iter().filter(|section| section.is_online()) {
+        let (first, last) = memmap::span(section);
+        if first.as_u64() >= end || last.as_u64() <= info.start_pfn {
+            continue;
+        }
+        for number in 0..(last.as_u64() - first.as_u64()) / PAGEBLOCK_PAGES {
+            let start = first.offset(number * PAGEBLOCK_PAGES);
+            let frames = Vmemmap.pages(start).iter().zip(0..PAGEBLOCK_PAGES).map(|(page, _)| page);
+            let page = frames.into_iter().find(|page| page.kind() != PageKind::None);
+            let Some((page, block)) = page.zip(Vmemmap.pageblock(start)) else { continue };
+            if (page.node(), page.zone() as u32) == (info.node, info.kind) {
+                counts[block.migratetype() as usize] += 1;
+            }
         }
     }
     print!("Node {}, zone {:>8} ", info.node, name(zone));
