@@ -4,14 +4,19 @@
 //! the VMM reads the structures that it touches; only in between are events recorded. `trace=` says which.
 
 mod buddy;
+mod highuser;
+mod interrupt;
 mod pages;
+mod sizes;
 mod slab;
+mod slow_path;
 
 use core::ffi::CStr;
 use core::sync::atomic::{AtomicU32, Ordering};
 
 use memvisor_abi::PFN_NONE;
-use mm_core::{Event, MemMap, Order, PageKind, Pfn, Trace};
+use mm_core::{Event, Gfp, MemMap, Order, Pfn, Trace};
+use mm_page_alloc::Context;
 
 use crate::mm::memmap::Vmemmap;
 use crate::mm::page_alloc;
@@ -22,12 +27,17 @@ use crate::{cmdline, init, println};
 type Walk = fn() -> Result<(), &'static str>;
 
 /// Names as the command line gives them. The VMM lists the same.
-const WALKS: [(&str, Walk); 5] = [
+const WALKS: [(&str, Walk); 10] = [
     ("alloc-pages", pages::alloc_pages),
+    ("get-zeroed-page", pages::get_zeroed_page),
+    ("atomic-in-interrupt", interrupt::atomic_in_interrupt),
+    ("highuser", highuser::highuser),
     ("buddy-split", buddy::split),
     ("buddy-merge", buddy::merge),
     ("zone-fallback", pages::zone_fallback),
     ("kmem-cache", slab::kmem_cache),
+    ("kmalloc-vs-vmalloc", sizes::kmalloc_vs_vmalloc),
+    ("slow-path", slow_path::slow_path),
 ];
 
 /// What became of the request.
@@ -88,15 +98,24 @@ impl Taken {
         Taken { head: PFN_NONE }
     }
 
-    /// Takes a block of `order` if there is one that `wanted` accepts.
-    fn take(&mut self, order: Order, wanted: impl Fn(Pfn) -> bool) -> bool {
-        let Some(pfn) = page_alloc::alloc_pages(order, None, PageKind::Allocated) else { return false };
+    /// Takes a block of `order`, without reclaim, if there is one that `wanted` accepts.
+    fn take(&mut self, gfp: Gfp, order: Order, wanted: impl Fn(Pfn) -> bool) -> bool {
+        let gfp = (gfp | Gfp::NOWARN) - (Gfp::DIRECT_RECLAIM | Gfp::KSWAPD_RECLAIM);
+        let Some(pfn) = page_alloc::alloc_gfp(Context::ATOMIC, gfp, order, None) else { return false };
         if !wanted(pfn) {
             page_alloc::free_pages(pfn, order);
             return false;
         }
         self.keep(pfn);
         true
+    }
+
+    /// Takes all blocks that `wanted` accepts, large ones first, until one that it refuses comes or none is left above
+    /// the min watermarks.
+    fn take_all(&mut self, gfp: Gfp, wanted: impl Fn(Pfn) -> bool) {
+        for order in Order::all().rev() {
+            while self.take(gfp, order, &wanted) {}
+        }
     }
 
     /// Adds a block that was taken in another way.

@@ -15,7 +15,8 @@ use crate::mm::{early, kmap, layout, memmap, page_alloc, paging, phys, slab, vma
 use crate::sync::Lock;
 use crate::task::PAUSED;
 use crate::{
-    cmdline, console, crash, explain, introspect, ktest, println, sched, seeded, smp, task, topology, trace,
+    cmdline, console, crash, explain, introspect, ktest, println, proc, sched, seeded, smp, task, topology,
+    trace,
 };
 
 /// The memory map.
@@ -127,6 +128,7 @@ fn run_init() -> Option<bool> {
     if !seeded::apply() {
         return None;
     }
+    proc::print();
     checkpoint(2, c"running");
     Some(status == 0 && paused == PAUSED)
 }

@@ -30,6 +30,7 @@ mod ktest;
 mod mm;
 #[cfg(target_os = "none")]
 mod panic;
+mod proc;
 #[cfg(target_os = "none")]
 mod sched;
 #[cfg(target_os = "none")]

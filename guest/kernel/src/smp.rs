@@ -207,6 +207,29 @@ pub fn call_others_while(f: fn(), own: impl FnOnce()) {
     CALLING.store(0, Ordering::Release);
 }
 
+/// Runs `f` on this CPU inside an interrupt handler, and comes back when the handler has returned. `false` if interrupts are
+/// off, so that none would come.
+pub fn call_in_interrupt(f: fn()) -> bool {
+    if !regs::irqs_enabled() {
+        return false;
+    }
+    while CALLING.swap(1, Ordering::Acquire) == 1 {
+        run_call();
+        answer_flush();
+        core::hint::spin_loop();
+    }
+    let this = percpu::cpu() as usize;
+    let apic_id = CPUS.lock().table[this].apic_id;
+    let own = mailbox(this);
+    own.call.store(f as usize as u64, Ordering::Release);
+    apic::send_ipi(apic_id, trap::VECTOR_CALL);
+    while own.call.load(Ordering::Acquire) != 0 {
+        core::hint::spin_loop();
+    }
+    CALLING.store(0, Ordering::Release);
+    true
+}
+
 fn call_each(f: fn(), own: impl FnOnce()) {
     let this = percpu::cpu() as usize;
     let count = CPUS.lock().count;

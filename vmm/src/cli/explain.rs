@@ -26,9 +26,7 @@ Examples:
   memvisor explain --list                       the operations
   memvisor explain alloc-pages                  on the default machine
   memvisor explain zone-fallback -- numa4       on another
-  memvisor explain buddy-split --json           for a program
-
-Not shown by this version's guest kernel: get-zeroed-page, atomic-in-interrupt, highuser, kmalloc-vs-vmalloc, slow-path.";
+  memvisor explain buddy-split --json           for a program";
 
 /// Arguments of `explain`.
 #[derive(Clone, Debug, Args)]

@@ -2,13 +2,14 @@
 
 use std::{fmt, path::PathBuf, process::ExitCode};
 
+use anyhow::Context;
 use clap::{Args, Subcommand};
 use memvisor_inspect::{
     ptdump::{PtDump, Span},
     views::{
         BuddyView, CpusView, E820View, LayoutView, MapView, MemblockView, NumaView, NumastatView, PageView,
-        PagetypesView, PcpView, SlabView, StacksView, TasksView, TranslateView, VmallocView, VmstatView,
-        ZonelistsView, ZonesView,
+        PagetypesView, PcpView, ProcView, SlabView, StacksView, TasksView, TranslateView, VmallocView,
+        VmstatView, ZonelistsView, ZonesView,
     },
 };
 use serde::Serialize;
@@ -67,6 +68,12 @@ enum View {
     Vmstat,
     /// Free blocks by type and order, and pageblocks by type.
     Pagetypes,
+    /// A memory file of Linux's /proc, as it must read in this guest
+    Proc {
+        /// zoneinfo, buddyinfo, pagetypeinfo, vmstat, slabinfo or vmallocinfo
+        #[arg(value_parser = ProcView::NAMES)]
+        name: String,
+    },
     /// Slab caches, as /proc/slabinfo has them
     Slab {
         /// Only this cache, with its slabs
@@ -144,6 +151,9 @@ pub(super) fn run(args: &InspectArgs) -> anyhow::Result<ExitCode> {
         View::Zonelists => show(source, json, |s| Ok(ZonelistsView::new(&s.guest()?)?))?,
         View::Numastat => show(source, json, |s| Ok(NumastatView::new(&s.guest()?)?))?,
         View::Vmstat => show(source, json, |s| Ok(VmstatView::new(&s.guest()?)?))?,
+        View::Proc { name } => {
+            show(source, json, |s| ProcView::new(&s.guest()?, name)?.context("there is no such file"))?
+        }
         View::Slab { cache, colour } => {
             show(source, json, |s| Ok(SlabView::new(&s.guest()?, cache.as_deref(), *colour)?))?
         }

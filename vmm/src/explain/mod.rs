@@ -39,6 +39,21 @@ pub const WALKS: &[Walk] = &[
         events: "alloc,reclaim,explain",
     },
     Walk {
+        name: "get-zeroed-page",
+        about: "get_zeroed_page(GFP_KERNEL) of fresh RAM, which is known to be zero, and of a frame that was in use",
+        events: "alloc,reclaim,explain",
+    },
+    Walk {
+        name: "atomic-in-interrupt",
+        about: "allocations in an interrupt handler: GFP_ATOMIC, GFP_KERNEL refused, and the reserve when memory is low",
+        events: "alloc,reclaim,irq_handler,explain",
+    },
+    Walk {
+        name: "highuser",
+        about: "alloc_pages(GFP_HIGHUSER, 0): the highest zone first, a window onto the frame, and down the zonelist",
+        events: "alloc,reclaim,kmap*,kunmap*,explain",
+    },
+    Walk {
         name: "buddy-split",
         about: "one frame when only blocks of 1,024 frames are free: expand splits ten times",
         events: "alloc,explain",
@@ -57,6 +72,16 @@ pub const WALKS: &[Walk] = &[
         name: "kmem-cache",
         about: "a cache of 64-byte objects: made, two objects taken and given back, unmade",
         events: "alloc,slab,explain",
+    },
+    Walk {
+        name: "kmalloc-vs-vmalloc",
+        about: "100 bytes and 16 KiB by kmalloc, 16 KiB by vmalloc: frames, addresses, page tables, and the way back",
+        events: "alloc,slab,vmalloc,explain",
+    },
+    Walk {
+        name: "slow-path",
+        about: "alloc_pages(GFP_KERNEL, 2) below the min watermarks: kswapd, compaction, reclaim, retry; then the failure",
+        events: "reclaim,compaction,alloc,explain,!__free*,!free_*,!mm_page_free*,!buddy_*,!mm_page_pcpu_drain",
     },
 ];
 

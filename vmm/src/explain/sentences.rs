@@ -9,7 +9,10 @@ const SENTENCES: &[(EventId, &str)] = &[
     (AllocPages, "Somebody asks for {order:frames}, contiguous, with {gfp}."),
     (AllocPagesRet, "{pfn?The caller gets the block at frame {pfn}.|The caller gets NULL.}"),
     (GetFreePages, "Somebody asks for {order:frames} by address."),
-    (GetFreePagesRet, "{addr?Its address in the direct map is {addr}.|There is none: 0.}"),
+    (
+        GetFreePagesRet,
+        "{phys?It lies at physical address {phys}, which the direct map reaches.|There is none: 0.}",
+    ),
     (PrepareAllocPages, "The flags decide which zones, which lists and which rights the request has."),
     (
         PrepareAllocPagesRet,
@@ -22,7 +25,7 @@ const SENTENCES: &[(EventId, &str)] = &[
     ),
     (
         ZoneWatermarkOk,
-        "Zone {zone} has {free} free pages; its mark is {mark}, and it keeps {lowmem_reserve} for requests that can use no higher zone: {ok?it may give.|it is passed over.}",
+        "Zone {zone} has {free} free pages; its mark is {mark}, for these rights {min}, and it keeps {lowmem_reserve} for requests that can use no higher zone: {ok?it may give.|it is passed over.}",
     ),
     (ZoneSkipped, "Zone {zone} is passed over: {reason}."),
     (Rmqueue, "Zone {zone} is to give a block of order {order}, type {migratetype}."),
@@ -108,7 +111,7 @@ const SENTENCES: &[(EventId, &str)] = &[
     (AllocPagesSlowpath, "No zone is above its low watermark: the slow path tries harder, step by step."),
     (
         AllocPagesSlowpathRet,
-        "{pfn?After {rounds} rounds there is a block, at frame {pfn}.|After {rounds} rounds it gives up.}",
+        "{pfn?It found the block at frame {pfn}; rounds: {rounds}.|It gives up; rounds: {rounds}.}",
     ),
     (GfpToAllocFlags, "The next attempt may use {alloc_flags}."),
     (
@@ -118,7 +121,10 @@ const SENTENCES: &[(EventId, &str)] = &[
     (MmVmscanKswapdWake, "kswapd of node {nid} runs, for order {order}."),
     (MmVmscanKswapdSleep, "kswapd of node {nid} sleeps: its zones are above their high watermarks."),
     (DirectCompact, "The task compacts memory itself to make a block of order {order}."),
-    (DirectCompactRet, "{pfn?That made the block at frame {pfn}.|That made no block: {result}.}"),
+    (
+        DirectCompactRet,
+        "{pfn?That made the block at frame {pfn}.|That made no block: compaction said «{result}».}",
+    ),
     (DirectReclaim, "The task frees pages itself."),
     (DirectReclaimRet, "{progress} pages were freed; {pfn?frame {pfn} is the caller's.|still no block.}"),
     (MmVmscanDirectReclaimBegin, "Direct reclaim begins, for order {order}."),
@@ -129,11 +135,15 @@ const SENTENCES: &[(EventId, &str)] = &[
         ReclaimRetryZone,
         "If all {reclaimable} reclaimable pages of zone {zone} came free, {available} would be available against a mark of {min_wmark}: {wmark_check?another round may help.|it would not suffice.}",
     ),
-    (CompactRetry, "Compaction said {result}: {ret?another round may help.|another round is pointless.}"),
+    (CompactRetry, "Compaction said «{result}»: {ret?another round may help.|another round is pointless.}"),
     (OutOfMemory, "Nothing helped: the OOM killer decides."),
     (OutOfMemoryRet, "{progress?Something was freed: the allocation tries again.|Nothing was freed.}"),
     (MarkVictim, "Process {pid} has to go."),
-    (WarnAlloc, "The failure of order {order}, {gfp}, is reported."),
+    (WarnAlloc, "The request, order {order}, {gfp}, fails."),
+    (
+        AllocPagesRetry,
+        "After round {round}, in which {reclaimed} pages were freed, another one is made: {reason}.",
+    ),
     (MmCompactionTryToCompactPages, "Zones are compacted in the order of the zonelist, for order {order}."),
     (MmCompactionSuitable, "Zone {zone}, order {order}: {ret}."),
     (

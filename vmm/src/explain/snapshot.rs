@@ -2,8 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use memvisor_abi::{FreeArea, Zone, ZoneKind};
-use memvisor_inspect::{Guest, GuestError, MemorySource, views::SlabView};
+use memvisor_abi::{FreeArea, VmEvent, Zone, ZoneKind};
+use memvisor_inspect::{
+    Guest, GuestError, MemorySource,
+    views::{PcpRow, PcpView, SlabView, VmallocView},
+};
 use serde::Serialize;
 
 /// Numbers by name, in the order of the names.
@@ -22,7 +25,7 @@ pub struct Change {
 }
 
 impl Snapshot {
-    /// Reads zones with their free lists, and the event counters.
+    /// Reads zones with their free lists, per-CPU lists, caches, vmalloc areas, windows, and the event counters.
     ///
     /// # Errors
     /// [`GuestError`].
@@ -31,9 +34,14 @@ impl Snapshot {
         for zone in guest.zones()?.iter().filter(|zone| zone.managed_pages != 0) {
             add_zone(&mut numbers, zone);
         }
-        let counters = guest.counters()?;
-        numbers.insert("vm events: pgalloc".to_owned(), counters.pgalloc);
-        numbers.insert("vm events: pgfree".to_owned(), counters.pgfree);
+        for (name, count) in VmEvent::NAMES.iter().zip(guest.vm_events()?.unwrap_or_default()) {
+            numbers.insert(format!("vm events: {name}"), count);
+        }
+        for row in PcpView::new(guest)?.pagesets {
+            let PcpRow { cpu, node, zone, count, .. } = row;
+            numbers.insert(format!("node {node} zone {zone}: pages on CPU {cpu}'s lists"), count.into());
+        }
+        add_vmalloc(&mut numbers, &VmallocView::new(guest)?);
         for cache in SlabView::new(guest, None, false)?.caches {
             let mut add = |what: &str, value| numbers.insert(format!("cache {}: {what}", cache.name), value);
             add("slabs", cache.num_slabs);
@@ -64,10 +72,28 @@ fn add_zone(numbers: &mut BTreeMap<String, u64>, zone: &Zone) {
     let kind = ZoneKind::from_raw(zone.kind).map_or("undefined", ZoneKind::name);
     let name = format!("node {} zone {kind}", zone.node);
     numbers.insert(format!("{name}: free pages"), zone.free_pages);
+    numbers.insert(format!("{name}: pages that boost its watermarks"), zone.watermark_boost);
+    numbers.insert(format!("{name}: pages reserved for high orders"), zone.nr_reserved_highatomic);
     numbers.insert(format!("{name}: pages whose descriptors are deferred"), zone.deferred_pages);
     for (order, area) in zone.free_area.iter().enumerate() {
         // Two digits, so that names sort as orders do.
         numbers.insert(format!("{name}: free blocks of order {order:>2}"), nr_free(area));
+    }
+}
+
+fn add_vmalloc(numbers: &mut BTreeMap<String, u64>, view: &VmallocView) {
+    for state in ["busy", "lazy"] {
+        let of_state = view.areas.iter().filter(|area| area.state == state);
+        numbers.insert(format!("vmalloc: {state} areas"), of_state.count() as u64);
+    }
+    numbers.insert("vmalloc: pages mapped".to_owned(), view.areas.iter().map(|area| area.pages).sum());
+    for window in &view.windows {
+        let cpu = window.cpu.map_or(String::new(), |cpu| format!(" of CPU {cpu}"));
+        let mut add = |what: &str, slots: usize| {
+            numbers.insert(format!("{}{cpu}: slots {what}", window.kind), slots as u64);
+        };
+        add("mapped", window.mapped);
+        add("in use", window.used);
     }
 }
 

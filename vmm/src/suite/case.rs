@@ -25,6 +25,7 @@ const FILES: &[(&str, &str)] = &[
     ("tlb", include_str!("../../../tests/cases/tlb.toml")),
     ("audit", include_str!("../../../tests/cases/audit.toml")),
     ("alloc", include_str!("../../../tests/cases/alloc.toml")),
+    ("explain", include_str!("../../../tests/cases/explain.toml")),
     ("slab", include_str!("../../../tests/cases/slab.toml")),
     ("slab-debug", include_str!("../../../tests/cases/slab-debug.toml")),
     ("vmalloc", include_str!("../../../tests/cases/vmalloc.toml")),

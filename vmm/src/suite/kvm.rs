@@ -127,6 +127,7 @@ pub fn run(case: &Case, kernel: Option<&Path>, deadline: Instant) -> anyhow::Res
                 memory: &parts.memory,
                 root_gpa: parts.root_gpa,
                 registers: &parts.registers,
+                console: &parts.console,
                 facts: &parts.facts,
                 control: Control::Kvm(&vm),
             };
@@ -157,6 +158,7 @@ struct Parts {
     root_gpa: u64,
     registers: Vec<CpuRegisters>,
     facts: Facts,
+    console: String,
 }
 
 impl HeldVm {
@@ -188,6 +190,7 @@ impl HeldVm {
                     root_gpa,
                     registers: client.registers()?,
                     facts: client.facts()?,
+                    console: client.console()?,
                 });
                 vm.client = Some(client);
                 return Ok(vm);

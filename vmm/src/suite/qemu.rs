@@ -15,14 +15,17 @@ use std::time::{Duration, Instant};
 
 use memvisor_abi::E820Entry;
 use memvisor_abi::port::ExitCode;
-use memvisor_inspect::{FactCpu, FactE820, FactNodeMemory, Facts, Guest, MappedMemory, find_root};
+use memvisor_inspect::{
+    FactCpu, FactE820, FactNodeMemory, Facts, Guest, MappedMemory, find_root, trace::Names,
+};
 
 use super::bed::{Ended, Observed};
 use super::case::{Case, QemuNode, QemuSetup};
 use super::outcome::{Outcome, Subcase, Usage};
 use super::outside::audit;
-use super::probes::{Control, Held};
+use super::probes::{Control, Held, walkthrough_is_complete};
 use super::qmp::Qmp;
+use crate::explain::{self, Collector, Explanation, Part, Walk};
 
 /// The program.
 const QEMU: &str = "qemu-system-x86_64";
@@ -64,6 +67,8 @@ struct Machine {
     qmp: Qmp,
     memory: MappedMemory,
     files: Vec<(PathBuf, u64)>,
+    /// The walkthrough that the case runs, read at its checkpoints as `memvisor explain` does.
+    told: Option<(&'static Walk, Collector)>,
     // Removed last.
     _folder: tempfile::TempDir,
 }
@@ -93,6 +98,10 @@ pub fn run(case: &Case, setup: &QemuSetup, image: &Path, deadline: Instant) -> a
         problems: Vec::new(),
     };
     let status = machine.attend(case, setup, deadline, &mut observed);
+    if let Some((walk, collector)) = machine.told.take() {
+        let outcome = told_completely(walk, collector.parts)?;
+        observed.probes.push(Subcase { name: "explain-complete".to_owned(), outcome });
+    }
     observed.messages = drain(&machine.messages);
     observed.ended = match status {
         None => Ended::Other(format!("no end within {} s", case.timeout.as_secs())),
@@ -149,7 +158,8 @@ impl Machine {
         };
         let files: Vec<(PathBuf, u64)> = files.into_iter().map(|file| (file.path, file.gpa)).collect();
         let memory = MappedMemory::from_mem_files(&files)?;
-        Ok(Machine { child, input, output, messages, qmp, memory, files, _folder: folder })
+        let told = walk_of(&case.cmdline).map(|walk| (walk, Collector::default()));
+        Ok(Machine { child, input, output, messages, qmp, memory, files, told, _folder: folder })
     }
 
     /// Reads the console until QEMU ends, and does what checkpoints ask for. `None` when time is over.
@@ -176,7 +186,7 @@ impl Machine {
                 let line = String::from_utf8_lossy(&bytes[scanned..scanned + len]).into_owned();
                 scanned += len + 1;
                 let Some(name) = line.trim().strip_prefix(CHECKPOINT) else { continue };
-                if let Err(error) = self.checkpoint(case, setup, observed) {
+                if let Err(error) = self.checkpoint(case, setup, name, &bytes, observed) {
                     observed.problems.push(format!("checkpoint {name}: {error:#}"));
                 }
                 // If QEMU is gone, its exit status says more than this error.
@@ -188,14 +198,28 @@ impl Machine {
     }
 
     /// Whatever an examination comes to, the guest goes on.
-    fn checkpoint(&mut self, case: &Case, setup: &QemuSetup, observed: &mut Observed) -> anyhow::Result<()> {
+    fn checkpoint(
+        &mut self,
+        case: &Case,
+        setup: &QemuSetup,
+        name: &str,
+        console: &[u8],
+        observed: &mut Observed,
+    ) -> anyhow::Result<()> {
         self.qmp.pause()?;
-        let examined = self.examine(case, setup, observed);
+        let examined = self.examine(case, setup, name, console, observed);
         self.qmp.resume()?;
         examined
     }
 
-    fn examine(&mut self, case: &Case, setup: &QemuSetup, observed: &mut Observed) -> anyhow::Result<()> {
+    fn examine(
+        &mut self,
+        case: &Case,
+        setup: &QemuSetup,
+        name: &str,
+        console: &[u8],
+        observed: &mut Observed,
+    ) -> anyhow::Result<()> {
         let registers = self.qmp.registers(setup.cpus)?;
         let Some(root_gpa) = find_root(&self.memory) else {
             anyhow::bail!("no root descriptor in the guest's memory");
@@ -203,10 +227,19 @@ impl Machine {
         let guest = Guest::attach(&self.memory, root_gpa)?;
         let facts = facts(setup, &case.cmdline, &guest.e820_raw()?);
         observed.audits.push(audit(&self.memory, root_gpa, &facts, &registers));
+        if let Some((_, collector)) = &mut self.told {
+            let mut names = Names::default();
+            names.refresh(&guest);
+            // The number comes first.
+            let title = name.split_once(' ').map_or(name, |(_, title)| title);
+            collector.checkpoint(title, &guest, &names)?;
+        }
         // The probes want a guest that has everything: a user address space too.
         let user = guest.address_spaces()?.iter().any(|space| space.pgd_pfn != 0);
         if user && observed.probes.is_empty() {
+            let console = String::from_utf8_lossy(console);
             let mut held = Held {
+                console: &console,
                 memory: &self.memory,
                 root_gpa,
                 registers: &registers,
@@ -221,6 +254,17 @@ impl Machine {
         }
         Ok(())
     }
+}
+
+/// The walkthrough that a command line names.
+fn walk_of(cmdline: &str) -> Option<&'static Walk> {
+    cmdline.split_ascii_whitespace().find_map(|word| explain::find(word.strip_prefix("explain=")?))
+}
+
+/// Whether what was told of a walkthrough is all of it.
+fn told_completely(walk: &Walk, parts: Vec<Part>) -> anyhow::Result<Outcome> {
+    let explanation = Explanation { name: walk.name.to_owned(), about: walk.about.to_owned(), parts };
+    Ok(walkthrough_is_complete(walk.name, &serde_json::to_value(explanation)?))
 }
 
 /// The depth that the stanza asks for, against CR4 and against what the guest says.

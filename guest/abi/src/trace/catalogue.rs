@@ -16,8 +16,8 @@ macro_rules! for_each_event {
     1 AllocPagesRet "alloc_pages" "" Alloc Exit { pfn: MaybePfn }
     /// Somebody asks for pages by address.
     2 GetFreePages "__get_free_pages" "" Alloc Enter { gfp: Gfp, order: Order }
-    /// The address in the direct map.
-    3 GetFreePagesRet "__get_free_pages" "" Alloc Exit { addr: Addr }
+    /// The physical address; the direct map has it at a fixed distance.
+    3 GetFreePagesRet "__get_free_pages" "" Alloc Exit { phys: Phys }
     /// The request is checked and turned into a zonelist, a migratetype and rights.
     4 PrepareAllocPages "prepare_alloc_pages" "" Alloc Enter { gfp: Gfp, order: Order, node: Node }
     /// Highest zone allowed, first zone of the list, type and rights; `ok` is 0 if the request is refused.
@@ -30,9 +30,11 @@ macro_rules! for_each_event {
     }
     /// The block found, or none in any zone.
     7 GetPageFromFreelistRet "get_page_from_freelist" "" Alloc Exit { pfn: MaybePfn }
-    /// A zone is compared with its watermark and with what it keeps for lower zones.
+    /// A zone is compared with its watermark, which the request's rights lower to `min`, and with what it keeps for requests
+    /// that can use no higher zone.
     8 ZoneWatermarkOk "zone_watermark_ok" "" Alloc Point {
-        zone: Zone, order: Order, ok: Bool, alloc_flags: AllocFlags, free: Pages, mark: Pages, lowmem_reserve: Pages
+        zone: Zone, order: Order, ok: Bool, alloc_flags: AllocFlags, free: Pages, mark: Pages, min: Pages,
+        lowmem_reserve: Pages
     }
     /// A zone is passed over: 1 cpuset or node limit, 2 would fragment, 3 node is full, 4 reclaim did not help.
     9 ZoneSkipped "zone_skipped" "" Alloc Point { zone: Zone, reason: Byte }
@@ -176,7 +178,7 @@ macro_rules! for_each_event {
     59 OutOfMemoryRet "out_of_memory" "" Reclaim Exit { progress: Bool }
     /// A process is chosen.
     60 MarkVictim "mark_victim" "oom" Reclaim Point { pid: Pid }
-    /// The allocation fails.
+    /// The allocation fails (and is reported, unless `__GFP_NOWARN` or the rate limit forbid).
     61 WarnAlloc "warn_alloc" "" Reclaim Point { gfp: Gfp, order: Order }
 
     // Compaction (include/trace/events/compaction.h, migrate.h).
@@ -387,6 +389,11 @@ macro_rules! for_each_event {
     137 SchedSwitch "sched_switch" "sched" Task Point { prev_pid: Pid, next_pid: Pid }
     /// `explain` begins a part: 1 before, 2 the operation, 3 after; `part` counts operations.
     138 ExplainMark "explain_mark" "" Explain Point { stage: Byte, part: Count }
+    /// The slow path makes another round: 1 reclaim may help, 2 compaction may help, 3 the OOM killer freed something, 4
+    /// the request must not fail.
+    139 AllocPagesRetry "alloc_pages_retry" "" Reclaim Point {
+        round: Count, reason: Byte, no_progress_loops: Int, reclaimed: Pages
+    }
         }
     };
 }

@@ -1,10 +1,11 @@
 //! What the page allocator's slow path can ask for: registered shrinkers, and a clean failure behind them.
 
-use mm_core::MaySleep;
+use mm_core::{Event, MaySleep, Trace};
 use mm_page_alloc::{AllocFlags, CompactPriority, CompactResult, OomOutcome, Reclaim, Request};
 
 use crate::println;
 use crate::sync::Lock;
+use crate::trace::KernelTrace;
 
 /// A cache that can give pages back (Linux: `struct shrinker`).
 #[derive(Clone, Copy)]
@@ -22,6 +23,8 @@ static SHRINKERS: Lock<[Option<Shrinker>; SHRINKERS_MAX]> = Lock::new([None; SHR
 
 /// Pages asked of each shrinker in one reclaim (Linux: `SWAP_CLUSTER_MAX`).
 const BATCH: u64 = 32;
+/// How hard a first reclaim tries: a lower number is harder (Linux: `DEF_PRIORITY`).
+const DEF_PRIORITY: u8 = 12;
 
 /// Registers a shrinker; `false` if there is no room (Linux: `register_shrinker`).
 pub fn register_shrinker(shrinker: Shrinker) -> bool {
@@ -40,13 +43,27 @@ pub fn unregister_shrinker(name: &str) {
 }
 
 /// Calls `f` for each shrinker, with the table unlocked: shrinkers free pages.
-fn for_each_shrinker(mut f: impl FnMut(Shrinker)) {
+fn for_each_shrinker(mut f: impl FnMut(u8, Shrinker)) {
     for index in 0..SHRINKERS_MAX {
         let shrinker = SHRINKERS.lock()[index];
         if let Some(shrinker) = shrinker {
-            f(shrinker);
+            f(u8::try_from(index).unwrap_or(u8::MAX), shrinker);
         }
     }
+}
+
+/// Asks one shrinker for pages; how many it freed (Linux: `do_shrink_slab`). A shrinker here knows no nodes.
+fn shrink(number: u8, shrinker: Shrinker, pages: u64, request: &Request) -> u64 {
+    KernelTrace.emit(Event::MmShrinkSlabStart {
+        shrinker: number,
+        nid: None,
+        nr_objects_to_shrink: pages,
+        gfp_flags: request.gfp,
+        priority: DEF_PRIORITY,
+    });
+    let freed = (shrinker.scan)(pages);
+    KernelTrace.emit(Event::MmShrinkSlabEnd { shrinker: number, nid: None, freed });
+    freed
 }
 
 /// Reclaim of this kernel.
@@ -59,9 +76,9 @@ impl Reclaim for KernelReclaim {
     fn direct_reclaim(&self, _: &MaySleep<'_>, request: &Request) -> u64 {
         let mut freed = 0;
         let wanted = request.order.pages().max(BATCH);
-        for_each_shrinker(|shrinker| {
+        for_each_shrinker(|number, shrinker| {
             if freed < wanted {
-                freed += (shrinker.scan)(wanted - freed);
+                freed += shrink(number, shrinker, wanted - freed, request);
             }
         });
         freed
@@ -69,7 +86,7 @@ impl Reclaim for KernelReclaim {
 
     fn reclaimable_pages(&self, _: usize) -> u64 {
         let mut pages = 0;
-        for_each_shrinker(|shrinker| pages += (shrinker.count)());
+        for_each_shrinker(|_, shrinker| pages += (shrinker.count)());
         pages
     }
 

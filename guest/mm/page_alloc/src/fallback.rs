@@ -3,7 +3,7 @@
 
 use memvisor_abi as abi;
 use memvisor_abi::{PAGEBLOCK_ORDER, PAGEBLOCK_PAGES, Watermark};
-use mm_core::{Event, MemMap, Migratetype, Order, Pfn};
+use mm_core::{Event, MemMap, Migratetype, Order, Page, Pfn};
 
 use crate::free::pageblock_type;
 use crate::free_list::linked;
@@ -125,28 +125,50 @@ impl Zone {
         start: Migratetype,
         whole_block: bool,
     ) {
+        let order = linked(map, pfn.as_u64()).order();
+        let old = pageblock_type(map, pfn);
+        let moved = self.take_over(map, pfn, flags, start, whole_block);
+        map.emit(Event::StealSuitableFallback {
+            pfn,
+            order,
+            old_migratetype: old as u8,
+            new_migratetype: start as u8,
+            whole: old != start && pageblock_type(map, pfn) == start,
+            moved,
+        });
+    }
+
+    /// [`Zone::steal_suitable_fallback`], and how many free frames changed their lists.
+    fn take_over<M: MemMap + ?Sized>(
+        &mut self,
+        map: &M,
+        pfn: Pfn,
+        flags: AllocFlags,
+        start: Migratetype,
+        whole_block: bool,
+    ) -> u64 {
         let page = linked(map, pfn.as_u64());
         let order = page.order();
         let old = pageblock_type(map, pfn);
         if old == Migratetype::HighAtomic {
-            return self.move_to_free_list(map, (pfn, page), start);
+            return self.move_alone(map, (pfn, page), start);
         }
         if order.as_u8() >= PAGEBLOCK {
             for block in 0..order.pages() / PAGEBLOCK_PAGES {
                 self.set_pageblock_type(map, pfn.offset(block * PAGEBLOCK_PAGES), start);
             }
-            return self.move_to_free_list(map, (pfn, page), start);
+            return self.move_alone(map, (pfn, page), start);
         }
         if self.boost_watermark() && flags.contains(AllocFlags::KSWAPD) {
             self.info_mut().flags |= abi::Zone::BOOSTED_WATERMARK;
         }
         if !whole_block {
-            return self.move_to_free_list(map, (pfn, page), start);
+            return self.move_alone(map, (pfn, page), start);
         }
         let moved = self.move_freepages_block(map, pfn, start);
         if moved.free == 0 {
             // The pageblock reaches beyond the zone.
-            return self.move_to_free_list(map, (pfn, page), start);
+            return self.move_alone(map, (pfn, page), start);
         }
         let alike = if start == Migratetype::Movable {
             moved.movable
@@ -160,6 +182,13 @@ impl Zone {
         if moved.free + alike >= PAGEBLOCK_PAGES / 2 {
             self.set_pageblock_type(map, pfn, start);
         }
+        moved.free
+    }
+
+    /// Moves one block to another type's list; its frames.
+    fn move_alone<M: MemMap + ?Sized>(&mut self, map: &M, block: (Pfn, &Page), to: Migratetype) -> u64 {
+        self.move_to_free_list(map, block, to);
+        block.1.order().pages()
     }
 
     /// Raises the watermarks by a pageblock, so that kswapd frees more and compaction finds room. `false`

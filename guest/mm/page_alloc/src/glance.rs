@@ -128,16 +128,7 @@ impl ZoneGlance {
         flags: AllocFlags,
         free_pages: u64,
     ) -> bool {
-        let harder = flags.intersects(AllocFlags::HARDER | AllocFlags::OOM);
-        let mut min = mark;
-        if flags.contains(AllocFlags::HIGH) {
-            min -= min / 2;
-        }
-        if flags.contains(AllocFlags::OOM) {
-            min -= min / 2;
-        } else if harder {
-            min -= min / 4;
-        }
+        let min = lowered(mark, flags);
         let reserve = self.lowmem_reserve[highest as usize].load(Relaxed);
         // Linux's arithmetic is signed: what is unusable may exceed what is free.
         let usable = free_pages.saturating_sub(self.unusable(order, flags));
@@ -173,6 +164,21 @@ impl ZoneGlance {
         }
         unusable
     }
+}
+
+/// What is left of a mark for a request with these rights.
+#[inline]
+pub(crate) fn lowered(mark: u64, flags: AllocFlags) -> u64 {
+    let mut min = mark;
+    if flags.contains(AllocFlags::HIGH) {
+        min -= min / 2;
+    }
+    if flags.contains(AllocFlags::OOM) {
+        min -= min / 2;
+    } else if flags.contains(AllocFlags::HARDER) {
+        min -= min / 4;
+    }
+    min
 }
 
 /// What [`ZoneGlance::orders`] holds.

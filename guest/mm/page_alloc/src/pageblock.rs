@@ -1,7 +1,7 @@
 //! Pageblocks: 512 frames that hold allocations of one type as far as possible (Linux: "grouping pages by
 //! mobility").
 
-use mm_core::{MemMap, Migratetype, PAGEBLOCK_PAGES, Page, PageFlags, PageKind, Pfn};
+use mm_core::{Event, MemMap, Migratetype, PAGEBLOCK_PAGES, Page, PageFlags, PageKind, Pfn};
 
 use crate::Zone;
 use crate::free::pageblock_type;
@@ -91,6 +91,8 @@ impl Zone {
         self.info_mut().nr_reserved_highatomic += PAGEBLOCK_PAGES;
         self.set_pageblock_type(map, pfn, Migratetype::HighAtomic);
         self.move_freepages_block(map, pfn, Migratetype::HighAtomic);
+        let reserved = self.info().nr_reserved_highatomic;
+        map.emit(Event::ReserveHighatomic { zone: self.id(), pfn, reserved });
     }
 
     /// Gives a pageblock of the highatomic reserve that has free blocks to type `to`, the last one only
@@ -116,6 +118,8 @@ impl Zone {
                 info.nr_reserved_highatomic = info.nr_reserved_highatomic.saturating_sub(PAGEBLOCK_PAGES);
             }
             self.set_pageblock_type(map, pfn, to);
+            let reserved = self.info().nr_reserved_highatomic;
+            map.emit(Event::UnreserveHighatomic { zone: self.id(), pfn, reserved });
             if self.move_freepages_block(map, pfn, to).free > 0 {
                 return true;
             }

@@ -1,11 +1,12 @@
 //! A zone: what it spans, and how a block is taken from its lists. The crate's header lists the invariants.
 
 use memvisor_abi as abi;
-use memvisor_abi::{PFN_NONE, ZoneKind};
+use memvisor_abi::{MIGRATE_PCPTYPES, PFN_NONE, ZoneKind};
 use mm_core::{Event, MemMap, Migratetype, Order, Page, PageKind, PageState, Pfn, ZoneId};
 
 use crate::AllocFlags;
 use crate::free_list::{End, linked};
+use crate::pcp::list_index;
 
 /// A zone (Linux: `struct zone`), in the published layout.
 #[derive(Clone, Debug)]
@@ -203,6 +204,13 @@ impl Zone {
         head.set_state(
             PageState::new(PageKind::Allocated, order).with_migratetype(migratetype).with_known_zero(zero),
         );
+        map.emit(Event::MmPageAllocZoneLocked {
+            pfn,
+            order,
+            migratetype: migratetype as u8,
+            percpu_refill: list_index(order, migratetype).is_some()
+                && (migratetype as usize) < MIGRATE_PCPTYPES,
+        });
         map.emit(Event::RmqueueSmallestRet { pfn: Some(pfn), found_order: Some(found) });
         Some(pfn)
     }

@@ -141,6 +141,21 @@ impl Areas {
         });
     }
 
+    /// Calls `f` with the first and the last address plus one of every lazy area, the last one released first.
+    pub fn for_each_lazy<M: PhysMem>(&self, mem: &M, mut f: impl FnMut(u64, u64)) {
+        let nodes = self.nodes(mem);
+        let mut id = self.lazy;
+        while id != NONE {
+            f(nodes.start(id), nodes.end(id));
+            id = nodes.next(id);
+        }
+    }
+
+    /// Who asked for a busy area: the end of the path of a source file, padded with NUL, and a line.
+    pub fn caller<M: PhysMem>(&self, mem: &M, area: &Area) -> ([u8; 32], u32) {
+        self.nodes(mem).caller(area.id)
+    }
+
     /// Takes the lowest range that fits.
     pub(crate) fn alloc<M: PhysMem + PageAlloc>(
         &mut self,

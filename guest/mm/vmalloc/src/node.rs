@@ -102,6 +102,16 @@ impl<M: PhysMem> Nodes<'_, M> {
         self.pair(id, offset_of!(VmArea, cache)).0
     }
 
+    /// What [`Nodes::set_caller`] wrote.
+    pub fn caller(&self, id: Id) -> ([u8; 32], u32) {
+        let mut file = [0; 32];
+        for (word, bytes) in file.chunks_exact_mut(8).enumerate() {
+            let raw = self.read(id, offset_of!(VmArea, caller_file) + 8 * word);
+            bytes.copy_from_slice(&raw.to_le_bytes());
+        }
+        (file, self.pair(id, offset_of!(VmArea, cache)).1)
+    }
+
     /// Cache mode, and the place in the source that the area is for.
     pub fn set_caller(&self, id: Id, cache: u32, file: &str, line: u32) {
         self.set_pair(id, offset_of!(VmArea, cache), cache, line);

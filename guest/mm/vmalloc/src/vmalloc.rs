@@ -151,15 +151,21 @@ impl<M: Machine> Vmalloc<'_, M> {
     /// [`VmError`]; nothing is left behind.
     #[track_caller]
     pub fn vmap(&self, frames: &[Pfn], prot: Prot, _context: &MaySleep<'_>) -> Result<VirtAddr, VmError> {
+        self.0.emit(Event::Vmap { count: frames.len() as u64 });
+        let outcome = self.vmap_at(frames, prot, Location::caller());
+        self.0.emit(Event::VmapRet { addr: outcome.unwrap_or_default().as_u64() });
+        outcome
+    }
+
+    fn vmap_at(
+        &self,
+        frames: &[Pfn],
+        prot: Prot,
+        caller: &'static Location<'static>,
+    ) -> Result<VirtAddr, VmError> {
         let size = self.check_size(frames.len() as u64 * PAGE_SIZE)?;
-        let wanted = Wanted {
-            size,
-            align: PAGE_SIZE,
-            flags: VmFlags::MAP,
-            cache: prot.cache,
-            phys: 0,
-            caller: Location::caller(),
-        };
+        let wanted =
+            Wanted { size, align: PAGE_SIZE, flags: VmFlags::MAP, cache: prot.cache, phys: 0, caller };
         let area = self.take(&wanted)?;
         let mut run = Run::new(area.start, false);
         let mapped = frames.iter().try_for_each(|&frame| self.push(&mut run, frame, prot));
@@ -276,13 +282,31 @@ impl<M: Machine> Vmalloc<'_, M> {
     fn fill(&self, area: &Area, wanted: &Wanted, request: &Request) -> Result<(), VmError> {
         let stack = wanted.flags.contains(VmFlags::KERNEL_STACK);
         let kind = if stack { PageKind::KernelStack } else { PageKind::Vmalloc };
+        let nr_pages = wanted.size / PAGE_SIZE;
+        let Request { gfp, node, .. } = *request;
+        self.0.emit(Event::VmAreaAllocPages { nr_pages, order: Order::ZERO, gfp, node });
+        let mut nr_allocated = 0;
+        let outcome = self.fill_with(area, kind, nr_pages, request, &mut nr_allocated);
+        self.0.emit(Event::VmAreaAllocPagesRet { nr_allocated });
+        outcome
+    }
+
+    fn fill_with(
+        &self,
+        area: &Area,
+        kind: PageKind,
+        nr_pages: u64,
+        request: &Request,
+        nr_allocated: &mut u64,
+    ) -> Result<(), VmError> {
         let mut run = Run::new(area.start, true);
-        for index in 0..wanted.size / PAGE_SIZE {
+        for index in 0..nr_pages {
             let frame = self.0.alloc_pages(request.gfp, Order::ZERO, request.node);
             let Some(frame) = frame else {
                 // What is on the way must be mapped to be found and freed again.
                 return self.map_run(&mut run, Prot::KERNEL_RW).and(Err(VmError::NoMemory));
             };
+            *nr_allocated += 1;
             if let Some(page) = self.0.page(frame) {
                 page.set_kind(kind);
                 page.set_mapping(area.start.as_u64());

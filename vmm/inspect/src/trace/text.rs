@@ -112,6 +112,15 @@ fn meaning(event: u16, field: &str, raw: u8) -> Option<&'static str> {
             "objects left",
         ]);
     }
+    if is(EventId::AllocPagesRetry) {
+        return word(&[
+            "",
+            "reclaim may help",
+            "compaction may help",
+            "the OOM killer helped",
+            "must not fail",
+        ]);
+    }
     if is(EventId::Ioremap) {
         return word(&["WB", "WC", "UC-", "UC", "WT", "WP"]);
     }

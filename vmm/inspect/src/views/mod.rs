@@ -16,6 +16,7 @@ mod page;
 mod pagetables;
 mod pagetypes;
 mod pcp;
+mod proc;
 mod slab;
 mod stacks;
 mod translate;
@@ -41,12 +42,13 @@ pub use numa::{NodeRow, NumaView};
 pub use page::{MappedAt, Owner, PageRow, PageView, Space};
 pub use pagetypes::{PagetypesRow, PagetypesView, TypeRow};
 pub use pcp::{PcpListRow, PcpRow, PcpView};
+pub use proc::ProcView;
 pub use slab::{CacheRow, SlabRow, SlabView};
 pub use stacks::{StackRow, StacksView, TaskRow, TasksView};
 pub use translate::TranslateView;
 pub use vmalloc::{KmapRow, VmAreaRow, VmallocView};
 pub use zonelists::{ZonelistRow, ZonelistsView};
-pub use zones::{ZoneRow, ZonesView};
+pub use zones::{FreeOfType, ZoneRow, ZonesView};
 
 /// Guest-physical bytes, both ends included, as Linux prints them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]

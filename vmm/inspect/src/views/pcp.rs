@@ -72,6 +72,14 @@ impl PcpView {
     }
 }
 
+/// Name of the type of list `list`; "any" for that of huge blocks.
+pub(super) fn list_type(list: usize) -> &'static str {
+    if list + 1 == NR_PCP_LISTS {
+        return "any";
+    }
+    Migratetype::ALL.get(list % MIGRATE_PCPTYPES).map_or("?", |kind| kind.name())
+}
+
 fn row<S: MemorySource + ?Sized>(
     guest: &Guest<'_, S>,
     pcp: &PerCpuPages,
@@ -85,11 +93,7 @@ fn row<S: MemorySource + ?Sized>(
         .into_iter()
         .map(|list| PcpListRow {
             order: list.order,
-            migratetype: if list.list + 1 == NR_PCP_LISTS {
-                "any"
-            } else {
-                Migratetype::ALL.get(list.list % MIGRATE_PCPTYPES).map_or("?", |kind| kind.name())
-            },
+            migratetype: list_type(list.list),
             blocks: list.blocks.len(),
             problem: list.problem.map(|problem| problem.to_string()),
         })

@@ -40,6 +40,9 @@ pub struct VmAreaRow {
     pub phys: u64,
     /// Place in the source that made it.
     pub caller: String,
+    /// The same with as much of the path as the guest keeps.
+    #[serde(skip)]
+    pub place: String,
 }
 
 /// A window.
@@ -108,6 +111,7 @@ impl VmAreaRow {
         let flags = VmFlags::from_bits_retain(area.flags);
         let file: Vec<u8> = area.caller_file.iter().copied().take_while(|&byte| byte != 0).collect();
         let file = String::from_utf8_lossy(&file).into_owned();
+        let place = format!("{file}:{}", area.caller_line);
         let file = file.rsplit_once("src/").map_or(file.as_str(), |(_, tail)| tail);
         VmAreaRow {
             start: area.start,
@@ -117,6 +121,7 @@ impl VmAreaRow {
             flags: WORDS.iter().filter(|(flag, _)| flags.contains(*flag)).map(|(_, word)| *word).collect(),
             phys: area.phys,
             caller: format!("{file}:{}", area.caller_line),
+            place,
         }
     }
 }

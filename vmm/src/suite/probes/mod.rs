@@ -4,8 +4,11 @@
 //! found it.
 
 mod dump;
+mod explain;
 mod gib_pages;
 mod inspect;
+mod pcp_pages;
+mod proc;
 mod protocols;
 mod random;
 mod second_stage;
@@ -13,6 +16,7 @@ mod topology;
 mod trace;
 mod translate;
 
+pub use explain::is_complete as walkthrough_is_complete;
 pub use inspect::examine as views_agree;
 use memvisor_inspect::{CpuRegisters, Facts, MappedMemory};
 use serde::Deserialize;
@@ -39,6 +43,12 @@ pub enum Probe {
     SecondStageSizes,
     /// The guest maps its RAM by 1 GiB pages where they fit.
     GibPages,
+    /// What the guest prints of /proc's memory files is what the views make of its memory.
+    ProcAgrees,
+    /// Every walkthrough has the steps that it is about.
+    ExplainComplete,
+    /// `inspect page` names the CPU and the list of every page that CPUs keep.
+    PcpPages,
     /// Tracing and walkthroughs of guests of their own.
     TraceComplete,
     /// `memvisor inspect` reads a running stock Linux; see [`super::linux`].
@@ -58,6 +68,9 @@ impl Probe {
             Probe::LinuxAndPvhAgree => "linux-and-pvh-agree",
             Probe::SecondStageSizes => "second-stage-sizes",
             Probe::GibPages => "gib-pages",
+            Probe::ProcAgrees => "proc-agrees",
+            Probe::ExplainComplete => "explain-complete",
+            Probe::PcpPages => "pcp-pages",
             Probe::TraceComplete => "trace-complete",
             Probe::LinuxViews => "linux-views",
             Probe::LinuxDump => "linux-dump",
@@ -79,6 +92,9 @@ impl Probe {
             Probe::LinuxAndPvhAgree => protocols::probe(held),
             Probe::SecondStageSizes => second_stage::probe(held),
             Probe::GibPages => gib_pages::probe(held),
+            Probe::ProcAgrees => proc::probe(held),
+            Probe::ExplainComplete => explain::probe(held),
+            Probe::PcpPages => pcp_pages::probe(held),
             Probe::TraceComplete => trace::probe(held),
             // Loaded cases have them for a stock Linux only, which is never held.
             Probe::LinuxViews | Probe::LinuxDump => Err(anyhow::anyhow!("this guest is no stock Linux")),
@@ -96,6 +112,8 @@ pub struct Held<'a> {
     pub root_gpa: u64,
     /// Registers of its CPUs.
     pub registers: &'a [CpuRegisters],
+    /// What it has printed; of a long text the end.
+    pub console: &'a str,
     /// The machine as it was built; without an E820 map where firmware made it.
     pub facts: &'a Facts,
     /// Its VMM.

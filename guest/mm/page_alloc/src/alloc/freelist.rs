@@ -5,6 +5,7 @@ use mm_core::{CpuLocal, Event, Gfp, Migratetype, Order, PageState, Pfn, Trace, Z
 
 use super::{Machine, PageAllocator, pgalloc, zone_id};
 use crate::gfp::{cma, highest_zone, migratetype};
+use crate::glance::lowered;
 use crate::pcp::{self, count_numa};
 use crate::policy::{NodeMask, Placement};
 use crate::{AllocFlags, Reclaim};
@@ -144,6 +145,7 @@ impl<M: Machine> PageAllocator<M> {
                 // Rather mix types here than use a remote node.
                 if no_fallback && node_of(zone) != node_of(request.preferred) {
                     left_node = true;
+                    self.machine.map().emit(Event::ZoneSkipped { zone: zone_id(zone), reason: 2 });
                     break;
                 }
                 if !self.may_take_from(request, zone, flags) {
@@ -197,6 +199,7 @@ impl<M: Machine> PageAllocator<M> {
             alloc_flags: flags.bits(),
             free: glance.free_pages(),
             mark: glance.mark(flags),
+            min: lowered(glance.mark(flags), flags),
             lowmem_reserve: glance.lowmem_reserve(request.highest),
         });
     }

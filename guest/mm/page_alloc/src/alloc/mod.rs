@@ -174,7 +174,11 @@ impl<M: Machine> PageAllocator<M> {
     /// Physical address of a block that the direct map reaches (Linux: `__get_free_pages`): never from
     /// ZONE_HIGHMEM, whatever `gfp` says.
     pub fn get_free_pages(&self, context: Context<'_>, gfp: Gfp, order: Order) -> Option<PhysAddr> {
-        self.alloc_pages(context, gfp - Gfp::HIGHMEM, order, None).map(Pfn::phys)
+        let map = self.machine.map();
+        map.emit(Event::GetFreePages { gfp, order });
+        let phys = self.alloc_pages(context, gfp - Gfp::HIGHMEM, order, None).map(Pfn::phys);
+        map.emit(Event::GetFreePagesRet { phys: phys.map_or(0, PhysAddr::as_u64) });
+        phys
     }
 
     /// Linux: `__alloc_pages`.
@@ -202,7 +206,7 @@ impl<M: Machine> PageAllocator<M> {
         placement: Placement,
     ) -> Option<Pfn> {
         if let Err(error) = check_gfp(context, gfp) {
-            return self.refuse(gfp, &error);
+            return self.refuse(gfp, order, placement.node, &error);
         }
         let request = self.prepare(context.scoped(gfp), order, placement)?;
         let flags = request.fast_flags(&self.machine);
@@ -240,7 +244,9 @@ impl<M: Machine> PageAllocator<M> {
     }
 
     #[cold]
-    fn refuse(&self, gfp: Gfp, error: &dyn fmt::Display) -> Option<Pfn> {
+    fn refuse(&self, gfp: Gfp, order: Order, node: u32, error: &dyn fmt::Display) -> Option<Pfn> {
+        self.machine.map().emit(Event::PrepareAllocPages { gfp, order, node: Some(node) });
+        self.tell_request(None, gfp);
         if !gfp.contains(Gfp::NOWARN) && self.machine.may_report() {
             self.machine.report(format_args!("page allocation refused: {error}"));
         }

@@ -1,7 +1,7 @@
 //! What is said about a failure (Linux: `warn_alloc`, `show_mem`).
 
 use memvisor_abi::{MAX_NR_ZONES, VmEvent};
-use mm_core::{Gfp, ZoneKind};
+use mm_core::{Event, Gfp, Trace, ZoneKind};
 
 use super::freelist::node_of;
 use super::{Machine, PageAllocator, Request};
@@ -14,6 +14,7 @@ impl<M: Machine> PageAllocator<M> {
     #[cold]
     pub(super) fn warn_alloc(&self, request: &Request) {
         self.count(VmEvent::AllocFail, 1);
+        self.machine.map().emit(Event::WarnAlloc { gfp: request.gfp, order: request.order });
         if request.gfp.contains(Gfp::NOWARN) || !self.machine.may_report() {
             return;
         }

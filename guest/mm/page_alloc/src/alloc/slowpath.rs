@@ -11,10 +11,10 @@
 //! ```
 
 use memvisor_abi::{MAX_NR_ZONES, VmEvent};
-use mm_core::{Gfp, MaySleep, Migratetype, Order, Pfn, ZoneKind};
+use mm_core::{Event, Gfp, MaySleep, Migratetype, Order, Pfn, Trace, ZoneKind};
 
-use super::freelist::Block;
-use super::{CompactPriority, CompactResult, Machine, OomOutcome, PageAllocator, Reclaim, Request};
+use super::freelist::{Block, node_of};
+use super::{CompactPriority, CompactResult, Machine, OomOutcome, PageAllocator, Reclaim, Request, zone_id};
 use crate::AllocFlags;
 use crate::gfp::{Context, TaskFlags, cma, gfp_to_alloc_flags, is_costly, reserve_flags};
 
@@ -25,6 +25,8 @@ const MAX_COMPACT_RETRIES: u32 = 16;
 
 /// What the retries of one request know.
 struct Progress {
+    /// Passes through the loop.
+    rounds: u32,
     no_progress_loops: u32,
     compaction_retries: u32,
     priority: CompactPriority,
@@ -34,8 +36,17 @@ struct Progress {
 
 /// What comes after a failed round.
 enum Next {
-    Retry,
+    Retry(RetryReason),
     GiveUp,
+}
+
+/// Why another round is made, as the event `alloc_pages_retry` has it.
+#[derive(Clone, Copy)]
+enum RetryReason {
+    Reclaim = 1,
+    Compaction = 2,
+    OomKill = 3,
+    NoFail = 4,
 }
 
 impl<M: Machine> PageAllocator<M> {
@@ -43,6 +54,26 @@ impl<M: Machine> PageAllocator<M> {
     #[inline(never)]
     pub(super) fn slow_path(&self, context: Context<'_>, request: &Request) -> Option<Block> {
         self.count(VmEvent::AllocSlowpath, 1);
+        let map = self.machine.map();
+        map.emit(Event::AllocPagesSlowpath { gfp: request.gfp, order: request.order });
+        let mut progress = Progress {
+            rounds: 0,
+            no_progress_loops: 0,
+            compaction_retries: 0,
+            priority: CompactPriority::SyncLight,
+            compacted: CompactResult::Skipped,
+            reclaimed: 0,
+        };
+        let block = self.try_harder(context, request, &mut progress);
+        map.emit(Event::AllocPagesSlowpathRet {
+            pfn: block.as_ref().map(|block| block.pfn),
+            rounds: progress.rounds.into(),
+        });
+        block
+    }
+
+    fn try_harder(&self, context: Context<'_>, request: &Request, progress: &mut Progress) -> Option<Block> {
+        let map = self.machine.map();
         let mut request = *request;
         // Linux warns once: who can wait is not atomic.
         if request.gfp.contains(Gfp::ATOMIC_CONTEXT | Gfp::DIRECT_RECLAIM) {
@@ -50,19 +81,13 @@ impl<M: Machine> PageAllocator<M> {
         }
         let token = context.may_sleep.filter(|_| request.gfp.may_sleep());
         let mut flags = gfp_to_alloc_flags(context, request.gfp);
+        map.emit(Event::GfpToAllocFlags { gfp: request.gfp, alloc_flags: flags.bits() });
         self.wake_kswapds(&request, flags);
         if let Some(block) = self.get_page_from_freelist(&request, flags) {
             return Some(block);
         }
-        let mut progress = Progress {
-            no_progress_loops: 0,
-            compaction_retries: 0,
-            priority: CompactPriority::SyncLight,
-            compacted: CompactResult::Skipped,
-            reclaimed: 0,
-        };
         if let Some(token) = token.filter(|_| is_worth_compacting_first(context, &request)) {
-            let early = self.direct_compact(token, &request, flags, CompactPriority::Async, &mut progress);
+            let early = self.direct_compact(token, &request, flags, CompactPriority::Async, progress);
             if early.is_some() {
                 return early;
             }
@@ -75,11 +100,13 @@ impl<M: Machine> PageAllocator<M> {
             }
         }
         loop {
+            progress.rounds += 1;
             // kswapd may have gone back to sleep.
             self.wake_kswapds(&request, flags);
             let reserve = reserve_flags(context, request.gfp);
             if !reserve.is_empty() {
                 flags = reserve | cma(request.gfp) | flags & AllocFlags::KSWAPD;
+                map.emit(Event::GfpToAllocFlags { gfp: request.gfp, alloc_flags: flags.bits() });
             }
             // Who may use the reserve, or is atomic, may also use other nodes than its policy's.
             let everywhere = !flags.contains(AllocFlags::CPUSET) || !reserve.is_empty();
@@ -96,30 +123,41 @@ impl<M: Machine> PageAllocator<M> {
                     return Some(block);
                 }
                 if request.gfp.contains(Gfp::NOFAIL) {
+                    self.tell_retry(progress, RetryReason::NoFail);
                     continue;
                 }
                 break;
             }
-            if let Some(block) = self.direct_reclaim(token, &request, flags, &mut progress) {
+            if let Some(block) = self.direct_reclaim(token, &request, flags, progress) {
                 return Some(block);
             }
             let priority = progress.priority;
-            if let Some(block) = self.direct_compact(token, &request, flags, priority, &mut progress) {
+            if let Some(block) = self.direct_compact(token, &request, flags, priority, progress) {
                 return Some(block);
             }
-            match self.next_round(context, token, &request, flags, &mut progress) {
+            match self.next_round(context, token, &request, flags, progress) {
                 Ok(block) => return Some(block),
-                Err(Next::Retry) => {}
+                Err(Next::Retry(reason)) => self.tell_retry(progress, reason),
                 Err(Next::GiveUp) if request.gfp.contains(Gfp::NOFAIL) => {
                     if let Some(block) = self.last_resort(&request, AllocFlags::HARDER) {
                         return Some(block);
                     }
+                    self.tell_retry(progress, RetryReason::NoFail);
                     self.machine.reclaim().throttle(token, &request);
                 }
                 Err(Next::GiveUp) => break,
             }
         }
         self.fail(&request)
+    }
+
+    fn tell_retry(&self, progress: &Progress, reason: RetryReason) {
+        self.machine.map().emit(Event::AllocPagesRetry {
+            round: progress.rounds.into(),
+            reason: reason as u8,
+            no_progress_loops: signed(progress.no_progress_loops),
+            reclaimed: progress.reclaimed,
+        });
     }
 
     fn fail(&self, request: &Request) -> Option<Block> {
@@ -141,10 +179,10 @@ impl<M: Machine> PageAllocator<M> {
             return Err(Next::GiveUp);
         }
         if self.should_reclaim_retry(token, request, flags, progress) {
-            return Err(Next::Retry);
+            return Err(Next::Retry(RetryReason::Reclaim));
         }
         if progress.reclaimed > 0 && self.should_compact_retry(request, flags, progress) {
-            return Err(Next::Retry);
+            return Err(Next::Retry(RetryReason::Compaction));
         }
         let (block, progressed) = self.alloc_pages_may_oom(token, request);
         if let Some(block) = block {
@@ -158,7 +196,7 @@ impl<M: Machine> PageAllocator<M> {
         }
         if progressed {
             progress.no_progress_loops = 0;
-            return Err(Next::Retry);
+            return Err(Next::Retry(RetryReason::OomKill));
         }
         Err(Next::GiveUp)
     }
@@ -174,6 +212,12 @@ impl<M: Machine> PageAllocator<M> {
             let node = zone / MAX_NR_ZONES;
             let managed = self.machine.glances().get(zone).is_some_and(|glance| glance.managed_pages() > 0);
             if managed && last != Some(node) {
+                self.machine.map().emit(Event::MmVmscanWakeupKswapd {
+                    nid: Some(node_of(zone)),
+                    zid: request.highest,
+                    order: request.order,
+                    gfp_flags: request.gfp,
+                });
                 self.machine.reclaim().wake_kswapd(zone, request);
                 last = Some(node);
                 woken += 1;
@@ -190,8 +234,29 @@ impl<M: Machine> PageAllocator<M> {
         flags: AllocFlags,
         progress: &mut Progress,
     ) -> Option<Block> {
+        let map = self.machine.map();
+        let &Request { gfp, order, .. } = request;
+        map.emit(Event::DirectReclaim { gfp, order });
+        let block = self.reclaim_and_take(token, request, flags, progress);
+        map.emit(Event::DirectReclaimRet {
+            pfn: block.as_ref().map(|block| block.pfn),
+            progress: progress.reclaimed,
+        });
+        block
+    }
+
+    fn reclaim_and_take(
+        &self,
+        token: &MaySleep<'_>,
+        request: &Request,
+        flags: AllocFlags,
+        progress: &mut Progress,
+    ) -> Option<Block> {
+        let map = self.machine.map();
         self.count(allocstall(request.highest), 1);
+        map.emit(Event::MmVmscanDirectReclaimBegin { order: request.order, gfp_flags: request.gfp });
         progress.reclaimed = self.machine.reclaim().direct_reclaim(token, request);
+        map.emit(Event::MmVmscanDirectReclaimEnd { nr_reclaimed: progress.reclaimed });
         if progress.reclaimed == 0 {
             return None;
         }
@@ -216,6 +281,25 @@ impl<M: Machine> PageAllocator<M> {
         if request.order == Order::ZERO {
             return None;
         }
+        let map = self.machine.map();
+        let &Request { gfp, order, .. } = request;
+        map.emit(Event::DirectCompact { gfp, order, priority: priority as u8 });
+        let block = self.compact_and_take(token, request, flags, priority, progress);
+        map.emit(Event::DirectCompactRet {
+            pfn: block.as_ref().map(|block| block.pfn),
+            result: progress.compacted.status(),
+        });
+        block
+    }
+
+    fn compact_and_take(
+        &self,
+        token: &MaySleep<'_>,
+        request: &Request,
+        flags: AllocFlags,
+        priority: CompactPriority,
+        progress: &mut Progress,
+    ) -> Option<Block> {
         progress.compacted = self.machine.reclaim().compact(token, request, flags, priority);
         if progress.compacted == CompactResult::Skipped {
             return None;
@@ -245,10 +329,20 @@ impl<M: Machine> PageAllocator<M> {
         let mark = (flags - (AllocFlags::WMARK_LOW | AllocFlags::WMARK_HIGH)) | AllocFlags::WMARK_MIN;
         let enough = request.zones(&self.machine).any(|zone| {
             let reclaimable = self.machine.reclaim().reclaimable_pages(zone);
-            self.machine.glances().get(zone).is_some_and(|glance| {
-                let free = glance.free_pages().saturating_add(reclaimable);
-                glance.watermark_ok(request.order, glance.mark(mark), request.highest, flags, free)
-            })
+            let Some(glance) = self.machine.glances().get(zone) else { return false };
+            let available = glance.free_pages().saturating_add(reclaimable);
+            let min_wmark = glance.mark(mark);
+            let ok = glance.watermark_ok(request.order, min_wmark, request.highest, flags, available);
+            self.machine.map().emit(Event::ReclaimRetryZone {
+                zone: zone_id(zone),
+                order: request.order,
+                wmark_check: ok,
+                no_progress_loops: signed(progress.no_progress_loops),
+                reclaimable,
+                available,
+                min_wmark,
+            });
+            ok
         });
         self.machine.reclaim().throttle(token, request);
         enough
@@ -259,6 +353,20 @@ impl<M: Machine> PageAllocator<M> {
         if request.order == Order::ZERO {
             return false;
         }
+        let (priority, max_retries) = (progress.priority, max_compact_retries(request));
+        let ret = self.compaction_may_help(request, flags, progress);
+        self.machine.map().emit(Event::CompactRetry {
+            order: request.order,
+            priority: priority as u8,
+            result: progress.compacted.status(),
+            ret,
+            retries: signed(progress.compaction_retries),
+            max_retries: signed(max_retries),
+        });
+        ret
+    }
+
+    fn compaction_may_help(&self, request: &Request, flags: AllocFlags, progress: &mut Progress) -> bool {
         let costly = is_costly(request.order);
         match progress.compacted {
             CompactResult::Success => progress.compaction_retries += 1,
@@ -270,7 +378,7 @@ impl<M: Machine> PageAllocator<M> {
         }
         let may_repeat =
             progress.compacted == CompactResult::Success || progress.compacted == CompactResult::Contended;
-        let retries = if costly { MAX_COMPACT_RETRIES / 4 } else { MAX_COMPACT_RETRIES };
+        let retries = max_compact_retries(request);
         if may_repeat && progress.compaction_retries <= retries && progress.compaction_retries > 0 {
             return true;
         }
@@ -303,7 +411,11 @@ impl<M: Machine> PageAllocator<M> {
             return (None, false);
         }
         self.count(VmEvent::OomKill, 1);
-        match self.machine.reclaim().out_of_memory(token, request) {
+        let map = self.machine.map();
+        map.emit(Event::OutOfMemory { gfp: request.gfp, order: request.order });
+        let outcome = self.machine.reclaim().out_of_memory(token, request);
+        map.emit(Event::OutOfMemoryRet { progress: outcome != OomOutcome::NoVictim });
+        match outcome {
             OomOutcome::Busy => {
                 self.machine.reclaim().throttle(token, request);
                 (None, true)
@@ -356,6 +468,16 @@ fn is_worth_compacting_first(context: Context<'_>, request: &Request) -> bool {
     let wanted = is_costly(request.order)
         || request.order > Order::ZERO && request.migratetype != Migratetype::Movable;
     wanted && reserve_flags(context, request.gfp).is_empty()
+}
+
+/// Rounds of compaction that seem to help before it has to try harder.
+const fn max_compact_retries(request: &Request) -> u32 {
+    if is_costly(request.order) { MAX_COMPACT_RETRIES / 4 } else { MAX_COMPACT_RETRIES }
+}
+
+/// A count as Linux's tracepoints have it.
+fn signed(count: u32) -> i32 {
+    i32::try_from(count).unwrap_or(i32::MAX)
 }
 
 /// Linux: `ALLOCSTALL_*` of the highest zone.

@@ -5,3 +5,4 @@ mod machine;
 mod model;
 mod paths;
 mod references;
+mod trace;

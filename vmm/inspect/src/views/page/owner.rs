@@ -7,6 +7,7 @@ use memvisor_abi::{
 };
 use serde::Serialize;
 
+use super::super::pcp::list_type;
 use super::super::zones::zone_name;
 use crate::ptdump::{Leaf, Span, Table, Visitor, walk_tree};
 use crate::{Access, Guest, GuestError, MemorySource, PageSize, Walker, cache_name, section_start_pfn};
@@ -60,6 +61,25 @@ pub enum Owner {
         /// Node of the zone.
         node: u32,
         /// Place on the list, from 0.
+        position: usize,
+        /// Blocks on the list.
+        blocks: usize,
+    },
+    /// Part of a free block that a CPU keeps.
+    Pcp {
+        /// First frame of the block.
+        head: u64,
+        /// Its order.
+        order: usize,
+        /// CPU.
+        cpu: usize,
+        /// Type of the list; "any" for that of huge blocks, which all types share.
+        migratetype: &'static str,
+        /// Zone that it belongs to.
+        zone: &'static str,
+        /// Node of the zone.
+        node: u32,
+        /// Place on the list, from 0: the next to be allocated.
         position: usize,
         /// Blocks on the list.
         blocks: usize,
@@ -247,6 +267,7 @@ pub(super) fn owners<S: MemorySource + ?Sized>(
     });
     owners.extend(user);
     owners.extend(free_block(guest, pfn)?);
+    owners.extend(kept_block(guest, pfn)?);
     if owners.is_empty() {
         owners.extend(last_resort(guest, pfn, page)?);
     }
@@ -275,6 +296,35 @@ fn free_block<S: MemorySource + ?Sized>(guest: &Guest<'_, S>, pfn: u64) -> Resul
                 position,
                 blocks: list.blocks.len(),
             }));
+        }
+    }
+    Ok(None)
+}
+
+/// The block on a CPU's list that covers the frame, whatever its descriptor says.
+fn kept_block<S: MemorySource + ?Sized>(guest: &Guest<'_, S>, pfn: u64) -> Result<Option<Owner>, GuestError> {
+    let zones = guest.zones()?;
+    for (place, pcp) in guest.pcps()?.iter().enumerate() {
+        let (cpu, index) = (place / zones.len().max(1), place % zones.len().max(1));
+        let Some(zone) = zones.get(index) else { continue };
+        let span = zone.start_pfn..zone.start_pfn.saturating_add(zone.spanned_pages);
+        if !span.contains(&pfn) {
+            continue;
+        }
+        for list in guest.pcp_lists(pcp, cpu, index)? {
+            let head = pfn & !((1 << list.order) - 1);
+            if let Some(position) = list.blocks.iter().position(|block| *block == head) {
+                return Ok(Some(Owner::Pcp {
+                    head,
+                    order: list.order,
+                    cpu,
+                    migratetype: list_type(list.list),
+                    zone: zone_name(zone.kind),
+                    node: zone.node,
+                    position,
+                    blocks: list.blocks.len(),
+                }));
+            }
         }
     }
     Ok(None)
@@ -353,6 +403,11 @@ impl fmt::Display for Owner {
             Owner::Free { head, order, zone, node, position, blocks } => write!(
                 f,
                 "free: block of order {order} at frame {head:#x}, {} of {blocks} on its list in node {node} zone {zone}",
+                position + 1
+            ),
+            Owner::Pcp { head, order, cpu, migratetype, zone, node, position, blocks } => write!(
+                f,
+                "free: block of order {order} at frame {head:#x}, {} of {blocks} on the {migratetype} list of CPU {cpu} for node {node} zone {zone}",
                 position + 1
             ),
             Owner::User { pid } => write!(f, "memory of process {pid}"),

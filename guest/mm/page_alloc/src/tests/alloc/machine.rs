@@ -2,12 +2,14 @@
 
 use std::cell::{Cell, RefCell};
 use std::fmt;
-use std::ops::Range;
+use std::ops::{Deref, Range};
 
 use memvisor_abi::{
-    CpuEvents, MAX_NR_ZONES, NumaEvent, PFN_NONE, PerCpuPages, VmEvent, Zonelist, ZonelistOrder,
+    CpuEvents, EventId, MAX_NR_ZONES, NumaEvent, PFN_NONE, PerCpuPages, VmEvent, Zonelist, ZonelistOrder,
 };
-use mm_core::{CpuLocal, MaySleep, MemMap, Order, PageKind, Pfn, PhysMem, ZoneKind};
+use mm_core::{
+    CpuLocal, Event, MaySleep, MemMap, Order, Page, PageKind, Pageblock, Pfn, PhysMem, Trace, ZoneKind,
+};
 use mm_sim::SimMem;
 
 use crate::{
@@ -63,10 +65,50 @@ impl CpuLocal<CpuPages> for Cpus {
     }
 }
 
+/// Simulated memory that keeps the events of what works on it, once a test asks for them.
+#[derive(Debug)]
+pub struct Recorded {
+    mem: SimMem,
+    pub events: RefCell<Option<Vec<Event>>>,
+}
+
+impl Deref for Recorded {
+    type Target = SimMem;
+    fn deref(&self) -> &SimMem {
+        &self.mem
+    }
+}
+
+impl MemMap for Recorded {
+    fn page(&self, pfn: Pfn) -> Option<&Page> {
+        self.mem.page(pfn)
+    }
+
+    fn pages(&self, pfn: Pfn) -> &[Page] {
+        self.mem.pages(pfn)
+    }
+
+    fn pageblock(&self, pfn: Pfn) -> Option<&Pageblock> {
+        self.mem.pageblock(pfn)
+    }
+}
+
+impl Trace for Recorded {
+    fn wants(&self, _: EventId) -> bool {
+        self.events.borrow().is_some()
+    }
+
+    fn record(&self, event: &Event) {
+        if let Some(events) = self.events.borrow_mut().as_mut() {
+            events.push(*event);
+        }
+    }
+}
+
 /// The machine.
 #[expect(missing_debug_implementations, reason = "it holds closures")]
 pub struct TestMachine {
-    pub mem: SimMem,
+    pub mem: Recorded,
     pub zones: Vec<RefCell<Zone>>,
     pub glances: Vec<ZoneGlance>,
     zonelists: Vec<Zonelist>,
@@ -148,7 +190,7 @@ impl TestMachine {
             })
             .collect();
         TestMachine {
-            mem,
+            mem: Recorded { mem, events: RefCell::new(None) },
             zones: zones.into_iter().map(RefCell::new).collect(),
             glances,
             zonelists,
@@ -301,11 +343,11 @@ pub fn order(raw: u8) -> Order {
 }
 
 impl Machine for &TestMachine {
-    type Map = SimMem;
+    type Map = Recorded;
     type Local = Cpus;
     type Reclaim = Script;
 
-    fn map(&self) -> &SimMem {
+    fn map(&self) -> &Recorded {
         &self.mem
     }
 

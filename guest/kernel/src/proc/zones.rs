@@ -1,0 +1,172 @@
+//! /proc/zoneinfo, /proc/buddyinfo and /proc/pagetypeinfo (Linux: mm/vmstat.c).
+
+use memvisor_abi::{MIGRATE_TYPES, NR_NUMA_EVENTS, NR_ORDERS, NumaEvent, PAGEBLOCK_ORDER, PAGEBLOCK_PAGES};
+use mm_core::{CpuLocal, MemMap, Migratetype, PageKind, ZoneKind};
+
+use crate::mm::memmap::{self, Vmemmap};
+use crate::mm::page_alloc::{self, NODES, ZoneGuard, ZoneLock};
+use crate::mm::pcp;
+use crate::{print, println};
+
+/// Free blocks of a list from which on /proc/pagetypeinfo stops counting.
+const COUNTED: u64 = 100_000;
+
+/// The zones of a node that is online, with their indices (Linux: `walk_zones_in_node`); `populated` leaves out those
+/// without frames.
+fn zones(populated: bool) -> impl Iterator<Item = (usize, ZoneLock)> {
+    page_alloc::zones().enumerate().filter(move |(_, lock)| {
+        let (node, present) = {
+            let zone = lock.lock();
+            (zone.info().node, zone.info().present_pages)
+        };
+        NODES.lock()[node as usize].online == 1 && (!populated || present > 0)
+    })
+}
+
+fn name(zone: &ZoneGuard) -> &'static str {
+    ZoneKind::from_raw(zone.info().kind).map_or("?", ZoneKind::name)
+}
+
+/// Linux: `zoneinfo_show_print`.
+pub fn zoneinfo() {
+    for (index, lock) in zones(false) {
+        if let Some(start) = zone(&lock.lock()) {
+            // Every CPU is asked, which must not happen under a zone's lock.
+            pagesets(index);
+            println!("  start_pfn:           {start}");
+        }
+    }
+}
+
+/// What the zone itself says; its first frame if it has any.
+fn zone(zone: &ZoneGuard) -> Option<u64> {
+    let info = zone.info();
+    println!("Node {}, zone {:>8}", info.node, name(zone));
+    println!("  pages free     {}", info.free_pages);
+    println!("        boost    {}", info.watermark_boost);
+    for (name, mark) in ["min", "low", "high"].iter().zip(info.watermark) {
+        println!("        {name:<8} {}", mark + info.watermark_boost);
+    }
+    println!("        spanned  {}", info.spanned_pages);
+    println!("        present  {}", info.present_pages);
+    println!("        managed  {}", info.managed_pages);
+    println!("        cma      {}", info.cma_pages);
+    print!("        protection: (");
+    for (kind, pages) in info.lowmem_reserve.iter().enumerate() {
+        print!("{}{pages}", if kind == 0 { "" } else { ", " });
+    }
+    println!(")");
+    if info.present_pages == 0 {
+        return None;
+    }
+    println!("      nr_free_pages {}", info.free_pages);
+    println!("      nr_free_cma  {}", info.nr_free_cma);
+    Some(info.start_pfn)
+}
+
+/// NUMA events and the lists of every CPU.
+fn pagesets(index: usize) {
+    let mut numa = [0_u64; NR_NUMA_EVENTS];
+    pcp::Local.for_each(|_, cpu| {
+        let Some(pcp) = cpu.pcps.get(index) else { return };
+        for (sum, count) in numa.iter_mut().zip(pcp.numa) {
+            *sum = sum.wrapping_add(count);
+        }
+    });
+    for (name, count) in NumaEvent::NAMES.iter().zip(numa) {
+        println!("      {name:<12} {count}");
+    }
+    println!("  pagesets");
+    pcp::Local.for_each(|number, cpu| {
+        let Some(pcp) = cpu.pcps.get(index) else { return };
+        println!("    cpu: {number}");
+        println!("              count: {}", pcp.count);
+        println!("              high:  {}", pcp.high);
+        println!("              batch: {}", pcp.batch);
+    });
+}
+
+/// Linux: `frag_show_print`.
+pub fn buddyinfo() {
+    for (_, lock) in zones(true) {
+        let zone = lock.lock();
+        print!("Node {}, zone {:>8} ", zone.info().node, name(&zone));
+        for area in &zone.info().free_area {
+            print!("{:>6} ", area.nr_free());
+        }
+        println!();
+    }
+}
+
+/// Linux: `pagetypeinfo_show`, once a node.
+pub fn pagetypeinfo() {
+    for node in (0..).take(page_alloc::nr_nodes()) {
+        let of_node = || zones(true).map(|(_, lock)| lock).filter(|lock| lock.lock().info().node == node);
+        if of_node().next().is_none() {
+            continue;
+        }
+        println!("Page block order: {PAGEBLOCK_ORDER}");
+        println!("Pages per block:  {PAGEBLOCK_PAGES}");
+        println!();
+        print!("{:<43} ", "Free pages count per migrate type at order");
+        for order in 0..NR_ORDERS {
+            print!("{order:>6} ");
+        }
+        println!();
+        for lock in of_node() {
+            free_blocks(&lock.lock());
+        }
+        print!("\n{:<23}", "Number of blocks type ");
+        for migratetype in Migratetype::ALL {
+            print!("{:>12} ", migratetype.name());
+        }
+        println!();
+        for lock in of_node() {
+            pageblocks(&lock.lock());
+        }
+    }
+}
+
+/// Linux: `pagetypeinfo_showfree_print`.
+fn free_blocks(zone: &ZoneGuard) {
+    for migratetype in Migratetype::ALL {
+        print!("Node {:>4}, zone {:>8}, type {:>12} ", zone.info().node, name(zone), migratetype.name());
+        for area in &zone.info().free_area {
+            let count = area.lists[migratetype as usize].nr_free;
+            let sign = if count >= COUNTED { ">" } else { "" };
+            print!("{sign}{:>6} ", count.min(COUNTED));
+        }
+        println!();
+    }
+}
+
+/// Linux: `pagetypeinfo_showblockcount_print`.
+///
+/// Differs from Linux: a pageblock belongs to the zone of its first frame that exists. Linux gives the descriptors of holes to
+/// the zone around them; here they belong to none.
+fn pageblocks(zone: &ZoneGuard) {
+    let info = zone.info();
+    let mut counts = [0_u64; MIGRATE_TYPES];
+    let end = info.start_pfn + info.spanned_pages;
+    // By section, not through the span: it may be holes for terabytes.
+    for section in memmap::sections().iter().filter(|section| section.is_online()) {
+        let (first, last) = memmap::span(section);
+        if first.as_u64() >= end || last.as_u64() <= info.start_pfn {
+            continue;
+        }
+        for number in 0..(last.as_u64() - first.as_u64()) / PAGEBLOCK_PAGES {
+            let start = first.offset(number * PAGEBLOCK_PAGES);
+            let frames = Vmemmap.pages(start).iter().zip(0..PAGEBLOCK_PAGES).map(|(page, _)| page);
+            let page = frames.into_iter().find(|page| page.kind() != PageKind::None);
+            let Some((page, block)) = page.zip(Vmemmap.pageblock(start)) else { continue };
+            if (page.node(), page.zone() as u32) == (info.node, info.kind) {
+                counts[block.migratetype() as usize] += 1;
+            }
+        }
+    }
+    print!("Node {}, zone {:>8} ", info.node, name(zone));
+    for count in counts {
+        print!("{count:>12} ");
+    }
+    println!();
+}

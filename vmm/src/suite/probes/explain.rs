@@ -1,0 +1,191 @@
+//! `explain-complete`: every walkthrough, run in a guest of its own, comes to a clean end, has steps, changes and no lost
+//! record in each part, balanced call trees, and the steps that it is about.
+
+use std::collections::BTreeSet;
+
+use serde_json::Value;
+
+use super::super::command::memvisor;
+use super::{Held, Outcome};
+use crate::explain::WALKS;
+
+/// The same where memvisor made the RAM, and so it is known to be zero.
+const FRESH_RAM: (&str, &[(usize, &str)]) = ("get-zeroed-page", &[(1, "zeroed=no known_zero=yes")]);
+
+/// Steps that each walkthrough cannot do without: part (from 1) and text of a line.
+const STEPS: &[(&str, &[(usize, &str)])] = &[
+    (
+        "alloc-pages",
+        &[(1, "alloc_pages(gfp=GFP_KERNEL order=2"), (1, "zone_watermark_ok: "), (2, "__free_pages(")],
+    ),
+    (
+        "get-zeroed-page",
+        &[
+            (1, "__get_free_pages(gfp=GFP_KERNEL|__GFP_ZERO order=0)"),
+            (2, "__free_pages("),
+            (3, "zeroed=yes known_zero=no"),
+        ],
+    ),
+    (
+        "atomic-in-interrupt",
+        &[
+            (1, "irq_handler(irq="),
+            (1, "alloc_pages(gfp=GFP_ATOMIC order=0"),
+            (1, "kmem:mm_page_alloc: "),
+            (2, "prepare_alloc_pages = ok=no"),
+            (3, "__alloc_pages_slowpath = pfn=NULL"),
+            (4, "ALLOC_WMARK_MIN|ALLOC_HARDER|ALLOC_HIGH"),
+            (4, "kmem:mm_page_alloc: "),
+        ],
+    ),
+    (
+        "highuser",
+        &[
+            (1, "highest_zone=HighMem"),
+            (2, "kmap_local: "),
+            (3, "kunmap_local: "),
+            (4, "ok=no"),
+            (4, "ok=yes"),
+            (4, "kmem:mm_page_alloc: "),
+        ],
+    ),
+    ("buddy-split", &[(1, "expand: "), (1, "found_order=10")]),
+    ("buddy-merge", &[(1, "free_unref_page("), (2, "buddy_merge: ")]),
+    ("zone-fallback", &[(1, "ok=no"), (1, "ok=yes")]),
+    (
+        "kmem-cache",
+        &[(1, "kmem_cache_create("), (2, "new_slab("), (4, "slab_free("), (5, "kmem_cache_destroy(")],
+    ),
+    (
+        "kmalloc-vs-vmalloc",
+        &[
+            (1, "cache=kmalloc-128"),
+            (2, "kmalloc_large(bytes_req=16384 order=2"),
+            (3, "vmalloc:alloc_vmap_area: "),
+            (3, "vm_area_alloc_pages(nr_pages=4"),
+            (3, "vmap_pages_range: "),
+            (4, "kmem:kfree: "),
+            (5, "vmalloc:free_vmap_area_noflush: "),
+            (6, "vmalloc:purge_vmap_area_lazy: "),
+        ],
+    ),
+    (
+        "slow-path",
+        &[
+            (1, "__alloc_pages_slowpath("),
+            (1, "vmscan:mm_vmscan_wakeup_kswapd: "),
+            (1, "__alloc_pages_direct_compact("),
+            (1, "__alloc_pages_direct_reclaim("),
+            (1, "vmscan:mm_shrink_slab_start: "),
+            (1, "oom:reclaim_retry_zone: "),
+            (1, "alloc_pages_retry: round=1 reason=reclaim may help"),
+            (1, "kmem:mm_page_alloc: "),
+            (2, "out_of_memory("),
+            (2, "warn_alloc: "),
+            (2, "__alloc_pages_slowpath = pfn=NULL"),
+        ],
+    ),
+];
+
+pub fn probe(_held: &mut Held<'_>) -> anyhow::Result<Outcome> {
+    let mut problems = Vec::new();
+    for walk in WALKS {
+        let told = memvisor(&["explain", walk.name, "--json"])?;
+        let json: Value = serde_json::from_str(told.succeed()?)?;
+        problems.extend(examine(walk.name, &json, steps_of(walk.name)));
+        if walk.name == FRESH_RAM.0 {
+            problems.extend(examine(walk.name, &json, FRESH_RAM.1));
+        }
+    }
+    Ok(Outcome::from_problems(problems))
+}
+
+/// Whether an explanation, as JSON, has all that its walkthrough is about.
+pub fn is_complete(name: &str, explanation: &Value) -> Outcome {
+    Outcome::from_problems(examine(name, explanation, steps_of(name)))
+}
+
+fn steps_of(walk: &str) -> &'static [(usize, &'static str)] {
+    STEPS.iter().find(|(name, _)| *name == walk).map_or(&[], |(_, steps)| steps)
+}
+
+/// What is wrong with a walkthrough.
+fn examine(name: &str, json: &Value, wanted: &[(usize, &str)]) -> Vec<String> {
+    let mut problems = Vec::new();
+    let parts = json["parts"].as_array().map_or(&[][..], Vec::as_slice);
+    if parts.is_empty() {
+        problems.push(format!("explain {name}: it has no parts"));
+    }
+    for (number, part) in (1..).zip(parts) {
+        let list = |key: &str| part[key].as_array().map_or(&[][..], Vec::as_slice);
+        let lines: Vec<&str> = list("steps").iter().filter_map(|step| step["line"].as_str()).collect();
+        if lines.is_empty() || list("changes").is_empty() || part["lost"] != 0 {
+            problems.push(format!("explain {name}, part {number}: it lacks steps, changes or records"));
+        }
+        let missing = wanted
+            .iter()
+            .filter(|(part, text)| *part == number && !lines.iter().any(|line| line.contains(text)));
+        problems.extend(missing.map(|(_, text)| format!("explain {name}, part {number}: no step {text:?}")));
+        problems.extend(unbalanced(&lines).map(|what| format!("explain {name}, part {number}: {what}")));
+        let sentences: BTreeSet<&str> =
+            list("steps").iter().filter_map(|step| step["sentence"].as_str()).collect();
+        if sentences.iter().any(|sentence| sentence.is_empty() || sentence.contains(['{', '}'])) {
+            problems.push(format!("explain {name}, part {number}: a step without a sentence"));
+        }
+    }
+    let last = wanted.iter().map(|(part, _)| *part).max().unwrap_or(0);
+    if parts.len() < last {
+        problems.push(format!("explain {name}: {} parts, of which {last} are needed", parts.len()));
+    }
+    problems
+}
+
+/// A call that does not return, or a return without its call.
+fn unbalanced(lines: &[&str]) -> Option<String> {
+    let mut open = Vec::new();
+    for line in lines {
+        if let Some(rest) = line.strip_prefix("} ") {
+            let name = rest.split(' ').next().unwrap_or(rest);
+            if open.pop() != Some(name) {
+                return Some(format!("{name} returns without having been entered"));
+            }
+        } else if line.ends_with('{') {
+            open.push(line.split('(').next().unwrap_or(line));
+        }
+    }
+    open.pop().map(|name| format!("{name} never returns"))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn told(lines: &[&str]) -> Value {
+        let steps: Vec<Value> = lines.iter().map(|line| json!({ "line": line, "sentence": "So." })).collect();
+        json!({ "parts": [{ "steps": steps, "changes": [1], "lost": 0 }] })
+    }
+
+    #[test]
+    fn a_walkthrough_needs_its_steps_and_whole_trees() {
+        let whole = ["alloc_pages(gfp=GFP_KERNEL) {", "expand: pfn=0x1", "} alloc_pages = pfn=0x2"];
+        assert_eq!(examine("x", &told(&whole), &[(1, "expand: ")]), Vec::<String>::new());
+        assert!(examine("x", &told(&whole), &[(1, "buddy_merge: ")])[0].contains("no step"));
+        assert!(examine("x", &told(&whole), &[(2, "expand: ")])[0].contains("of which 2"));
+        assert!(examine("x", &told(&whole[..2]), &[])[0].contains("never returns"));
+        assert!(examine("x", &told(&whole[1..]), &[])[0].contains("without having been entered"));
+        assert!(examine("x", &json!({ "parts": [] }), &[])[0].contains("no parts"));
+    }
+
+    #[test]
+    fn every_walkthrough_has_steps_that_are_looked_for() {
+        for walk in WALKS {
+            assert!(
+                STEPS.iter().any(|(name, steps)| *name == walk.name && !steps.is_empty()),
+                "{}",
+                walk.name
+            );
+        }
+    }
+}
