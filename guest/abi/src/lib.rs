@@ -27,6 +27,7 @@ mod root;
 mod slab;
 mod task;
 mod trace;
+mod vm_sysctl;
 mod vmalloc;
 mod zone;
 mod zonelist;
@@ -47,6 +48,7 @@ pub use trace::{
     ALLOC_FLAG_NAMES, ARG_WORDS, EVENTS, EventId, EventInfo, Field, FieldKind, Group, MASK_WORDS, NO_CACHE,
     NO_NODE, Phase, TRACE_CAPACITY_MAX, TRACE_RECORD_SIZE, TraceRecord, TraceRing, select_events,
 };
+pub use vm_sysctl::VmSysctl;
 pub use vmalloc::{
     KM_MAX_IDX, KmapKind, KmapSlot, KmapWindow, LAST_PKMAP, THREAD_SIZE, VM_AREA_NONE, VM_AREAS_PER_FRAME,
     VmArea, VmFlags, VmState,

@@ -8,6 +8,7 @@ mod slab;
 mod slab_debug;
 mod stacks;
 mod vmalloc;
+mod watermark;
 
 use crate::{cmdline, println};
 
@@ -46,7 +47,7 @@ const TESTS: [(&str, Test); 18] = [
 ];
 
 /// Groups that `ktest=NAME` runs; plain `ktest` runs [`TESTS`].
-const GROUPS: [(&str, &[(&str, Test)]); 8] = [
+const GROUPS: [(&str, &[(&str, Test)]); 9] = [
     ("slab", &slab::TESTS),
     ("slab-debug", &slab_debug::TESTS),
     ("vmalloc", &vmalloc::TESTS),
@@ -55,6 +56,7 @@ const GROUPS: [(&str, &[(&str, Test)]); 8] = [
     ("alloc", &alloc::ALLOC),
     ("gfp", &alloc::GFP),
     ("numa-alloc", &alloc::NUMA),
+    ("watermark", &watermark::TESTS),
 ];
 
 /// Runs the tests that the command line asks for; `false` if one failed.

@@ -1,12 +1,13 @@
 //! Corruptions of free lists and zone counters.
 
-use memvisor_abi::{PFN_NONE, Watermark};
+use memvisor_abi::{PFN_NONE, Watermark, ZoneKind};
 use mm_core::{MemMap, Migratetype, Order, PageKind, PageState, Pfn, PhysMem};
 use mm_page_alloc::Zone;
 
 use crate::mm::memmap::Vmemmap;
 use crate::mm::page_alloc::{self, ZoneGuard};
 use crate::mm::phys::DirectMap;
+use crate::mm::sysctl;
 
 type Outcome = Result<(), &'static str>;
 
@@ -107,6 +108,30 @@ pub fn watermark() -> Outcome {
     let mut zone = any_zone()?;
     let marks = &mut zone.info_mut().watermark;
     marks[Watermark::Low as usize] = marks[Watermark::Min as usize].saturating_sub(1);
+    Ok(())
+}
+
+/// Settings that changed, and watermarks that did not follow.
+pub fn stale_watermark() -> Outcome {
+    sysctl::with_settings(|settings| {
+        settings.watermark_scale_factor = 500;
+        settings.changes += 1;
+    });
+    Ok(())
+}
+
+/// A request for more free memory that was recorded and not obeyed.
+pub fn sysctl_user_kbytes() -> Outcome {
+    sysctl::with_settings(|settings| {
+        settings.user_min_free_kbytes = settings.min_free_kbytes + 4;
+        settings.changes += 1;
+    });
+    Ok(())
+}
+
+/// A zone that keeps a page more from its neighbours' users than its ratio says.
+pub fn lowmem_reserve() -> Outcome {
+    any_zone()?.info_mut().lowmem_reserve[ZoneKind::Movable as usize] += 1;
     Ok(())
 }
 

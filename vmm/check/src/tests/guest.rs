@@ -18,7 +18,7 @@ use memvisor_inspect::{
 use memvisor_report::AuditReport;
 
 use super::vmalloc;
-use crate::watermark::{Tuning, lowmem_reserves, watermarks};
+use crate::watermark::{Sums, Tuning, lowmem_reserves, min_free_kbytes, watermarks};
 use crate::{Evidence, audit};
 use zerocopy::FromZeros;
 
@@ -498,9 +498,10 @@ impl Builder {
         let lowmem = zones.iter().map(|zone| zone.managed_pages).sum();
         for zones in zones.chunks_mut(MAX_NR_ZONES) {
             let managed = std::array::from_fn(|kind: usize| zones[kind].managed_pages);
-            for (zone, reserve) in zones.iter_mut().zip(lowmem_reserves(managed)) {
+            for (zone, reserve) in zones.iter_mut().zip(lowmem_reserves(managed, Tuning::default().ratios)) {
                 zone.lowmem_reserve = reserve;
-                zone.watermark = watermarks(zone.managed_pages, lowmem, lowmem, Tuning::default());
+                let sums = Sums { buffer: lowmem, low: lowmem };
+                zone.watermark = watermarks(zone.managed_pages, false, sums, &Tuning::default());
             }
         }
         zones
@@ -590,6 +591,8 @@ impl Builder {
         ];
         let (cache, cache_nodes) = self.slab();
         let (pcps, zonelists) = (pcps(zones), zonelists());
+        let lowmem: u64 = zones.iter().map(|zone| zone.managed_pages).sum();
+        let sysctl = VmSysctl { min_free_kbytes: min_free_kbytes(lowmem * 4), ..VmSysctl::DEFAULT };
         let mut at = ROOT_GPA + 4096;
         let mut table =
             |memory: &mut SparseMemory, count: usize, size: usize, write: &dyn Fn(&mut SparseMemory, u64)| {
@@ -648,6 +651,7 @@ impl Builder {
             cache_nodes: publish!(cache_nodes, CacheNode),
             pcps: publish!(pcps, PerCpuPages),
             zonelists: publish!(zonelists, Zonelist),
+            vm_sysctl: publish!([sysctl], VmSysctl),
             counters: Counters::default(),
             // Tables that no rule under test needs are not published.
             ..Root::new_zeroed()

@@ -34,6 +34,7 @@ pub enum TableName {
     Pcps,
     Zonelists,
     VmEvents,
+    VmSysctl,
 }
 
 impl TableName {
@@ -62,6 +63,7 @@ impl TableName {
             TableName::Pcps => "pcps",
             TableName::Zonelists => "zonelists",
             TableName::VmEvents => "vm_events",
+            TableName::VmSysctl => "vm_sysctl",
         }
     }
 }
