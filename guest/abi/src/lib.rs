@@ -17,6 +17,7 @@
 #![forbid(unsafe_code)]
 
 mod boot;
+mod cma;
 mod cpu;
 mod event;
 mod layout;
@@ -33,6 +34,7 @@ mod zone;
 mod zonelist;
 
 pub use boot::{E820Entry, E820Type, MemblockRegion};
+pub use cma::{CMA_NAME_LEN, CmaArea, MAX_CMA_AREAS};
 pub use cpu::{AddressSpace, CpuInfo, CpuState};
 pub use event::{CpuEvents, NR_NUMA_EVENTS, NR_VM_EVENTS, NumaEvent, VmEvent};
 pub use layout::{LayoutKind, LayoutRange, fnv1a};

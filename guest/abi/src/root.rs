@@ -88,7 +88,7 @@ pub struct Root {
     pub pcps: TableRef,
     /// [`crate::Zonelist`], indexed by node (Linux: `node_zonelists`).
     pub zonelists: TableRef,
-    /// Contiguous areas (Linux: `cma_areas`).
+    /// [`crate::CmaArea`]s (Linux: `cma_areas`).
     pub cma_areas: TableRef,
     /// [`Cache`], `MAX_CACHES` slots (Linux: `slab_caches`).
     pub caches: TableRef,
@@ -205,6 +205,7 @@ pub const LAYOUT_HASH: u64 = fnv1a(&[
     size_of::<CacheCpu>() as u64,
     size_of::<CacheNode>() as u64,
     size_of::<crate::VmSysctl>() as u64,
+    size_of::<crate::CmaArea>() as u64,
 ]);
 
 const _: () = assert!(

@@ -17,7 +17,7 @@ use crate::init::E820;
 use crate::mm::layout::levels;
 use crate::mm::page_alloc::{self, NODES, ZONES};
 use crate::mm::vmalloc::AREAS;
-use crate::mm::{early, kmap, memmap, paging, pcp, phys, slab, sysctl};
+use crate::mm::{cma, early, kmap, memmap, paging, pcp, phys, slab, sysctl};
 use crate::sched;
 use crate::sync::Lock;
 use crate::task::{FAULTS, SYSCALLS};
@@ -184,6 +184,7 @@ pub fn publish_zones() {
         root.extra_tables = table(extra.pfns.as_ptr(), extra.len as usize, 8);
         [root.pcps, root.zonelists, root.vm_events] = pcp::tables();
         root.vm_sysctl = sysctl::table();
+        root.cma_areas = cma::table();
         root.caches = slice(slab::caches());
         root.cache_cpus = slice(slab::cpu_tables());
         root.cache_nodes = slab::node_table();

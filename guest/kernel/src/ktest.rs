@@ -2,6 +2,7 @@
 
 mod alloc;
 mod buddy;
+mod cma;
 mod highmem;
 mod paging;
 mod slab;
@@ -47,7 +48,7 @@ const TESTS: [(&str, Test); 18] = [
 ];
 
 /// Groups that `ktest=NAME` runs; plain `ktest` runs [`TESTS`].
-const GROUPS: [(&str, &[(&str, Test)]); 9] = [
+const GROUPS: [(&str, &[(&str, Test)]); 10] = [
     ("slab", &slab::TESTS),
     ("slab-debug", &slab_debug::TESTS),
     ("vmalloc", &vmalloc::TESTS),
@@ -57,6 +58,7 @@ const GROUPS: [(&str, &[(&str, Test)]); 9] = [
     ("gfp", &alloc::GFP),
     ("numa-alloc", &alloc::NUMA),
     ("watermark", &watermark::TESTS),
+    ("cma", &cma::TESTS),
 ];
 
 /// Runs the tests that the command line asks for; `false` if one failed.

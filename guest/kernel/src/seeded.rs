@@ -15,7 +15,7 @@ use crate::{cmdline, println};
 type Fault = fn() -> Result<(), &'static str>;
 
 /// Names as the command line gives them. docs/audit.md names the rule that finds each.
-const FAULTS: [(&str, Fault); 60] = [
+const FAULTS: [(&str, Fault); 62] = [
     ("buddy-misaligned", buddy::misaligned),
     ("buddy-unmerged", buddy::unmerged),
     ("buddy-wrong-zone", buddy::wrong_zone),
@@ -27,6 +27,8 @@ const FAULTS: [(&str, Fault); 60] = [
     ("pageblock-isolated", buddy::pageblock_isolated),
     ("pageblock-type", buddy::pageblock_type),
     ("zone-free-cma", buddy::nr_free_cma),
+    ("cma-area", buddy::cma_area),
+    ("cma-bitmap", buddy::cma_bitmap),
     ("zone-highatomic", buddy::highatomic),
     ("zone-isolated", buddy::nr_isolated),
     ("zone-boost", buddy::boost),

@@ -1,8 +1,9 @@
 //! Everything an audit reads once, before the rules run.
 
 use memvisor_abi::{
-    AddressSpace, BootStage, CpuInfo, E820Entry, LayoutRange, MemblockRegion, Migratetype, NODE_NONE, Node,
-    Page, PageKind, PerCpuPages, Root, Section, SectionState, TaskInfo, VmSysctl, Zone, Zonelist,
+    AddressSpace, BootStage, CmaArea, CpuInfo, E820Entry, LayoutRange, MemblockRegion, Migratetype,
+    NODE_NONE, Node, Page, PageKind, PerCpuPages, Root, Section, SectionState, TaskInfo, VmSysctl, Zone,
+    Zonelist,
 };
 use memvisor_inspect::{
     CpuRegisters, Facts, FreeList, Guest, GuestError, KmapWindowSlots, MemorySource, PcpBlocks, VmAreaAt,
@@ -53,6 +54,8 @@ pub(crate) struct Context<'a> {
     pub zonelists: Vec<Zonelist>,
     /// What watermarks and reserves follow from; `None` if the guest publishes nothing of it.
     pub vm_sysctl: Option<VmSysctl>,
+    /// Contiguous areas; empty if the guest has none.
+    pub cma_areas: Vec<CmaArea>,
     /// What the guest should have found.
     pub machine: Machine,
     /// Why rules on nodes, zones, sections and owners cannot run, if they cannot.
@@ -98,6 +101,7 @@ impl<'a> Context<'a> {
         }
         let pcps = loader.table(buddy, guest.pcps());
         let zonelists = loader.table(buddy, guest.zonelists());
+        let cma_areas = loader.table(buddy, guest.cma_areas());
         let vm_sysctl = loader.table(buddy, guest.vm_sysctl()).first().copied();
         let mut pcp_lists = Vec::new();
         for (index, pcp) in pcps.iter().enumerate() {
@@ -139,6 +143,7 @@ impl<'a> Context<'a> {
             pcp_lists,
             zonelists,
             vm_sysctl,
+            cma_areas,
             machine,
             no_zones,
             guest,

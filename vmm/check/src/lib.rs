@@ -16,6 +16,7 @@ mod attach;
 mod borders;
 mod buddy;
 mod claims;
+mod cma;
 mod context;
 mod cpu;
 mod direct_map;
@@ -87,6 +88,8 @@ pub const RULES: &[&Rule] = &[
     &pageblock::KNOWN_ZERO,
     &pageblock::TYPE,
     &pageblock::ISOLATED,
+    &cma::AREA,
+    &cma::BITMAP,
     &pcp::COUNT,
     &pcp::STATE,
     &pcp::LIST,
@@ -181,6 +184,7 @@ fn audit_guest(context: &Context<'_>, mut ledger: Ledger) -> AuditReport {
     zones::run(context, ledger_ref);
     buddy::run(context, ledger_ref);
     pageblock::run(context, ledger_ref);
+    cma::run(context, ledger_ref);
     pcp::run(context, ledger_ref);
     zonelist::run(context, ledger_ref);
     slab::run(context, ledger_ref);

@@ -107,7 +107,7 @@ pub(crate) fn run(context: &Context<'_>, ledger: &mut Ledger) {
 }
 
 /// The raw type of the pageblock that holds a frame; `None` where there is no section.
-fn raw_type(context: &Context<'_>, pfn: u64) -> Option<u8> {
+pub(crate) fn raw_type(context: &Context<'_>, pfn: u64) -> Option<u8> {
     let number = pfn / PAGES_PER_SECTION;
     let index = context.sections.binary_search_by_key(&number, |section| section.number).ok()?;
     let block = usize::try_from((pfn % PAGES_PER_SECTION) >> PAGEBLOCK_ORDER).ok()?;

@@ -1,5 +1,6 @@
 //! Wiring of the memory manager: what `guest/mm` decides, on this machine's memory.
 
+pub mod cma;
 pub mod cpu_local;
 pub mod early;
 pub mod fixmap;

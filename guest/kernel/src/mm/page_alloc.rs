@@ -17,7 +17,7 @@ use crate::arch::regs;
 use crate::drivers::memvisor;
 use crate::mm::memmap::{self, Vmemmap};
 use crate::mm::reclaim::KernelReclaim;
-use crate::mm::{early, kmap, limits, pcp, sysctl};
+use crate::mm::{cma, early, kmap, limits, pcp, sysctl};
 use crate::sync::{Guard, Lock};
 use crate::{cmdline, print, println, topology};
 
@@ -127,6 +127,7 @@ pub fn init() {
     let fraction =
         cmdline::number("percpu_pagelist_high_fraction").and_then(|number| u32::try_from(number).ok());
     PCP_HIGH_FRACTION.store(fraction.unwrap_or(0), Ordering::Relaxed);
+    cma::init();
     count_managed();
     sysctl::init();
     size_pcps();
@@ -135,6 +136,7 @@ pub fn init() {
             memmap::bring_online(index);
         }
     }
+    cma::bring_online();
 }
 
 fn init_node(node: u32) {

@@ -35,6 +35,8 @@
 mod alloc;
 mod alloc_flags;
 mod audit;
+mod cma;
+mod contig;
 mod error;
 mod extent;
 mod fallback;
@@ -62,6 +64,8 @@ pub use alloc::{
 };
 pub use alloc_flags::AllocFlags;
 pub use audit::Violation;
+pub use cma::Cma;
+pub use contig::ContigError;
 pub use error::FreeError;
 pub use extent::{Extent, ZoneLimits, zone_extents};
 pub use fallback::WATERMARK_BOOST_FACTOR;
