@@ -5,7 +5,9 @@ use std::cell::{Cell, UnsafeCell};
 use std::fmt;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use memvisor_abi::{CpuEvents, MAX_NR_ZONES, PAGES_PER_SECTION, PerCpuPages, Zonelist, ZonelistOrder};
+use memvisor_abi::{
+    CpuEvents, MAX_NR_ZONES, PAGES_PER_SECTION, PerCpuPages, VmSysctl, Zonelist, ZonelistOrder,
+};
 use mm_core::{
     CpuLocal, Gfp, MaySleep, MemMap, Order, Page, PageKind, Pageblock, Pfn, Section, Trace, ZoneKind,
 };
@@ -145,9 +147,10 @@ impl Host {
         normal.set_extent(Pfn::new(BASE), frames, frames);
         normal.add_managed(frames);
         normal.info_mut().deferred_pages = frames;
-        let min_free = watermark::min_free_kbytes(watermark::nr_free_buffer_pages(&zones));
-        watermark::setup_per_zone_lowmem_reserve(&mut zones, watermark::LOWMEM_RESERVE_RATIO);
-        watermark::setup_per_zone_wmarks(&mut zones, min_free, watermark::WATERMARK_SCALE_FACTOR);
+        let mut tuning = VmSysctl::DEFAULT;
+        watermark::calculate_min_free_kbytes(&zones, &mut tuning);
+        watermark::setup_per_zone_lowmem_reserve(&mut zones, tuning.lowmem_reserve_ratio);
+        watermark::setup_per_zone_wmarks(&mut zones, &tuning);
         let low = zones[NORMAL].info().watermark[1];
         let batch = zone_batchsize(frames);
         let high = zone_highsize(frames, low, batch, CPUS as u32, 0);

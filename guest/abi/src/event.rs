@@ -95,6 +95,22 @@ events! {
     PageZeroed = "page_zeroed",
     /// Frames not cleared for `__GFP_ZERO` because they were known to be zero (not in Linux).
     PageKnownZero = "page_known_zero",
+    /// Blocks that were moved elsewhere.
+    PgmigrateSuccess = "pgmigrate_success",
+    /// Blocks that were to be moved and stayed.
+    PgmigrateFail = "pgmigrate_fail",
+    /// Frames that the migration scanner looked at.
+    CompactMigrateScanned = "compact_migrate_scanned",
+    /// Frames that the free scanner looked at.
+    CompactFreeScanned = "compact_free_scanned",
+    /// Frames that either scanner took out.
+    CompactIsolated = "compact_isolated",
+    /// Runs of kcompactd.
+    KcompactdWake = "compact_daemon_wake",
+    /// Of [`VmEvent::CompactMigrateScanned`], those by kcompactd.
+    KcompactdMigrateScanned = "compact_daemon_migrate_scanned",
+    /// Of [`VmEvent::CompactFreeScanned`], those by kcompactd.
+    KcompactdFreeScanned = "compact_daemon_free_scanned",
 }
 
 /// The events that one CPU counted. Readers sum over CPUs (Linux: `vm_event_states`).

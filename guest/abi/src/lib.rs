@@ -17,6 +17,7 @@
 #![forbid(unsafe_code)]
 
 mod boot;
+mod cma;
 mod cpu;
 mod event;
 mod layout;
@@ -27,11 +28,13 @@ mod root;
 mod slab;
 mod task;
 mod trace;
+mod vm_sysctl;
 mod vmalloc;
 mod zone;
 mod zonelist;
 
 pub use boot::{E820Entry, E820Type, MemblockRegion};
+pub use cma::{CMA_NAME_LEN, CmaArea, MAX_CMA_AREAS};
 pub use cpu::{AddressSpace, CpuInfo, CpuState};
 pub use event::{CpuEvents, NR_NUMA_EVENTS, NR_VM_EVENTS, NumaEvent, VmEvent};
 pub use layout::{LayoutKind, LayoutRange, fnv1a};
@@ -47,6 +50,7 @@ pub use trace::{
     ALLOC_FLAG_NAMES, ARG_WORDS, EVENTS, EventId, EventInfo, Field, FieldKind, Group, MASK_WORDS, NO_CACHE,
     NO_NODE, Phase, TRACE_CAPACITY_MAX, TRACE_RECORD_SIZE, TraceRecord, TraceRing, select_events,
 };
+pub use vm_sysctl::VmSysctl;
 pub use vmalloc::{
     KM_MAX_IDX, KmapKind, KmapSlot, KmapWindow, LAST_PKMAP, THREAD_SIZE, VM_AREA_NONE, VM_AREAS_PER_FRAME,
     VmArea, VmFlags, VmState,

@@ -88,7 +88,7 @@ pub struct Root {
     pub pcps: TableRef,
     /// [`crate::Zonelist`], indexed by node (Linux: `node_zonelists`).
     pub zonelists: TableRef,
-    /// Contiguous areas (Linux: `cma_areas`).
+    /// [`crate::CmaArea`]s (Linux: `cma_areas`).
     pub cma_areas: TableRef,
     /// [`Cache`], `MAX_CACHES` slots (Linux: `slab_caches`).
     pub caches: TableRef,
@@ -106,6 +106,8 @@ pub struct Root {
     pub trace_rings: TableRef,
     /// [`crate::CpuEvents`], indexed by CPU; a count is the sum over CPUs (Linux: `vm_event_states`).
     pub vm_events: TableRef,
+    /// The one [`crate::VmSysctl`]: what can be changed of watermarks and reserves.
+    pub vm_sysctl: TableRef,
     /// Event counters.
     pub counters: Counters,
 }
@@ -114,7 +116,7 @@ impl Root {
     /// First bytes of the structure.
     pub const MAGIC: [u8; 16] = *b"memvisor-root\x00\x0d\x0a";
     /// Version of this interface. Any change of a layout raises it.
-    pub const VERSION: u32 = 3;
+    pub const VERSION: u32 = 4;
     /// `size_of::<Root>()`, as [`Root::size`] has it.
     #[expect(clippy::cast_possible_truncation, reason = "pinned by an assert below")]
     pub const SIZE: u32 = size_of::<Root>() as u32;
@@ -202,12 +204,14 @@ pub const LAYOUT_HASH: u64 = fnv1a(&[
     size_of::<Cache>() as u64,
     size_of::<CacheCpu>() as u64,
     size_of::<CacheNode>() as u64,
+    size_of::<crate::VmSysctl>() as u64,
+    size_of::<crate::CmaArea>() as u64,
 ]);
 
 const _: () = assert!(
     offset_of!(Root, layout_hash) == 24
         && offset_of!(Root, self_gpa) == 32
         && offset_of!(Root, layout) == 120
-        && offset_of!(Root, counters) == 488
-        && size_of::<Root>() == 520
+        && offset_of!(Root, counters) == 504
+        && size_of::<Root>() == 536
 );

@@ -11,7 +11,7 @@ use crate::arch::{apic, cpu, percpu, regs, trap, user};
 use crate::drivers::{memvisor, power, serial};
 use crate::mm::layout::{APIC_VA, levels, percpu_area};
 use crate::mm::phys::DirectMap;
-use crate::mm::{early, kmap, layout, memmap, page_alloc, paging, phys, slab, vmalloc};
+use crate::mm::{early, kmap, layout, limits, memmap, page_alloc, paging, phys, slab, vmalloc};
 use crate::sync::Lock;
 use crate::task::PAUSED;
 use crate::{
@@ -190,6 +190,7 @@ fn init_memory(boot: &BootInfo, phys_bits: u32) {
     }
     drop(memblock);
     drop(e820);
+    limits::init_lowmem();
     early::own(PhysAddr::new(image.phys).pfn(), early::pages_for(image.len), memvisor_abi::PageKind::Kernel);
     smp::reserve_trampoline();
     // Firmware scribbles in the first MiB (Linux: `reserve_real_mode`).

@@ -17,7 +17,7 @@ use crate::init::E820;
 use crate::mm::layout::levels;
 use crate::mm::page_alloc::{self, NODES, ZONES};
 use crate::mm::vmalloc::AREAS;
-use crate::mm::{early, kmap, memmap, paging, pcp, phys, slab};
+use crate::mm::{cma, early, kmap, memmap, paging, pcp, phys, slab, sysctl};
 use crate::sched;
 use crate::sync::Lock;
 use crate::task::{FAULTS, SYSCALLS};
@@ -71,6 +71,7 @@ static MEMVISOR_ROOT: RootPage = RootPage(Lock::new(Root {
     tasks: NO_TABLE,
     trace_rings: NO_TABLE,
     vm_events: NO_TABLE,
+    vm_sysctl: NO_TABLE,
     counters: Counters { pgfault: 0, pgalloc: 0, pgfree: 0, syscalls: 0 },
 }));
 
@@ -182,6 +183,8 @@ pub fn publish_zones() {
             table(ADDRESS_SPACES.as_ptr().cast::<AddressSpace>(), SPACES, size_of::<AddressSpace>());
         root.extra_tables = table(extra.pfns.as_ptr(), extra.len as usize, 8);
         [root.pcps, root.zonelists, root.vm_events] = pcp::tables();
+        root.vm_sysctl = sysctl::table();
+        root.cma_areas = cma::table();
         root.caches = slice(slab::caches());
         root.cache_cpus = slice(slab::cpu_tables());
         root.cache_nodes = slab::node_table();

@@ -3,12 +3,14 @@
 mod alloc;
 mod bad_input;
 mod buddy;
+mod cma;
 mod highmem;
 mod paging;
 mod slab;
 mod slab_debug;
 mod stacks;
 mod vmalloc;
+mod watermark;
 
 use crate::{cmdline, println};
 
@@ -47,7 +49,7 @@ const TESTS: [(&str, Test); 18] = [
 ];
 
 /// Groups that `ktest=NAME` runs; plain `ktest` runs [`TESTS`].
-const GROUPS: [(&str, &[(&str, Test)]); 9] = [
+const GROUPS: &[(&str, &[(&str, Test)])] = &[
     ("slab", &slab::TESTS),
     ("slab-debug", &slab_debug::TESTS),
     ("vmalloc", &vmalloc::TESTS),
@@ -57,6 +59,8 @@ const GROUPS: [(&str, &[(&str, Test)]); 9] = [
     ("bad-input", &bad_input::TESTS),
     ("gfp", &alloc::GFP),
     ("numa-alloc", &alloc::NUMA),
+    ("watermark", &watermark::TESTS),
+    ("cma", &cma::TESTS),
 ];
 
 /// Runs the tests that the command line asks for; `false` if one failed.

@@ -15,7 +15,7 @@ use crate::{cmdline, println};
 type Fault = fn() -> Result<(), &'static str>;
 
 /// Names as the command line gives them. docs/audit.md names the rule that finds each.
-const FAULTS: [(&str, Fault); 56] = [
+const FAULTS: [(&str, Fault); 62] = [
     ("buddy-misaligned", buddy::misaligned),
     ("buddy-unmerged", buddy::unmerged),
     ("buddy-wrong-zone", buddy::wrong_zone),
@@ -27,12 +27,18 @@ const FAULTS: [(&str, Fault); 56] = [
     ("pageblock-isolated", buddy::pageblock_isolated),
     ("pageblock-type", buddy::pageblock_type),
     ("zone-free-cma", buddy::nr_free_cma),
+    ("cma-area", buddy::cma_area),
+    ("cma-bitmap", buddy::cma_bitmap),
     ("zone-highatomic", buddy::highatomic),
     ("zone-isolated", buddy::nr_isolated),
     ("zone-boost", buddy::boost),
     ("zone-free-pages", buddy::free_pages),
     ("zone-present", buddy::present),
     ("zone-watermark", buddy::watermark),
+    ("stale-watermark", buddy::stale_watermark),
+    ("sysctl-user-kbytes", buddy::sysctl_user_kbytes),
+    ("zone-lowmem-reserve", buddy::lowmem_reserve),
+    ("direct-map-hole", tables::direct_map_hole),
     ("double-owner", owners::double_owner),
     ("pcp-count", pcp::count),
     ("pcp-state", pcp::state),

@@ -3,7 +3,7 @@
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use memvisor_abi::{AddressSpace, PFN_NONE, PageKind};
-use mm_core::{MemMap, Order, PAGE_SIZE, Pfn, PhysMem, VirtAddr};
+use mm_core::{MemMap, Order, PAGE_SIZE, Pfn, VirtAddr};
 use mm_pgtable::{Gather, KeepTables, LeafSize, PageTable, Prot, layout};
 
 use crate::arch::regs;
@@ -13,9 +13,9 @@ use crate::elf::{self, Segment};
 use crate::introspect::ADDRESS_SPACES;
 use crate::mm::layout::levels;
 use crate::mm::memmap::Vmemmap;
-use crate::mm::page_alloc;
+
 use crate::mm::paging::{self, Tables};
-use crate::mm::phys::{self, DirectMap};
+use crate::mm::{kmap, page_alloc};
 use crate::sync::Lock;
 use crate::{println, trace};
 
@@ -233,12 +233,12 @@ fn resolve(address: u64, access: Access) -> Result<(), Denied> {
         return Err(Denied::Forbidden);
     }
     let pfn = page_alloc::alloc_pages(Order::ZERO, None, PageKind::User).ok_or(Denied::NoMemory)?;
-    DirectMap.zero_frame(pfn);
+    kmap::clear_highpage(pfn);
     for segment in &task.segments {
         let from = segment.start.max(start);
         let to = segment.file_end.min(start + PAGE_SIZE);
         if from < to {
-            phys::copy_to_frame(pfn, from - start, segment.bytes(from, to));
+            kmap::copy_to_page(pfn, from - start, segment.bytes(from, to));
         }
     }
     let page = Vmemmap.page(pfn).expect("allocated frames have descriptors");
@@ -298,7 +298,7 @@ pub fn copy_from_user(address: u64, bytes: &mut [u8]) -> Option<()> {
         }
         let offset = mapping.phys.page_offset();
         let len = usize::try_from(PAGE_SIZE - offset).ok()?.min(bytes.len() - done);
-        phys::copy_from_frame(mapping.phys.pfn(), offset, &mut bytes[done..done + len]);
+        kmap::copy_from_page(mapping.phys.pfn(), offset, &mut bytes[done..done + len]);
         done += len;
     }
     Some(())

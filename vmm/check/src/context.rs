@@ -1,14 +1,16 @@
 //! Everything an audit reads once, before the rules run.
 
 use memvisor_abi::{
-    AddressSpace, BootStage, CpuInfo, E820Entry, LayoutRange, MemblockRegion, Migratetype, NODE_NONE, Node,
-    Page, PageKind, PerCpuPages, Root, Section, SectionState, TaskInfo, Zone, Zonelist,
+    AddressSpace, BootStage, CmaArea, CpuInfo, E820Entry, LayoutRange, MemblockRegion, Migratetype,
+    NODE_NONE, Node, Page, PageKind, PerCpuPages, Root, Section, SectionState, TaskInfo, VmSysctl, Zone,
+    Zonelist,
 };
 use memvisor_inspect::{
     CpuRegisters, Facts, FreeList, Guest, GuestError, KmapWindowSlots, MemorySource, PcpBlocks, VmAreaAt,
     section_start_pfn,
 };
 
+use crate::borders::Borders;
 use crate::e820::resolve;
 use crate::frames::{Frames, normalize};
 use crate::ledger::{Ledger, finding};
@@ -50,6 +52,10 @@ pub(crate) struct Context<'a> {
     /// Blocks on per-CPU lists; empty lists are left out.
     pub pcp_lists: Vec<PcpBlocks>,
     pub zonelists: Vec<Zonelist>,
+    /// What watermarks and reserves follow from; `None` if the guest publishes nothing of it.
+    pub vm_sysctl: Option<VmSysctl>,
+    /// Contiguous areas; empty if the guest has none.
+    pub cma_areas: Vec<CmaArea>,
     /// What the guest should have found.
     pub machine: Machine,
     /// Why rules on nodes, zones, sections and owners cannot run, if they cannot.
@@ -95,6 +101,8 @@ impl<'a> Context<'a> {
         }
         let pcps = loader.table(buddy, guest.pcps());
         let zonelists = loader.table(buddy, guest.zonelists());
+        let cma_areas = loader.table(buddy, guest.cma_areas());
+        let vm_sysctl = loader.table(buddy, guest.vm_sysctl()).first().copied();
         let mut pcp_lists = Vec::new();
         for (index, pcp) in pcps.iter().enumerate() {
             let (cpu, zone) = (index / zones.len().max(1), index % zones.len().max(1));
@@ -107,7 +115,7 @@ impl<'a> Context<'a> {
         } else {
             None
         };
-        let machine = derive_machine(facts, root.phys_bits, &e820_raw, &memory);
+        let machine = derive_machine(facts, &root, &e820_raw, &memory, &zones);
         let touched =
             |region: &MemblockRegion| Frames::touching(region.base, region.base.saturating_add(region.size));
         Context {
@@ -134,6 +142,8 @@ impl<'a> Context<'a> {
             pcps,
             pcp_lists,
             zonelists,
+            vm_sysctl,
+            cma_areas,
             machine,
             no_zones,
             guest,
@@ -203,19 +213,22 @@ pub(crate) fn section_frames(section: &Section) -> Frames {
 
 fn derive_machine(
     facts: Option<&Facts>,
-    phys_bits: u32,
+    root: &Root,
     raw: &[E820Entry],
     memory: &[MemblockRegion],
+    zones: &[Zone],
 ) -> Machine {
+    let phys_bits = root.phys_bits;
     if let Some(facts) = facts {
-        return Machine::from_facts(facts, phys_bits);
+        return Machine::from_facts(facts, phys_bits, root.kernel_gpa.saturating_add(root.kernel_len));
     }
     let nodes: Vec<_> = memory
         .iter()
         .filter(|region| region.node != NODE_NONE)
         .map(|region| (region.node, Frames::inside(region.base, region.base.saturating_add(region.size))))
         .collect();
-    Machine::derive(resolve(raw.iter().map(|entry| (entry.addr, entry.size, entry.kind)), phys_bits), &nodes)
+    let regions = resolve(raw.iter().map(|entry| (entry.addr, entry.size, entry.kind)), phys_bits);
+    Machine::derive(regions, &nodes, |_| Borders::of_zones(zones))
 }
 
 struct Loader<'l> {

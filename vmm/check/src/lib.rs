@@ -13,10 +13,13 @@
 
 mod alias;
 mod attach;
+mod borders;
 mod buddy;
 mod claims;
+mod cma;
 mod context;
 mod cpu;
+mod direct_map;
 mod e820;
 mod frames;
 mod ledger;
@@ -33,6 +36,7 @@ mod tests;
 mod topology;
 mod vmalloc;
 mod watermark;
+mod zoneinfo;
 mod zonelist;
 mod zones;
 
@@ -49,6 +53,7 @@ use ledger::Ledger;
 pub use ledger::Rule;
 use machine::Machine;
 use paging::{Paging, write_back_frames};
+pub use zoneinfo::{LINUX_DEFAULTS, ZoneNumbers, linux_min_free_kbytes, zone_numbers};
 
 /// Every rule, in the order of reports.
 pub const RULES: &[&Rule] = &[
@@ -67,6 +72,7 @@ pub const RULES: &[&Rule] = &[
     &zones::DEFERRED,
     &zones::WATERMARK,
     &zones::LOWMEM_RESERVE,
+    &zones::SYSCTL,
     &pageblock::CMA,
     &pageblock::HIGHATOMIC,
     &pageblock::NR_ISOLATED,
@@ -82,6 +88,8 @@ pub const RULES: &[&Rule] = &[
     &pageblock::KNOWN_ZERO,
     &pageblock::TYPE,
     &pageblock::ISOLATED,
+    &cma::AREA,
+    &cma::BITMAP,
     &pcp::COUNT,
     &pcp::STATE,
     &pcp::LIST,
@@ -104,6 +112,7 @@ pub const RULES: &[&Rule] = &[
     &pgtable::CANONICAL,
     &pgtable::CR3,
     &pgtable::SHARED_KERNEL,
+    &direct_map::RULE,
     &slab::OWNER,
     &slab::INUSE,
     &slab::FREELIST,
@@ -175,6 +184,7 @@ fn audit_guest(context: &Context<'_>, mut ledger: Ledger) -> AuditReport {
     zones::run(context, ledger_ref);
     buddy::run(context, ledger_ref);
     pageblock::run(context, ledger_ref);
+    cma::run(context, ledger_ref);
     pcp::run(context, ledger_ref);
     zonelist::run(context, ledger_ref);
     slab::run(context, ledger_ref);
@@ -184,6 +194,7 @@ fn audit_guest(context: &Context<'_>, mut ledger: Ledger) -> AuditReport {
         let write_back = write_back_frames(&context.machine.regions);
         pgtable::in_ram(&paging, &context.machine.ram, &write_back, ledger_ref);
         pgtable::guest(context, &paging, ledger_ref);
+        direct_map::run(context, &paging, ledger_ref);
         paging
     } else {
         for rule in page_table_rules() {
@@ -215,7 +226,7 @@ fn audit_tables(evidence: &Evidence<'_>, mut ledger: Ledger) -> AuditReport {
     let paging = Paging::of_registers(evidence.source, evidence.registers);
     let ram = match evidence.facts {
         Some(facts) => {
-            let machine = Machine::from_facts(facts, memvisor_abi::MAX_PHYSMEM_BITS);
+            let machine = Machine::from_facts(facts, memvisor_abi::MAX_PHYSMEM_BITS, 0);
             let write_back = write_back_frames(&machine.regions);
             Some((machine.ram, write_back))
         }
@@ -253,5 +264,9 @@ fn audit_tables(evidence: &Evidence<'_>, mut ledger: Ledger) -> AuditReport {
 }
 
 fn page_table_rules() -> impl Iterator<Item = &'static Rule> {
-    pgtable::ANY_KERNEL.into_iter().chain(pgtable::NEED_RAM).chain(pgtable::NEED_GUEST)
+    pgtable::ANY_KERNEL
+        .into_iter()
+        .chain(pgtable::NEED_RAM)
+        .chain(pgtable::NEED_GUEST)
+        .chain([&direct_map::RULE])
 }

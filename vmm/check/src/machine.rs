@@ -4,11 +4,12 @@
 //! machine that nobody described) the guest's raw map and its memblock nodes stand in, and the
 //! report says so.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
-use memvisor_abi::{MAX_NR_ZONES, PAGE_SHIFT, ZoneKind};
+use memvisor_abi::{MAX_NR_ZONES, ZoneKind};
 use memvisor_inspect::Facts;
 
+use crate::borders::Borders;
 use crate::e820::{Region, ram, resolve};
 use crate::frames::{Frames, clip, count, gaps, normalize};
 
@@ -39,31 +40,38 @@ pub(crate) struct Machine {
     pub parts: Vec<Part>,
     /// Nodes that have memory or CPUs.
     pub nodes: BTreeSet<u32>,
+    /// Where zones end.
+    pub borders: Borders,
 }
 
 impl Machine {
-    /// From what the VMM built, for a CPU with `phys_bits` physical address bits.
-    pub fn from_facts(facts: &Facts, phys_bits: u32) -> Machine {
+    /// From what the VMM built, for a CPU with `phys_bits` physical address bits and a kernel that ends at `kernel_end`.
+    pub fn from_facts(facts: &Facts, phys_bits: u32, kernel_end: u64) -> Machine {
         let entries = facts.e820.iter().map(|entry| (entry.addr, entry.size, entry.kind));
         let ranges = facts
             .node_memory
             .iter()
             .map(|range| (range.node, Frames::inside(range.base, range.base.saturating_add(range.len))));
-        let mut machine = Machine::derive(resolve(entries, phys_bits), &ranges.collect::<Vec<_>>());
+        let borders = |nodes: &BTreeMap<u32, Vec<Frames>>| Borders::of(&facts.cmdline, nodes, kernel_end);
+        let mut machine = Machine::derive(resolve(entries, phys_bits), &ranges.collect::<Vec<_>>(), borders);
         machine.nodes.extend(facts.cpus.iter().map(|cpu| cpu.node));
         machine
     }
 
-    /// From regions and `(node, frames)` ranges. RAM outside all ranges belongs to the first node
-    /// that has a range, or to node 0 (Linux: `first_online_node`).
-    pub fn derive(regions: Vec<Region>, ranges: &[(u32, Frames)]) -> Machine {
+    /// From regions and `(node, frames)` ranges; `borders` says where zones end, given each node's RAM. RAM outside all
+    /// ranges belongs to the first node that has a range, or to node 0 (Linux: `first_online_node`).
+    pub fn derive(
+        regions: Vec<Region>,
+        ranges: &[(u32, Frames)],
+        borders: impl FnOnce(&BTreeMap<u32, Vec<Frames>>) -> Borders,
+    ) -> Machine {
         let ram = ram(&regions);
         let claimed = normalize(ranges.iter().map(|&(_, frames)| frames).collect());
         let fallback = ranges.iter().map(|&(node, _)| node).min().unwrap_or(0);
-        let mut parts = Vec::new();
+        let mut nodes: BTreeMap<u32, Vec<Frames>> = BTreeMap::new();
         for &range in &ram {
             for gap in gaps(&claimed, range) {
-                split_by_zone(gap, fallback, &mut parts);
+                nodes.entry(fallback).or_default().push(gap);
             }
         }
         let mut taken: Vec<Frames> = Vec::new();
@@ -71,15 +79,24 @@ impl Machine {
             // Where ranges overlap the first one wins.
             for free in gaps(&taken, frames) {
                 for part in clip(&ram, free) {
-                    split_by_zone(part, node, &mut parts);
+                    nodes.entry(node).or_default().push(part);
                 }
             }
             taken.push(frames);
             taken = normalize(taken);
         }
+        let nodes: BTreeMap<u32, Vec<Frames>> =
+            nodes.into_iter().map(|(node, ram)| (node, normalize(ram))).collect();
+        let borders = borders(&nodes);
+        let mut parts = Vec::new();
+        for (&node, ram) in &nodes {
+            for &frames in ram {
+                split_by_zone(frames, node, &borders, &mut parts);
+            }
+        }
         parts.sort_by_key(|part| part.frames.start);
         let nodes = parts.iter().map(|part| part.node).collect();
-        Machine { regions, ram, parts, nodes }
+        Machine { regions, ram, parts, nodes, borders }
     }
 
     /// A node from its first to its last frame (Linux: `get_pfn_range_for_nid`).
@@ -95,11 +112,16 @@ impl Machine {
         Extent { start, spanned: end - start, present }
     }
 
-    /// A zone: the node's extent cut at the zone's borders (Linux: `zone_spanned_pages_in_node`);
-    /// all zero if the cut is empty.
+    /// A zone: the node's extent cut at the zone's borders (Linux: `zone_spanned_pages_in_node`), Movable having the end of
+    /// it; all zero if the cut is empty.
     pub fn zone(&self, node: u32, zone: ZoneKind) -> Extent {
         let whole = self.node(node);
-        let span = Frames::from_count(whole.start, whole.spanned).and(zone_frames(zone));
+        let whole = Frames::from_count(whole.start, whole.spanned);
+        let movable = self.borders.movable.get(&node).copied().unwrap_or(u64::MAX);
+        let span = match zone {
+            ZoneKind::Movable => whole.and(Frames::new(movable, u64::MAX)),
+            zone => whole.and(self.borders.zone(zone)).and(Frames::new(0, movable)),
+        };
         if span.is_empty() {
             return Extent::default();
         }
@@ -125,21 +147,13 @@ impl Machine {
     }
 }
 
-/// Frames that belong to a kind of zone, whatever the node. `HighMem` and `Movable` have none of their own.
-pub(crate) const fn zone_frames(zone: ZoneKind) -> Frames {
-    const DMA_END: u64 = (16 << 20) >> PAGE_SHIFT;
-    const DMA32_END: u64 = (4 << 30) >> PAGE_SHIFT;
-    match zone {
-        ZoneKind::Dma => Frames::new(0, DMA_END),
-        ZoneKind::Dma32 => Frames::new(DMA_END, DMA32_END),
-        ZoneKind::Normal => Frames::new(DMA32_END, u64::MAX),
-        ZoneKind::HighMem | ZoneKind::Movable => Frames::new(0, 0),
-    }
-}
-
-fn split_by_zone(frames: Frames, node: u32, parts: &mut Vec<Part>) {
+fn split_by_zone(frames: Frames, node: u32, borders: &Borders, parts: &mut Vec<Part>) {
+    let movable = borders.movable.get(&node).copied().unwrap_or(u64::MAX);
     for zone in ZoneKind::ALL {
-        let cut = frames.and(zone_frames(zone));
+        let cut = match zone {
+            ZoneKind::Movable => frames.and(Frames::new(movable, u64::MAX)),
+            zone => frames.and(borders.zone(zone)).and(Frames::new(0, movable)),
+        };
         if !cut.is_empty() {
             parts.push(Part { frames: cut, node, zone });
         }
@@ -172,6 +186,7 @@ mod tests {
                 ..Facts::default()
             },
             46,
+            0,
         )
     }
 

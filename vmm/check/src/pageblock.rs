@@ -13,7 +13,7 @@
 
 use memvisor_abi::{
     Migratetype, NR_ORDERS, PAGE_SHIFT, PAGEBLOCK_ORDER, PAGEBLOCK_PAGES, PAGEBLOCK_TYPE_MASK,
-    PAGES_PER_SECTION, PFN_NONE, Page, Section,
+    PAGES_PER_SECTION, PFN_NONE, Page, Section, VmSysctl,
 };
 use memvisor_inspect::section_start_pfn;
 
@@ -107,7 +107,7 @@ pub(crate) fn run(context: &Context<'_>, ledger: &mut Ledger) {
 }
 
 /// The raw type of the pageblock that holds a frame; `None` where there is no section.
-fn raw_type(context: &Context<'_>, pfn: u64) -> Option<u8> {
+pub(crate) fn raw_type(context: &Context<'_>, pfn: u64) -> Option<u8> {
     let number = pfn / PAGES_PER_SECTION;
     let index = context.sections.binary_search_by_key(&number, |section| section.number).ok()?;
     let block = usize::try_from((pfn % PAGES_PER_SECTION) >> PAGEBLOCK_ORDER).ok()?;
@@ -261,7 +261,10 @@ fn marks(context: &Context<'_>, ledger: &mut Ledger) {
 fn boost(context: &Context<'_>, ledger: &mut Ledger) {
     for (index, zone) in context.zones.iter().enumerate() {
         ledger.checked(&BOOST, 1);
-        let factor = u128::from(zone.watermark_boost_factor);
+        // A boost outlives the factor that made it.
+        let changed = context.vm_sysctl.is_some_and(|sysctl| sysctl.changes > 0);
+        let earlier = if changed { u128::from(VmSysctl::DEFAULT.watermark_boost_factor) } else { 0 };
+        let factor = u128::from(zone.watermark_boost_factor).max(earlier);
         let [_, _, high] = zone.watermark.map(u128::from);
         let most = if factor == 0 { 0 } else { (high * factor / 10_000).max(PAGEBLOCK_PAGES.into()) };
         if u128::from(zone.watermark_boost) > most {

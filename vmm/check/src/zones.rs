@@ -1,23 +1,26 @@
 //! Zones: extents, counters, watermarks.
 //!
 //! Z1  `zone.extent`: every node has its zones, and their start, spanned and present pages follow
-//!     from the E820 map and the nodes' ranges (DMA below 16 MiB, DMA32 below 4 GiB, Normal above).
+//!     from the E820 map and the nodes' ranges (DMA below 16 MiB, DMA32 below 4 GiB, Normal above,
+//!     HighMem from `lowmem=` on, Movable by `movablecore=`).
 //!     As in Linux a zone spans its node's extent cut at the zone's borders.
 //! Z2  `zone.managed`: managed pages are present pages without those that memblock reserves.
 //! Z3  `zone.free_pages`: the counter is the sum of the blocks on the zone's free lists.
 //! Z4  `zone.deferred`: the counter is the number of unreserved frames in deferred sections.
-//! Z5  `zone.watermark`: min <= low <= high <= managed, and each is what Linux's formulas give for
-//!     `min_free_kbytes=` and `watermark_scale_factor=` of the command line, or Linux's defaults.
-//! Z6  `zone.lowmem_reserve`: reserves are what Linux's ratios 256, 256, 32 give.
+//! Z5  `zone.watermark`: min <= low <= high <= managed, and each is what Linux's formulas give for the settings that the
+//!     guest publishes.
+//! Z6  `zone.lowmem_reserve`: reserves are what the published ratios give.
+//! Z7  `zone.sysctl`: those settings are in Linux's ranges, and what the command line or Linux's defaults say until somebody
+//!     changes them; low memory ends where `lowmem=` says.
 
-use memvisor_abi::{MAX_NR_ZONES, NR_ORDERS, ZoneKind};
+use memvisor_abi::{MAX_NR_ZONES, NR_ORDERS, VmSysctl, ZoneKind};
 
 use crate::Rule;
 use crate::context::Context;
 use crate::frames::{Frames, clip, count};
 use crate::ledger::{Ledger, finding};
 use crate::machine::{Extent, zone_index};
-use crate::watermark::{Tuning, lowmem_reserves, watermarks};
+use crate::watermark::{Sums, Tuning, lowmem_reserves, min_free_kbytes, watermarks};
 
 pub(crate) const EXTENT: Rule = Rule {
     name: "zone.extent",
@@ -50,21 +53,28 @@ pub(crate) const DEFERRED: Rule = Rule {
 pub(crate) const WATERMARK: Rule = Rule {
     name: "zone.watermark",
     invariant: "min <= low <= high <= managed, by Linux's formulas",
-    reads: "zones",
-    seeded: &["zone-watermark"],
+    reads: "zones, vm_sysctl",
+    seeded: &["zone-watermark", "stale-watermark"],
     hint: "setup_per_zone_wmarks",
 };
 pub(crate) const LOWMEM_RESERVE: Rule = Rule {
     name: "zone.lowmem_reserve",
-    invariant: "lowmem_reserve by ratios 256, 256, 32",
-    reads: "zones",
-    seeded: &[],
+    invariant: "lowmem_reserve by the ratios in force",
+    reads: "zones, vm_sysctl",
+    seeded: &["zone-lowmem-reserve"],
     hint: "setup_per_zone_lowmem_reserve",
 };
+pub(crate) const SYSCTL: Rule = Rule {
+    name: "zone.sysctl",
+    invariant: "settings are in range, and as told until changed",
+    reads: "vm_sysctl, zones; Facts.cmdline",
+    seeded: &["sysctl-user-kbytes"],
+    hint: "the sysctl handlers, parsing of the command line",
+};
 
-/// Runs Z1 to Z6.
+/// Runs Z1 to Z7.
 pub(crate) fn run(context: &Context<'_>, ledger: &mut Ledger) {
-    let rules = [&EXTENT, &MANAGED, &FREE_PAGES, &DEFERRED, &WATERMARK, &LOWMEM_RESERVE];
+    let rules = [&EXTENT, &MANAGED, &FREE_PAGES, &DEFERRED, &WATERMARK, &LOWMEM_RESERVE, &SYSCTL];
     if !context.needs_zones(ledger, &rules) {
         return;
     }
@@ -72,6 +82,7 @@ pub(crate) fn run(context: &Context<'_>, ledger: &mut Ledger) {
     counters(context, ledger);
     watermark(context, ledger);
     lowmem_reserve(context, ledger);
+    sysctl(context, ledger);
 }
 
 /// "node 0 DMA32", whatever the table says of itself.
@@ -151,19 +162,37 @@ fn counters(context: &Context<'_>, ledger: &mut Ledger) {
     }
 }
 
-fn watermark(context: &Context<'_>, ledger: &mut Ledger) {
-    let tuning = context.facts.map(|facts| Tuning::of(&facts.cmdline)).unwrap_or_default();
-    let (mut lowmem, mut total) = (0_u64, 0_u64);
+/// What the guest says that watermarks follow from; what it was told, if it says nothing.
+fn tuning(context: &Context<'_>) -> Tuning {
+    let told = || context.facts.map(|facts| Tuning::of(&facts.cmdline)).unwrap_or_default();
+    context.vm_sysctl.as_ref().map_or_else(told, Tuning::published)
+}
+
+/// Whether the direct map does not reach a zone.
+fn is_high(context: &Context<'_>, index: usize) -> bool {
+    let extent = context.machine.zone(zone_node(index), zone_kind(index));
+    extent.spanned > 0 && extent.start >= context.machine.borders.lowmem_end
+}
+
+fn sums(context: &Context<'_>) -> Sums {
+    let mut sums = Sums::default();
     for (index, zone) in context.zones.iter().enumerate() {
-        total = total.saturating_add(zone.managed_pages);
+        if !is_high(context, index) {
+            sums.low = sums.low.saturating_add(zone.managed_pages);
+        }
         if zone_kind(index) <= ZoneKind::Normal {
-            lowmem = lowmem.saturating_add(zone.managed_pages);
+            sums.buffer = sums.buffer.saturating_add(zone.managed_pages);
         }
     }
+    sums
+}
+
+fn watermark(context: &Context<'_>, ledger: &mut Ledger) {
+    let (tuning, sums) = (tuning(context), sums(context));
     for (index, zone) in context.zones.iter().enumerate() {
         ledger.checked(&WATERMARK, 1);
         let [min, low, high] = zone.watermark;
-        let wanted = watermarks(zone.managed_pages, lowmem, total, tuning);
+        let wanted = watermarks(zone.managed_pages, is_high(context, index), sums, &tuning);
         let text = |[min, low, high]: [u64; 3]| format!("min {min} low {low} high {high}");
         if zone.watermark != wanted {
             let what = finding(&WATERMARK, zone_name(index), text(zone.watermark), text(wanted));
@@ -177,12 +206,13 @@ fn watermark(context: &Context<'_>, ledger: &mut Ledger) {
 }
 
 fn lowmem_reserve(context: &Context<'_>, ledger: &mut Ledger) {
+    let ratios = tuning(context).ratios;
     for (node, zones) in context.zones.chunks(MAX_NR_ZONES).enumerate() {
         let mut managed = [0; MAX_NR_ZONES];
         for (cell, zone) in managed.iter_mut().zip(zones) {
             *cell = zone.managed_pages;
         }
-        for (kind, (zone, wanted)) in zones.iter().zip(lowmem_reserves(managed)).enumerate() {
+        for (kind, (zone, wanted)) in zones.iter().zip(lowmem_reserves(managed, ratios)).enumerate() {
             ledger.checked(&LOWMEM_RESERVE, 1);
             if zone.lowmem_reserve != wanted {
                 let name = zone_name(node * MAX_NR_ZONES + kind);
@@ -190,5 +220,38 @@ fn lowmem_reserve(context: &Context<'_>, ledger: &mut Ledger) {
                 ledger.report(&LOWMEM_RESERVE, finding(&LOWMEM_RESERVE, name, guest, wanted));
             }
         }
+    }
+}
+
+fn sysctl(context: &Context<'_>, ledger: &mut Ledger) {
+    let Some(sysctl) = &context.vm_sysctl else {
+        ledger.skip(&SYSCTL, "the guest publishes no settings");
+        return;
+    };
+    ledger.checked(&SYSCTL, 2);
+    let mut report = |what: &str, claim: String, outside: String| {
+        ledger.report(&SYSCTL, finding(&SYSCTL, what, claim, outside));
+    };
+    let published = Tuning::published(sysctl);
+    if !published.is_possible() {
+        report("settings", format!("{published:?}"), "no kernel can have these".to_owned());
+    }
+    let lowmem_end = context.machine.borders.lowmem_end;
+    if sysctl.lowmem_end_pfn != lowmem_end {
+        let (claim, outside) = (format!("{:#x}", sysctl.lowmem_end_pfn), format!("{lowmem_end:#x}"));
+        report("the end of low memory", claim, outside);
+    }
+    let user = (sysctl.user_min_free_kbytes != VmSysctl::NOBODY).then_some(sysctl.user_min_free_kbytes);
+    if user.is_some_and(|user| user != sysctl.min_free_kbytes) {
+        let claim = format!("min_free_kbytes {}", sysctl.min_free_kbytes);
+        report("settings", claim, format!("somebody asked for {}", sysctl.user_min_free_kbytes));
+    }
+    // Until somebody changes them they are what the guest was told.
+    let Some(facts) = context.facts.filter(|_| sysctl.changes == 0) else { return };
+    let mut told = Tuning::of(&facts.cmdline);
+    told.min_free_kbytes =
+        Some(told.min_free_kbytes.unwrap_or_else(|| min_free_kbytes(sums(context).buffer.saturating_mul(4))));
+    if published != told {
+        report("settings that nobody changed", format!("{published:?}"), format!("{told:?}"));
     }
 }

@@ -7,8 +7,8 @@ use clap::{Args, Subcommand};
 use memvisor_inspect::{
     ptdump::{PtDump, Span},
     views::{
-        BuddyView, CpusView, E820View, LayoutView, MapView, MemblockView, NumaView, NumastatView, PageView,
-        PagetypesView, PcpView, ProcView, SlabView, StacksView, TasksView, TranslateView, VmallocView,
+        BuddyView, CmaView, CpusView, E820View, LayoutView, MapView, MemblockView, NumaView, NumastatView,
+        PageView, PagetypesView, PcpView, ProcView, SlabView, StacksView, TasksView, TranslateView, VmallocView,
         VmstatView, ZonelistsView, ZonesView,
     },
 };
@@ -74,6 +74,8 @@ enum View {
         #[arg(value_parser = ProcView::NAMES)]
         name: String,
     },
+    /// Contiguous areas: what of them is in use
+    Cma,
     /// Slab caches, as /proc/slabinfo has them
     Slab {
         /// Only this cache, with its slabs
@@ -146,6 +148,7 @@ pub(super) fn run(args: &InspectArgs) -> anyhow::Result<ExitCode> {
         View::Memblock => show(source, json, |s| Ok(MemblockView::new(&s.guest()?)?))?,
         View::Zones => show(source, json, |s| Ok(ZonesView::new(&s.guest()?)?))?,
         View::Pagetypes => show(source, json, |s| Ok(PagetypesView::new(&s.guest()?)?))?,
+        View::Cma => show(source, json, |s| Ok(CmaView::new(&s.guest()?)?))?,
         View::Buddy => show(source, json, |s| Ok(BuddyView::new(&s.guest()?)?))?,
         View::Pcp => show(source, json, |s| Ok(PcpView::new(&s.guest()?)?))?,
         View::Zonelists => show(source, json, |s| Ok(ZonelistsView::new(&s.guest()?)?))?,

@@ -30,6 +30,8 @@ const FILES: &[(&str, &str)] = &[
     ("slab-debug", include_str!("../../../tests/cases/slab-debug.toml")),
     ("vmalloc", include_str!("../../../tests/cases/vmalloc.toml")),
     ("highmem", include_str!("../../../tests/cases/highmem.toml")),
+    ("watermark", include_str!("../../../tests/cases/watermark.toml")),
+    ("cma", include_str!("../../../tests/cases/cma.toml")),
     ("stacks", include_str!("../../../tests/cases/stacks.toml")),
     ("trace", include_str!("../../../tests/cases/trace.toml")),
     ("real", include_str!("../../../tests/cases/real.toml")),

@@ -7,6 +7,7 @@
 mod live;
 mod prompt;
 mod said;
+mod zones;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -92,6 +93,7 @@ fn compare(machine: &Machine, adds_hole: bool, said: &Said) -> Vec<String> {
     check("APIC ids", format!("{built:?}"), format!("{:?}", said.apic_ids));
 
     problems.extend(compare_memory(machine, &node_ranges(&facts), said));
+    problems.extend(zones::compare(&node_ranges(&facts), said));
     problems
 }
 

@@ -1,21 +1,28 @@
-//! Windows onto single frames. They work on frames of every zone, so most tests need no highmem.
+//! Windows onto single frames. They work on frames of every zone; with `lowmem=` the frames are of ZONE_HIGHMEM.
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use memvisor_abi::{KM_MAX_IDX, LAST_PKMAP, PageKind};
-use mm_core::{Order, Pfn, PhysMem, VirtAddr};
-use mm_vmalloc::KmapError;
+use memvisor_abi::{KM_MAX_IDX, LAST_PKMAP, ZoneKind};
+use mm_core::{Gfp, MemMap, Order, PAGE_SIZE, Pfn, VirtAddr};
+use mm_page_alloc::Context;
+use mm_pgtable::layout;
+use mm_vmalloc::{KmapError, Request};
 
 use super::{Failure, Test, check};
 use crate::arch::trap::{Probe, VECTOR_PAGE_FAULT, probe};
-use crate::mm::phys::{self, DirectMap};
-use crate::mm::{kmap, page_alloc};
+use crate::mm::layout::levels;
+use crate::mm::memmap::Vmemmap;
+use crate::mm::paging::{self, Tables};
+use crate::mm::{kmap, limits, page_alloc, phys, vmalloc};
 use crate::sched;
 use crate::smp;
 
 type Outcome = Result<(), Failure>;
 
-pub const TESTS: [(&str, Test); 10] = [
+pub const TESTS: [(&str, Test); 13] = [
+    ("highmem_is_served_and_not_in_the_direct_map", highmem_is_served_and_not_in_the_direct_map),
+    ("vmalloc_takes_highmem_and_reaches_it", vmalloc_takes_highmem_and_reaches_it),
+    ("movable_memory_serves_what_can_move", movable_memory_serves_what_can_move),
     ("kmap_of_low_memory_is_the_direct_map", kmap_of_low_memory_is_the_direct_map),
     ("kmap_shows_the_frame_and_counts_users", kmap_shows_the_frame_and_counts_users),
     ("kunmap_of_an_unmapped_frame_changes_nothing", kunmap_of_an_unmapped_frame_changes_nothing),
@@ -28,11 +35,85 @@ pub const TESTS: [(&str, Test); 10] = [
     ("mappings_stay_for_the_audit", mappings_stay_for_the_audit),
 ];
 
+/// A frame with that word, of highmem where there is any.
 fn frame(value: u64) -> Result<Pfn, Failure> {
-    let frame = page_alloc::alloc_pages(Order::ZERO, None, PageKind::Allocated);
-    let frame = frame.ok_or(Failure::Wrong("no memory"))?;
-    DirectMap.write_u64(frame.phys(), value);
+    let frame = one(Gfp::NOWAIT | Gfp::HIGHMEM)?;
+    kmap::copy_to_page(frame, 0, &value.to_le_bytes());
     Ok(frame)
+}
+
+fn one(gfp: Gfp) -> Result<Pfn, Failure> {
+    page_alloc::alloc_gfp(Context::ATOMIC, gfp, Order::ZERO, None).ok_or(Failure::Wrong("no memory"))
+}
+
+fn word(pfn: Pfn) -> u64 {
+    let mut bytes = [0; 8];
+    kmap::copy_from_page(pfn, 0, &mut bytes);
+    u64::from_le_bytes(bytes)
+}
+
+/// Whether a zone of that kind has memory.
+fn populated(kind: ZoneKind) -> bool {
+    page_alloc::zones().any(|zone| {
+        let zone = zone.lock();
+        zone.info().kind == kind as u32 && zone.info().managed_pages > 0
+    })
+}
+
+fn highmem_is_served_and_not_in_the_direct_map() -> Outcome {
+    if !populated(ZoneKind::HighMem) {
+        return Err(Failure::Skip("no zone HighMem; lowmem= makes one"));
+    }
+    let (high, low) = (one(Gfp::NOWAIT | Gfp::HIGHMEM)?, one(Gfp::NOWAIT)?);
+    check(kmap::is_highmem(high) && kmap::page_address(high).is_none(), "highmem was not used")?;
+    check(high >= limits::lowmem_end(), "a highmem frame below the end of low memory")?;
+    check(!kmap::is_highmem(low), "a request for low memory got highmem")?;
+    let place = layout::phys_to_virt(levels(), high.phys()).ok_or(Failure::Wrong("beyond the direct map"))?;
+    check(faults(place), "the direct map reaches highmem")?;
+    kmap::copy_to_page(high, 0, &u64::MAX.to_le_bytes());
+    let dirty = word(high);
+    drop_frame(high);
+    let zeroed = one(Gfp::NOWAIT | Gfp::HIGHMEM | Gfp::ZERO)?;
+    check(dirty == u64::MAX && kmap::is_highmem(zeroed) && word(zeroed) == 0, "highmem was not cleared")?;
+    drop_frame(zeroed);
+    drop_frame(low);
+    Ok(())
+}
+
+fn vmalloc_takes_highmem_and_reaches_it() -> Outcome {
+    if !populated(ZoneKind::HighMem) {
+        return Err(Failure::Skip("no zone HighMem; lowmem= makes one"));
+    }
+    const PAGES: u64 = 20;
+    let request = Request::zeroed(PAGES * PAGE_SIZE);
+    let va = vmalloc::vmalloc(&request, &sched::task_context()).map_err(|_| Failure::Wrong("no memory"))?;
+    let page = |n: u64| VirtAddr::new(va.as_u64() + n * PAGE_SIZE);
+    let clean = (0..PAGES).all(|n| phys::read_mapped(page(n)) == 0);
+    (0..PAGES).for_each(|n| phys::store_mapped(page(n), 7000 + n));
+    let frames = (0..PAGES).map(|n| paging::kernel().translate(&Tables, page(n)).map(|at| at.phys.pfn()));
+    let right = frames
+        .zip(7000..)
+        .all(|(pfn, value)| pfn.is_some_and(|pfn| kmap::is_highmem(pfn) && word(pfn) == value));
+    check(vmalloc::vfree(va), "vfree refused")?;
+    check(clean, "vzalloc left what was there")?;
+    check(right, "the area is not of highmem, or shows other frames")
+}
+
+fn movable_memory_serves_what_can_move() -> Outcome {
+    if !populated(ZoneKind::Movable) {
+        return Err(Failure::Skip("no zone Movable; movablecore= makes one"));
+    }
+    let kind = |pfn: Pfn| Vmemmap.page(pfn).map(mm_core::Page::zone);
+    let (movable, fixed) =
+        (one(Gfp::NOWAIT | Gfp::HIGHMEM | Gfp::MOVABLE)?, one(Gfp::NOWAIT | Gfp::HIGHMEM)?);
+    let kinds = (kind(movable), kind(fixed));
+    kmap::copy_to_page(movable, 0, &41_u64.to_le_bytes());
+    let value = word(movable);
+    drop_frame(movable);
+    drop_frame(fixed);
+    check(kinds.0 == Some(ZoneKind::Movable), "a movable request was served elsewhere")?;
+    check(kinds.1 != Some(ZoneKind::Movable), "a request that cannot move got movable memory")?;
+    check(value == 41, "movable memory cannot be reached")
 }
 
 fn drop_frame(frame: Pfn) {
@@ -57,7 +138,7 @@ fn kmap_of_low_memory_is_the_direct_map() -> Outcome {
     check(phys::read_mapped(va) == 1, "kmap shows another frame")?;
     check(kmap::kunmap(pfn), "kunmap refused its own mapping")?;
     kmap::clear_highpage(pfn);
-    check(DirectMap.read_u64(pfn.phys()) == 0, "clear_highpage left something")?;
+    check(word(pfn) == 0, "clear_highpage left something")?;
     drop_frame(pfn);
     Ok(())
 }

@@ -4,7 +4,7 @@ use memvisor_abi::PageKind;
 use mm_core::{PAGE_SHIFT, PAGE_SIZE, Pfn, PhysAddr};
 use mm_memblock::{AllocRange, Direction, Memblock};
 
-use crate::mm::phys;
+use crate::mm::limits;
 use crate::sync::Lock;
 
 /// Regions of each list. Hostile E820 maps stay far below.
@@ -69,7 +69,7 @@ pub fn for_each_owned(start: Pfn, end: Pfn, mut f: impl FnMut(Owned)) {
 /// direct map reaches. The frames are not cleared.
 pub fn alloc(pages: u64, align_pages: u64, node: Option<u32>, kind: PageKind) -> Option<Pfn> {
     // The first MiB stays with firmware and real mode (Linux: `memblock_reserve(0, SZ_1M)`).
-    let range = AllocRange { min: PhysAddr::new(1 << 20), max: phys::end() };
+    let range = AllocRange { min: PhysAddr::new(1 << 20), max: limits::early_end() };
     let bytes = pages << PAGE_SHIFT;
     let align = align_pages << PAGE_SHIFT;
     let mut memblock = MEMBLOCK.lock();

@@ -8,8 +8,8 @@ use core::panic::Location;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use guest_firmware::acpi::MAX_CPUS;
-use memvisor_abi::{KmapKind, KmapWindow, LAST_PKMAP, PFN_NONE, VmFlags, ZoneKind};
-use mm_core::{Event, MaySleep, MemMap, PAGE_SIZE, Pfn, Trace, VirtAddr};
+use memvisor_abi::{KmapKind, KmapWindow, LAST_PKMAP, PFN_NONE, VmFlags};
+use mm_core::{Event, MaySleep, PAGE_SIZE, Pfn, Trace, VirtAddr};
 use mm_pgtable::{Entry, FlushRange, Prot, TableMem, layout};
 use mm_vmalloc::{KmapError, LocalStack, Pkmap, PkmapHit};
 
@@ -19,7 +19,7 @@ use crate::mm::layout::{levels, percpu_area, percpu_contains};
 use crate::mm::memmap::Vmemmap;
 use crate::mm::paging::{self, Tables};
 use crate::mm::vmalloc::vm;
-use crate::mm::{fixmap, phys};
+use crate::mm::{fixmap, limits, phys};
 use crate::sched::{self, WaitQueue};
 use crate::sync::Lock;
 use crate::{println, topology};
@@ -92,7 +92,8 @@ pub fn nr_windows() -> usize {
 
 /// Whether the direct map does not reach a frame (Linux: `PageHighMem`).
 pub fn is_highmem(pfn: Pfn) -> bool {
-    Vmemmap.page(pfn).is_some_and(|page| page.zone() == ZoneKind::HighMem)
+    // HIGHMEM, or MOVABLE where that is taken from it.
+    pfn >= limits::lowmem_end()
 }
 
 /// Where a frame is mapped, without mapping it (Linux: `page_address`).
@@ -307,6 +308,32 @@ pub fn clear_highpage(pfn: Pfn) {
     let va = kmap_local(pfn).expect("a slot of kmap_local for a page that is cleared");
     phys::zero_mapped(va);
     kunmap_local(va);
+}
+
+/// Calls `f` with where a frame of any zone is mapped meanwhile.
+fn with_mapped<R>(pfn: Pfn, f: impl FnOnce(VirtAddr) -> R) -> R {
+    let va = kmap_local(pfn).expect("a slot of kmap_local for a copy");
+    let result = f(va);
+    kunmap_local(va);
+    result
+}
+
+/// Copies from ordinary memory into a frame of any zone (Linux: `memcpy_to_page`).
+pub fn copy_to_page(pfn: Pfn, offset: u64, bytes: &[u8]) {
+    if is_highmem(pfn) {
+        with_mapped(pfn, |va| phys::copy_to_mapped(va, offset, bytes));
+    } else {
+        phys::copy_to_frame(pfn, offset, bytes);
+    }
+}
+
+/// Copies from a frame of any zone into ordinary memory (Linux: `memcpy_from_page`).
+pub fn copy_from_page(pfn: Pfn, offset: u64, bytes: &mut [u8]) {
+    if is_highmem(pfn) {
+        with_mapped(pfn, |va| phys::copy_from_mapped(va, offset, bytes));
+    } else {
+        phys::copy_from_frame(pfn, offset, bytes);
+    }
 }
 
 /// Task switch: the slots of the task that leaves are emptied, those of the one that comes are filled (Linux:

@@ -17,7 +17,7 @@ use mm_page_alloc::init_range;
 use mm_pgtable::{LeafSize, Prot, layout};
 
 use crate::mm::layout::levels;
-use crate::mm::{early, page_alloc, paging, phys};
+use crate::mm::{early, limits, page_alloc, paging, phys};
 use crate::println;
 
 const SECTION_PAGES_SHIFT: u32 = SECTION_SIZE_BITS - PAGE_SHIFT;
@@ -195,7 +195,7 @@ pub fn bring_online(index: usize) {
     let mut at = start;
     for_each_ram(start, end, |first, last, node| {
         hole(at, first);
-        page_alloc::for_each_zone_part(first, last, |first, last, kind| {
+        limits::of(node).for_each_part(first, last, |first, last, kind| {
             init_range(&Fresh, first, last, node, kind, PageKind::Tail);
         });
         at = last;
@@ -205,7 +205,7 @@ pub fn bring_online(index: usize) {
     early::for_each_owned(start, end, |owned| mark(owned.start, owned.end, owned.kind));
     section.set_online();
     for_each_free(start, end, |first, last, node| {
-        page_alloc::for_each_zone_part(first, last, |first, last, kind| {
+        limits::of(node).for_each_part(first, last, |first, last, kind| {
             page_alloc::hand_over(node, kind, first, last);
         });
     });

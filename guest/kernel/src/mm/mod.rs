@@ -1,11 +1,13 @@
 //! Wiring of the memory manager: what `guest/mm` decides, on this machine's memory.
 
+pub mod cma;
 pub mod cpu_local;
 pub mod early;
 pub mod fixmap;
 pub mod ioremap;
 pub mod kmap;
 pub mod layout;
+pub mod limits;
 pub mod memmap;
 pub mod page_alloc;
 pub mod paging;
@@ -13,4 +15,5 @@ pub mod pcp;
 pub mod phys;
 pub mod reclaim;
 pub mod slab;
+pub mod sysctl;
 pub mod vmalloc;

@@ -7,22 +7,22 @@ use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering
 use memvisor_abi::{
     MAX_NR_ZONES, MAX_NUMNODES, NR_VM_EVENTS, Node, VmEvent, Watermark, Zonelist, ZonelistOrder,
 };
-use mm_core::{Gfp, MemMap, Order, PageKind, Pfn, PhysMem, ZoneKind};
+use mm_core::{CpuLocal, Gfp, MemMap, Order, PageKind, Pfn, ZoneKind};
 use mm_page_alloc::{
-    Context, FreeError, Machine, NodeState, PageAllocator, Zone, ZoneGlance, ZoneLimits, build_zonelist,
-    fallback_order, set_high_and_batch, watermark, zone_batchsize, zone_extents, zone_highsize,
+    Context, FreeError, Machine, NodeState, PageAllocator, Zone, ZoneGlance, build_zonelist, fallback_order,
+    set_high_and_batch, zone_batchsize, zone_extents, zone_highsize,
 };
 
 use crate::arch::regs;
 use crate::drivers::memvisor;
 use crate::mm::memmap::{self, Vmemmap};
-use crate::mm::phys::DirectMap;
 use crate::mm::reclaim::KernelReclaim;
-use crate::mm::{early, pcp};
+use crate::mm::{cma, early, kmap, limits, pcp, sysctl};
 use crate::sync::{Guard, Lock};
 use crate::{cmdline, print, println, topology};
 
-const ZONES_MAX: usize = MAX_NUMNODES * MAX_NR_ZONES;
+/// Places for zones: those of nodes that do not exist stay empty.
+pub const ZONES_MAX: usize = MAX_NUMNODES * MAX_NR_ZONES;
 
 #[expect(clippy::cast_possible_truncation, reason = "the index is below 256")]
 const fn new_zone(index: usize) -> Lock<Zone> {
@@ -113,45 +113,35 @@ pub fn zones() -> impl Iterator<Item = ZoneLock> {
     (0..nr_nodes() * MAX_NR_ZONES).map(ZoneLock)
 }
 
-/// Splits a range of RAM at zone boundaries (DMA 16 MiB, DMA32 4 GiB).
-pub fn for_each_zone_part(start: Pfn, end: Pfn, mut f: impl FnMut(Pfn, Pfn, ZoneKind)) {
-    let limits = ZoneLimits::X86_64;
-    let parts = [
-        (Pfn::new(0), limits.dma_end, ZoneKind::Dma),
-        (limits.dma_end, limits.dma32_end, ZoneKind::Dma32),
-        (limits.dma32_end, Pfn::new(u64::MAX), ZoneKind::Normal),
-    ];
-    for (low, high, kind) in parts {
-        let (first, last) = (start.max(low), end.min(high));
-        if first < last {
-            f(first, last, kind);
-        }
-    }
-}
-
 /// Builds nodes and zones from memblock and the topology, and brings the sections online that are
 /// needed at once (Linux: `free_area_init`, `memblock_free_all`).
 pub fn init() {
     let count = topology::nr_nodes();
     NR_NODES.store(count, Ordering::Relaxed);
     decide_fresh_is_zero();
+    limits::init_movable();
     for node in 0..u32::try_from(count).unwrap_or(0) {
         init_node(node);
     }
     pcp::init(count, build_zonelists);
+    let fraction =
+        cmdline::number("percpu_pagelist_high_fraction").and_then(|number| u32::try_from(number).ok());
+    PCP_HIGH_FRACTION.store(fraction.unwrap_or(0), Ordering::Relaxed);
+    cma::init();
     count_managed();
-    set_watermarks();
+    sysctl::init();
     size_pcps();
     for index in 0..memmap::sections().len() {
         if memmap::is_needed(&memmap::sections()[index]) {
             memmap::bring_online(index);
         }
     }
+    cma::bring_online();
 }
 
 fn init_node(node: u32) {
     let memblock = early::MEMBLOCK.lock();
-    let extents = zone_extents(memblock.memory(), node, ZoneLimits::X86_64);
+    let extents = zone_extents(memblock.memory(), node, limits::of(node));
     let mut info = Node { id: node, ..NO_NODE };
     let ranges = || memblock.mem_pfn_ranges(Some(node));
     if let (Some(first), Some(end)) = (ranges().map(|r| r.0).min(), ranges().map(|r| r.1).max()) {
@@ -171,7 +161,7 @@ fn init_node(node: u32) {
 /// Every free frame is managed, and deferred until its section is online.
 fn count_managed() {
     memmap::for_each_free(Pfn::new(0), Pfn::new(u64::MAX), |first, last, node| {
-        for_each_zone_part(first, last, |first, last, kind| {
+        limits::of(node).for_each_part(first, last, |first, last, kind| {
             let pages = last.as_u64() - first.as_u64();
             let mut zone = zone(node, kind).lock();
             zone.add_managed(pages);
@@ -260,28 +250,44 @@ fn build_zonelists(lists: &mut [Zonelist]) {
     }
 }
 
-/// Sizes every CPU's lists (Linux: `setup_per_cpu_pageset`, `zone_set_pageset_high_and_batch`). Runs before the other
-/// CPUs do.
+/// Sizes every CPU's lists, before the other CPUs run (Linux: `setup_per_cpu_pageset`).
 fn size_pcps() {
-    let all_cpus = topology::CPUS.lock().count;
-    let fraction = cmdline::number("percpu_pagelist_high_fraction").unwrap_or(0);
-    let fraction = u32::try_from(fraction).unwrap_or(0);
-    for (index, zone) in zones().enumerate() {
-        let (node, managed, low) = {
-            let zone = zone.lock();
-            let info = zone.info();
-            (info.node, info.managed_pages, info.watermark[Watermark::Low as usize])
-        };
-        if managed == 0 {
-            continue;
+    for (index, _) in zones().enumerate() {
+        if let Some((high, batch)) = pcp_limits(index) {
+            pcp::for_each_at_boot(index, |pcp| set_high_and_batch(pcp, high, batch));
         }
-        let near = topology::cpus_of(node);
-        let cpus = u32::try_from(if near == 0 { all_cpus } else { near }).unwrap_or(1);
-        let batch = zone_batchsize(managed).max(1);
-        let high = zone_highsize(managed, low, batch, cpus, fraction);
-        pcp::for_each_at_boot(index, |pcp| set_high_and_batch(pcp, high, batch));
     }
 }
+
+/// Sizes the lists of every CPU anew, each by its own CPU, because watermarks changed (Linux: `zone_pcp_update`). What is
+/// too long then shrinks with the next free.
+pub fn resize_pcps() {
+    pcp::Local.for_each(|_, cpu| {
+        for (index, pcp) in cpu.pcps.iter_mut().enumerate() {
+            if let Some((high, batch)) = pcp_limits(index) {
+                set_high_and_batch(pcp, high, batch);
+            }
+        }
+    });
+}
+
+/// How many pages a CPU may keep of a zone, and how many it moves at once; `None` for an empty zone (Linux:
+/// `zone_set_pageset_high_and_batch`).
+fn pcp_limits(index: usize) -> Option<(u32, u32)> {
+    let (node, managed, low) = {
+        let zone = ZONES[index].lock();
+        let info = zone.info();
+        (info.node, info.managed_pages, info.watermark[Watermark::Low as usize])
+    };
+    let fraction = PCP_HIGH_FRACTION.load(Ordering::Relaxed);
+    let near = topology::cpus_of(node);
+    let cpus = u32::try_from(if near == 0 { topology::CPUS.lock().count } else { near }).unwrap_or(1);
+    let batch = zone_batchsize(managed).max(1);
+    (managed > 0).then(|| (zone_highsize(managed, low, batch, cpus, fraction), batch))
+}
+
+/// `percpu_pagelist_high_fraction=`.
+static PCP_HIGH_FRACTION: AtomicU32 = AtomicU32::new(0);
 
 /// The machine that [`PAGES`] stands on.
 #[derive(Clone, Copy, Debug)]
@@ -325,7 +331,7 @@ impl Machine for Kernel {
     }
 
     fn zero_frames(&self, first: Pfn, count: u64) {
-        (0..count).for_each(|index| DirectMap.zero_frame(first.offset(index)));
+        (0..count).for_each(|index| kmap::clear_highpage(first.offset(index)));
     }
 
     fn grow(&self, zone: usize) -> bool {
@@ -398,35 +404,6 @@ pub fn pgalloc_pgfree() -> (u64, u64) {
 }
 
 const _: () = assert!(NR_VM_EVENTS > VmEvent::Pgfree as usize);
-
-/// Computes watermarks and reserves of all zones and writes them. The formulas look at all zones at
-/// once, so they work on copies, which are too large for a kernel stack.
-fn set_watermarks() {
-    static COPIES: Lock<[Zone; ZONES_MAX]> = Lock::new([const { Zone::new(0, ZoneKind::Dma) }; ZONES_MAX]);
-    let mut copies = COPIES.lock();
-    let copies = &mut copies[..nr_nodes() * MAX_NR_ZONES];
-    for (copy, zone) in copies.iter_mut().zip(zones()) {
-        *copy.info_mut() = *zone.lock().info();
-    }
-    let min_free_kbytes = watermark::min_free_kbytes(watermark::nr_free_buffer_pages(copies));
-    let min_free_kbytes = cmdline::number("min_free_kbytes").unwrap_or(min_free_kbytes);
-    let scale_factor = cmdline::number("watermark_scale_factor").filter(|factor| (1..=3000).contains(factor));
-    let boost_factor =
-        cmdline::number("watermark_boost_factor").and_then(|factor| u32::try_from(factor).ok());
-    let boost_factor = boost_factor.unwrap_or(mm_page_alloc::WATERMARK_BOOST_FACTOR);
-    watermark::setup_per_zone_lowmem_reserve(copies, watermark::LOWMEM_RESERVE_RATIO);
-    watermark::setup_per_zone_wmarks(
-        copies,
-        min_free_kbytes,
-        scale_factor.unwrap_or(watermark::WATERMARK_SCALE_FACTOR),
-    );
-    for (copy, zone) in copies.iter().zip(zones()) {
-        let mut zone = zone.lock();
-        zone.info_mut().watermark = copy.info().watermark;
-        zone.info_mut().watermark_boost_factor = boost_factor;
-        zone.info_mut().lowmem_reserve = copy.info().lowmem_reserve;
-    }
-}
 
 /// Prints zones as Linux's boot log and /proc/zoneinfo do, and free blocks as /proc/buddyinfo.
 pub fn print() {

@@ -12,7 +12,7 @@ use crate::arch::percpu::AREA_RUNS;
 use crate::arch::regs;
 use crate::mm::layout::{APIC_VA, levels, percpu_area};
 use crate::mm::phys::{self, DirectMap};
-use crate::mm::{early, page_alloc};
+use crate::mm::{early, limits, page_alloc};
 use crate::sync::Lock;
 
 static ROOT: AtomicU64 = AtomicU64::new(0);
@@ -78,7 +78,7 @@ pub fn largest_leaf(gbpages: bool) -> LeafSize {
     if gbpages { LeafSize::Size1G } else { LeafSize::Size2M }
 }
 
-/// Builds the final tables and switches to them: the direct map of all RAM and the image, W^X. The
+/// Builds the final tables and switches to them: the direct map of all low RAM and the image, W^X. The
 /// frames of code and read-only data are read-only in the direct map too (Linux: `mark_rodata_ro`
 /// with the alias of the direct map).
 pub fn init(largest: LeafSize, apic_base: u64) {
@@ -93,6 +93,10 @@ pub fn init(largest: LeafSize, apic_base: u64) {
     // regions do not change any more.
     while let Some((first, last)) = nth_ram(next) {
         next += 1;
+        let last = last.min(limits::lowmem_end_addr());
+        if first >= last {
+            continue;
+        }
         end = last;
         map_direct(table, first, last.min(text), Prot::KERNEL_RW, largest);
         map_direct(table, first.max(text), last.min(data), Prot::KERNEL_RO, largest);

@@ -192,6 +192,22 @@ pub fn copy_from_frame(pfn: Pfn, offset: u64, bytes: &mut [u8]) {
     unsafe { core::ptr::copy_nonoverlapping(source, bytes.as_mut_ptr(), bytes.len()) }
 }
 
+/// Copies from ordinary memory into a page that the caller mapped outside the direct map.
+pub fn copy_to_mapped(va: VirtAddr, offset: u64, bytes: &[u8]) {
+    assert!(offset + bytes.len() as u64 <= PAGE_SIZE, "copy crosses a page");
+    let target = (va.as_u64() + offset) as *mut u8;
+    // SAFETY: inside one page, which belongs to no Rust object (`store_mapped`); a missing mapping faults and ends the kernel.
+    unsafe { core::ptr::copy_nonoverlapping(bytes.as_ptr(), target, bytes.len()) }
+}
+
+/// Copies from a page that the caller mapped outside the direct map into ordinary memory.
+pub fn copy_from_mapped(va: VirtAddr, offset: u64, bytes: &mut [u8]) {
+    assert!(offset + bytes.len() as u64 <= PAGE_SIZE, "copy crosses a page");
+    let source = (va.as_u64() + offset) as *const u8;
+    // SAFETY: as for `copy_to_mapped`.
+    unsafe { core::ptr::copy_nonoverlapping(source, bytes.as_mut_ptr(), bytes.len()) }
+}
+
 /// Words of frames that belong to no Rust object, as atomics: for rings that others read while they are written.
 pub fn words(addr: PhysAddr, count: u64) -> &'static [AtomicU64] {
     assert!(addr.is_aligned(8), "words at {addr}, which is not a multiple of 8");

@@ -12,7 +12,7 @@ use crate::mm::layout::levels;
 use crate::mm::memmap::Vmemmap;
 use crate::mm::paging::{self, Tables};
 use crate::mm::phys::DirectMap;
-use crate::mm::{early, page_alloc};
+use crate::mm::{early, kmap, page_alloc};
 use crate::sync::Lock;
 use crate::{println, smp};
 
@@ -105,7 +105,7 @@ impl PhysMem for Kernel {
     }
 
     fn zero_frame(&self, pfn: Pfn) {
-        DirectMap.zero_frame(pfn);
+        kmap::clear_highpage(pfn);
     }
 }
 

@@ -1,12 +1,13 @@
 //! Corruptions of free lists and zone counters.
 
-use memvisor_abi::{PFN_NONE, Watermark};
-use mm_core::{MemMap, Migratetype, Order, PageKind, PageState, Pfn, PhysMem};
+use memvisor_abi::{PFN_NONE, Watermark, ZoneKind};
+use mm_core::{MemMap, Migratetype, Order, PageKind, PageState, Pfn, PhysAddr, PhysMem};
 use mm_page_alloc::Zone;
 
 use crate::mm::memmap::Vmemmap;
 use crate::mm::page_alloc::{self, ZoneGuard};
 use crate::mm::phys::DirectMap;
+use crate::mm::{cma, sysctl};
 
 type Outcome = Result<(), &'static str>;
 
@@ -110,6 +111,30 @@ pub fn watermark() -> Outcome {
     Ok(())
 }
 
+/// Settings that changed, and watermarks that did not follow.
+pub fn stale_watermark() -> Outcome {
+    sysctl::with_settings(|settings| {
+        settings.watermark_scale_factor = 500;
+        settings.changes += 1;
+    });
+    Ok(())
+}
+
+/// A request for more free memory that was recorded and not obeyed.
+pub fn sysctl_user_kbytes() -> Outcome {
+    sysctl::with_settings(|settings| {
+        settings.user_min_free_kbytes = settings.min_free_kbytes + 4;
+        settings.changes += 1;
+    });
+    Ok(())
+}
+
+/// A zone that keeps a page more from its neighbours' users than its ratio says.
+pub fn lowmem_reserve() -> Outcome {
+    any_zone()?.info_mut().lowmem_reserve[ZoneKind::Movable as usize] += 1;
+    Ok(())
+}
+
 /// A set bit for an order whose list is empty, or none for one that is not.
 pub fn nonempty() -> Outcome {
     any_zone()?.info_mut().nonempty[Migratetype::Movable as usize] ^= 1;
@@ -157,6 +182,18 @@ pub fn pageblock_type() -> Outcome {
 /// A zone that counts a page of a contiguous area as free that is not.
 pub fn nr_free_cma() -> Outcome {
     any_zone()?.info_mut().nr_free_cma += 1;
+    Ok(())
+}
+
+/// An area that claims a block more than it was given.
+pub fn cma_area() -> Outcome {
+    cma::with_area(0, |area| area.count += Order::MAX.pages()).ok_or("no contiguous area; cma= makes one")
+}
+
+/// A free frame of an area whose bit says that somebody has it.
+pub fn cma_bitmap() -> Outcome {
+    let area = cma::area(0).ok_or("no contiguous area; cma= makes one")?;
+    DirectMap.write_u64(PhysAddr::new(area.bitmap_gpa), 1);
     Ok(())
 }
 

@@ -56,6 +56,13 @@ pub fn reserved_bit() -> Outcome {
     Ok(())
 }
 
+/// RAM that the direct map does not have any more.
+pub fn direct_map_hole() -> Outcome {
+    let va = layout::phys_to_virt(levels(), frame()?.phys()).ok_or("beyond the direct map")?;
+    paging::unmap_kernel(va, PAGE_SIZE);
+    Ok(())
+}
+
 /// A table that lies in the hole below 4 GiB.
 pub fn table_outside_ram() -> Outcome {
     const HOLE: u64 = 0xd000_0000;

@@ -10,6 +10,7 @@
 mod addr;
 mod context;
 mod gfp;
+mod migrate;
 mod order;
 mod page;
 mod page_state;
@@ -23,6 +24,7 @@ mod tests;
 pub use addr::{Pfn, PhysAddr, VirtAddr};
 pub use context::MaySleep;
 pub use gfp::Gfp;
+pub use migrate::{Migrate, MigrateError, MigrateMode, NoMigrate};
 pub use order::Order;
 pub use page::Page;
 pub use page_state::PageState;

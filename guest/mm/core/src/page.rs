@@ -1,7 +1,10 @@
 //! `struct page` as the memory manager holds it.
 
 use core::mem::{align_of, offset_of, size_of};
-use core::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering::Relaxed};
+use core::sync::atomic::{
+    AtomicI32, AtomicU32, AtomicU64,
+    Ordering::{Acquire, Relaxed, Release},
+};
 
 use memvisor_abi as abi;
 use memvisor_abi::{Migratetype, PageFlags, PageKind, ZoneKind};
@@ -236,6 +239,38 @@ impl Page {
     /// Clears `flags`.
     pub fn remove(&self, flags: PageFlags) {
         self.flags.fetch_and(!flags.bits(), Relaxed);
+    }
+
+    /// Locks the page unless it is locked already (Linux: `trylock_page`). Whoever did unlocks it soon, and does not sleep
+    /// meanwhile.
+    pub fn try_lock(&self) -> bool {
+        self.flags.fetch_or(PageFlags::LOCKED.bits(), Acquire) & PageFlags::LOCKED.bits() == 0
+    }
+
+    /// Waits for the page's lock and takes it (Linux: `lock_page`, which may sleep).
+    pub fn lock(&self) {
+        while !self.try_lock() {
+            core::hint::spin_loop();
+        }
+    }
+
+    /// Opens the page's lock (Linux: `unlock_page`).
+    pub fn unlock(&self) {
+        self.flags.fetch_and(!PageFlags::LOCKED.bits(), Release);
+    }
+
+    /// Marks the page as one whose contents `owner` can move, see [`crate::Migrate`] (Linux: `__SetPageMovable`). The
+    /// caller has the page locked, or nobody else knows it yet.
+    pub fn set_movable(&self, owner: u64) {
+        self.set_mapping(owner);
+        self.insert(PageFlags::MOVABLE);
+    }
+
+    /// Ends [`Page::set_movable`] (Linux: `__ClearPageMovable`). The caller has the page locked. An isolated page
+    /// stays so until migration sees that its owner has gone.
+    pub fn clear_movable(&self) {
+        self.remove(PageFlags::MOVABLE);
+        self.set_mapping(0);
     }
 }
 

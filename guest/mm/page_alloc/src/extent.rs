@@ -21,32 +21,61 @@ pub struct ZoneLimits {
     pub dma_end: Pfn,
     /// One past the last frame of DMA32.
     pub dma32_end: Pfn,
+    /// First frame of HIGHMEM, which the direct map does not reach; the other zones but MOVABLE end here (Linux:
+    /// `max_low_pfn`). Beyond all RAM without HIGHMEM.
+    pub lowmem_end: Pfn,
     /// First frame of MOVABLE on the node in question, as [`crate::find_zone_movable_pfns`] computes
     /// it; frame 0 without MOVABLE.
     pub movable_start: Pfn,
 }
 
 impl ZoneLimits {
-    /// x86-64: DMA below 16 MiB, DMA32 below 4 GiB, no MOVABLE.
-    pub const X86_64: ZoneLimits =
-        ZoneLimits { dma_end: Pfn::new(1 << 12), dma32_end: Pfn::new(1 << 20), movable_start: Pfn::new(0) };
+    /// x86-64: DMA below 16 MiB, DMA32 below 4 GiB, no HIGHMEM, no MOVABLE.
+    pub const X86_64: ZoneLimits = ZoneLimits {
+        dma_end: Pfn::new(1 << 12),
+        dma32_end: Pfn::new(1 << 20),
+        lowmem_end: Pfn::new(u64::MAX),
+        movable_start: Pfn::new(0),
+    };
 
     /// The frames that may be in a zone other than MOVABLE, if RAM ends at `max_pfn`.
     pub(crate) fn possible(&self, kind: ZoneKind, max_pfn: u64) -> (u64, u64) {
-        let (dma_end, dma32_end) = (self.dma_end.as_u64(), self.dma32_end.as_u64());
+        let low_end = self.lowmem_end.as_u64();
+        let (dma_end, dma32_end) = (self.dma_end.as_u64().min(low_end), self.dma32_end.as_u64().min(low_end));
         let (low, high) = match kind {
             ZoneKind::Dma => (0, dma_end),
             ZoneKind::Dma32 => (dma_end, dma32_end),
-            ZoneKind::Normal => (dma32_end, u64::MAX),
-            ZoneKind::HighMem | ZoneKind::Movable => (0, 0),
+            ZoneKind::Normal => (dma32_end, low_end),
+            ZoneKind::HighMem => (low_end, u64::MAX),
+            ZoneKind::Movable => (0, 0),
         };
         (low, high.min(max_pfn).max(low))
+    }
+
+    /// Splits frames of one node at the zones' borders: calls `f(first, end, kind)` for each part, ascending. The limits are
+    /// that node's.
+    pub fn for_each_part(&self, start: Pfn, end: Pfn, mut f: impl FnMut(Pfn, Pfn, ZoneKind)) {
+        let movable = match self.movable_start {
+            none if none == Pfn::new(0) => Pfn::new(u64::MAX),
+            first => first,
+        };
+        for kind in [ZoneKind::Dma, ZoneKind::Dma32, ZoneKind::Normal, ZoneKind::HighMem] {
+            let (low, high) = self.possible(kind, u64::MAX);
+            let (first, last) = (start.max(Pfn::new(low)), end.min(Pfn::new(high)).min(movable));
+            if first < last {
+                f(first, last, kind);
+            }
+        }
+        // MOVABLE is the end of the highest zone in use, so nothing of the node lies above it.
+        if start.max(movable) < end {
+            f(start.max(movable), end, ZoneKind::Movable);
+        }
     }
 
     /// The highest zone that has room below `max_pfn`: MOVABLE takes its frames (Linux:
     /// `find_usable_zone_for_movable`).
     pub(crate) fn movable_zone(&self, max_pfn: u64) -> (u64, u64) {
-        [ZoneKind::Normal, ZoneKind::Dma32, ZoneKind::Dma]
+        [ZoneKind::HighMem, ZoneKind::Normal, ZoneKind::Dma32, ZoneKind::Dma]
             .into_iter()
             .map(|kind| self.possible(kind, max_pfn))
             .find(|(low, high)| low < high)

@@ -85,3 +85,14 @@ pub fn put<C: Counter>(count: &C) -> Option<bool> {
     }
     None
 }
+
+/// Takes all references at once if there are `expected`: until [`unfreeze`] nobody gets one (Linux:
+/// `page_ref_freeze`).
+pub fn freeze<C: Counter>(count: &C, expected: i32) -> bool {
+    count.compare_exchange(expected, 0, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+}
+
+/// Ends [`freeze`] with `count` references (Linux: `page_ref_unfreeze`).
+pub fn unfreeze<C: Counter>(references: &C, count: i32) {
+    references.fetch_add(count, Ordering::Release);
+}

@@ -1,6 +1,7 @@
 //! Tests: pictures for single steps, the bitmap for long ones, hand-computed numbers for formulas.
 mod alloc;
 mod buddy;
+mod contig;
 mod damage;
 mod extent;
 mod model;

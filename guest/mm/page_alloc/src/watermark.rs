@@ -4,8 +4,9 @@
 //!
 //! ```text
 //! min_free_kbytes = clamp(isqrt(16 * lowmem_kbytes), 128, 262144)
-//! min(zone)       = (min_free_kbytes / 4) * managed(zone) / sum of managed
-//! gap(zone)       = max(min(zone) / 4, managed(zone) * watermark_scale_factor / 10000)
+//! share(zone)     = (min_free_kbytes / 4) * managed(zone) / sum of managed that is not highmem
+//! gap(zone)       = max(share(zone) / 4, managed(zone) * watermark_scale_factor / 10000)
+//! min  = share(zone); of highmem clamp(managed(zone) / 1024, 32, 128)
 //! low  = min + gap
 //! high = low + gap
 //!
@@ -13,18 +14,23 @@
 //!                               divided by ratio(zone); 0 if the zone is empty or the ratio is 0
 //! ```
 //!
+//! Highmem is what lies above [`VmSysctl::lowmem_end_pfn`]: HIGHMEM, and MOVABLE where that is taken from HIGHMEM. Any other
 //! MOVABLE counts like any other zone in `min`, as it does in Linux up to 6.4, but not in `lowmem`.
 
-use memvisor_abi::{MAX_NR_ZONES, PAGE_SHIFT, Watermark};
+use memvisor_abi::{MAX_NR_ZONES, PAGE_SHIFT, VmSysctl, Watermark};
 use mm_core::ZoneKind;
 
 use crate::Zone;
 
 /// Linux's default `watermark_scale_factor`: a gap of at least 0.1 % of the zone.
-pub const WATERMARK_SCALE_FACTOR: u64 = 10;
+pub const WATERMARK_SCALE_FACTOR: u64 = VmSysctl::DEFAULT.watermark_scale_factor as u64;
 
 /// Linux's default `lowmem_reserve_ratio`, indexed by [`ZoneKind`]. 0 reserves nothing.
-pub const LOWMEM_RESERVE_RATIO: [u64; MAX_NR_ZONES] = [256, 256, 32, 0, 0];
+pub const LOWMEM_RESERVE_RATIO: [u32; MAX_NR_ZONES] = VmSysctl::DEFAULT.lowmem_reserve_ratio;
+
+/// The least and the most that a highmem zone keeps: atomic allocations seldom need it (Linux: `SWAP_CLUSTER_MAX` and 128).
+const SWAP_CLUSTER_MAX: u64 = 32;
+const HIGHMEM_MIN_MAX: u64 = 128;
 
 /// The default `min_free_kbytes` for that many pages of low memory: grows with the square root
 /// (Linux: `calculate_min_free_kbytes`).
@@ -57,23 +63,40 @@ pub fn nr_free_buffer_pages(zones: &[Zone]) -> u64 {
 
 /// min, low and high of a zone (Linux: `__setup_per_zone_wmarks`).
 ///
-/// `total_managed` is the sum over all zones of all nodes.
+/// `lowmem` is the sum of what is managed over all zones of all nodes that are not highmem; `high` says whether this
+/// one is. A zone without pages has no watermarks.
+///
+/// Differs from Linux: an empty highmem zone has no minimum either, where Linux gives it 32 pages that nobody asks for.
 pub const fn zone_watermarks(
     managed: u64,
-    total_managed: u64,
+    high: bool,
+    lowmem: u64,
     min_free_kbytes: u64,
     watermark_scale_factor: u64,
 ) -> [u64; 3] {
     let pages_min = min_free_kbytes >> (PAGE_SHIFT - 10);
-    let min = match pages_min.saturating_mul(managed).checked_div(total_managed) {
-        Some(min) => min,
+    let share = match pages_min.saturating_mul(managed).checked_div(lowmem) {
+        Some(share) => share,
         None => 0,
     };
     // In this order nothing overflows, and the result is the same (Linux: `mult_frac`).
     let scaled = (managed / 10_000).saturating_mul(watermark_scale_factor)
         + (managed % 10_000).saturating_mul(watermark_scale_factor) / 10_000;
-    let gap = if scaled > min / 4 { scaled } else { min / 4 };
-    [min, min + gap, min + 2 * gap]
+    let gap = if scaled > share / 4 { scaled } else { share / 4 };
+    let min = match managed / 1024 {
+        _ if !high => share,
+        _ if managed == 0 => 0,
+        part if part < SWAP_CLUSTER_MAX => SWAP_CLUSTER_MAX,
+        part if part > HIGHMEM_MIN_MAX => HIGHMEM_MIN_MAX,
+        part => part,
+    };
+    let low = min.saturating_add(gap);
+    [min, low, low.saturating_add(gap)]
+}
+
+/// Whether the direct map does not reach a zone (Linux: `is_highmem`).
+pub fn is_highmem(zone: &Zone, tuning: &VmSysctl) -> bool {
+    zone.info().spanned_pages > 0 && zone.info().start_pfn >= tuning.lowmem_end_pfn
 }
 
 /// Pages that each zone of a node keeps from allocations which could have used a higher zone, given
@@ -81,7 +104,7 @@ pub const fn zone_watermarks(
 /// `setup_per_zone_lowmem_reserve`).
 pub fn lowmem_reserves(
     managed: [u64; MAX_NR_ZONES],
-    ratios: [u64; MAX_NR_ZONES],
+    ratios: [u32; MAX_NR_ZONES],
 ) -> [[u64; MAX_NR_ZONES]; MAX_NR_ZONES] {
     let mut reserves = [[0; MAX_NR_ZONES]; MAX_NR_ZONES];
     for (zone, (reserve, ratio)) in reserves.iter_mut().zip(ratios).enumerate() {
@@ -91,24 +114,38 @@ pub fn lowmem_reserves(
         let mut above = 0u64;
         for (slot, pages) in reserve.iter_mut().zip(managed).skip(zone + 1) {
             above = above.saturating_add(pages);
-            *slot = above / ratio;
+            *slot = above / u64::from(ratio);
         }
     }
     reserves
 }
 
-/// Sets the watermarks of all zones of all nodes.
-pub fn setup_per_zone_wmarks(zones: &mut [Zone], min_free_kbytes: u64, watermark_scale_factor: u64) {
-    let total = zones.iter().map(|zone| zone.info().managed_pages).sum();
+/// Computes `min_free_kbytes` from the zones, which have no watermarks yet, unless somebody asked for a value (Linux:
+/// `calculate_min_free_kbytes`, and a write to the sysctl after it).
+pub fn calculate_min_free_kbytes(zones: &[Zone], tuning: &mut VmSysctl) {
+    tuning.min_free_kbytes = match tuning.user_min_free_kbytes {
+        VmSysctl::NOBODY => min_free_kbytes(nr_free_buffer_pages(zones)),
+        user => user,
+    };
+}
+
+/// Sets the watermarks of all zones of all nodes; boosts end (Linux: `__setup_per_zone_wmarks`).
+pub fn setup_per_zone_wmarks(zones: &mut [Zone], tuning: &VmSysctl) {
+    let low = |zone: &&Zone| !is_highmem(zone, tuning);
+    let lowmem = zones.iter().filter(low).map(|zone| zone.info().managed_pages).sum();
+    let scale = u64::from(tuning.watermark_scale_factor);
     for zone in zones {
+        let high = is_highmem(zone, tuning);
         let info = zone.info_mut();
-        info.watermark = zone_watermarks(info.managed_pages, total, min_free_kbytes, watermark_scale_factor);
+        info.watermark = zone_watermarks(info.managed_pages, high, lowmem, tuning.min_free_kbytes, scale);
+        info.watermark_boost = 0;
+        info.watermark_boost_factor = tuning.watermark_boost_factor;
     }
 }
 
 /// Sets the lowmem reserves of all zones. The zones of a node are neighbours in `zones`, as in the
 /// published table.
-pub fn setup_per_zone_lowmem_reserve(zones: &mut [Zone], ratios: [u64; MAX_NR_ZONES]) {
+pub fn setup_per_zone_lowmem_reserve(zones: &mut [Zone], ratios: [u32; MAX_NR_ZONES]) {
     for node in zones.chunk_by_mut(|left, right| left.info().node == right.info().node) {
         let mut managed = [0; MAX_NR_ZONES];
         for zone in node.iter() {

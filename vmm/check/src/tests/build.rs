@@ -10,7 +10,7 @@ use zerocopy::FromZeros;
 
 use super::guest::*;
 use super::{pcp, slab, vmalloc};
-use crate::watermark::{Tuning, lowmem_reserves, watermarks};
+use crate::watermark::{Sums, Tuning, lowmem_reserves, min_free_kbytes, watermarks};
 
 /// The page of code on which application processors start.
 const TRAMPOLINE: u64 = 0x8000;
@@ -271,9 +271,10 @@ impl Builder {
         let lowmem = zones.iter().map(|zone| zone.managed_pages).sum();
         for zones in zones.chunks_mut(MAX_NR_ZONES) {
             let managed = std::array::from_fn(|kind: usize| zones[kind].managed_pages);
-            for (zone, reserve) in zones.iter_mut().zip(lowmem_reserves(managed)) {
+            for (zone, reserve) in zones.iter_mut().zip(lowmem_reserves(managed, Tuning::default().ratios)) {
                 zone.lowmem_reserve = reserve;
-                zone.watermark = watermarks(zone.managed_pages, lowmem, lowmem, Tuning::default());
+                let sums = Sums { buffer: lowmem, low: lowmem };
+                zone.watermark = watermarks(zone.managed_pages, false, sums, &Tuning::default());
             }
         }
         zones
@@ -363,6 +364,8 @@ impl Builder {
         ];
         let (cache, cache_nodes) = slab::fill(&mut self.memory);
         let (pcps, zonelists) = (pcp::pcps(zones), pcp::zonelists());
+        let lowmem: u64 = zones.iter().map(|zone| zone.managed_pages).sum();
+        let sysctl = VmSysctl { min_free_kbytes: min_free_kbytes(lowmem * 4), ..VmSysctl::DEFAULT };
         let mut at = ROOT_GPA + 4096;
         let mut table =
             |memory: &mut SparseMemory, count: usize, size: usize, write: &dyn Fn(&mut SparseMemory, u64)| {
@@ -421,6 +424,7 @@ impl Builder {
             cache_nodes: publish!(cache_nodes, CacheNode),
             pcps: publish!(pcps, PerCpuPages),
             zonelists: publish!(zonelists, Zonelist),
+            vm_sysctl: publish!([sysctl], VmSysctl),
             counters: Counters::default(),
             // Tables that no rule under test needs are not published.
             ..Root::new_zeroed()

@@ -3,6 +3,7 @@
 use memvisor_abi::*;
 
 use super::guest::*;
+use crate::watermark::{Sums, Tuning, min_free_kbytes, watermarks};
 
 #[test]
 fn e820_raw_names_the_entry_that_differs() {
@@ -80,13 +81,50 @@ fn zone_managed_sees_pages_that_were_never_handed_over() {
     let watermark = guest.zone(NODE0_DMA32).watermark;
     let lost = (1..8).find(|lost| {
         let zones = guest.guest().zones().unwrap();
-        let total = zones.iter().map(|zone| zone.managed_pages).sum::<u64>() - lost;
-        let managed = zones[NODE0_DMA32].managed_pages - lost;
-        crate::watermark::watermarks(managed, total, total, crate::watermark::Tuning::default()) == watermark
+        let all: u64 = zones.iter().map(|zone| zone.managed_pages).sum();
+        let (total, managed) = (all - lost, zones[NODE0_DMA32].managed_pages - lost);
+        let sums = Sums { buffer: total, low: total };
+        watermarks(managed, false, sums, &Tuning::default()) == watermark
+            && min_free_kbytes(total * 4) == min_free_kbytes(all * 4)
     });
     let lost = lost.expect("some pages fewer change no watermark");
     guest.edit_zone(NODE0_DMA32, |zone| zone.managed_pages -= lost);
     only(&guest, "zone.managed");
+}
+
+#[test]
+fn zone_sysctl_sees_a_request_that_was_not_obeyed() {
+    let mut guest = healthy();
+    let gpa = guest.guest().root().vm_sysctl.gpa;
+    guest.memory.write_u64(gpa + std::mem::offset_of!(VmSysctl, user_min_free_kbytes) as u64, 77).unwrap();
+    assert!(only(&guest, "zone.sysctl").to_string().contains("asked for 77"));
+}
+
+#[test]
+fn zone_sysctl_sees_what_the_command_line_did_not_ask_for() {
+    let mut guest = healthy();
+    guest.facts.cmdline = "watermark_boost_factor=7".to_owned();
+    only(&guest, "zone.sysctl");
+}
+
+#[test]
+fn lowmem_moves_every_border_that_depends_on_it() {
+    let mut guest = healthy();
+    guest.facts.cmdline = "lowmem=128M".to_owned();
+    let report = guest.audit();
+    for rule in ["zone.extent", "memmap.zone", "pgtable.direct-map", "zone.sysctl"] {
+        assert!(report.findings.iter().any(|finding| finding.rule == rule), "{rule}: {report}");
+    }
+    let direct = report.findings.iter().find(|finding| finding.rule == "pgtable.direct-map").unwrap();
+    assert_eq!(direct.frame, Some(0x8000));
+}
+
+#[test]
+fn pgtable_direct_map_sees_a_hole() {
+    let mut guest = healthy();
+    let pgd = guest.kernel_pgd;
+    guest.edit_entry(pgd, PAGE_OFFSET + 64 * MIB, 2, |_| 0);
+    assert_eq!(only(&guest, "pgtable.direct-map").frame, Some(0x4000));
 }
 
 #[test]
@@ -523,11 +561,15 @@ fn zone_boost_sees_one_above_its_limit_and_one_that_is_off() {
 }
 
 #[test]
-fn zone_watermark_follows_the_command_line() {
+fn zone_watermark_follows_the_settings_in_force() {
     let mut guest = healthy();
     guest.facts.cmdline = "quiet min_free_kbytes=4096 watermark_scale_factor=200".into();
-    assert!(guest.audit().findings.iter().all(|finding| finding.rule == "zone.watermark"));
-    assert!(!guest.audit().findings.is_empty());
+    // The marks are those of the settings that are published, which are not those that were asked for.
+    only(&guest, "zone.sysctl");
+    let gpa = guest.guest().root().vm_sysctl.gpa;
+    guest.memory.write_u64(gpa + std::mem::offset_of!(VmSysctl, min_free_kbytes) as u64, 4096).unwrap();
+    let report = guest.audit();
+    assert!(report.findings.iter().any(|finding| finding.rule == "zone.watermark"), "{report}");
 }
 
 #[test]

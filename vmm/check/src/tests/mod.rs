@@ -1,6 +1,7 @@
 //! Every rule both ways: silent on a healthy guest, and the one that names its fault.
 
 mod build;
+mod cma;
 mod faults;
 mod guest;
 mod hostile;

@@ -10,7 +10,7 @@ use crate::ReadError;
 /// The published tables.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
-#[expect(missing_docs, reason = "each is named for the field of `memvisor_abi::Root`")]
+#[expect(missing_docs, reason = "each is named for the field of `memvisor_abi::Root`, or what that leads to")]
 pub enum TableName {
     Layout,
     E820Raw,
@@ -34,6 +34,9 @@ pub enum TableName {
     Pcps,
     Zonelists,
     VmEvents,
+    VmSysctl,
+    CmaAreas,
+    CmaBitmap,
 }
 
 impl TableName {
@@ -62,6 +65,9 @@ impl TableName {
             TableName::Pcps => "pcps",
             TableName::Zonelists => "zonelists",
             TableName::VmEvents => "vm_events",
+            TableName::VmSysctl => "vm_sysctl",
+            TableName::CmaAreas => "cma_areas",
+            TableName::CmaBitmap => "cma_areas' bitmap",
         }
     }
 }

@@ -10,6 +10,7 @@
 //! when they are asked for. What several reads put together may be torn while the guest runs: see
 //! [`consistent`].
 
+mod cma;
 mod consistent;
 mod error;
 mod free_list;

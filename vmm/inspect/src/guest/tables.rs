@@ -5,7 +5,7 @@ use std::mem::size_of;
 use memvisor_abi as abi;
 use memvisor_abi::{
     AddressSpace, CpuInfo, E820Entry, LayoutRange, MAX_NR_ZONES, MAX_NUMNODES, MemblockRegion, Node,
-    SECTION_SIZE_BITS, Section, TableRef, TraceRing, Zone,
+    SECTION_SIZE_BITS, Section, TableRef, TraceRing, VmSysctl, Zone,
 };
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -106,6 +106,14 @@ impl<S: MemorySource + ?Sized> Guest<'_, S> {
     pub fn zones(&self) -> Result<Vec<Zone>, GuestError> {
         let max = (MAX_NUMNODES * MAX_NR_ZONES) as u64;
         self.table(TableName::Zones, self.root.zones, max, Absent::IsMissing)
+    }
+
+    /// Settings of watermarks and reserves, one or none.
+    ///
+    /// # Errors
+    /// [`GuestError`].
+    pub fn vm_sysctl(&self) -> Result<Vec<VmSysctl>, GuestError> {
+        self.table(TableName::VmSysctl, self.root.vm_sysctl, 1, Absent::IsEmpty)
     }
 
     /// One zone.

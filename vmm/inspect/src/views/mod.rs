@@ -5,6 +5,7 @@
 //! frame numbers as numbers). The first line of the text says what it is.
 
 mod buddy;
+mod cma;
 mod cpus;
 mod e820;
 mod events;
@@ -32,6 +33,7 @@ use std::fmt;
 use serde::Serialize;
 
 pub use buddy::{BuddyRow, BuddyView};
+pub use cma::{CmaRow, CmaView};
 pub use cpus::{CpuRow, CpusView};
 pub use e820::{E820Row, E820View};
 pub use events::{EventRow, NumastatRow, NumastatView, VmstatView};

@@ -21,8 +21,35 @@ pub(super) struct Said {
     pub distances: BTreeMap<u32, Vec<u8>>,
     pub cpus: BTreeMap<u32, String>,
     pub apic_ids: Vec<u32>,
+    /// Zones with memory (/proc/zoneinfo).
+    pub zones: Vec<SaidZone>,
+    /// /proc/sys/vm by name; of lowmem_reserve_ratio the first number.
+    pub vm: BTreeMap<String, u64>,
     /// Machine's node by Linux's.
     domains: BTreeMap<u32, u32>,
+}
+
+/// A zone as /proc/zoneinfo has it; pages.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct SaidZone {
+    pub node: u32,
+    pub name: String,
+    /// start_pfn, spanned, present, managed, min, low, high.
+    pub pages: [u64; 7],
+    /// By Linux's zones: DMA, DMA32, Normal, Movable, Device.
+    pub protection: Vec<u64>,
+}
+
+impl SaidZone {
+    /// From "NODE NAME START SPANNED PRESENT MANAGED MIN LOW HIGH PROTECTION...".
+    fn parse(line: &str) -> Option<SaidZone> {
+        let mut words = line.split_whitespace();
+        let node = words.next()?.parse().ok()?;
+        let name = words.next()?.to_owned();
+        let numbers: Vec<u64> = words.map(str::parse).collect::<Result<_, _>>().ok()?;
+        let (pages, protection) = numbers.split_first_chunk()?;
+        Some(SaidZone { node, name, pages: *pages, protection: protection.to_vec() })
+    }
 }
 
 impl Said {
@@ -70,6 +97,12 @@ impl Said {
                 "domain" => {
                     said.domains.insert(node()?, fields().1.parse().map_err(|_| bad())?);
                 }
+                "zone" => said.zones.push(SaidZone::parse(rest).ok_or_else(bad)?),
+                "vm" => {
+                    let (name, values) = fields();
+                    let first = values.split(' ').next().and_then(|value| value.parse().ok());
+                    said.vm.insert(name.to_owned(), first.ok_or_else(bad)?);
+                }
                 "apicid" => said.apic_ids.push(rest.parse().map_err(|_| bad())?),
                 _ => {}
             }
@@ -97,8 +130,12 @@ impl Said {
         let mut ranges: Vec<_> = self.ranges.iter().map(|(node, range)| (id(*node), range.clone())).collect();
         // All addresses have 16 digits.
         ranges.sort_by(|a, b| a.1.cmp(&b.1));
+        let mut zones = self.zones.clone();
+        zones.iter_mut().for_each(|zone| zone.node = id(zone.node));
+        zones.sort_by_key(|zone| (zone.node, zone.pages));
         Said {
             ranges,
+            zones,
             present_pages: self.present_pages.iter().map(|(node, pages)| (id(*node), *pages)).collect(),
             managed_pages: self.managed_pages.iter().map(|(node, pages)| (id(*node), *pages)).collect(),
             managed: self.managed.iter().map(|(node, kib)| (id(*node), *kib)).collect(),

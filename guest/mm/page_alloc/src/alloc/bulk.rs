@@ -22,6 +22,31 @@ pub struct PageList {
 impl PageList {
     /// No pages.
     pub const EMPTY: PageList = PageList { head: PFN_NONE, len: 0 };
+
+    /// Puts a page that is on no list first.
+    pub fn push<T: MemMap + ?Sized>(&mut self, map: &T, pfn: Pfn) {
+        if let Some(page) = map.page(pfn) {
+            page.set_next(self.head);
+            *self = PageList { head: pfn.as_u64(), len: self.len + 1 };
+        }
+    }
+
+    /// Takes the first page off.
+    pub fn pop<T: MemMap + ?Sized>(&mut self, map: &T) -> Option<Pfn> {
+        self.len = self.len.checked_sub(1)?;
+        let pfn = Pfn::new(self.head);
+        let page = map.page(pfn)?;
+        self.head = page.next();
+        page.set_next(PFN_NONE);
+        Some(pfn)
+    }
+
+    /// Puts all of `other` first, the other way round.
+    pub fn append<T: MemMap + ?Sized>(&mut self, map: &T, mut other: PageList) {
+        while let Some(pfn) = other.pop(map) {
+            self.push(map, pfn);
+        }
+    }
 }
 
 impl<M: Machine> PageAllocator<M> {

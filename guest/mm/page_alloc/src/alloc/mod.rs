@@ -27,7 +27,10 @@ mod slowpath;
 use core::fmt;
 
 use memvisor_abi::{EventId, MAX_NR_ZONES, VmEvent, Zonelist};
-use mm_core::{CpuLocal, Event, Gfp, MemMap, Order, PAGE_SIZE, Pfn, PhysAddr, Trace, ZoneId, ZoneKind};
+use mm_core::{
+    CpuLocal, Event, Gfp, MemMap, Migrate, NoMigrate, Order, PAGE_SIZE, Pfn, PhysAddr, Trace, ZoneId,
+    ZoneKind,
+};
 
 use crate::gfp::Context;
 use crate::pcp::CpuPages;
@@ -84,6 +87,11 @@ pub trait Machine {
     /// `ZONE_RECLAIM_ACTIVE`).
     fn is_reclaiming(&self, _zone: usize) -> bool {
         false
+    }
+
+    /// The owners of movable pages; none by default.
+    fn migrate(&self) -> &dyn Migrate {
+        &NoMigrate
     }
 
     /// Whether a report may be printed now (Linux: `__ratelimit`).

@@ -1,7 +1,7 @@
 //! The allocator above the zones, on a machine of two nodes and two CPUs.
 
 mod family;
-mod machine;
+pub(super) mod machine;
 mod model;
 mod paths;
 mod references;

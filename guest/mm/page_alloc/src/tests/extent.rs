@@ -137,6 +137,49 @@ fn no_movable_zone_for_nothing_or_everything() {
     }
 }
 
+#[test]
+fn highmem_begins_where_low_memory_ends_and_movable_is_taken_from_it() {
+    let memory = [ram(0, 512 * MIB, 0)];
+    let limits = ZoneLimits { lowmem_end: Pfn::new(96 * MI), ..ZoneLimits::X86_64 };
+    assert_eq!(
+        zone_extents(&memory, 0, limits),
+        [
+            extent(0, 4096, 4096),
+            extent(4096, 80 * MI, 80 * MI),
+            NONE,
+            extent(96 * MI, 416 * MI, 416 * MI),
+            NONE
+        ]
+    );
+    let starts = find_zone_movable_pfns(&memory, 128 * MI, limits);
+    assert_eq!(starts[0], Pfn::new(384 * MI));
+    let limits = ZoneLimits { movable_start: starts[0], ..limits };
+    let [_, _, _, high, movable] = zone_extents(&memory, 0, limits);
+    assert_eq!(high, extent(96 * MI, 288 * MI, 288 * MI));
+    assert_eq!(movable, extent(384 * MI, 128 * MI, 128 * MI));
+    // More than HIGHMEM has: low memory is never movable.
+    let starts = find_zone_movable_pfns(&memory, 500 * MI, limits);
+    assert_eq!(starts[0], Pfn::new(96 * MI));
+}
+
+#[test]
+fn low_memory_may_end_above_4_gib() {
+    let memory = [ram(0, 3 * GIB, 0), ram(4 * GIB, 8 * GIB, 0)];
+    let limits = ZoneLimits { lowmem_end: Pfn::new(6 * GI), ..ZoneLimits::X86_64 };
+    let extents = zone_extents(&memory, 0, limits);
+    assert_eq!(extents[2], extent(4 * GI, 2 * GI, 2 * GI));
+    assert_eq!(extents[3], extent(6 * GI, 2 * GI, 2 * GI));
+    let mut parts = Vec::new();
+    limits.for_each_part(Pfn::new(0), Pfn::new(8 * GI), |first, end, kind| {
+        parts.push((first.as_u64(), end.as_u64(), kind));
+    });
+    let high = (6 * GI, 8 * GI, ZoneKind::HighMem);
+    assert_eq!(
+        parts,
+        [(0, 4096, ZoneKind::Dma), (4096, 4 * GI, ZoneKind::Dma32), (4 * GI, 6 * GI, ZoneKind::Normal), high]
+    );
+}
+
 /// RAM in steps of 2 MiB over 0..40 MiB and around 4 GiB, three nodes.
 fn memory() -> impl Strategy<Value = Vec<MemblockRegion>> {
     prop::collection::vec(prop::option::of(0u32..3), 40).prop_map(|units| {
@@ -153,10 +196,22 @@ fn memory() -> impl Strategy<Value = Vec<MemblockRegion>> {
 proptest! {
     #![proptest_config(ProptestConfig { rng_seed: RngSeed::Fixed(4), ..ProptestConfig::default() })]
     #[test]
-    fn every_frame_of_ram_is_present_in_one_zone(memory in memory(), movablecore in 0u64..20_000) {
-        let starts = find_zone_movable_pfns(&memory, movablecore, ZoneLimits::X86_64);
+    fn every_frame_of_ram_is_present_in_one_zone(memory in memory(), movablecore in 0u64..20_000, low in prop::option::of(1u64..20)) {
+        let lowmem_end = low.map_or(Pfn::new(u64::MAX), |blocks| Pfn::new(blocks * 1024));
+        let limits = ZoneLimits { lowmem_end, ..ZoneLimits::X86_64 };
+        let starts = find_zone_movable_pfns(&memory, movablecore, limits);
         for (node, start) in (0u32..3).zip(starts) {
-            let extents = zone_extents(&memory, node, ZoneLimits { movable_start: start, ..ZoneLimits::X86_64 });
+            let limits = ZoneLimits { movable_start: start, ..limits };
+            let extents = zone_extents(&memory, node, limits);
+            // The parts of the node's RAM say the same.
+            let mut parts = [0; 5];
+            for region in memory.iter().filter(|region| region.node == node) {
+                let (first, end) = (Pfn::new(region.base >> 12), Pfn::new((region.base + region.size) >> 12));
+                limits.for_each_part(first, end, |first, end, kind| {
+                    parts[kind as usize] += end.as_u64() - first.as_u64();
+                });
+            }
+            prop_assert_eq!(parts, extents.map(|extent| extent.present));
             let total: u64 = memory.iter().filter(|region| region.node == node).map(|region| region.size >> 12).sum();
             prop_assert_eq!(extents.iter().map(|extent| extent.present).sum::<u64>(), total);
             let mut end = 0;
