@@ -35,6 +35,7 @@
 mod alloc;
 mod alloc_flags;
 mod audit;
+mod compaction;
 mod error;
 mod extent;
 mod fallback;
@@ -62,6 +63,7 @@ pub use alloc::{
 };
 pub use alloc_flags::AllocFlags;
 pub use audit::Violation;
+pub use compaction::{COMPACT_MAX_DEFER_SHIFT, ContigPageInfo, EXTFRAG_THRESHOLD, KcompactdWork};
 pub use error::FreeError;
 pub use extent::{Extent, ZoneLimits, zone_extents};
 pub use fallback::WATERMARK_BOOST_FACTOR;
