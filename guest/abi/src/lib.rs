@@ -17,6 +17,7 @@
 #![forbid(unsafe_code)]
 
 mod boot;
+mod compaction;
 mod cpu;
 mod event;
 mod layout;
@@ -32,6 +33,7 @@ mod zone;
 mod zonelist;
 
 pub use boot::{E820Entry, E820Type, MemblockRegion};
+pub use compaction::{Kcompactd, MAX_MOVABLE_OWNERS, MovableOwner};
 pub use cpu::{AddressSpace, CpuInfo, CpuState};
 pub use event::{CpuEvents, NR_NUMA_EVENTS, NR_VM_EVENTS, NumaEvent, VmEvent};
 pub use layout::{LayoutKind, LayoutRange, fnv1a};

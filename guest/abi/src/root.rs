@@ -106,6 +106,10 @@ pub struct Root {
     pub trace_rings: TableRef,
     /// [`crate::CpuEvents`], indexed by CPU; a count is the sum over CPUs (Linux: `vm_event_states`).
     pub vm_events: TableRef,
+    /// [`crate::MovableOwner`], `MAX_MOVABLE_OWNERS` slots.
+    pub movable_owners: TableRef,
+    /// [`crate::Kcompactd`], indexed by node.
+    pub kcompactds: TableRef,
     /// Event counters.
     pub counters: Counters,
 }
@@ -114,7 +118,7 @@ impl Root {
     /// First bytes of the structure.
     pub const MAGIC: [u8; 16] = *b"memvisor-root\x00\x0d\x0a";
     /// Version of this interface. Any change of a layout raises it.
-    pub const VERSION: u32 = 3;
+    pub const VERSION: u32 = 4;
     /// `size_of::<Root>()`, as [`Root::size`] has it.
     #[expect(clippy::cast_possible_truncation, reason = "pinned by an assert below")]
     pub const SIZE: u32 = size_of::<Root>() as u32;
@@ -202,12 +206,14 @@ pub const LAYOUT_HASH: u64 = fnv1a(&[
     size_of::<Cache>() as u64,
     size_of::<CacheCpu>() as u64,
     size_of::<CacheNode>() as u64,
+    size_of::<crate::MovableOwner>() as u64,
+    size_of::<crate::Kcompactd>() as u64,
 ]);
 
 const _: () = assert!(
     offset_of!(Root, layout_hash) == 24
         && offset_of!(Root, self_gpa) == 32
         && offset_of!(Root, layout) == 120
-        && offset_of!(Root, counters) == 488
-        && size_of::<Root>() == 520
+        && offset_of!(Root, counters) == 520
+        && size_of::<Root>() == 552
 );

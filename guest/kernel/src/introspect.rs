@@ -17,7 +17,7 @@ use crate::init::E820;
 use crate::mm::layout::levels;
 use crate::mm::page_alloc::{self, NODES, ZONES};
 use crate::mm::vmalloc::AREAS;
-use crate::mm::{early, kmap, memmap, paging, pcp, phys, slab};
+use crate::mm::{early, kcompactd, kmap, memmap, movable, paging, pcp, phys, slab};
 use crate::sched;
 use crate::sync::Lock;
 use crate::task::{FAULTS, SYSCALLS};
@@ -71,6 +71,8 @@ static MEMVISOR_ROOT: RootPage = RootPage(Lock::new(Root {
     tasks: NO_TABLE,
     trace_rings: NO_TABLE,
     vm_events: NO_TABLE,
+    movable_owners: NO_TABLE,
+    kcompactds: NO_TABLE,
     counters: Counters { pgfault: 0, pgalloc: 0, pgfree: 0, syscalls: 0 },
 }));
 
@@ -185,6 +187,8 @@ pub fn publish_zones() {
         root.caches = slice(slab::caches());
         root.cache_cpus = slice(slab::cpu_tables());
         root.cache_nodes = slab::node_table();
+        root.movable_owners = movable::table();
+        root.kcompactds = kcompactd::table(nodes);
     });
     stage(BootStage::Buddy);
 }

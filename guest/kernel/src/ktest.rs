@@ -2,6 +2,7 @@
 
 mod alloc;
 mod buddy;
+mod fragmentation;
 mod highmem;
 mod paging;
 mod slab;
@@ -46,7 +47,8 @@ const TESTS: [(&str, Test); 18] = [
 ];
 
 /// Groups that `ktest=NAME` runs; plain `ktest` runs [`TESTS`].
-const GROUPS: [(&str, &[(&str, Test)]); 8] = [
+const GROUPS: [(&str, &[(&str, Test)]); 9] = [
+    ("fragmentation", &fragmentation::TESTS),
     ("slab", &slab::TESTS),
     ("slab-debug", &slab_debug::TESTS),
     ("vmalloc", &vmalloc::TESTS),

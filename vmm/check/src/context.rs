@@ -1,8 +1,9 @@
 //! Everything an audit reads once, before the rules run.
 
 use memvisor_abi::{
-    AddressSpace, BootStage, CpuInfo, E820Entry, LayoutRange, MemblockRegion, Migratetype, NODE_NONE, Node,
-    Page, PageKind, PerCpuPages, Root, Section, SectionState, TaskInfo, Zone, Zonelist,
+    AddressSpace, BootStage, CpuInfo, E820Entry, LayoutRange, MemblockRegion, Migratetype, MovableOwner,
+    NODE_NONE, Node, Page, PageFlags, PageKind, PerCpuPages, Root, Section, SectionState, TaskInfo, Zone,
+    Zonelist,
 };
 use memvisor_inspect::{
     CpuRegisters, Facts, FreeList, Guest, GuestError, KmapWindowSlots, MemorySource, PcpBlocks, VmAreaAt,
@@ -50,6 +51,8 @@ pub(crate) struct Context<'a> {
     /// Blocks on per-CPU lists; empty lists are left out.
     pub pcp_lists: Vec<PcpBlocks>,
     pub zonelists: Vec<Zonelist>,
+    /// Owners of movable pages by number, from 1; empty if the guest publishes none.
+    pub movable_owners: Vec<MovableOwner>,
     /// What the guest should have found.
     pub machine: Machine,
     /// Why rules on nodes, zones, sections and owners cannot run, if they cannot.
@@ -95,6 +98,7 @@ impl<'a> Context<'a> {
         }
         let pcps = loader.table(buddy, guest.pcps());
         let zonelists = loader.table(buddy, guest.zonelists());
+        let movable_owners = loader.table(buddy, guest.movable_owners());
         let mut pcp_lists = Vec::new();
         for (index, pcp) in pcps.iter().enumerate() {
             let (cpu, zone) = (index / zones.len().max(1), index % zones.len().max(1));
@@ -134,6 +138,7 @@ impl<'a> Context<'a> {
             pcps,
             pcp_lists,
             zonelists,
+            movable_owners,
             machine,
             no_zones,
             guest,
@@ -189,6 +194,8 @@ impl<'a> Context<'a> {
             text.push_str(&format!(", page {} of the area at {:#x}", page.index, page.mapping));
         } else if page.kind == PageKind::Slab as u8 {
             text.push_str(&format!(", slab of cache {}", page.mapping));
+        } else if page.page_flags().contains(PageFlags::MOVABLE) {
+            text.push_str(&format!(", movable, page {} of owner {}", page.index, page.mapping));
         } else if page.mapping != 0 {
             text.push_str(&format!(", mapped by pid {} at {:#x}", page.mapping, page.index << 12));
         }

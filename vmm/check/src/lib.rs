@@ -15,6 +15,7 @@ mod alias;
 mod attach;
 mod buddy;
 mod claims;
+mod compaction;
 mod context;
 mod cpu;
 mod e820;
@@ -90,6 +91,10 @@ pub const RULES: &[&Rule] = &[
     &zonelist::ORDER,
     &zonelist::OWN,
     &zonelist::EVENTS,
+    &compaction::POSITION,
+    &compaction::DEFERRAL,
+    &compaction::OWNER,
+    &compaction::ISOLATED,
     &memmap::NODE,
     &memmap::ZONE,
     &memmap::REFCOUNT,
@@ -177,6 +182,7 @@ fn audit_guest(context: &Context<'_>, mut ledger: Ledger) -> AuditReport {
     pageblock::run(context, ledger_ref);
     pcp::run(context, ledger_ref);
     zonelist::run(context, ledger_ref);
+    compaction::run(context, ledger_ref);
     slab::run(context, ledger_ref);
     let paging = if context.root.stage >= memvisor_abi::BootStage::Paging as u32 {
         let paging = Paging::of_guest(context);

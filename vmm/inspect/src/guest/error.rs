@@ -34,6 +34,8 @@ pub enum TableName {
     Pcps,
     Zonelists,
     VmEvents,
+    MovableOwners,
+    Kcompactds,
 }
 
 impl TableName {
@@ -62,6 +64,8 @@ impl TableName {
             TableName::Pcps => "pcps",
             TableName::Zonelists => "zonelists",
             TableName::VmEvents => "vm_events",
+            TableName::MovableOwners => "movable_owners",
+            TableName::Kcompactds => "kcompactds",
         }
     }
 }

@@ -5,6 +5,7 @@
 //! frame numbers as numbers). The first line of the text says what it is.
 
 mod buddy;
+mod compaction;
 mod cpus;
 mod e820;
 mod events;
@@ -31,6 +32,7 @@ use std::fmt;
 use serde::Serialize;
 
 pub use buddy::{BuddyRow, BuddyView};
+pub use compaction::{CompactionRow, CompactionView, KcompactdRow, MovableOwnerRow};
 pub use cpus::{CpuRow, CpusView};
 pub use e820::{E820Row, E820View};
 pub use events::{EventRow, NumastatRow, NumastatView, VmstatView};
