@@ -4,6 +4,7 @@ mod alloc;
 mod bad_input;
 mod buddy;
 mod cma;
+mod fragmentation;
 mod highmem;
 mod paging;
 mod slab;
@@ -50,6 +51,7 @@ const TESTS: [(&str, Test); 18] = [
 
 /// Groups that `ktest=NAME` runs; plain `ktest` runs [`TESTS`].
 const GROUPS: &[(&str, &[(&str, Test)])] = &[
+    ("fragmentation", &fragmentation::TESTS),
     ("slab", &slab::TESTS),
     ("slab-debug", &slab_debug::TESTS),
     ("vmalloc", &vmalloc::TESTS),

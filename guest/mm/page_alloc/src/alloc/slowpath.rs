@@ -306,6 +306,9 @@ impl<M: Machine> PageAllocator<M> {
         }
         self.count(VmEvent::CompactStall, 1);
         let block = self.get_page_from_freelist(request, flags);
+        if let Some(block) = block {
+            self.note_compaction_success(block.pfn, request.order);
+        }
         self.count(if block.is_some() { VmEvent::CompactSuccess } else { VmEvent::CompactFail }, 1);
         block
     }
