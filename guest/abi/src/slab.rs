@@ -7,7 +7,7 @@
 //! | `mapping` | number of the cache | number of the cache | [`SLOB_MAPPING`] |
 //! | `index` | first free object, 0 if none | first object (colour included) | first free block, 0 if none |
 //! | `mapcount` | [`SlabCounters`] | [`SlabCounters`] | free units of 8 bytes |
-//! | `private` | 0 | index array of a slab whose cache has `index_array` 0 | 0 |
+//! | `private` | owner and what others freed: [`SLAB_OWNER_SHIFT`] | index array of a slab whose cache has `index_array` 0 | 0 |
 //! | `next`, `prev` | list links | list links | list links |
 //!
 //! The other frames have kind `Tail` and lead to the head.
@@ -29,6 +29,9 @@ pub const CACHE_NAME_LEN: usize = 32;
 pub const SLOB_MAPPING: u64 = 0x534c_4f42;
 /// `mapping` of the first frame of a kmalloc allocation too large for a cache.
 pub const LARGE_MAPPING: u64 = 0x4c41_5247;
+/// First bit of `private` of a SLUB slab that holds the number of the CPU that owns it, plus 1; 0 of a slab that is not frozen. The bits
+/// below are the address of the first object that other CPUs freed, linked like the slab's own list; these objects count as in use.
+pub const SLAB_OWNER_SHIFT: u32 = 52;
 /// Entries that follow the two words of a row of alien objects (Linux: `alien->limit` 12).
 pub const ALIEN_LIMIT: u32 = 12;
 /// Words of a row of alien objects: entries in use, limit, entries.
@@ -133,7 +136,7 @@ pub struct CacheCpu {
     pub freelist: u64,
     /// Head frame of the CPU's slab, or [`crate::PFN_NONE`] (SLUB).
     pub slab: u64,
-    /// Head frame of the first slab of the CPU's partial list, linked by `next` (SLUB).
+    /// Head frame of the first slab of the CPU's partial list, linked by `next` and `prev` (SLUB).
     pub partial: u64,
     /// Copy of [`Cache::offset`]; `u32::MAX` in SLAB.
     pub offset: u32,

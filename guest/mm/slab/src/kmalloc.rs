@@ -174,9 +174,9 @@ impl<M: Machine> Kmem<M> {
         if object == Object::ZERO_SIZE {
             return Ok(());
         }
-        if let Some((_, page)) = self.slab_of(object) {
-            return match CacheId::new(page.mapping()) {
-                Some(id) => self.free(id, object),
+        if let Some((pfn, page)) = self.slab_of(object) {
+            return match self.free_found(pfn, page, object) {
+                Some(freed) => freed,
                 None => self.slob_kfree(object),
             };
         }

@@ -1,6 +1,6 @@
 //! Lists of slabs, linked through the descriptors of their heads. The list lock of cache and node guards them.
 
-use memvisor_abi::{PFN_NONE, SlabList};
+use memvisor_abi::{CacheCpu, PFN_NONE, SlabList};
 use mm_core::{MemMap, Page, Pfn};
 
 /// Puts a slab first.
@@ -41,6 +41,34 @@ pub(crate) fn remove(list: &mut SlabList, map: &impl MemMap, page: &Page) {
     page.set_next(PFN_NONE);
     page.set_prev(PFN_NONE);
     list.nr = list.nr.saturating_sub(1);
+}
+
+/// Puts a slab first on a CPU's partial list, which only that CPU reaches.
+#[inline]
+pub(crate) fn push_cpu(cpu: &mut CacheCpu, map: &impl MemMap, pfn: Pfn, page: &Page) {
+    page.set_prev(PFN_NONE);
+    page.set_next(cpu.partial);
+    if let Some((_, next)) = at(cpu.partial, map) {
+        next.set_prev(pfn.as_u64());
+    }
+    cpu.partial = pfn.as_u64();
+    cpu.partial_slabs += 1;
+}
+
+/// Takes a slab off the CPU's partial list.
+#[inline]
+pub(crate) fn remove_cpu(cpu: &mut CacheCpu, map: &impl MemMap, page: &Page) {
+    let (next, prev) = (page.next(), page.prev());
+    match at(prev, map) {
+        Some((_, before)) => before.set_next(next),
+        None => cpu.partial = next,
+    }
+    if let Some((_, after)) = at(next, map) {
+        after.set_prev(prev);
+    }
+    page.set_next(PFN_NONE);
+    page.set_prev(PFN_NONE);
+    cpu.partial_slabs = cpu.partial_slabs.saturating_sub(1);
 }
 
 /// The first slab.

@@ -1,9 +1,9 @@
 //! Frames as slabs: marking, finding the head, giving back.
 
-use memvisor_abi::{PFN_NONE, SlabCounters};
+use memvisor_abi::{PFN_NONE, SLAB_OWNER_SHIFT, SlabCounters};
 use mm_core::{Event, Gfp, MemMap, Order, Page, PageAlloc, PageKind, Pfn};
 
-use crate::{Cache, Kmem, Machine, Object, SlabFlags};
+use crate::{Cache, CacheId, Kmem, Machine, Object, SlabFlags};
 
 /// Slabs that were taken off their lists and wait to be given back, linked by `next`.
 #[derive(Debug)]
@@ -18,6 +18,64 @@ impl Discard {
     pub(crate) fn push(&mut self, pfn: Pfn, page: &Page) {
         page.set_next(self.0);
         self.0 = pfn.as_u64();
+    }
+}
+
+/// An address in a slab of a cache, where an object may start: what all ways to free work on.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Place<'m> {
+    pub(crate) id: CacheId,
+    pub(crate) cache: &'m Cache,
+    pub(crate) pfn: Pfn,
+    pub(crate) page: &'m Page,
+    pub(crate) object: Object,
+}
+
+impl Place<'_> {
+    /// Another address in the slab.
+    pub(crate) const fn at(self, object: Object) -> Self {
+        Place { object, ..self }
+    }
+
+    /// Whether an object of a SLUB slab starts there (Linux: `check_valid_pointer`).
+    pub(crate) fn is_object(&self) -> bool {
+        let start = self.pfn.phys().as_u64() + u64::from(self.cache.red_left());
+        let size = u64::from(self.cache.size());
+        let from = self.object.0.checked_sub(start);
+        from.is_some_and(|from| {
+            from.is_multiple_of(size) && from / size < u64::from(counters(self.page).objects)
+        })
+    }
+}
+
+/// Who owns a frozen SLUB slab, as its `private` names him.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Owner(u64);
+
+impl Owner {
+    /// Of slabs that are not frozen.
+    pub(crate) const NOBODY: Owner = Owner(0);
+
+    #[inline]
+    pub(crate) fn of(cpu: u32) -> Owner {
+        Owner(u64::from(cpu) + 1)
+    }
+
+    #[inline]
+    pub(crate) fn in_page(page: &Page) -> Owner {
+        Owner(page.private() >> SLAB_OWNER_SHIFT)
+    }
+
+    /// The first object that other CPUs freed; 0 for none.
+    #[inline]
+    pub(crate) fn freed_by_others(page: &Page) -> u64 {
+        page.private() & ((1 << SLAB_OWNER_SHIFT) - 1)
+    }
+
+    /// Makes the slab this owner's, with what others freed.
+    #[inline]
+    pub(crate) fn write(self, page: &Page, freed_by_others: u64) {
+        page.set_private(self.0 << SLAB_OWNER_SHIFT | freed_by_others);
     }
 }
 
