@@ -29,9 +29,12 @@ pub const CACHE_NAME_LEN: usize = 32;
 pub const SLOB_MAPPING: u64 = 0x534c_4f42;
 /// `mapping` of the first frame of a kmalloc allocation too large for a cache.
 pub const LARGE_MAPPING: u64 = 0x4c41_5247;
-/// First bit of `private` of a SLUB slab that holds the number of the CPU that owns it, plus 1; 0 of a slab that is not frozen. The bits
-/// below are the address of the first object that other CPUs freed, linked like the slab's own list; these objects count as in use.
+/// First bit of `private` of a SLUB slab that holds its owner: the number of a CPU plus 1, which makes it frozen, [`SLAB_FULL`], or 0 of
+/// a slab on a node's list. The bits below are the address of the first object that other CPUs freed, linked like the slab's own list;
+/// these objects count as in use.
 pub const SLAB_OWNER_SHIFT: u32 = 52;
+/// The owner of a slab that is full and nobody's: it becomes that of the CPU which frees an object of it first.
+pub const SLAB_FULL: u64 = 0xfff;
 /// Entries that follow the two words of a row of alien objects (Linux: `alien->limit` 12).
 pub const ALIEN_LIMIT: u32 = 12;
 /// Words of a row of alien objects: entries in use, limit, entries.
@@ -154,10 +157,16 @@ pub struct CacheCpu {
     pub divisor: u64,
     /// Times that the slow path had to help.
     pub refills: u64,
+    /// Head frame of the first of the CPU's slabs without a used object, linked as [`Self::partial`] (SLUB).
+    pub empty: u64,
+    /// Slabs on the empty list.
+    pub empty_slabs: u32,
+    /// Always 0; the array starts a cache line.
+    pub reserved: [u32; 13],
     /// Objects ready for reuse, last freed last.
     pub array: [u64; CPU_ARRAY],
 }
-const _: () = assert!(size_of::<CacheCpu>() == 64 + 8 * CPU_ARRAY);
+const _: () = assert!(size_of::<CacheCpu>() == 128 + 8 * CPU_ARRAY);
 
 impl CacheCpu {
     /// A CPU that has nothing of the cache.
@@ -173,6 +182,9 @@ impl CacheCpu {
         span_words: 0,
         divisor: 0,
         refills: 0,
+        empty: crate::PFN_NONE,
+        empty_slabs: 0,
+        reserved: [0; 13],
         array: [0; CPU_ARRAY],
     };
 }

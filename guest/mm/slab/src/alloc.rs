@@ -107,9 +107,14 @@ impl<M: Machine> Kmem<M> {
     /// Takes back an object of a slab of cache `id`.
     #[inline]
     fn free_in(&self, id: CacheId, pfn: Pfn, page: &Page, object: Object) -> Result<(), FreeError> {
-        let put =
-            self.machine.cpus().with(|cpu, caches| self.put(cpu, &mut caches[id.index()], pfn, page, object));
-        if put { Ok(()) } else { self.free_slow(id, object) }
+        match self.machine.cpus().with(|cpu, caches| self.put(cpu, &mut caches[id.index()], pfn, page, object)) {
+            Put::Done => Ok(()),
+            Put::Trim => {
+                self.slub_trim(id);
+                Ok(())
+            }
+            Put::Slow => self.free_slow(id, object),
+        }
     }
 
     /// Takes back an object of a slab whose cache is not known yet (Linux: `kfree` of a slab's object).
@@ -199,40 +204,27 @@ impl<M: Machine> Kmem<M> {
 
     /// Gives an object to what this CPU has at hand; `false` if that is not so easy.
     #[inline]
-    fn put(&self, cpu: u32, c: &mut CacheCpu, pfn: Pfn, page: &Page, object: Object) -> bool {
+    fn put(&self, cpu: u32, c: &mut CacheCpu, pfn: Pfn, page: &Page, object: Object) -> Put {
         let is_slub = c.offset != NO_FREELIST;
         let base = if is_slub { pfn.phys().as_u64() } else { page.index() };
         let from = object.0.wrapping_sub(base);
         if !inside(object.0, base, c.span_words) || from.wrapping_mul(c.divisor) >= c.divisor {
-            return false;
+            return Put::Slow;
         }
-        let link = PhysAddr::new(object.0.wrapping_add(c.offset.into()));
-        if is_slub && pfn.as_u64() == c.slab {
-            if c.freelist == object.0 {
-                return false;
+        if is_slub {
+            let owner = Owner::in_page(page);
+            if owner == Owner::of(cpu) {
+                return self.push_own(c, pfn, page, object.0);
             }
-            self.machine.mem().write_u64(link, c.freelist);
-            c.freelist = object.0;
-            return true;
-        }
-        let prior = page.index();
-        let owner = Owner::in_page(page);
-        if is_slub && owner == Owner::of(cpu) {
-            let raw = page.mapcount();
-            // The last object may send the slab away.
-            if prior == object.0 || raw & 0xffff <= 1 {
-                return false;
+            if owner == Owner::FULL {
+                return self.own_full(cpu, c, pfn, page, object.0);
             }
-            self.machine.mem().write_u64(link, prior);
-            page.set_index(object.0);
-            page.set_mapcount(raw - 1);
-            return true;
         }
-        // The first object of a full slab makes it this CPU's.
-        if is_slub && prior == 0 && owner == Owner::NOBODY {
-            return false;
+        if page.node() == c.node && !array::is_newest(c, object.0) && array::push(c, object.0) {
+            Put::Done
+        } else {
+            Put::Slow
         }
-        page.node() == c.node && !array::is_newest(c, object.0) && array::push(c, object.0)
     }
 
     #[cold]
@@ -310,6 +302,16 @@ pub(crate) enum Source {
     NewSlab = 4,
     Shared = 5,
     Search = 6,
+}
+
+/// How an object was put back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Put {
+    Done,
+    /// It was, and the CPU has slabs to give away now.
+    Trim,
+    /// It was not: that takes a closer look.
+    Slow,
 }
 
 /// Whether `object` is a word's address in the `words` words from `base` on.

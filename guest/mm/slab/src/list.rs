@@ -43,32 +43,58 @@ pub(crate) fn remove(list: &mut SlabList, map: &impl MemMap, page: &Page) {
     list.nr = list.nr.saturating_sub(1);
 }
 
-/// Puts a slab first on a CPU's partial list, which only that CPU reaches.
-#[inline]
-pub(crate) fn push_cpu(cpu: &mut CacheCpu, map: &impl MemMap, pfn: Pfn, page: &Page) {
-    page.set_prev(PFN_NONE);
-    page.set_next(cpu.partial);
-    if let Some((_, next)) = at(cpu.partial, map) {
-        next.set_prev(pfn.as_u64());
-    }
-    cpu.partial = pfn.as_u64();
-    cpu.partial_slabs += 1;
+/// A list of slabs that only one CPU reaches.
+#[derive(Debug)]
+pub(crate) struct CpuList<'c> {
+    pub(crate) head: &'c mut u64,
+    pub(crate) nr: &'c mut u32,
 }
 
-/// Takes a slab off the CPU's partial list.
-#[inline]
-pub(crate) fn remove_cpu(cpu: &mut CacheCpu, map: &impl MemMap, page: &Page) {
-    let (next, prev) = (page.next(), page.prev());
-    match at(prev, map) {
-        Some((_, before)) => before.set_next(next),
-        None => cpu.partial = next,
+impl CpuList<'_> {
+    /// Puts a slab first.
+    #[inline]
+    pub(crate) fn push(self, map: &impl MemMap, pfn: Pfn, page: &Page) {
+        page.set_prev(PFN_NONE);
+        page.set_next(*self.head);
+        if let Some((_, next)) = at(*self.head, map) {
+            next.set_prev(pfn.as_u64());
+        }
+        *self.head = pfn.as_u64();
+        *self.nr += 1;
     }
-    if let Some((_, after)) = at(next, map) {
-        after.set_prev(prev);
+
+    /// Takes a slab of the list off.
+    #[inline]
+    pub(crate) fn remove(self, map: &impl MemMap, page: &Page) {
+        let (next, prev) = (page.next(), page.prev());
+        match at(prev, map) {
+            Some((_, before)) => before.set_next(next),
+            None => *self.head = next,
+        }
+        if let Some((_, after)) = at(next, map) {
+            after.set_prev(prev);
+        }
+        page.set_next(PFN_NONE);
+        page.set_prev(PFN_NONE);
+        *self.nr = self.nr.saturating_sub(1);
     }
-    page.set_next(PFN_NONE);
-    page.set_prev(PFN_NONE);
-    cpu.partial_slabs = cpu.partial_slabs.saturating_sub(1);
+
+    /// Takes the first slab off.
+    pub(crate) fn pop<'m>(self, map: &'m impl MemMap) -> Option<(Pfn, &'m Page)> {
+        let (pfn, page) = at(*self.head, map)?;
+        self.remove(map, page);
+        Some((pfn, page))
+    }
+}
+
+/// The CPU's slabs with free and used objects.
+pub(crate) fn partial(cpu: &mut CacheCpu) -> CpuList<'_> {
+    CpuList { head: &mut cpu.partial, nr: &mut cpu.partial_slabs }
+}
+
+/// The CPU's slabs without a used object.
+pub(crate) fn empty(cpu: &mut CacheCpu) -> CpuList<'_> {
+    CpuList { head: &mut cpu.empty, nr: &mut cpu.empty_slabs }
 }
 
 /// The first slab.

@@ -2,27 +2,30 @@
 //!
 //! A slab is in one of four states. *CPU*: it is `CacheCpu::slab`, frozen, and the CPU holds the objects of
 //! `CacheCpu::freelist`. *CPU partial*: frozen, on `CacheCpu::partial`, with a free object of its own. *Node partial*: on the
-//! node's list, with a free object. *Full*: on no list (a debugged cache keeps a list).
+//! node's list, with a free object. *Full*: on no list (a debugged cache keeps a list). Slabs of a CPU without a used object are
+//! on `CacheCpu::empty` until there are many.
 //!
 //! `private` of a frozen slab names its CPU. Only that CPU touches the slab's list and counters, so its frees take no lock
-//! and no atomic operation; what others free gathers on a list of its own, in `private`, under the list lock, and counts as in
-//! use until the owner collects it. A slab that was full belongs to the CPU that frees an object of it first.
+//! and no atomic operation; what others free gathers on a list of its own, in `private`, and counts as in use until the owner
+//! collects it. A full slab is nobody's, and becomes that of the CPU which frees an object of it first.
 //!
 //! Differs from Linux 6.1: its CPUs share all slabs but the current one and exchange two words of a slab atomically at every free.
 //! Here a CPU keeps the slabs into which it frees (up to [`CPU_PARTIAL_BYTES`]), and what belongs to others goes through an
 //! array of the CPU, many under one lock; Linux 6.18 has such arrays (sheaves).
 
 use memvisor_abi::{CacheCpu, CacheNode, PFN_NONE, SlabCounters, SlabListKind};
-use mm_core::{CpuLocal, Event, Gfp, PAGE_SIZE, Page, Pfn, PhysAddr, PhysMem};
+use mm_core::{CpuLocal, Event, Gfp, Page, Pfn, PhysAddr, PhysMem};
 
-use crate::alloc::{Source, inside, set_up};
+use crate::alloc::{Put, Source, inside, set_up};
 use crate::slab_page::{Discard, Owner, Place, counters, set_counters};
 use crate::{Cache, CacheId, FreeError, Kmem, Machine, Object, array, list};
 
 const PARTIAL: usize = SlabListKind::Partial as usize;
 
 /// Memory of the slabs with free objects that a CPU keeps of a cache; above it all of them go to their nodes.
-const CPU_PARTIAL_BYTES: u64 = 4 << 20;
+const CPU_PARTIAL_BYTES: u32 = 4 << 20;
+/// Memory of the slabs without a used object that a CPU keeps of a cache; above it all of them are given back.
+const CPU_EMPTY_BYTES: u32 = 128 << 10;
 
 /// A CPU's part of a cache, with interrupts off.
 struct Here<'h, M: Machine> {
@@ -94,7 +97,11 @@ impl<M: Machine> Kmem<M> {
             return Err(FreeError::NotObject { object });
         }
         self.emit(Event::SlabFreeSlow { object: object.0, pfn, cache: Some(id.as_u16()) });
-        let freed = self.here(id, cache, |here| here.free(pfn, page, object));
+        let freed = self.here(id, cache, |here| {
+            let freed = here.free(pfn, page, object);
+            here.trim();
+            freed
+        });
         let k = counters(page);
         self.emit(Event::SlabFreeSlowRet { in_use: k.inuse.into(), fate: u8::from(k.frozen) });
         if freed { Ok(()) } else { Err(FreeError::DoubleFree { object }) }
@@ -132,6 +139,63 @@ impl<M: Machine> Kmem<M> {
         });
         self.discard(discard);
         result
+    }
+
+    /// Puts an object back into a slab of this CPU's.
+    #[inline(always)]
+    pub(crate) fn push_own(&self, c: &mut CacheCpu, pfn: Pfn, page: &Page, object: u64) -> Put {
+        let link = PhysAddr::new(object + u64::from(c.offset));
+        if pfn.as_u64() == c.slab {
+            if c.freelist == object {
+                return Put::Slow;
+            }
+            self.machine.mem().write_u64(link, c.freelist);
+            c.freelist = object;
+            return Put::Done;
+        }
+        let (prior, raw) = (page.index(), page.mapcount());
+        let inuse = raw & 0xffff;
+        if prior == object || inuse == 0 {
+            return Put::Slow;
+        }
+        self.machine.mem().write_u64(link, prior);
+        page.set_index(object);
+        page.set_mapcount(raw - 1);
+        if inuse == 1 { self.emptied(c, pfn, page) } else { Put::Done }
+    }
+
+    /// A partial slab of the CPU lost its last used object.
+    #[inline(never)]
+    fn emptied(&self, c: &mut CacheCpu, pfn: Pfn, page: &Page) -> Put {
+        list::partial(c).remove(self.machine.map(), page);
+        list::empty(c).push(self.machine.map(), pfn, page);
+        if c.has_many_empty() { Put::Trim } else { Put::Done }
+    }
+
+    /// Puts the first object back into a full slab, which becomes this CPU's (Linux: `put_cpu_partial`).
+    #[inline(never)]
+    pub(crate) fn own_full(&self, cpu: u32, c: &mut CacheCpu, pfn: Pfn, page: &Page, object: u64) -> Put {
+        if !Owner::FULL.hand_over(page, Owner::of(cpu)) {
+            return Put::Slow;
+        }
+        self.machine.mem().write_u64(PhysAddr::new(object + u64::from(c.offset)), 0);
+        page.set_index(object);
+        let k = counters(page);
+        let inuse = k.inuse.saturating_sub(1);
+        set_counters(page, SlabCounters { inuse, frozen: true, ..k });
+        list::partial(c).push(self.machine.map(), pfn, page);
+        match inuse {
+            0 => self.emptied(c, pfn, page),
+            _ if c.has_many_partial() => Put::Trim,
+            _ => Put::Done,
+        }
+    }
+
+    /// Gives slabs away of which the CPU has too many.
+    #[cold]
+    #[inline(never)]
+    pub(crate) fn slub_trim(&self, id: CacheId) {
+        self.here(id, self.cache(id), |here| here.trim());
     }
 
     #[cold]
@@ -226,26 +290,34 @@ impl<M: Machine> Here<'_, M> {
             if !suits(page) {
                 self.deactivate();
             } else if self.c.freelist == 0 {
-                machine.with_node(self.id, page.node(), |n| {
-                    self.collect(pfn, page);
-                    if page.index() == 0 {
-                        self.c.slab = PFN_NONE;
-                        self.unfreeze(n, pfn, page);
-                    } else {
-                        self.claim(pfn, page);
-                    }
-                });
+                self.c.slab = PFN_NONE;
+                self.retire(pfn, page);
             }
         }
-        while self.c.freelist == 0
-            && let Some((pfn, page)) = list::at(self.c.partial, map)
-        {
-            list::remove_cpu(self.c, map, page);
+        while self.c.freelist == 0 {
+            let partial = list::partial(self.c).pop(map);
+            let Some((pfn, page)) = partial.or_else(|| list::empty(self.c).pop(map)) else { return };
             if suits(page) {
                 self.claim(pfn, page);
             } else {
                 machine.with_node(self.id, page.node(), |n| self.unfreeze(n, pfn, page));
             }
+        }
+    }
+
+    /// The current slab has no free object left but those that others freed: these, or it is full.
+    fn retire(&mut self, pfn: Pfn, page: &Page) {
+        loop {
+            self.collect(pfn, page);
+            if page.index() != 0 {
+                return self.claim(pfn, page);
+            }
+            set_counters(page, SlabCounters { frozen: false, ..counters(page) });
+            if self.cpu.hand_over(page, Owner::FULL) {
+                return;
+            }
+            // Others freed something meanwhile.
+            set_counters(page, SlabCounters { frozen: true, ..counters(page) });
         }
     }
 
@@ -276,20 +348,24 @@ impl<M: Machine> Here<'_, M> {
         if self.c.freelist == object.0 || array::is_newest(self.c, object.0) {
             return false;
         }
-        let was_full = owner == Owner::NOBODY && page.index() == 0;
-        let others = owner != self.cpu && !was_full && page.node() == self.c.node;
+        let others = owner != self.cpu && owner != Owner::FULL && page.node() == self.c.node;
         if others && self.c.avail >= self.c.limit {
             self.flush_array(self.cache.batchcount());
         }
-        let freed = others && array::push(self.c, object.0) || {
+        others && array::push(self.c, object.0) || {
             let machine = &self.kmem.machine;
             machine.with_node(self.id, page.node(), |n| self.give_back(n, pfn, page, object.0))
-        };
-        let most = CPU_PARTIAL_BYTES / (PAGE_SIZE * page.order().pages());
-        if u64::from(self.c.partial_slabs) > most.max(self.cache.cpu_partial_slabs().into()) {
-            self.unfreeze_partials();
         }
-        freed
+    }
+
+    /// Gives slabs away of which there are too many.
+    fn trim(&mut self) {
+        if self.c.has_many_empty() {
+            self.unfreeze_all(list::empty);
+        }
+        if self.c.has_many_partial() {
+            self.unfreeze_all(list::partial);
+        }
     }
 
     /// Gives the oldest `count` objects of the CPU's array back to their slabs.
@@ -331,59 +407,53 @@ impl<M: Machine> Here<'_, M> {
 
     /// Puts an object on its slab's list, under the list lock, and the slab where it then belongs; `false` if the object is free
     /// already.
-    #[inline]
     fn give_back(&mut self, n: &mut CacheNode, pfn: Pfn, page: &Page, object: u64) -> bool {
         let (mem, map) = (self.kmem.machine.mem(), self.kmem.machine.map());
         let link = link(self.cache, object);
-        let owner = Owner::in_page(page);
-        let k = counters(page);
-        if k.inuse == 0 {
+        loop {
+            match Owner::in_page(page) {
+                owner if owner == self.cpu => {
+                    return self.kmem.push_own(self.c, pfn, page, object) != Put::Slow;
+                }
+                Owner::FULL => {
+                    if self.kmem.own_full(self.cpu.cpu(), self.c, pfn, page, object) != Put::Slow {
+                        return true;
+                    }
+                }
+                Owner::NODE => break,
+                owner => {
+                    let first = Owner::freed_by_others(page);
+                    if first == object {
+                        return false;
+                    }
+                    mem.write_u64(link, first);
+                    if owner.add_freed_by_others(page, first, object) {
+                        return true;
+                    }
+                }
+            }
+        }
+        let (prior, k) = (page.index(), counters(page));
+        if prior == object || k.inuse == 0 {
             return false;
         }
-        if owner != self.cpu && owner != Owner::NOBODY {
-            let first = Owner::freed_by_others(page);
-            mem.write_u64(link, first);
-            owner.write(page, object);
-            return first != object;
-        }
-        if pfn.as_u64() == self.c.slab {
-            mem.write_u64(link, self.c.freelist);
-            self.c.freelist = object;
-            return true;
-        }
-        let prior = page.index();
-        if prior == object {
-            return false;
-        }
-        let inuse = k.inuse - 1;
         mem.write_u64(link, prior);
         page.set_index(object);
-        set_counters(page, SlabCounters { inuse, ..k });
-        if owner == Owner::NOBODY && prior != 0 {
-            if inuse == 0 && n.lists[PARTIAL].nr > u64::from(self.cache.min_partial()) {
-                list::remove(&mut n.lists[PARTIAL], map, page);
-                forget(n, pfn, page, self.discard);
-            }
-            return true;
-        }
-        if owner == Owner::NOBODY {
-            self.freeze(pfn, page);
-        }
-        if inuse == 0 && self.c.partial_slabs > self.cache.cpu_partial_slabs() {
-            list::remove_cpu(self.c, map, page);
-            self.unfreeze(n, pfn, page);
+        set_counters(page, SlabCounters { inuse: k.inuse - 1, ..k });
+        if k.inuse == 1 && n.lists[PARTIAL].nr > u64::from(self.cache.min_partial()) {
+            list::remove(&mut n.lists[PARTIAL], map, page);
+            forget(n, pfn, page, self.discard);
         }
         true
     }
 
-    /// Puts what others freed on the slab's own list. Under the list lock.
+    /// Puts what others freed on the slab's own list.
     fn collect(&mut self, pfn: Pfn, page: &Page) {
         let mem = self.kmem.machine.mem();
-        let mut object = Owner::freed_by_others(page);
+        let mut object = self.cpu.take_freed_by_others(page);
         if object == 0 {
             return;
         }
-        self.cpu.write(page, 0);
         let mut k = counters(page);
         while k.inuse > 0 && inside(object, pfn.phys().as_u64(), self.c.span_words) {
             let next = mem.read_u64(link(self.cache, object));
@@ -398,33 +468,37 @@ impl<M: Machine> Here<'_, M> {
         }
     }
 
-    /// Makes a slab with free objects, which is on no list, the CPU's current one and takes all its free objects.
+    /// Makes a slab with free objects, which is on no list, the CPU's current one and takes all its free objects. Under the list
+    /// lock if it is the node's.
     fn claim(&mut self, pfn: Pfn, page: &Page) {
         let k = counters(page);
         self.c.slab = pfn.as_u64();
         self.c.freelist = page.index();
         page.set_index(0);
         set_counters(page, SlabCounters { inuse: k.objects, frozen: true, ..k });
-        // Without the lock others may be adding to what they freed of a slab that is the CPU's already.
         if Owner::in_page(page) != self.cpu {
-            self.cpu.write(page, 0);
+            self.cpu.take(page);
         }
     }
 
-    /// Makes a slab with free objects, which is on no list, one of the CPU's partial slabs (Linux: `put_cpu_partial`).
+    /// Makes a slab with free objects, which is on no list, one of the CPU's partial slabs. Under the list lock.
     fn freeze(&mut self, pfn: Pfn, page: &Page) {
         set_counters(page, SlabCounters { frozen: true, ..counters(page) });
-        self.cpu.write(page, 0);
-        list::push_cpu(self.c, self.kmem.machine.map(), pfn, page);
+        self.cpu.take(page);
+        list::partial(self.c).push(self.kmem.machine.map(), pfn, page);
     }
 
-    /// Puts a slab of this CPU, which is on no list, where its counters want it: given back, on the node's partial list, or full on
-    /// none.
+    /// Puts a slab of this CPU, which is on no list, where its counters want it, under the list lock: given back, on the node's
+    /// partial list, or full on none.
     fn unfreeze(&mut self, n: &mut CacheNode, pfn: Pfn, page: &Page) {
-        self.collect(pfn, page);
-        Owner::NOBODY.write(page, 0);
-        let k = SlabCounters { frozen: false, ..counters(page) };
-        set_counters(page, k);
+        let k = loop {
+            self.collect(pfn, page);
+            let k = SlabCounters { frozen: false, ..counters(page) };
+            set_counters(page, k);
+            if self.cpu.hand_over(page, if page.index() == 0 { Owner::FULL } else { Owner::NODE }) {
+                break k;
+            }
+        };
         if k.inuse == 0 && n.lists[PARTIAL].nr >= u64::from(self.cache.min_partial()) {
             forget(n, pfn, page, self.discard);
         } else if page.index() != 0 {
@@ -457,24 +531,32 @@ impl<M: Machine> Here<'_, M> {
         });
     }
 
-    /// Gives the CPU's partial slabs to their nodes (Linux: `unfreeze_partials`).
-    fn unfreeze_partials(&mut self) {
+    /// Gives the CPU's partial or empty slabs to their nodes (Linux: `unfreeze_partials`).
+    fn unfreeze_all(&mut self, which: fn(&mut CacheCpu) -> list::CpuList<'_>) {
         let machine = &self.kmem.machine;
         self.kmem.emit(Event::UnfreezePartials {
             cache: Some(self.id.as_u16()),
             node: Some(self.c.node),
-            slabs: self.c.partial_slabs.into(),
+            slabs: (*which(self.c).nr).into(),
         });
-        while let Some((pfn, page)) = list::at(self.c.partial, machine.map()) {
-            list::remove_cpu(self.c, machine.map(), page);
-            machine.with_node(self.id, page.node(), |n| self.unfreeze(n, pfn, page));
+        let mut next = which(self.c).pop(machine.map());
+        while let Some((_, first)) = next {
+            let node = first.node();
+            // One lock for all that follow from the same node.
+            machine.with_node(self.id, node, |n| {
+                while let Some((pfn, page)) = next.filter(|(_, page)| page.node() == node) {
+                    self.unfreeze(n, pfn, page);
+                    next = which(self.c).pop(machine.map());
+                }
+            });
         }
     }
 
     /// Gives everything back but the array.
     fn give_up_all(&mut self) {
         self.deactivate();
-        self.unfreeze_partials();
+        self.unfreeze_all(list::partial);
+        self.unfreeze_all(list::empty);
         // What another CPU freed meanwhile.
         self.flush_array(u32::MAX);
         *self.c = CacheCpu::EMPTY;
@@ -485,6 +567,24 @@ impl<M: Machine> Here<'_, M> {
 #[inline]
 pub(crate) fn link(cache: &Cache, object: u64) -> PhysAddr {
     PhysAddr::new(object + u64::from(cache.offset()))
+}
+
+/// Limits of a CPU's lists, by memory.
+trait Limits {
+    fn has_many_partial(&self) -> bool;
+    fn has_many_empty(&self) -> bool;
+}
+
+impl Limits for CacheCpu {
+    #[inline]
+    fn has_many_partial(&self) -> bool {
+        self.partial_slabs > CPU_PARTIAL_BYTES / 8 / self.span_words.max(1)
+    }
+
+    #[inline]
+    fn has_many_empty(&self) -> bool {
+        self.empty_slabs > CPU_EMPTY_BYTES / 8 / self.span_words.max(1)
+    }
 }
 
 /// Counts a slab that is on no list as gone.

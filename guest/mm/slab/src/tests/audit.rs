@@ -108,7 +108,8 @@ fn spare_objects(kmem: &Kmem<Sim>) -> BTreeSet<(usize, u64)> {
         let cache = CacheId::new(page.mapping()).filter(|_| page.kind() == PageKind::Slab);
         let Some(id) = cache.filter(|id| kmem.cache(*id).kind() == SlabKind::Slub) else { continue };
         let k = SlabCounters::from_raw(page.mapcount());
-        assert_eq!(k.frozen, Owner::in_page(page) != Owner::NOBODY, "L4: {raw:#x} has no owner, or one");
+        let owner = if kmem.cache(id).is_debugged() || page.index() != 0 { Owner::NODE } else { Owner::FULL };
+        assert_eq!(!k.frozen, Owner::in_page(page) == owner, "L4: {raw:#x} has a wrong owner");
         let mut at = Owner::freed_by_others(page);
         while at != 0 {
             assert!(spare.insert((id.index(), at)), "L3: {at:#x} is free twice");
