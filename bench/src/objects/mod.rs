@@ -149,12 +149,19 @@ fn nanoseconds(start: Instant, count: usize) -> f64 {
     start.elapsed().as_secs_f64() * 1e9 / count as f64
 }
 
+/// Nanoseconds of a pair: the median of short runs, of which other work on the machine spoils few.
 fn pairs<O: Objects>(objects: &O, count: usize) -> f64 {
-    let start = Instant::now();
-    for _ in 0..count {
-        objects.free(black_box(objects.alloc()));
-    }
-    nanoseconds(start, count)
+    const RUN: usize = 10_000;
+    let runs: Vec<f64> = (0..count.div_ceil(RUN))
+        .map(|_| {
+            let start = Instant::now();
+            for _ in 0..RUN {
+                objects.free(black_box(objects.alloc()));
+            }
+            nanoseconds(start, RUN)
+        })
+        .collect();
+    median(&runs)
 }
 
 /// Frees in an order that has nothing to do with that of the allocations.
@@ -168,10 +175,11 @@ fn bulk<O: Objects>(objects: &O, rounds: usize) -> (f64, f64) {
         order.swap(at, (state % (at as u64 + 1)) as usize);
     }
     let mut live = vec![0; BULK];
-    let (mut alloc, mut free, mut counted) = (0.0, 0.0, 0);
+    let (mut alloc, mut free) = (Vec::new(), Vec::new());
     let begin = Instant::now();
+    // The first round touches fresh memory and does not count.
     for round in 0..=rounds {
-        if counted > 0 && begin.elapsed() > Duration::from_millis(500) {
+        if round > 1 && begin.elapsed() > Duration::from_millis(500) {
             break;
         }
         let start = Instant::now();
@@ -182,15 +190,12 @@ fn bulk<O: Objects>(objects: &O, rounds: usize) -> (f64, f64) {
         for at in &order {
             objects.free(live[*at]);
         }
-        // The first round touches fresh memory.
         if round > 0 {
-            alloc += (middle - start).as_secs_f64();
-            free += middle.elapsed().as_secs_f64();
-            counted += 1;
+            free.push(nanoseconds(middle, BULK));
+            alloc.push((middle - start).as_secs_f64() * 1e9 / BULK as f64);
         }
     }
-    let scale = 1e9 / (BULK * counted) as f64;
-    (alloc * scale, free * scale)
+    (median(&alloc), median(&free))
 }
 
 /// Runs `f` on two threads that begin together, each on its own CPU; seconds until both ended.

@@ -265,7 +265,8 @@ impl Pass<'_, '_> {
                     } else {
                         self.ledger.expect_eq(&COUNTERS, what, u64::from(nr), walk.slabs.len() as u64);
                     }
-                    let is_empty = |pfn: &u64| all.slabs.get(pfn).is_some_and(|slab| slab.counters.inuse == 0);
+                    let is_empty =
+                        |pfn: &u64| all.slabs.get(pfn).is_some_and(|slab| slab.counters.inuse == 0);
                     for pfn in walk.slabs.iter().filter(|pfn| is_empty(pfn) != (list == "empty")) {
                         let claim = format!("{pfn:#x} is on {cache} CPU {cpu} {list} list");
                         let inuse = all.slabs.get(pfn).map_or(0, |slab| slab.counters.inuse);

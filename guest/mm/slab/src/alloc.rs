@@ -107,7 +107,11 @@ impl<M: Machine> Kmem<M> {
     /// Takes back an object of a slab of cache `id`.
     #[inline]
     fn free_in(&self, id: CacheId, pfn: Pfn, page: &Page, object: Object) -> Result<(), FreeError> {
-        match self.machine.cpus().with(|cpu, caches| self.put(cpu, &mut caches[id.index()], pfn, page, object)) {
+        match self
+            .machine
+            .cpus()
+            .with(|cpu, caches| self.put(cpu, &mut caches[id.index()], pfn, page, object))
+        {
             Put::Done => Ok(()),
             Put::Trim => {
                 self.slub_trim(id);

@@ -80,7 +80,7 @@ impl CpuList<'_> {
     }
 
     /// Takes the first slab off.
-    pub(crate) fn pop<'m>(self, map: &'m impl MemMap) -> Option<(Pfn, &'m Page)> {
+    pub(crate) fn pop(self, map: &impl MemMap) -> Option<(Pfn, &Page)> {
         let (pfn, page) = at(*self.head, map)?;
         self.remove(map, page);
         Some((pfn, page))

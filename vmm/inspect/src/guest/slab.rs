@@ -369,7 +369,8 @@ impl<S: MemorySource + ?Sized> Guest<'_, S> {
     fn kept(&self, all: &mut Slabs) {
         let (mut kept, mut problems) = (Vec::new(), Vec::new());
         for slab in all.slabs.values().filter(|slab| slab.kind == Some(SlabKind::Slub)) {
-            let Some((index, cache)) = slab.cache.and_then(|index| Some((index, all.caches.get(index)?))) else {
+            let Some((index, cache)) = slab.cache.and_then(|index| Some((index, all.caches.get(index)?)))
+            else {
                 continue;
             };
             let mut at = slab.page.private & ((1 << abi::SLAB_OWNER_SHIFT) - 1);
