@@ -7,7 +7,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
 use memvisor_abi::{CacheCpu, CacheNode, MAX_CACHES, PageKind, Track, ZoneKind};
-use mm_core::{CpuLocal, Gfp, MemMap, Order, Page, PageAlloc, Pfn, PhysAddr, PhysMem};
+use mm_core::{CpuLocal, Gfp, MemMap, Order, Page, PageAlloc, Pageblock, Pfn, PhysAddr, PhysMem};
 use mm_slab::{Cache, CacheId, CpuCaches, Kmem, Machine, Object, Options};
 
 const CPUS: usize = 2;
@@ -22,11 +22,16 @@ pub fn become_cpu(cpu: u32) {
     CPU.set(cpu);
 }
 
+/// A descriptor at a cache line, as in a memmap.
+#[derive(Default)]
+#[repr(align(64))]
+struct Line(Page);
+
 /// Memory with descriptors.
 pub struct Ram {
     base: *mut u8,
     len: u64,
-    pages: Vec<Page>,
+    lines: Box<[Line]>,
 }
 
 // SAFETY: words are reached by volatile copies, and who may reach which is mm-slab's business, as on a real machine.
@@ -40,9 +45,9 @@ impl Ram {
         // SAFETY: the size is not 0.
         let base = unsafe { alloc_zeroed(layout) };
         assert!(!base.is_null(), "no memory for the benchmark");
-        let pages: Vec<Page> = (0..len / 4096).map(|_| Page::default()).collect();
-        Page::init_all(&pages, 0, ZoneKind::Normal, PageKind::Tail);
-        Ram { base, len: len as u64, pages }
+        let lines: Box<[Line]> = (0..len / 4096).map(|_| Line::default()).collect();
+        lines.iter().for_each(|line| line.0.init(0, ZoneKind::Normal, PageKind::Tail));
+        Ram { base, len: len as u64, lines }
     }
 
     #[inline]
@@ -67,7 +72,11 @@ impl mm_core::Trace for Frames {}
 impl MemMap for Ram {
     #[inline]
     fn page(&self, pfn: Pfn) -> Option<&Page> {
-        self.pages.get(pfn.as_u64() as usize)
+        self.lines.get(pfn.as_u64() as usize).map(|line| &line.0)
+    }
+
+    fn pageblock(&self, _: Pfn) -> Option<&Pageblock> {
+        None
     }
 }
 
@@ -105,7 +114,7 @@ impl PageAlloc for Frames {
             Some(pfn) => pfn,
             None => {
                 let pfn = free.1.next_multiple_of(order.pages());
-                if pfn + order.pages() > self.ram.pages.len() as u64 {
+                if pfn + order.pages() > self.ram.lines.len() as u64 {
                     return None;
                 }
                 free.1 = pfn + order.pages();
@@ -131,7 +140,10 @@ impl PageAlloc for Frames {
 }
 
 /// Per-CPU data, each CPU's on lines of its own.
-pub struct Cpus(Vec<UnsafeCell<Box<CpuCaches>>>);
+pub struct Cpus(Box<[CpuData; CPUS]>);
+
+#[repr(align(128))]
+struct CpuData(UnsafeCell<CpuCaches>);
 
 // SAFETY: a CPU is one thread, and `for_each` runs while the others are joined.
 unsafe impl Sync for Cpus {}
@@ -140,15 +152,15 @@ impl CpuLocal<CpuCaches> for Cpus {
     #[inline]
     fn with<R>(&self, f: impl FnOnce(u32, &mut CpuCaches) -> R) -> R {
         let cpu = CPU.get();
-        let data = self.0[cpu as usize].get();
+        let data = self.0[cpu as usize].0.get();
         // SAFETY: this thread is the CPU, and the trait forbids to enter twice.
         f(cpu, unsafe { &mut *data })
     }
 
     fn for_each(&self, mut f: impl FnMut(u32, &mut CpuCaches)) {
-        for (cpu, data) in (0..).zip(&self.0) {
+        for (cpu, data) in (0..).zip(&*self.0) {
             // SAFETY: called when no other thread runs.
-            f(cpu, unsafe { &mut *data.get() });
+            f(cpu, unsafe { &mut *data.0.get() });
         }
     }
 }
@@ -179,7 +191,6 @@ impl fmt::Debug for Host {
 }
 
 impl Host {
-
     /// Frames that are allocated.
     pub fn used_frames(&self) -> usize {
         self.frames.used.load(Ordering::Relaxed)
@@ -188,10 +199,7 @@ impl Host {
 
 /// Caches over `bytes` of memory, managed by `slab`.
 pub fn boot(slab: &str, bytes: usize) -> Kmem<Host> {
-    let cpu = || -> UnsafeCell<Box<CpuCaches>> {
-        let caches: Box<[CacheCpu]> = vec![CacheCpu::EMPTY; MAX_CACHES].into_boxed_slice();
-        UnsafeCell::new(caches.try_into().expect("that many"))
-    };
+    let cpu = || CpuData(UnsafeCell::new([CacheCpu::EMPTY; MAX_CACHES]));
     let caches: Vec<Cache> = (0..MAX_CACHES).map(|_| Cache::new()).collect();
     let node = || Ticket {
         next: AtomicU32::new(0),
@@ -201,7 +209,7 @@ pub fn boot(slab: &str, bytes: usize) -> Kmem<Host> {
     let host = Host {
         // Frame 0 stays unused: no object is at address 0.
         frames: Frames { ram: Ram::new(bytes), free: Mutex::new((Default::default(), 1)), used: AtomicUsize::new(0) },
-        cpus: Cpus((0..CPUS).map(|_| cpu()).collect()),
+        cpus: Cpus(Box::new([cpu(), cpu()])),
         caches: caches.into_boxed_slice().try_into().expect("that many"),
         nodes: (0..MAX_CACHES).map(|_| node()).collect(),
         options: Options::parse(Some(slab), None, false).expect("a known allocator"),

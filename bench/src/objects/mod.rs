@@ -11,12 +11,12 @@ use std::hint::black_box;
 use std::sync::Barrier;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use machine::become_cpu;
-use peers::{Kmalloc, Objects, Ours, buddy_alloc, glibc, mimalloc};
+use peers::{Kmalloc, Objects, Ours, buddy_alloc, glibc, mimalloc, slabmalloc, talc};
 
-use crate::stats::{median, short};
+use crate::stats::{median, ratio, short};
 use crate::table::{Score, Table, Target};
 use crate::Options;
 
@@ -27,20 +27,23 @@ const BULK: usize = 10_000;
 pub fn run(options: &Options) -> anyhow::Result<Score> {
     let share = if options.quick { 20 } else { 4 };
     let mut score = Score::default();
+    pin(0);
     for size in [64, 256] {
         let mut all = vec![Vec::new(); NAMES.len()];
-        for _ in 0..options.rounds {
+        for round in 1..=options.rounds {
             for (name, rounds) in NAMES.iter().zip(&mut all) {
+                eprintln!("objects of {size} bytes, round {round} of {}: {name}", options.rounds);
                 rounds.push(make(name, size).round(share));
             }
         }
-        score = add(score, table(size, &all).print(&format!("objects of {size} bytes")));
+        score = add(score, judge(size, &all).print(&format!("objects of {size} bytes")));
+        print_all(&all);
     }
     let mut table = Table::new("Memory of 10,000 objects", "Bytes of frames over bytes of objects, in percent above 1.");
     for (slab, size) in [("slub", 64), ("slub", 256), ("slab", 64), ("slab", 256)] {
         let percent = overhead(slab, size) * 100.0;
         let target = if slab == "slub" { Target::AtMost(3.0) } else { Target::None };
-        table.row(&format!("{slab}, {size} bytes"), &short(percent), ("-", &"-"), (percent, " %"), target);
+        table.row(&format!("{slab}, {size} bytes"), &format!("{} %", short(percent)), ("-", &"-"), (percent, " %"), target);
     }
     Ok(add(score, table.print("memory of objects")))
 }
@@ -49,32 +52,49 @@ fn add(a: Score, b: Score) -> Score {
     Score { met: a.met + b.met, judged: a.judged + b.judged }
 }
 
-/// SLUB against mimalloc, and the others for information.
-fn table(size: usize, all: &[Vec<Times>]) -> Table {
-    /// Work, value, whether more is better.
-    type Column = (&'static str, fn(&Times) -> f64, bool);
-    const COLUMNS: [Column; 5] = [
-        ("pair, ns", |times| times.pair, false),
-        ("10,000 allocations, ns each", |times| times.bulk_alloc, false),
-        ("10,000 frees in random order, ns each", |times| times.bulk_free, false),
-        ("two threads, M operations/s", |times| times.threads, true),
-        ("freed by another thread, M objects/s", |times| times.cross, true),
-    ];
-    let about = "Medians of the rounds; SLUB is judged against mimalloc in the same rounds.";
+/// Work, value, whether more is better.
+type Column = (&'static str, fn(&Times) -> f64, bool);
+const COLUMNS: [Column; 5] = [
+    ("pair, ns", |times| times.pair, false),
+    ("10,000 allocations, ns each", |times| times.bulk_alloc, false),
+    ("10,000 frees in random order, ns each", |times| times.bulk_free, false),
+    ("two threads, M operations/s", |times| times.threads, true),
+    ("freed by another thread, M objects/s", |times| times.cross, true),
+];
+
+fn values(rounds: &[Times], value: fn(&Times) -> f64) -> Vec<f64> {
+    rounds.iter().map(value).collect()
+}
+
+/// SLUB against mimalloc.
+fn judge(size: usize, all: &[Vec<Times>]) -> Table {
+    let about = "SLUB against mimalloc: medians of the rounds, the best round in brackets. The ratio is above 1 where SLUB is faster: \
+                 the median of each round's own.";
     let mut table = Table::new(&format!("Objects of {size} bytes"), about);
     for (work, value, more) in COLUMNS {
-        let of = |at: usize| all.get(at).map_or(0.0, |rounds| median(&rounds.iter().map(value).collect::<Vec<_>>()));
-        let (ours, peer) = (of(0), of(PEER));
-        let ratio = if more { ours / peer } else { peer / ours };
-        table.row(work, &short(ours), (NAMES[PEER], &short(peer)), (ratio, "x"), Target::AtLeast(1.0));
-        for (at, name) in NAMES.iter().enumerate().filter(|(at, _)| *at != 0 && *at != PEER) {
-            table.row(&format!("{work}: {name}"), &short(of(at)), ("-", &"-"), (0.0, ""), Target::None);
-        }
+        let of = |at: usize| all.get(at).map_or_else(Vec::new, |rounds| values(rounds, value));
+        let (ours, theirs) = (of(0), of(PEER));
+        let best = |values: &[f64]| {
+            let pick = if more { f64::max } else { f64::min };
+            let best = values.iter().copied().reduce(pick).unwrap_or(0.0);
+            format!("{} ({})", short(median(values)), short(best))
+        };
+        let ratio = if more { ratio(&ours, &theirs) } else { ratio(&theirs, &ours) };
+        table.row(work, &best(&ours), (NAMES[PEER], &best(&theirs)), (ratio, "x"), Target::AtLeast(1.0));
     }
     table
 }
 
-/// The best peer of the column, measured before (docs/benchmarks-slab.md).
+/// Medians of everybody.
+fn print_all(all: &[Vec<Times>]) {
+    println!("\n| | {} |\n|---|{}", NAMES.join(" | "), "---|".repeat(NAMES.len()));
+    for (work, value, _) in COLUMNS {
+        let cells: Vec<String> = all.iter().map(|rounds| short(median(&values(rounds, value)))).collect();
+        println!("| {work} | {} |", cells.join(" | "));
+    }
+}
+
+/// The peer of the targets.
 const PEER: usize = 4;
 
 /// Keeps this thread on a CPU of the host, if it has that many.
@@ -111,7 +131,10 @@ pub trait Round {
 impl<O: Objects> Round for O {
     fn round(&self, share: usize) -> Times {
         become_cpu(0);
-        let (bulk_alloc, bulk_free) = bulk(self, 200 / share.min(20));
+        let (bulk_alloc, bulk_free) = bulk(self, 200 / share);
+        // What is slow gets less to do: some of the allocators search lists.
+        let probe = pairs(self, 10_000);
+        let share = if probe > 100.0 { 50 * share } else { share };
         Times {
             pair: pairs(self, 10_000_000 / share),
             bulk_alloc,
@@ -126,12 +149,19 @@ fn nanoseconds(start: Instant, count: usize) -> f64 {
     start.elapsed().as_secs_f64() * 1e9 / count as f64
 }
 
+/// Nanoseconds of a pair: the median of short runs, of which other work on the machine spoils few.
 fn pairs<O: Objects>(objects: &O, count: usize) -> f64 {
-    let start = Instant::now();
-    for _ in 0..count {
-        objects.free(black_box(objects.alloc()));
-    }
-    nanoseconds(start, count)
+    const RUN: usize = 10_000;
+    let runs: Vec<f64> = (0..count.div_ceil(RUN))
+        .map(|_| {
+            let start = Instant::now();
+            for _ in 0..RUN {
+                objects.free(black_box(objects.alloc()));
+            }
+            nanoseconds(start, RUN)
+        })
+        .collect();
+    median(&runs)
 }
 
 /// Frees in an order that has nothing to do with that of the allocations.
@@ -145,8 +175,13 @@ fn bulk<O: Objects>(objects: &O, rounds: usize) -> (f64, f64) {
         order.swap(at, (state % (at as u64 + 1)) as usize);
     }
     let mut live = vec![0; BULK];
-    let (mut alloc, mut free) = (0.0, 0.0);
-    for round in 0..rounds + 1 {
+    let (mut alloc, mut free) = (Vec::new(), Vec::new());
+    let begin = Instant::now();
+    // The first round touches fresh memory and does not count.
+    for round in 0..=rounds {
+        if round > 1 && begin.elapsed() > Duration::from_millis(500) {
+            break;
+        }
         let start = Instant::now();
         for slot in &mut live {
             *slot = objects.alloc();
@@ -155,14 +190,12 @@ fn bulk<O: Objects>(objects: &O, rounds: usize) -> (f64, f64) {
         for at in &order {
             objects.free(live[*at]);
         }
-        // The first round touches fresh memory.
         if round > 0 {
-            alloc += (middle - start).as_secs_f64();
-            free += middle.elapsed().as_secs_f64();
+            free.push(nanoseconds(middle, BULK));
+            alloc.push((middle - start).as_secs_f64() * 1e9 / BULK as f64);
         }
     }
-    let scale = 1e9 / (BULK * rounds) as f64;
-    (alloc * scale, free * scale)
+    (median(&alloc), median(&free))
 }
 
 /// Runs `f` on two threads that begin together, each on its own CPU; seconds until both ended.
@@ -203,8 +236,14 @@ fn cross<O: Objects>(objects: &O, count: usize) -> f64 {
     let (head, tail) = (AtomicUsize::new(0), AtomicUsize::new(0));
     let count = count / BATCH * BATCH;
     let wait = |done: &dyn Fn() -> bool| {
+        let mut spins = 0_u32;
         while !done() {
+            spins += 1;
             std::hint::spin_loop();
+            // The other thread may have lost its CPU to somebody else.
+            if spins.is_multiple_of(10_000) {
+                thread::yield_now();
+            }
         }
     };
     let seconds = two(objects, |objects, cpu| {
@@ -239,18 +278,29 @@ pub fn overhead(slab: &str, size: usize) -> f64 {
 }
 
 /// Allocators by name; the first is the one that is judged.
-pub const NAMES: [&str; 7] =
-    ["mm-slab slub", "mm-slab slab", "mm-slab slob", "mm-slab kmalloc", "mimalloc", "glibc malloc", "buddy-alloc"];
+pub const NAMES: [&str; 9] = [
+    "SLUB",
+    "SLAB",
+    "SLOB",
+    "kmalloc (SLUB)",
+    "mimalloc",
+    "glibc malloc",
+    "buddy-alloc",
+    "talc",
+    "slabmalloc",
+];
 
 /// A fresh allocator of objects of `size` bytes.
 pub fn make(name: &str, size: usize) -> Box<dyn Round> {
     match name {
-        "mm-slab slub" => Box::new(Ours::new("slub", size)),
-        "mm-slab slab" => Box::new(Ours::new("slab", size)),
-        "mm-slab slob" => Box::new(Ours::new("slob", size)),
-        "mm-slab kmalloc" => Box::new(Kmalloc::new(size)),
+        "SLUB" => Box::new(Ours::new("slub", size)),
+        "SLAB" => Box::new(Ours::new("slab", size)),
+        "SLOB" => Box::new(Ours::new("slob", size)),
+        "kmalloc (SLUB)" => Box::new(Kmalloc::new(size)),
         "mimalloc" => Box::new(mimalloc(size)),
         "glibc malloc" => Box::new(glibc(size)),
+        "talc" => Box::new(talc(size)),
+        "slabmalloc" => Box::new(slabmalloc(size)),
         _ => Box::new(buddy_alloc(size)),
     }
 }

@@ -1,10 +1,13 @@
 //! Allocators of objects: ours, and those that they are compared with.
 
 use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::{Cell, UnsafeCell};
+use std::ptr::NonNull;
 use std::sync::Mutex;
 
 use mm_core::Gfp;
 use mm_slab::{CacheArgs, CacheId, Kmem, Object};
+use slabmalloc::{ObjectPage, SCAllocator};
 
 use super::machine::{Host, boot};
 
@@ -143,8 +146,12 @@ pub fn mimalloc(size: usize) -> Global<mimalloc::MiMalloc> {
     Global::new(mimalloc::MiMalloc, size)
 }
 
+/// Bytes for allocators that are given theirs.
+const ARENA: usize = 64 << 20;
+
+/// Zeroes that stay: few of them are touched.
 fn arena() -> &'static mut [u8] {
-    Box::leak(vec![0_u8; 64 << 20].into_boxed_slice())
+    Box::leak(vec![0_u8; ARENA].into_boxed_slice())
 }
 
 /// buddy-alloc with its fast lists, which serve up to 64 bytes.
@@ -156,3 +163,86 @@ pub fn buddy_alloc(size: usize) -> Locked<buddy_alloc::NonThreadsafeAlloc> {
     Locked::new(NonThreadsafeAlloc::new(fast, rest), size)
 }
 
+/// talc over an arena.
+pub struct Talc(UnsafeCell<talc::TalcCell<talc::source::Manual>>);
+
+// SAFETY: the calls go to talc as they are, under the lock of `Locked`.
+unsafe impl GlobalAlloc for Talc {
+    #[inline]
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        // SAFETY: one thread at a time is here, and the borrow ends with the call.
+        let talc = unsafe { &mut *self.0.get() };
+        // SAFETY: the caller's layout has a size.
+        unsafe { talc.get_mut().allocate(layout) }.map_or(std::ptr::null_mut(), NonNull::as_ptr)
+    }
+
+    #[inline]
+    unsafe fn dealloc(&self, object: *mut u8, layout: Layout) {
+        // SAFETY: as above.
+        let talc = unsafe { &mut *self.0.get() };
+        // SAFETY: the caller got the object here.
+        unsafe { talc.get_mut().deallocate(object, layout) };
+    }
+}
+
+/// talc.
+pub fn talc(size: usize) -> Locked<Talc> {
+    let cell = talc::TalcCell::new(talc::source::Manual);
+    let arena = arena();
+    // SAFETY: the arena is nobody else's.
+    unsafe { cell.claim(arena.as_mut_ptr(), arena.len()) }.expect("room for its own data");
+    Locked::new(Talc(UnsafeCell::new(cell)), size)
+}
+
+/// slabmalloc's allocator for one size, with the pages that it asks for.
+pub struct SlabMalloc {
+    slabs: UnsafeCell<SCAllocator<'static, ObjectPage<'static>>>,
+    pages: Cell<*mut u8>,
+    end: *mut u8,
+}
+
+impl SlabMalloc {
+    const PAGE: usize = 4096;
+}
+
+// SAFETY: both calls go to slabmalloc, under the lock of `Locked`.
+unsafe impl GlobalAlloc for SlabMalloc {
+    #[inline]
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        // SAFETY: one thread at a time is here, and the borrow ends with the call.
+        let slabs = unsafe { &mut *self.slabs.get() };
+        loop {
+            if let Ok(object) = slabs.allocate(layout) {
+                return object.as_ptr();
+            }
+            let page = self.pages.get();
+            if page >= self.end {
+                return std::ptr::null_mut();
+            }
+            self.pages.set(page.wrapping_add(Self::PAGE));
+            // SAFETY: a page of zeroes, which is an empty `ObjectPage`, handed out once.
+            let page = unsafe { &mut *page.cast::<ObjectPage<'static>>() };
+            // SAFETY: the page is zero and aligned.
+            unsafe { slabs.refill(page) };
+        }
+    }
+
+    #[inline]
+    unsafe fn dealloc(&self, object: *mut u8, layout: Layout) {
+        // SAFETY: as in `alloc`.
+        let slabs = unsafe { &*self.slabs.get() };
+        let object = NonNull::new(object).expect("an object");
+        slabs.deallocate(object, layout).expect("it was allocated here");
+    }
+}
+
+/// slabmalloc.
+pub fn slabmalloc(size: usize) -> Locked<SlabMalloc> {
+    let arena = arena();
+    let skip = arena.as_ptr().align_offset(SlabMalloc::PAGE);
+    let (_, pages) = arena.split_at_mut(skip);
+    let pages = pages.as_mut_ptr_range();
+    let end = pages.start.wrapping_add((ARENA - skip) / SlabMalloc::PAGE * SlabMalloc::PAGE);
+    let slabs = UnsafeCell::new(SCAllocator::new(size));
+    Locked::new(SlabMalloc { slabs, pages: Cell::new(pages.start), end }, size)
+}

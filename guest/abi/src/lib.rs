@@ -45,7 +45,8 @@ pub use pcp::{NR_PCP_LISTS, PCP_HUGE_ORDER, PCP_MAX_ORDER, PcpList, PerCpuPages}
 pub use root::{BootProtocol, BootStage, Counters, LAYOUT_HASH, Root, TableRef};
 pub use slab::{
     ALIEN_LIMIT, ALIEN_ROW, CACHE_NAME_LEN, CPU_ARRAY, Cache, CacheCpu, CacheNode, LARGE_MAPPING, MAX_CACHES,
-    SLOB_MAPPING, SlabCounters, SlabKind, SlabList, SlabListKind, Track, cache_flags, poison,
+    SLAB_FULL, SLAB_OWNER_SHIFT, SLOB_MAPPING, SlabCounters, SlabKind, SlabList, SlabListKind, Track,
+    cache_flags, poison,
 };
 pub use task::{TaskInfo, TaskState};
 pub use trace::{

@@ -7,7 +7,7 @@
 //! | `mapping` | number of the cache | number of the cache | [`SLOB_MAPPING`] |
 //! | `index` | first free object, 0 if none | first object (colour included) | first free block, 0 if none |
 //! | `mapcount` | [`SlabCounters`] | [`SlabCounters`] | free units of 8 bytes |
-//! | `private` | 0 | index array of a slab whose cache has `index_array` 0 | 0 |
+//! | `private` | owner and what others freed: [`SLAB_OWNER_SHIFT`] | index array of a slab whose cache has `index_array` 0 | 0 |
 //! | `next`, `prev` | list links | list links | list links |
 //!
 //! The other frames have kind `Tail` and lead to the head.
@@ -29,6 +29,12 @@ pub const CACHE_NAME_LEN: usize = 32;
 pub const SLOB_MAPPING: u64 = 0x534c_4f42;
 /// `mapping` of the first frame of a kmalloc allocation too large for a cache.
 pub const LARGE_MAPPING: u64 = 0x4c41_5247;
+/// First bit of `private` of a SLUB slab that holds its owner: the number of a CPU plus 1, which makes it frozen, [`SLAB_FULL`], or 0 of
+/// a slab on a node's list. The bits below are the address of the first object that other CPUs freed, linked like the slab's own list;
+/// these objects count as in use.
+pub const SLAB_OWNER_SHIFT: u32 = 52;
+/// The owner of a slab that is full and nobody's: it becomes that of the CPU which frees an object of it first.
+pub const SLAB_FULL: u64 = 0xfff;
 /// Entries that follow the two words of a row of alien objects (Linux: `alien->limit` 12).
 pub const ALIEN_LIMIT: u32 = 12;
 /// Words of a row of alien objects: entries in use, limit, entries.
@@ -133,7 +139,7 @@ pub struct CacheCpu {
     pub freelist: u64,
     /// Head frame of the CPU's slab, or [`crate::PFN_NONE`] (SLUB).
     pub slab: u64,
-    /// Head frame of the first slab of the CPU's partial list, linked by `next` (SLUB).
+    /// Head frame of the first slab of the CPU's partial list, linked by `next` and `prev` (SLUB).
     pub partial: u64,
     /// Copy of [`Cache::offset`]; `u32::MAX` in SLAB.
     pub offset: u32,
@@ -151,10 +157,16 @@ pub struct CacheCpu {
     pub divisor: u64,
     /// Times that the slow path had to help.
     pub refills: u64,
+    /// Head frame of the first of the CPU's slabs without a used object, linked as [`Self::partial`] (SLUB).
+    pub empty: u64,
+    /// Slabs on the empty list.
+    pub empty_slabs: u32,
+    /// Always 0; the array starts a cache line.
+    pub reserved: [u32; 13],
     /// Objects ready for reuse, last freed last.
     pub array: [u64; CPU_ARRAY],
 }
-const _: () = assert!(size_of::<CacheCpu>() == 64 + 8 * CPU_ARRAY);
+const _: () = assert!(size_of::<CacheCpu>() == 128 + 8 * CPU_ARRAY);
 
 impl CacheCpu {
     /// A CPU that has nothing of the cache.
@@ -170,6 +182,9 @@ impl CacheCpu {
         span_words: 0,
         divisor: 0,
         refills: 0,
+        empty: crate::PFN_NONE,
+        empty_slabs: 0,
+        reserved: [0; 13],
         array: [0; CPU_ARRAY],
     };
 }

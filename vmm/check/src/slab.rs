@@ -10,7 +10,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
-use memvisor_abi::{Cache, PFN_NONE, SlabKind, SlabListKind, cache_flags, poison};
+use memvisor_abi::{Cache, PFN_NONE, SLAB_FULL, SlabKind, SlabListKind, cache_flags, poison};
 use memvisor_inspect::{Keeper, Slab, Slabs, cache_name};
 
 use crate::Rule;
@@ -200,6 +200,9 @@ impl Pass<'_, '_> {
             let kept = match keeper {
                 Keeper::CpuList(cpu) => format!("free list of CPU {cpu} has {object:#x}"),
                 Keeper::CpuArray(cpu) => format!("array of CPU {cpu} has {object:#x}"),
+                Keeper::ByOthers(owner) => {
+                    format!("{object:#x} was freed by others than CPU {}", owner.wrapping_sub(1))
+                }
                 Keeper::Shared(node) => format!("shared array of node {node} has {object:#x}"),
                 Keeper::Alien(node) => format!("a row of node {node} has {object:#x}"),
             };
@@ -250,19 +253,31 @@ impl Pass<'_, '_> {
         }
         for (cpu, caches) in all.cpus.iter().enumerate() {
             for (index, c) in caches.iter().enumerate().filter(|(_, c)| c.span_words != 0) {
-                let walk = all.walk_cpu(c);
                 let cache = all.caches.get(index).map(cache_name).unwrap_or_default();
-                let what = format!("{cache} CPU {cpu} partial list");
-                if let Some(problem) = walk.problem {
-                    self.ledger
-                        .report(&LISTS, finding(&LISTS, what, format!("{} slabs", c.partial_slabs), problem));
-                } else {
-                    let linked = walk.slabs.len() as u64;
-                    self.ledger.expect_eq(&COUNTERS, what, u64::from(c.partial_slabs), linked);
+                let mut own: Vec<u64> = (c.slab != PFN_NONE).then_some(c.slab).into_iter().collect();
+                for (list, head, nr) in
+                    [("partial", c.partial, c.partial_slabs), ("empty", c.empty, c.empty_slabs)]
+                {
+                    let walk = all.walk_cpu(head);
+                    let what = format!("{cache} CPU {cpu} {list} list");
+                    if let Some(problem) = walk.problem {
+                        self.ledger.report(&LISTS, finding(&LISTS, what, format!("{nr} slabs"), problem));
+                    } else {
+                        self.ledger.expect_eq(&COUNTERS, what, u64::from(nr), walk.slabs.len() as u64);
+                    }
+                    let is_empty =
+                        |pfn: &u64| all.slabs.get(pfn).is_some_and(|slab| slab.counters.inuse == 0);
+                    for pfn in walk.slabs.iter().filter(|pfn| is_empty(pfn) != (list == "empty")) {
+                        let claim = format!("{pfn:#x} is on {cache} CPU {cpu} {list} list");
+                        let inuse = all.slabs.get(pfn).map_or(0, |slab| slab.counters.inuse);
+                        let outside = format!("{inuse} of its objects are in use");
+                        let what = finding(&LISTS, cache.clone(), claim, outside).frame(*pfn);
+                        self.ledger.report(&LISTS, what);
+                    }
+                    own.extend(walk.slabs);
                 }
-                let own = (c.slab != PFN_NONE).then_some(c.slab);
-                for pfn in walk.slabs.into_iter().chain(own) {
-                    found.entry(pfn).or_default().push(Place::Cpu { cache: index });
+                for pfn in own {
+                    found.entry(pfn).or_default().push(Place::Cpu { cache: index, cpu });
                 }
             }
         }
@@ -272,7 +287,9 @@ impl Pass<'_, '_> {
             let Some(wanted) = self.wanted(slab) else { continue };
             let right = match (wanted, places) {
                 (Wanted::Nowhere, []) => true,
-                (Wanted::Cpu, [Place::Cpu { cache }]) => slab.cache == Some(*cache),
+                (Wanted::Cpu(owner), [Place::Cpu { cache, cpu }]) => {
+                    slab.cache == Some(*cache) && owner == *cpu as u64 + 1
+                }
                 (Wanted::Node(kinds), [Place::Node { cache, node, kind }]) => {
                     slab.cache.unwrap_or(0) == *cache
                         && (slab.cache.is_none() || slab.page.node() as usize == *node)
@@ -297,10 +314,12 @@ impl Pass<'_, '_> {
     fn wanted(&self, slab: &Slab) -> Option<Wanted> {
         let k = slab.counters;
         match slab.kind? {
-            SlabKind::Slub if k.frozen => Some(Wanted::Cpu),
+            SlabKind::Slub if k.frozen => Some(Wanted::Cpu(slab.owner())),
             SlabKind::Slub if slab.page.index != 0 => Some(Wanted::Node(&[PARTIAL])),
             SlabKind::Slub if self.cache(slab)?.flags & DEBUG != 0 => Some(Wanted::Node(&[FULL])),
-            SlabKind::Slub => Some(Wanted::Nowhere),
+            SlabKind::Slub if slab.owner() == SLAB_FULL => Some(Wanted::Nowhere),
+            // Nobody knows it: it is lost.
+            SlabKind::Slub => Some(Wanted::Node(&[PARTIAL])),
             SlabKind::Slab if k.inuse == 0 => Some(Wanted::Node(&[FREE])),
             SlabKind::Slab if k.inuse == k.objects => Some(Wanted::Node(&[FULL])),
             SlabKind::Slab => Some(Wanted::Node(&[PARTIAL])),
@@ -406,14 +425,15 @@ const LIST_NAMES: [&str; 3] = ["partial", "full", "free"];
 #[derive(Clone, Copy, Debug)]
 enum Place {
     Node { cache: usize, node: usize, kind: usize },
-    Cpu { cache: usize },
+    Cpu { cache: usize, cpu: usize },
 }
 
 /// Where a slab should be.
 #[derive(Clone, Copy, Debug)]
 enum Wanted {
     Nowhere,
-    Cpu,
+    /// The CPU's of that number plus 1.
+    Cpu(u64),
     Node(&'static [usize]),
 }
 
@@ -421,7 +441,7 @@ impl Wanted {
     fn words(self) -> String {
         match self {
             Wanted::Nowhere => "on no list".to_owned(),
-            Wanted::Cpu => "a CPU's".to_owned(),
+            Wanted::Cpu(owner) => format!("CPU {}'s", owner.wrapping_sub(1)),
             Wanted::Node(kinds) => {
                 let names: Vec<&str> =
                     kinds.iter().filter_map(|kind| LIST_NAMES.get(*kind).copied()).collect();

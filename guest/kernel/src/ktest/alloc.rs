@@ -130,7 +130,7 @@ fn zones_are_obeyed() -> Result<(), Failure> {
 }
 
 /// Takes every block of the order that `gfp` opens, linked by `next`.
-fn take_all(gfp: Gfp, order: Order) -> (u64, u64) {
+pub(super) fn take_all(gfp: Gfp, order: Order) -> (u64, u64) {
     let (mut list, mut count) = (PFN_NONE, 0);
     while let Some(pfn) = page_alloc::alloc_gfp(Context::ATOMIC, gfp | Gfp::NOWARN, order, None) {
         if let Some(page) = Vmemmap.page(pfn) {
@@ -141,7 +141,7 @@ fn take_all(gfp: Gfp, order: Order) -> (u64, u64) {
     (list, count)
 }
 
-fn give_all(mut list: u64, order: Order) {
+pub(super) fn give_all(mut list: u64, order: Order) {
     while let Some(page) = Vmemmap.page(Pfn::new(list)).filter(|_| list != PFN_NONE) {
         let pfn = Pfn::new(list);
         list = page.next();
@@ -163,13 +163,13 @@ fn reserves_open_by_flag() -> Result<(), Failure> {
     check(super::buddy::free_pages() == before, "pages were lost")
 }
 
-static HOARD: AtomicU64 = AtomicU64::new(PFN_NONE);
+pub(super) static HOARD: AtomicU64 = AtomicU64::new(PFN_NONE);
 
-fn hoarded() -> u64 {
+pub(super) fn hoarded() -> u64 {
     if HOARD.load(Ordering::Relaxed) == PFN_NONE { 0 } else { Order::MAX.pages() }
 }
 
-fn give_one(_: u64) -> u64 {
+pub(super) fn give_one(_: u64) -> u64 {
     let pfn = Pfn::new(HOARD.load(Ordering::Relaxed));
     let Some(page) = Vmemmap.page(pfn).filter(|_| pfn.as_u64() != PFN_NONE) else { return 0 };
     HOARD.store(page.next(), Ordering::Relaxed);

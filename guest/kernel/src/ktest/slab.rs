@@ -2,19 +2,24 @@
 
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-use memvisor_abi::SlabKind;
-use mm_core::{Gfp, MemMap, PhysAddr, PhysMem, ZoneKind};
+use memvisor_abi::{PFN_NONE, SlabKind};
+use mm_core::{Gfp, MemMap, Order, PhysAddr, PhysMem, ZoneKind};
 use mm_slab::{CacheArgs, CacheId, DestroyError, FreeError, KMALLOC_MAX_SIZE, Object, SIZES, SlabFlags};
+use mm_vmalloc::Request;
 
+use super::alloc::{HOARD, give_all, give_one, hoarded, take_all};
 use super::{Failure, Test, check};
+use crate::arch::regs;
 use crate::mm::memmap::Vmemmap;
-use crate::mm::page_alloc;
-use crate::mm::phys::DirectMap;
+use crate::mm::phys::{self, DirectMap};
+use crate::mm::reclaim::{self, Shrinker};
 use crate::mm::slab::{CTOR_PATTERN, KMEM, PATTERN, kind};
+use crate::mm::{layout, page_alloc, vmalloc};
+use crate::sched;
 use crate::smp;
 use crate::topology::CPUS;
 
-pub const TESTS: [(&str, Test); 14] = [
+pub const TESTS: [(&str, Test); 17] = [
     ("kmalloc_serves_every_size", kmalloc_serves_every_size),
     ("limits_are_errors", limits_are_errors),
     ("krealloc_keeps_contents", krealloc_keeps_contents),
@@ -28,6 +33,12 @@ pub const TESTS: [(&str, Test); 14] = [
     ("frees_from_other_cpus_arrive", frees_from_other_cpus_arrive),
     ("cpus_allocate_at_once", cpus_allocate_at_once),
     ("wrong_frees_are_refused", wrong_frees_are_refused),
+    (
+        "a_kernel_allocation_reclaims_and_an_atomic_one_does_not",
+        a_kernel_allocation_reclaims_and_an_atomic_one_does_not,
+    ),
+    ("kvmalloc_falls_back_to_vmalloc", kvmalloc_falls_back_to_vmalloc),
+    ("slabs_go_from_cpu_to_cpu", slabs_go_from_cpu_to_cpu),
     ("a_used_heap_is_left_behind", a_used_heap_is_left_behind),
 ];
 
@@ -293,6 +304,87 @@ fn wrong_frees_are_refused() -> Outcome {
     free(other, large)?;
     destroy(other)?;
     destroy(id)
+}
+
+/// With all the largest blocks in the hands of a shrinker.
+fn a_kernel_allocation_reclaims_and_an_atomic_one_does_not() -> Outcome {
+    let (list, count) = take_all(Gfp::NOWAIT, Order::MAX);
+    HOARD.store(list, Ordering::Relaxed);
+    if count == 0 {
+        return Err(Failure::Skip("no block of the largest order is free"));
+    }
+    let shrinker = Shrinker { name: "hoard", count: hoarded, scan: give_one };
+    check(reclaim::register_shrinker(shrinker), "no room for a shrinker")?;
+    let atomic = KMEM.kmalloc(KMALLOC_MAX_SIZE, Gfp::ATOMIC | Gfp::NOWARN);
+    let untouched = HOARD.load(Ordering::Relaxed) == list;
+    // What forbids sleeping is the place, too.
+    let flags = regs::irq_save();
+    let off = KMEM.kmalloc(KMALLOC_MAX_SIZE, Gfp::KERNEL | Gfp::NOWARN);
+    regs::irq_restore(flags);
+    let untouched_with_interrupts_off = HOARD.load(Ordering::Relaxed) == list;
+    let kernel = KMEM.kmalloc(KMALLOC_MAX_SIZE, Gfp::KERNEL | Gfp::RETRY_MAYFAIL | Gfp::NOWARN);
+    reclaim::unregister_shrinker("hoard");
+    give_all(HOARD.swap(PFN_NONE, Ordering::Relaxed), Order::MAX);
+    check(atomic.is_none() && untouched, "an atomic allocation reclaimed")?;
+    check(off.is_none() && untouched_with_interrupts_off, "an allocation with interrupts off reclaimed")?;
+    check(
+        KMEM.kfree(kernel.ok_or(Failure::Wrong("direct reclaim did not help"))?).is_ok(),
+        "kfree is refused",
+    )
+}
+
+fn kvmalloc_falls_back_to_vmalloc() -> Outcome {
+    let context = sched::task_context();
+    let kvmalloc = |size| vmalloc::kvmalloc(&Request::new(size), &context);
+    let small = kvmalloc(100).map_err(|_| Failure::Wrong("no memory"))?;
+    // More than a block holds.
+    let large = kvmalloc(KMALLOC_MAX_SIZE + 4096).map_err(|_| Failure::Wrong("no memory"))?;
+    phys::store_mapped(small, 1);
+    let last = large.checked_add(KMALLOC_MAX_SIZE).ok_or(Failure::Wrong("the range ends"))?;
+    phys::store_mapped(last, 2);
+    check(phys::read_mapped(small) == 1 && phys::read_mapped(last) == 2, "the memory does not hold")?;
+    check(!layout::vmalloc_contains(small.as_u64()), "100 bytes were vmalloced")?;
+    check(layout::vmalloc_contains(large.as_u64()), "more than a block holds was kmalloced")?;
+    check(vmalloc::kvfree(small) && vmalloc::kvfree(large), "kvfree refuses what kvmalloc gave")?;
+    check(kvmalloc(0).is_err(), "no bytes are given")?;
+    let atomic = Request { gfp: Gfp::ATOMIC | Gfp::NOWARN, ..Request::new(KMALLOC_MAX_SIZE + 4096) };
+    check(vmalloc::kvmalloc(&atomic, &context).is_err(), "an atomic kvmalloc was vmalloced")
+}
+
+/// One CPU allocates whole slabs and others free them, at once with the first.
+fn slabs_go_from_cpu_to_cpu() -> Outcome {
+    if CPUS.lock().count < 2 {
+        return Err(Failure::Skip("it has one CPU"));
+    }
+    let id = create("t-slabs", 96)?;
+    prepare(id);
+    let give = || {
+        for round in 0..4_usize {
+            for slot in &OBJECTS {
+                let Some(object) = shared_cache().and_then(|id| KMEM.alloc(id, Gfp::ATOMIC)) else { return };
+                write(object, 1, object.addr().as_u64());
+                let old = slot.swap(object.addr().as_u64(), Ordering::AcqRel);
+                release(old, round % 2 == 0);
+            }
+        }
+    };
+    let take = || {
+        for at in 0..400_usize {
+            release(OBJECTS[at * 7 % OBJECTS.len()].swap(0, Ordering::AcqRel), true);
+        }
+    };
+    smp::call_others_while(take, give);
+    OBJECTS.iter().for_each(|slot| release(slot.swap(0, Ordering::AcqRel), true));
+    check(FAILED.load(Ordering::Relaxed) == 0, "an object changed under its owner, or a free was refused")?;
+    destroy(id)
+}
+
+/// Frees what a slot held.
+fn release(raw: u64, checked: bool) {
+    let Some(id) = shared_cache().filter(|_| raw != 0) else { return };
+    let object = Object::new(PhysAddr::new(raw));
+    let good = (!checked || read(object, 1) == raw) && KMEM.free(id, object).is_ok();
+    FAILED.fetch_add(u32::from(!good), Ordering::Relaxed);
 }
 
 /// Slabs of every state, objects in arrays, on free lists and in use.

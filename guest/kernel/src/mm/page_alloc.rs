@@ -386,6 +386,19 @@ pub fn alloc_gfp(context: Context<'_>, gfp: Gfp, order: Order, node: Option<u32>
     PAGES.alloc_pages(context, gfp, order, node)
 }
 
+/// [`alloc_gfp`] for allocators that carry no right to sleep: where the caller is in task context, with interrupts on and so without
+/// locks, a GFP that may reclaim does (Linux: `might_alloc`). Anywhere else nothing sleeps.
+///
+/// Differs from Linux: `GFP_KERNEL` where nothing may sleep is served like `GFP_NOWAIT` and not reported as a bug: areas of vmalloc take
+/// their frames under their lock.
+pub fn alloc_here(gfp: Gfp, order: Order, node: Option<u32>) -> Option<Pfn> {
+    let token = if gfp.contains(Gfp::DIRECT_RECLAIM) { sched::might_sleep() } else { None };
+    match &token {
+        Some(token) => alloc_gfp(Context::task(token), gfp, order, node),
+        None => alloc_gfp(Context::ATOMIC, gfp - Gfp::DIRECT_RECLAIM, order, node),
+    }
+}
+
 /// The first frame says whose the block is.
 fn set_kind(pfn: Pfn, kind: PageKind) {
     if let Some(page) = Vmemmap.page(pfn) {

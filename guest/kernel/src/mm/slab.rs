@@ -6,7 +6,6 @@ use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, AtomicUsiz
 use guest_firmware::acpi::MAX_CPUS;
 use memvisor_abi::{CacheNode, MAX_CACHES, PAGE_SIZE, TableRef, Track};
 use mm_core::{Gfp, Order, PageAlloc, PageKind, Pfn, PhysAddr, PhysMem};
-use mm_page_alloc::Context;
 use mm_slab::{Cache, CacheId, CpuCaches, Kmem, Machine, Object, Options, SlabKind};
 
 use crate::arch::regs;
@@ -131,8 +130,8 @@ pub struct Pages;
 
 impl PageAlloc for Pages {
     fn alloc_pages(&self, gfp: Gfp, order: Order, node: Option<u32>) -> Option<Pfn> {
-        // A caller of the caches shows no right to sleep, so nothing here does.
-        page_alloc::alloc_gfp(Context::ATOMIC, gfp - Gfp::DIRECT_RECLAIM, order, node)
+        // Caches hold no lock and leave the interrupts as the caller has them when they need pages.
+        page_alloc::alloc_here(gfp, order, node)
     }
 
     fn free_pages(&self, pfn: Pfn, order: Order) {

@@ -4,14 +4,15 @@ use core::panic::Location;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use mm_core::{Gfp, MaySleep, MemMap, Order, Page, PageAlloc, Pageblock, Pfn, PhysAddr, PhysMem, VirtAddr};
-use mm_page_alloc::Context;
 use mm_pgtable::{FlushRange, Levels, PageTable, Prot, layout};
-use mm_vmalloc::{Areas, Machine, Request, VmError, Vmalloc};
+use mm_slab::Object;
+use mm_vmalloc::{Areas, Kmalloc, Machine, Request, VmError, Vmalloc};
 
 use crate::mm::layout::levels;
 use crate::mm::memmap::Vmemmap;
 use crate::mm::paging::{self, Tables};
 use crate::mm::phys::DirectMap;
+use crate::mm::slab::KMEM;
 use crate::mm::{early, kmap, page_alloc};
 use crate::sync::Lock;
 use crate::{println, smp};
@@ -90,6 +91,41 @@ pub(super) fn report<T>(function: &str, caller: &Location<'_>, outcome: &Result<
     outcome.is_ok()
 }
 
+/// kvmalloc, reporting like [`vmalloc`].
+///
+/// # Errors
+/// [`VmError`].
+#[track_caller]
+pub fn kvmalloc(request: &Request, context: &MaySleep<'_>) -> Result<VirtAddr, VmError> {
+    let outcome = mm_vmalloc::kvmalloc(&Kernel, vm(), request, context);
+    if !request.gfp.contains(Gfp::NOWARN) {
+        report("kvmalloc", Location::caller(), &outcome);
+    }
+    outcome
+}
+
+/// kvfree, reporting like [`vfree`].
+#[track_caller]
+pub fn kvfree(va: VirtAddr) -> bool {
+    report("kvfree", Location::caller(), &mm_vmalloc::kvfree(&Kernel, vm(), va))
+}
+
+impl Kmalloc for Kernel {
+    fn kmalloc(&self, size: u64, gfp: Gfp, node: Option<u32>) -> Option<VirtAddr> {
+        let object = match node {
+            Some(node) => KMEM.kmalloc_node(size, gfp, node),
+            None => KMEM.kmalloc(size, gfp),
+        };
+        object.and_then(|object| layout::phys_to_virt(levels(), object.addr()))
+    }
+
+    fn kfree(&self, va: VirtAddr) {
+        let addr = va.as_u64().wrapping_sub(layout::page_offset(levels()).as_u64());
+        // What is wrong with it kfree has said.
+        let _ = KMEM.kfree(Object::new(PhysAddr::new(addr)));
+    }
+}
+
 /// Lazy pages that are put up with before a purge; 0 for Linux's value.
 pub fn set_lazy_max_pages(pages: u64) {
     LAZY_MAX.store(pages, Ordering::Relaxed);
@@ -124,8 +160,7 @@ impl MemMap for Kernel {
 
 impl PageAlloc for Kernel {
     fn alloc_pages(&self, gfp: Gfp, order: Order, node: Option<u32>) -> Option<Pfn> {
-        // The trait carries no right to sleep, and frames for areas are taken under their lock, too: nothing here sleeps.
-        page_alloc::alloc_gfp(Context::ATOMIC, gfp - Gfp::DIRECT_RECLAIM, order, node)
+        page_alloc::alloc_here(gfp, order, node)
     }
 
     fn free_pages(&self, pfn: Pfn, order: Order) {

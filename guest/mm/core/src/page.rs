@@ -116,6 +116,12 @@ impl Page {
         refcount, set_refcount, i32
     }
 
+    /// The word behind [`Page::private`], for owners that exchange it.
+    #[inline]
+    pub const fn private_word(&self) -> &AtomicU64 {
+        &self.private
+    }
+
     /// The counter behind [`Page::refcount`], for those who share the page.
     #[inline]
     pub const fn references(&self) -> &AtomicI32 {

@@ -4,6 +4,7 @@ use memvisor_abi::{CacheCpu, EventId, PFN_NONE, SlabKind};
 use mm_core::{CpuLocal, Event, Gfp, Page, Pfn, PhysAddr, PhysMem, Trace};
 
 use crate::cache::Name;
+use crate::slab_page::{Owner, Place};
 use crate::{Cache, CacheId, FreeError, Machine, Object, array};
 
 /// The caches of a machine.
@@ -95,16 +96,40 @@ impl<M: Machine> Kmem<M> {
     pub fn free(&self, id: CacheId, object: Object) -> Result<(), FreeError> {
         self.emit(Event::KmemCacheFree { ptr: object.0, cache: Some(id.as_u16()) });
         self.emit(Event::SlabFree { object: object.0, cache: Some(id.as_u16()) });
-        if let Some((pfn, page)) = self.slab_of(object)
-            && page.mapping() == id.as_u64()
-            && self.machine.cpus().with(|_, caches| self.put(&mut caches[id.index()], pfn, page, object))
-        {
-            self.emit(Event::SlabFreeRet {});
-            return Ok(());
-        }
-        let freed = self.free_slow(id, object);
+        let freed = match self.slab_of(object) {
+            Some((pfn, page)) if page.mapping() == id.as_u64() => self.free_in(id, pfn, page, object),
+            _ => self.free_slow(id, object),
+        };
         self.emit(Event::SlabFreeRet {});
         freed
+    }
+
+    /// Takes back an object of a slab of cache `id`.
+    #[inline]
+    fn free_in(&self, id: CacheId, pfn: Pfn, page: &Page, object: Object) -> Result<(), FreeError> {
+        match self
+            .machine
+            .cpus()
+            .with(|cpu, caches| self.put(cpu, &mut caches[id.index()], pfn, page, object))
+        {
+            Put::Done => Ok(()),
+            Put::Trim => {
+                self.slub_trim(id);
+                Ok(())
+            }
+            Put::Slow => self.free_slow(id, object),
+        }
+    }
+
+    /// Takes back an object of a slab whose cache is not known yet (Linux: `kfree` of a slab's object).
+    #[inline]
+    pub(crate) fn free_found(&self, pfn: Pfn, page: &Page, object: Object) -> Option<Result<(), FreeError>> {
+        let id = CacheId::new(page.mapping())?;
+        self.emit(Event::KmemCacheFree { ptr: object.0, cache: Some(id.as_u16()) });
+        self.emit(Event::SlabFree { object: object.0, cache: Some(id.as_u16()) });
+        let freed = self.free_in(id, pfn, page, object);
+        self.emit(Event::SlabFreeRet {});
+        Some(freed)
     }
 
     /// Tells the machine's trace.
@@ -153,17 +178,14 @@ impl<M: Machine> Kmem<M> {
     /// An object from what this CPU has at hand.
     #[inline]
     fn take(&self, cpu: &mut CacheCpu) -> Option<Object> {
-        if let Some(avail) = cpu.avail.checked_sub(1)
-            && let Some(object) = cpu.array.get(avail as usize)
-        {
-            cpu.avail = avail;
-            return Some(Object(*object));
-        }
         let object = cpu.freelist;
-        if object == 0 {
-            return None;
+        if object != 0 {
+            cpu.freelist = self.next_free(cpu, object);
+            return Some(Object(object));
         }
-        cpu.freelist = self.next_free(cpu, object);
+        let avail = cpu.avail.checked_sub(1)?;
+        let object = *cpu.array.get(avail as usize)?;
+        cpu.avail = avail;
         Some(Object(object))
     }
 
@@ -181,7 +203,7 @@ impl<M: Machine> Kmem<M> {
 
     #[cold]
     #[inline(never)]
-    fn report_link(&self, object: u64, next: u64) -> u64 {
+    pub(crate) fn report_link(&self, object: u64, next: u64) -> u64 {
         self.machine.report(format_args!(
             "BUG slab: Freechain corrupt: object {object:#x} links to {next:#x}; the rest of the slab is out of use"
         ));
@@ -190,19 +212,27 @@ impl<M: Machine> Kmem<M> {
 
     /// Gives an object to what this CPU has at hand; `false` if that is not so easy.
     #[inline]
-    fn put(&self, cpu: &mut CacheCpu, pfn: Pfn, page: &Page, object: Object) -> bool {
-        let base = if cpu.offset == NO_FREELIST { page.index() } else { pfn.phys().as_u64() };
+    fn put(&self, cpu: u32, c: &mut CacheCpu, pfn: Pfn, page: &Page, object: Object) -> Put {
+        let is_slub = c.offset != NO_FREELIST;
+        let base = if is_slub { pfn.phys().as_u64() } else { page.index() };
         let from = object.0.wrapping_sub(base);
-        if !inside(object.0, base, cpu.span_words) || from.wrapping_mul(cpu.divisor) >= cpu.divisor {
-            return false;
+        if !inside(object.0, base, c.span_words) || from.wrapping_mul(c.divisor) >= c.divisor {
+            return Put::Slow;
         }
-        if cpu.avail >= cpu.limit || page.node() != cpu.node || array::is_newest(cpu, object.0) {
-            return false;
+        if is_slub {
+            let owner = Owner::in_page(page);
+            if owner == Owner::of(cpu) {
+                return self.push_own(c, pfn, page, object.0);
+            }
+            if owner == Owner::FULL {
+                return self.own_full(cpu, c, pfn, page, object.0);
+            }
         }
-        let Some(slot) = cpu.array.get_mut(cpu.avail as usize) else { return false };
-        *slot = object.0;
-        cpu.avail += 1;
-        true
+        if page.node() == c.node && !array::is_newest(c, object.0) && array::push(c, object.0) {
+            Put::Done
+        } else {
+            Put::Slow
+        }
     }
 
     #[cold]
@@ -239,9 +269,9 @@ impl<M: Machine> Kmem<M> {
         }
         let freed = match cache.kind() {
             SlabKind::Slob => self.slob_cache_free(id, cache, object),
-            kind => self.check_owner(id, object).and_then(|(pfn, page)| match kind {
-                SlabKind::Slub => self.slub_free(id, cache, pfn, page, object),
-                _ => self.slab_free(id, cache, page, object),
+            kind => self.check_owner(id, object).and_then(|(pfn, page)| {
+                let place = Place { id, cache, pfn, page, object };
+                if kind == SlabKind::Slub { self.slub_free(&place) } else { self.slab_free(&place) }
             }),
         };
         if let Err(error) = freed {
@@ -282,9 +312,19 @@ pub(crate) enum Source {
     Search = 6,
 }
 
+/// How an object was put back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Put {
+    Done,
+    /// It was, and the CPU has slabs to give away now.
+    Trim,
+    /// It was not: that takes a closer look.
+    Slow,
+}
+
 /// Whether `object` is a word's address in the `words` words from `base` on.
 #[inline]
-fn inside(object: u64, base: u64, words: u32) -> bool {
+pub(crate) fn inside(object: u64, base: u64, words: u32) -> bool {
     // Rotation puts the low bits of an address that is no word's on top.
     object.wrapping_sub(base).rotate_right(3) < u64::from(words)
 }

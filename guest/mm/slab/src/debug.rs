@@ -14,8 +14,8 @@ use memvisor_abi::{CacheNode, SlabListKind, Track, poison};
 use mm_core::{Event, Gfp, Page, Pfn, PhysAddr, PhysMem};
 
 use crate::report::{Finding, Report};
-use crate::slab_page::{Discard, counters, set_counters};
-use crate::slub::{forget, is_place, link};
+use crate::slab_page::{Discard, Place, counters, set_counters};
+use crate::slub::{forget, link};
 use crate::{Cache, CacheId, FreeError, Kmem, Machine, Object, SlabFlags, list};
 
 const PARTIAL: usize = SlabListKind::Partial as usize;
@@ -59,7 +59,7 @@ impl<M: Machine> Kmem<M> {
             let others = if gfp.contains(Gfp::THISNODE) { near..near } else { 0..nodes };
             let found = core::iter::once(near)
                 .chain(others)
-                .find_map(|node| self.machine.with_node(id, node, |n| self.debug_take(cache, n)));
+                .find_map(|node| self.machine.with_node(id, node, |n| self.debug_take(id, cache, n)));
             if found.is_some() {
                 return found;
             }
@@ -73,14 +73,15 @@ impl<M: Machine> Kmem<M> {
     }
 
     /// The first free object of the node. A slab in which it is damaged goes out of use, and the next one is tried.
-    fn debug_take(&self, cache: &Cache, n: &mut CacheNode) -> Option<Object> {
+    fn debug_take(&self, id: CacheId, cache: &Cache, n: &mut CacheNode) -> Option<Object> {
         let map = self.machine.map();
         while let Some((pfn, page)) = list::first(&n.lists[PARTIAL], map) {
             let object = Object(page.index());
             let mut k = counters(page);
-            let good = is_place(cache, pfn, page, object) && k.inuse < k.objects && {
+            let place = Place { id, cache, pfn, page, object };
+            let good = place.is_object() && k.inuse < k.objects && {
                 let checked = !cache.slab_flags().contains(SlabFlags::CONSISTENCY_CHECKS);
-                checked || self.check_object(cache, pfn, page, object, State::Free)
+                checked || self.check_object(&place, State::Free)
             };
             if !good {
                 self.fix(cache, format_args!("Marking all objects used"));
@@ -89,8 +90,8 @@ impl<M: Machine> Kmem<M> {
             } else {
                 let next = self.machine.mem().read_u64(link(cache, object.0));
                 k.inuse += 1;
-                if next != 0 && !is_place(cache, pfn, page, Object(next)) {
-                    self.bug(cache, pfn, page, Some(object), Finding::FreeChain);
+                if next != 0 && !place.at(Object(next)).is_object() {
+                    self.bug(&place, Finding::FreeChain);
                     self.fix(cache, format_args!("Isolate corrupted freechain"));
                     k.inuse = k.objects;
                 }
@@ -111,18 +112,12 @@ impl<M: Machine> Kmem<M> {
     }
 
     /// Linux: `free_debug_processing`.
-    pub(crate) fn debug_free(
-        &self,
-        id: CacheId,
-        cache: &Cache,
-        pfn: Pfn,
-        page: &Page,
-        object: Object,
-    ) -> Result<(), FreeError> {
+    pub(crate) fn debug_free(&self, place: &Place<'_>) -> Result<(), FreeError> {
+        let &Place { id, cache, pfn, page, object } = place;
         let mut discard = Discard::NONE;
         let map = self.machine.map();
         let freed = self.machine.with_node(id, page.node(), |n| {
-            self.check_free(cache, pfn, page, object)?;
+            self.check_free(place)?;
             self.record(cache, object, TrackKind::Free);
             self.init_object(cache, object, State::Free);
             self.machine.mem().write_u64(link(cache, object.0), page.index());
@@ -146,21 +141,21 @@ impl<M: Machine> Kmem<M> {
     }
 
     /// Linux: `free_consistency_checks`.
-    fn check_free(&self, cache: &Cache, pfn: Pfn, page: &Page, object: Object) -> Result<(), FreeError> {
+    fn check_free(&self, place: &Place<'_>) -> Result<(), FreeError> {
+        let &Place { cache, object, .. } = place;
         let refused = |finding, error| {
-            let shown = (finding != Finding::InvalidPointer).then_some(object);
-            self.bug(cache, pfn, page, shown, finding);
+            self.bug(place, finding);
             self.fix(cache, format_args!("Object at {object} not freed"));
             Err(error)
         };
-        if !is_place(cache, pfn, page, object) {
+        if !place.is_object() {
             return refused(Finding::InvalidPointer, FreeError::NotObject { object });
         }
-        if self.is_on_freelist(cache, pfn, page, object) {
+        if self.is_on_freelist(place) {
             return refused(Finding::AlreadyFree, FreeError::DoubleFree { object });
         }
         let checked = cache.slab_flags().contains(SlabFlags::CONSISTENCY_CHECKS);
-        if checked && !self.check_object(cache, pfn, page, object, State::Used) {
+        if checked && !self.check_object(place, State::Used) {
             self.fix(cache, format_args!("Object at {object} not freed"));
             return Err(FreeError::Damaged { object });
         }
@@ -168,16 +163,16 @@ impl<M: Machine> Kmem<M> {
     }
 
     /// Walks the slab's free list, which may be damaged (Linux: `on_freelist`).
-    pub(crate) fn is_on_freelist(&self, cache: &Cache, pfn: Pfn, page: &Page, object: Object) -> bool {
-        let mut at = page.index();
-        for _ in 0..counters(page).objects {
-            if at == object.0 {
+    fn is_on_freelist(&self, place: &Place<'_>) -> bool {
+        let mut at = place.page.index();
+        for _ in 0..counters(place.page).objects {
+            if at == place.object.0 {
                 return true;
             }
-            if at == 0 || !is_place(cache, pfn, page, Object(at)) {
+            if at == 0 || !place.at(Object(at)).is_object() {
                 return false;
             }
-            at = self.machine.mem().read_u64(link(cache, at));
+            at = self.machine.mem().read_u64(link(place.cache, at));
         }
         false
     }
@@ -212,14 +207,8 @@ impl<M: Machine> Kmem<M> {
     }
 
     /// Checks all that debugging keeps about an object, reports what is wrong and repairs it (Linux: `check_object`).
-    pub(crate) fn check_object(
-        &self,
-        cache: &Cache,
-        pfn: Pfn,
-        page: &Page,
-        object: Object,
-        state: State,
-    ) -> bool {
+    pub(crate) fn check_object(&self, place: &Place<'_>, state: State) -> bool {
+        let &Place { cache, object, .. } = place;
         let flags = cache.slab_flags();
         let end = object.0 + u64::from(cache.object_size());
         let inuse = object.0 + u64::from(cache.inuse());
@@ -228,13 +217,7 @@ impl<M: Machine> Kmem<M> {
             let Some(bad) = (from..to).find(|addr| self.byte(*addr) != byte) else { return true };
             let last = (from..to).rev().find(|addr| self.byte(*addr) != byte).unwrap_or(bad);
             let found = self.byte(bad);
-            self.bug(
-                cache,
-                pfn,
-                page,
-                Some(object),
-                Finding::Bytes { what: finding, from: bad, to: last + 1, found, byte },
-            );
+            self.bug(place, Finding::Bytes { what: finding, from: bad, to: last + 1, found, byte });
             self.fix(cache, format_args!("Restoring {finding} {bad:#x}-{last:#x}={byte:#04x}"));
             self.fill(bad, last + 1, byte);
             false
@@ -263,8 +246,8 @@ impl<M: Machine> Kmem<M> {
         // The link of a used object is the user's, unless it is behind the object.
         if state == State::Free || cache.offset() >= cache.inuse() {
             let next = self.machine.mem().read_u64(link(cache, object.0));
-            if next != 0 && !is_place(cache, pfn, page, Object(next)) {
-                self.bug(cache, pfn, page, Some(object), Finding::FreePointer);
+            if next != 0 && !place.at(Object(next)).is_object() {
+                self.bug(place, Finding::FreePointer);
                 self.machine.mem().write_u64(link(cache, object.0), 0);
                 return false;
             }
@@ -289,7 +272,7 @@ impl<M: Machine> Kmem<M> {
                     for _ in 0..n.lists[kind].nr {
                         let Some((pfn, page)) = list::at(next, map) else { break };
                         next = page.next();
-                        bad += u64::from(!self.validate_slab(cache, pfn, page));
+                        bad += u64::from(!self.validate_slab(id, cache, pfn, page));
                     }
                 }
                 bad
@@ -298,13 +281,14 @@ impl<M: Machine> Kmem<M> {
         bad
     }
 
-    fn validate_slab(&self, cache: &Cache, pfn: Pfn, page: &Page) -> bool {
+    fn validate_slab(&self, id: CacheId, cache: &Cache, pfn: Pfn, page: &Page) -> bool {
         let start = pfn.phys().as_u64() + u64::from(cache.red_left());
         (0..u64::from(counters(page).objects))
             .map(|number| Object(start + number * u64::from(cache.size())))
             .map(|object| {
-                let free = self.is_on_freelist(cache, pfn, page, object);
-                self.check_object(cache, pfn, page, object, if free { State::Free } else { State::Used })
+                let place = Place { id, cache, pfn, page, object };
+                let free = self.is_on_freelist(&place);
+                self.check_object(&place, if free { State::Free } else { State::Used })
             })
             .filter(|good| !good)
             .count()
@@ -368,7 +352,7 @@ impl<M: Machine> Kmem<M> {
         }
     }
 
-    fn bug(&self, cache: &Cache, pfn: Pfn, page: &Page, object: Option<Object>, finding: Finding) {
+    fn bug(&self, place: &Place<'_>, finding: Finding) {
         let what = match finding {
             Finding::AlreadyFree => 1,
             Finding::Bytes { what: "Right Redzone", .. } => 3,
@@ -376,9 +360,9 @@ impl<M: Machine> Kmem<M> {
             Finding::InvalidPointer => 6,
             _ => 2,
         };
-        let at = object.map_or(0, |object| object.0);
-        self.emit(Event::SlabError { object: at, cache: u16::try_from(page.mapping()).ok(), what });
-        Report { kmem: self, cache, pfn, page, object, finding }.print();
+        let object = if finding == Finding::InvalidPointer { 0 } else { place.object.0 };
+        self.emit(Event::SlabError { object, cache: u16::try_from(place.page.mapping()).ok(), what });
+        Report { kmem: self, place, finding }.print();
     }
 
     fn fix(&self, cache: &Cache, what: core::fmt::Arguments<'_>) {

@@ -113,7 +113,7 @@ impl<M: Machine> Kmem<M> {
         } else {
             match self.kmalloc_cache(size, gfp) {
                 Some(id) => self.alloc(id, gfp),
-                None => self.kmalloc_large(size, gfp),
+                None => self.kmalloc_large(size, gfp, None),
             }
         };
         if self.machine.map().wants(EventId::Kmalloc) {
@@ -130,6 +130,20 @@ impl<M: Machine> Kmem<M> {
         self.emit(Event::KmallocSlab { bytes_req: size, bytes_alloc, cache });
         let ptr = object.map_or(0, |object| object.0);
         self.emit(Event::Kmalloc { ptr, bytes_req: size, bytes_alloc, gfp_flags, node: None, cache });
+    }
+
+    /// [`Kmem::kmalloc`] near `node`, with [`Gfp::THISNODE`] nowhere else (Linux: `kmalloc_node`). SLOB knows no nodes below a page, as in
+    /// Linux without `CONFIG_NUMA`.
+    pub fn kmalloc_node(&self, size: u64, gfp: Gfp, node: u32) -> Option<Object> {
+        if node >= self.machine.nr_nodes() {
+            return None;
+        }
+        let slob = self.cache(CacheId::ALL_KMALLOC).kind() == SlabKind::Slob;
+        match self.kmalloc_cache(size, gfp) {
+            Some(id) if !slob => self.alloc_node(id, gfp, node),
+            Some(_) => self.kmalloc(size, gfp),
+            None => self.kmalloc_large(size, gfp, Some(node)),
+        }
     }
 
     /// [`Kmem::kmalloc`] of zeroes.
@@ -174,9 +188,9 @@ impl<M: Machine> Kmem<M> {
         if object == Object::ZERO_SIZE {
             return Ok(());
         }
-        if let Some((_, page)) = self.slab_of(object) {
-            return match CacheId::new(page.mapping()) {
-                Some(id) => self.free(id, object),
+        if let Some((pfn, page)) = self.slab_of(object) {
+            return match self.free_found(pfn, page, object) {
+                Some(freed) => freed,
                 None => self.slob_kfree(object),
             };
         }
@@ -220,7 +234,7 @@ impl<M: Machine> Kmem<M> {
     }
 
     /// Whole pages (Linux: `kmalloc_large`).
-    pub(crate) fn kmalloc_large(&self, size: u64, gfp: Gfp) -> Option<Object> {
+    pub(crate) fn kmalloc_large(&self, size: u64, gfp: Gfp, node: Option<u32>) -> Option<Object> {
         if size == 0 {
             return Some(Object::ZERO_SIZE);
         }
@@ -230,9 +244,9 @@ impl<M: Machine> Kmem<M> {
             }
             return None;
         };
-        self.emit(Event::KmallocLarge { bytes_req: size, order, gfp, node: None });
+        self.emit(Event::KmallocLarge { bytes_req: size, order, gfp, node });
         let comp = if order == Order::ZERO { Gfp::empty() } else { Gfp::COMP };
-        let pfn = self.machine.pages().alloc_pages((gfp - Gfp::ZERO) | comp, order, None);
+        let pfn = self.machine.pages().alloc_pages((gfp - Gfp::ZERO) | comp, order, node);
         self.emit(Event::KmallocLargeRet { ptr: pfn.map_or(0, |pfn| pfn.phys().as_u64()) });
         let pfn = pfn?;
         self.machine.map().page(pfn)?.set_mapping(LARGE_MAPPING);

@@ -4,13 +4,13 @@
 use core::fmt;
 
 use memvisor_abi::Track;
-use mm_core::{Page, Pfn, PhysMem};
+use mm_core::PhysMem;
 
 use crate::cache::Name;
 use crate::debug::TrackKind;
-use crate::slab_page::counters;
+use crate::slab_page::{Place, counters};
 use crate::slub::link;
-use crate::{Cache, Kmem, Machine, Object, SlabFlags};
+use crate::{Kmem, Machine, Object, SlabFlags};
 
 /// What is wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,10 +42,7 @@ impl fmt::Display for Finding {
 /// A report in the making.
 pub(crate) struct Report<'a, M> {
     pub(crate) kmem: &'a Kmem<M>,
-    pub(crate) cache: &'a Cache,
-    pub(crate) pfn: Pfn,
-    pub(crate) page: &'a Page,
-    pub(crate) object: Option<Object>,
+    pub(crate) place: &'a Place<'a>,
     pub(crate) finding: Finding,
 }
 
@@ -57,7 +54,10 @@ const BEFORE: u64 = 16;
 impl<M: Machine> Report<'_, M> {
     /// Linux: `slab_bug`, `object_err`, `print_trailer`.
     pub(crate) fn print(&self) {
-        let name = Name::from_raw(self.cache.load().name);
+        let &Place { cache, pfn, page, object, .. } = self.place;
+        // No object is there to show.
+        let object = Some(object).filter(|_| self.finding != Finding::InvalidPointer);
+        let name = Name::from_raw(cache.load().name);
         self.line(format_args!(
             "============================================================================="
         ));
@@ -65,7 +65,7 @@ impl<M: Machine> Report<'_, M> {
         self.line(format_args!(
             "-----------------------------------------------------------------------------"
         ));
-        let start = self.pfn.phys().as_u64();
+        let start = pfn.phys().as_u64();
         if let Finding::Bytes { from, to, found, byte, .. } = self.finding {
             self.line(format_args!(
                 "{from:#x}-{:#x} @offset={}. First byte {found:#04x} instead of {byte:#04x}",
@@ -73,23 +73,23 @@ impl<M: Machine> Report<'_, M> {
                 from - start
             ));
         }
-        if let Some(object) = self.object {
+        if let Some(object) = object {
             for (kind, word) in [(TrackKind::Alloc, "Allocated"), (TrackKind::Free, "Freed")] {
-                if let Some(track) = self.kmem.track_of(self.cache, object, kind) {
+                if let Some(track) = self.kmem.track_of(cache, object, kind) {
                     self.track(word, &track);
                 }
             }
         }
-        let k = counters(self.page);
+        let k = counters(page);
         self.line(format_args!(
             "Slab {} objects={} used={} fp={:#x} order={}",
-            self.pfn,
+            pfn,
             k.objects,
             k.inuse,
-            self.page.index(),
-            self.page.order().as_u8()
+            page.index(),
+            page.order().as_u8()
         ));
-        if let Some(object) = self.object {
+        if let Some(object) = object {
             self.object(object, start);
         }
     }
@@ -104,7 +104,7 @@ impl<M: Machine> Report<'_, M> {
     }
 
     fn object(&self, object: Object, start: u64) {
-        let cache = self.cache;
+        let cache = self.place.cache;
         let next = self.kmem.machine.mem().read_u64(link(cache, object.0));
         self.line(format_args!("Object {object} @offset={} fp={next:#x}", object.0 - start));
         let end = object.0 + u64::from(cache.object_size());

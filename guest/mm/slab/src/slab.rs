@@ -10,7 +10,7 @@ use memvisor_abi::{ALIEN_LIMIT, ALIEN_ROW, CacheCpu, CacheNode, SlabCounters, Sl
 use mm_core::{CpuLocal, Event, Gfp, Order, PAGE_SIZE, Page, PageAlloc, Pfn, PhysAddr, PhysMem};
 
 use crate::alloc::{Source, set_up};
-use crate::slab_page::{Discard, counters, set_counters};
+use crate::slab_page::{Discard, Place, counters, set_counters};
 use crate::slub::forget;
 use crate::{Cache, CacheId, FreeError, Kmem, Machine, Object, array, list};
 
@@ -110,13 +110,8 @@ impl<M: Machine> Kmem<M> {
     }
 
     /// Linux: `___cache_free`.
-    pub(crate) fn slab_free(
-        &self,
-        id: CacheId,
-        cache: &Cache,
-        page: &Page,
-        object: Object,
-    ) -> Result<(), FreeError> {
+    pub(crate) fn slab_free(&self, place: &Place<'_>) -> Result<(), FreeError> {
+        let &Place { id, cache, page, object, .. } = place;
         let from = object.0.checked_sub(page.index()).ok_or(FreeError::NotObject { object })?;
         let size = u64::from(cache.size());
         if !from.is_multiple_of(size) || from / size >= u64::from(counters(page).objects) {

@@ -93,7 +93,7 @@ impl<M: Machine> Kmem<M> {
     /// Linux: `__do_kmalloc_node`.
     pub(crate) fn slob_kmalloc(&self, size: u64, gfp: Gfp) -> Option<Object> {
         if size == 0 || size >= PAGE_SIZE - UNIT {
-            return self.kmalloc_large(size, gfp);
+            return self.kmalloc_large(size, gfp, None);
         }
         let align = if size.is_power_of_two() { size.max(UNIT) } else { UNIT };
         let units = size.div_ceil(UNIT) + 1;

@@ -1,20 +1,41 @@
 //! SLUB: a slab a CPU, partial slabs a CPU and a node, free lists inside the objects (Linux: mm/slub.c).
 //!
 //! A slab is in one of four states. *CPU*: it is `CacheCpu::slab`, frozen, and the CPU holds the objects of
-//! `CacheCpu::freelist`; objects freed elsewhere gather on the slab's own list. *CPU partial*: frozen, on
-//! `CacheCpu::partial`. *Node partial*: on the node's list, with a free object. *Full*: on no list (a debugged cache keeps a list).
+//! `CacheCpu::freelist`. *CPU partial*: frozen, on `CacheCpu::partial`, with a free object of its own. *Node partial*: on the
+//! node's list, with a free object. *Full*: on no list (a debugged cache keeps a list). Slabs of a CPU without a used object are
+//! on `CacheCpu::empty` until there are many.
 //!
-//! Differs from Linux 6.1: an object of another slab than the CPU's goes to an array of the CPU first, and many go back under
-//! one lock, where Linux 6.1 exchanges two words of each slab atomically; Linux 6.18 has such arrays (sheaves).
+//! `private` of a frozen slab names its CPU. Only that CPU touches the slab's list and counters, so its frees take no lock
+//! and no atomic operation; what others free gathers on a list of its own, in `private`, and counts as in use until the owner
+//! collects it. A full slab is nobody's, and becomes that of the CPU which frees an object of it first.
+//!
+//! Differs from Linux 6.1: its CPUs share all slabs but the current one and exchange two words of a slab atomically at every free.
+//! Here a CPU keeps the slabs into which it frees (up to [`CPU_PARTIAL_BYTES`]), and what belongs to others goes through an
+//! array of the CPU, many under one lock; Linux 6.18 has such arrays (sheaves).
 
 use memvisor_abi::{CacheCpu, CacheNode, PFN_NONE, SlabCounters, SlabListKind};
-use mm_core::{CpuLocal, Event, Gfp, MemMap, Page, Pfn, PhysAddr, PhysMem};
+use mm_core::{CpuLocal, Event, Gfp, Page, Pfn, PhysAddr, PhysMem};
 
-use crate::alloc::{Source, set_up};
-use crate::slab_page::{Discard, counters, set_counters};
+use crate::alloc::{Put, Source, inside, set_up};
+use crate::slab_page::{Discard, Owner, Place, counters, set_counters};
 use crate::{Cache, CacheId, FreeError, Kmem, Machine, Object, array, list};
 
 const PARTIAL: usize = SlabListKind::Partial as usize;
+
+/// Memory of the slabs with free objects that a CPU keeps of a cache; above it all of them go to their nodes.
+const CPU_PARTIAL_BYTES: u32 = 4 << 20;
+/// Memory of the slabs without a used object that a CPU keeps of a cache; above it all of them are given back.
+const CPU_EMPTY_BYTES: u32 = 128 << 10;
+
+/// A CPU's part of a cache, with interrupts off.
+struct Here<'h, M: Machine> {
+    kmem: &'h Kmem<M>,
+    id: CacheId,
+    cache: &'h Cache,
+    cpu: Owner,
+    c: &'h mut CacheCpu,
+    discard: &'h mut Discard,
+}
 
 impl<M: Machine> Kmem<M> {
     /// The slow path of an allocation (Linux: `___slab_alloc`).
@@ -32,311 +53,155 @@ impl<M: Machine> Kmem<M> {
         if found.0.is_some() {
             return found;
         }
-        let near = node.unwrap_or_else(|| self.machine.cpus().with(|cpu, _| self.machine.node_of(cpu)));
+        let near = node.unwrap_or_else(|| self.current_node());
         let Some((pfn, page)) = self.new_slab(id, cache, gfp, near) else {
             let others = 0..if gfp.contains(Gfp::THISNODE) { 0 } else { self.machine.nr_nodes() };
             let found = others.into_iter().find_map(|node| self.slub_refill(id, cache, Some(node)).0);
             return (found, Source::Search);
         };
-        let mut discard = Discard::NONE;
-        let object = self.machine.cpus().with(|cpu, caches| {
-            let c = &mut caches[id.index()];
-            set_up(c, cache, self.machine.node_of(cpu));
-            self.deactivate(id, cache, c, &mut discard);
+        let object = self.here(id, cache, |here| {
+            here.deactivate();
             self.machine.with_node(id, page.node(), |n| {
                 n.nr_slabs += 1;
                 n.total_objects += u64::from(counters(page).objects);
-                claim(c, pfn, page);
+                here.claim(pfn, page);
             });
-            self.pop(c)
+            here.pop()
         });
-        self.discard(discard);
         (object, Source::NewSlab)
     }
 
     /// An object from the slabs that the CPU and the node have.
     fn slub_refill(&self, id: CacheId, cache: &Cache, want: Option<u32>) -> (Option<Object>, Source) {
-        let mut discard = Discard::NONE;
-        let found = self.machine.cpus().with(|cpu, caches| {
-            let c = &mut caches[id.index()];
-            set_up(c, cache, self.machine.node_of(cpu));
-            c.refills += 1;
-            let near = want.unwrap_or(c.node);
-            let own = c.slab;
-            self.refill_from_cpu(id, cache, c, want, &mut discard);
-            let mut source = if c.slab == own { Source::CpuSlab } else { Source::CpuPartial };
-            if c.freelist == 0 {
-                self.machine.with_node(id, near, |n| self.get_partial(id, cache, c, n));
+        self.here(id, cache, |here| {
+            here.c.refills += 1;
+            let near = want.unwrap_or(here.c.node);
+            let own = here.c.slab;
+            here.refill(want);
+            let mut source = if here.c.slab == own { Source::CpuSlab } else { Source::CpuPartial };
+            if here.c.freelist == 0 {
+                self.machine.with_node(id, near, |n| here.get_partial(n));
                 source = Source::NodePartial;
             }
-            (self.pop(c), source)
-        });
-        self.discard(discard);
-        found
-    }
-
-    fn pop(&self, c: &mut CacheCpu) -> Option<Object> {
-        let object = c.freelist;
-        if object == 0 {
-            return None;
-        }
-        c.freelist = self.next_free(c, object);
-        Some(Object(object))
-    }
-
-    /// Looks for free objects in the CPU's slab, then in its partial slabs.
-    fn refill_from_cpu(
-        &self,
-        id: CacheId,
-        cache: &Cache,
-        c: &mut CacheCpu,
-        want: Option<u32>,
-        discard: &mut Discard,
-    ) {
-        let map = self.machine.map();
-        let suits = |page: &Page| want.is_none_or(|want| page.node() == want);
-        if let Some((pfn, page)) = list::at(c.slab, map) {
-            if !suits(page) {
-                self.deactivate(id, cache, c, discard);
-            } else if c.freelist == 0 {
-                self.machine.with_node(id, page.node(), |_| claim(c, pfn, page));
-            }
-        }
-        while c.freelist == 0
-            && let Some((pfn, page)) = list::at(c.partial, map)
-        {
-            c.partial = page.next();
-            c.partial_slabs -= 1;
-            page.set_next(PFN_NONE);
-            self.machine.with_node(id, page.node(), |n| {
-                if suits(page) {
-                    claim(c, pfn, page);
-                } else {
-                    unfreeze(cache, n, map, pfn, page, discard);
-                }
-            });
-        }
-    }
-
-    /// Takes the node's first partial slab for the CPU, and further ones for its partial list (Linux: `get_partial_node`).
-    fn get_partial(&self, id: CacheId, cache: &Cache, c: &mut CacheCpu, n: &mut CacheNode) {
-        let map = self.machine.map();
-        let Some((pfn, page)) = list::first(&n.lists[PARTIAL], map) else { return };
-        list::remove(&mut n.lists[PARTIAL], map, page);
-        let k = counters(page);
-        self.emit(Event::GetPartial {
-            cache: Some(id.as_u16()),
-            node: Some(page.node()),
-            pfn: Some(pfn),
-            objects: k.objects.saturating_sub(k.inuse).into(),
-        });
-        claim(c, pfn, page);
-        while c.partial_slabs < cache.cpu_partial_slabs() / 2
-            && let Some((pfn, page)) = list::first(&n.lists[PARTIAL], map)
-        {
-            list::remove(&mut n.lists[PARTIAL], map, page);
-            freeze(c, pfn, page);
-        }
-    }
-
-    /// Gives the CPU's slab with its free objects back to the node (Linux: `deactivate_slab`).
-    fn deactivate(&self, id: CacheId, cache: &Cache, c: &mut CacheCpu, discard: &mut Discard) {
-        let map = self.machine.map();
-        let Some((pfn, page)) = list::at(c.slab, map) else { return };
-        let mut count = 0;
-        let (first, mut last) = (c.freelist, 0);
-        // The list is as long as the slab has objects at most; a longer one is damaged and ends there.
-        let objects = counters(page).objects;
-        while c.freelist != 0 && count < objects {
-            last = c.freelist;
-            c.freelist = self.next_free(c, last);
-            count += 1;
-        }
-        self.machine.with_node(id, page.node(), |n| {
-            if last != 0 {
-                self.machine.mem().write_u64(link(cache, last), page.index());
-                page.set_index(first);
-            }
-            let mut k = counters(page);
-            k.inuse = k.inuse.saturating_sub(count);
-            set_counters(page, k);
-            unfreeze(cache, n, map, pfn, page, discard);
-        });
-        c.slab = PFN_NONE;
-        c.freelist = 0;
-    }
-
-    /// Gives the CPU's partial slabs to their nodes (Linux: `unfreeze_partials`).
-    fn unfreeze_partials(&self, id: CacheId, cache: &Cache, c: &mut CacheCpu, discard: &mut Discard) {
-        let map = self.machine.map();
-        self.emit(Event::UnfreezePartials {
-            cache: Some(id.as_u16()),
-            node: Some(c.node),
-            slabs: c.partial_slabs.into(),
-        });
-        while let Some((pfn, page)) = list::at(c.partial, map) {
-            c.partial = page.next();
-            self.machine.with_node(id, page.node(), |n| unfreeze(cache, n, map, pfn, page, discard));
-        }
-        c.partial = PFN_NONE;
-        c.partial_slabs = 0;
+            (here.pop(), source)
+        })
     }
 
     /// The slow path of a free (Linux: `__slab_free`).
-    pub(crate) fn slub_free(
-        &self,
-        id: CacheId,
-        cache: &Cache,
-        pfn: Pfn,
-        page: &Page,
-        object: Object,
-    ) -> Result<(), FreeError> {
+    pub(crate) fn slub_free(&self, place: &Place<'_>) -> Result<(), FreeError> {
+        let &Place { id, cache, pfn, page, object } = place;
         if cache.is_debugged() {
-            return self.debug_free(id, cache, pfn, page, object);
+            return self.debug_free(place);
         }
-        if !is_place(cache, pfn, page, object) {
+        if !place.is_object() {
             return Err(FreeError::NotObject { object });
         }
         self.emit(Event::SlabFreeSlow { object: object.0, pfn, cache: Some(id.as_u16()) });
-        let mut discard = Discard::NONE;
-        let freed = self.machine.cpus().with(|cpu, caches| {
-            let c = &mut caches[id.index()];
-            set_up(c, cache, self.machine.node_of(cpu));
-            if c.freelist == object.0 || array::is_newest(c, object.0) {
-                return Err(FreeError::DoubleFree { object });
-            }
-            if pfn.as_u64() == c.slab {
-                self.machine.mem().write_u64(link(cache, object.0), c.freelist);
-                c.freelist = object.0;
-                return Ok(());
-            }
-            if c.avail >= c.limit {
-                self.flush_array(id, cache, c, cache.batchcount(), &mut discard);
-            }
-            if page.node() != c.node || !array::push(c, object.0) {
-                self.machine.with_node(id, page.node(), |n| {
-                    if let Some(prior) = self.push_free(u64::from(cache.offset()), page, object.0) {
-                        self.settle(cache, c, n, pfn, page, prior, &mut discard);
-                    }
-                });
-            }
-            if c.partial_slabs > cache.cpu_partial_slabs() {
-                self.unfreeze_partials(id, cache, c, &mut discard);
-            }
-            Ok(())
+        let freed = self.here(id, cache, |here| {
+            let freed = here.free(pfn, page, object);
+            here.trim();
+            freed
         });
         let k = counters(page);
-        let fate = u8::from(k.frozen);
-        self.emit(Event::SlabFreeSlowRet { in_use: k.inuse.into(), fate });
-        self.discard(discard);
-        freed
-    }
-
-    /// Gives the oldest `count` objects of the CPU's array back to their slabs.
-    fn flush_array(&self, id: CacheId, cache: &Cache, c: &mut CacheCpu, count: u32, discard: &mut Discard) {
-        self.emit(Event::CacheFlusharray {
-            cache: Some(id.as_u16()),
-            node: Some(c.node),
-            batchcount: count.min(c.avail).into(),
-        });
-        let count = count.min(c.avail) as usize;
-        let slab = |c: &CacheCpu, at: usize| {
-            let object = c.array.get(at).copied().filter(|_| at < count)?;
-            self.slab_of(Object(object)).map(|(pfn, page)| (pfn, page, object))
-        };
-        let offset = u64::from(cache.offset());
-        let mut at = 0;
-        while at < count {
-            let Some((mut pfn, mut page, mut object)) = slab(c, at) else {
-                at += 1;
-                continue;
-            };
-            let node = page.node();
-            // One lock for all that follow from the same node.
-            self.machine.with_node(id, node, |n| {
-                loop {
-                    if let Some(prior) = self.push_free(offset, page, object) {
-                        self.settle(cache, c, n, pfn, page, prior, discard);
-                    }
-                    at += 1;
-                    match slab(c, at) {
-                        Some(next) if next.1.node() == node => (pfn, page, object) = next,
-                        _ => break,
-                    }
-                }
-            });
-        }
-        array::drop_oldest(c, u32::try_from(count).unwrap_or(0));
-    }
-
-    /// Puts an object on its slab's own list. `Some` of what was first there if the slab may now belong elsewhere: a list
-    /// that was empty, or no object in use any more.
-    #[inline(always)]
-    fn push_free(&self, offset: u64, page: &Page, object: u64) -> Option<u64> {
-        let prior = page.index();
-        let k = counters(page);
-        if prior == object || k.inuse == 0 {
-            self.report_double_free(object);
-            return None;
-        }
-        self.machine.mem().write_u64(PhysAddr::new(object + offset), prior);
-        page.set_index(object);
-        set_counters(page, SlabCounters { inuse: k.inuse - 1, ..k });
-        (!k.frozen && (prior == 0 || k.inuse == 1)).then_some(prior)
-    }
-
-    #[cold]
-    #[inline(never)]
-    fn report_double_free(&self, object: u64) {
-        self.machine.report(format_args!("BUG slab: double free of object {object:#x}"));
-    }
-
-    /// Puts a slab where its counters want it after a free: one that was full becomes the CPU's partial one; one that became empty
-    /// is given back if the node has partial slabs enough.
-    #[inline(never)]
-    #[expect(clippy::too_many_arguments, reason = "all that a list lock guards")]
-    fn settle(
-        &self,
-        cache: &Cache,
-        c: &mut CacheCpu,
-        n: &mut CacheNode,
-        pfn: Pfn,
-        page: &Page,
-        prior: u64,
-        discard: &mut Discard,
-    ) {
-        if prior == 0 {
-            if cache.cpu_partial_slabs() != 0 {
-                freeze(c, pfn, page);
-            } else {
-                unfreeze(cache, n, self.machine.map(), pfn, page, discard);
-            }
-        } else if n.lists[PARTIAL].nr > u64::from(cache.min_partial()) {
-            list::remove(&mut n.lists[PARTIAL], self.machine.map(), page);
-            forget(n, pfn, page, discard);
-        }
+        self.emit(Event::SlabFreeSlowRet { in_use: k.inuse.into(), fate: u8::from(k.frozen) });
+        if freed { Ok(()) } else { Err(FreeError::DoubleFree { object }) }
     }
 
     /// Takes back what CPUs keep and gives empty slabs back, the fullest slabs first in what stays (Linux:
     /// `__kmem_cache_do_shrink`). The number of objects in use.
     pub(crate) fn slub_release(&self, id: CacheId, cache: &Cache) -> u64 {
         let mut discard = Discard::NONE;
-        self.machine.cpus().for_each(|_, caches| {
-            let c = &mut caches[id.index()];
-            if c.span_words == 0 {
-                return;
-            }
-            self.deactivate(id, cache, c, &mut discard);
-            self.flush_array(id, cache, c, u32::MAX, &mut discard);
-            self.unfreeze_partials(id, cache, c, &mut discard);
-            *c = CacheCpu::EMPTY;
-        });
+        // Arrays first: what is in them may belong to slabs of other CPUs.
+        let steps: [fn(&mut Here<'_, M>); 2] = [|here| here.flush_array(u32::MAX), |here| here.give_up_all()];
+        for step in steps {
+            self.machine.cpus().for_each(|cpu, caches| {
+                let c = &mut caches[id.index()];
+                if c.span_words != 0 {
+                    step(&mut Here { kmem: self, id, cache, cpu: Owner::of(cpu), c, discard: &mut discard });
+                }
+            });
+        }
         let mut live = 0;
         for node in 0..self.machine.nr_nodes() {
             live += self.machine.with_node(id, node, |n| self.release_node(n, &mut discard));
         }
         self.discard(discard);
         live
+    }
+
+    /// Calls `f` with this CPU's part of a cache, then gives back the slabs that it let go.
+    fn here<R>(&self, id: CacheId, cache: &Cache, f: impl FnOnce(&mut Here<'_, M>) -> R) -> R {
+        let mut discard = Discard::NONE;
+        let result = self.machine.cpus().with(|cpu, caches| {
+            let c = &mut caches[id.index()];
+            set_up(c, cache, self.machine.node_of(cpu));
+            f(&mut Here { kmem: self, id, cache, cpu: Owner::of(cpu), c, discard: &mut discard })
+        });
+        self.discard(discard);
+        result
+    }
+
+    /// Puts an object back into a slab of this CPU's.
+    #[inline(always)]
+    pub(crate) fn push_own(&self, c: &mut CacheCpu, pfn: Pfn, page: &Page, object: u64) -> Put {
+        let link = PhysAddr::new(object + u64::from(c.offset));
+        if pfn.as_u64() == c.slab {
+            if c.freelist == object {
+                return Put::Slow;
+            }
+            self.machine.mem().write_u64(link, c.freelist);
+            c.freelist = object;
+            return Put::Done;
+        }
+        let (prior, raw) = (page.index(), page.mapcount());
+        let inuse = raw & 0xffff;
+        if prior == object || inuse == 0 {
+            return Put::Slow;
+        }
+        self.machine.mem().write_u64(link, prior);
+        page.set_index(object);
+        page.set_mapcount(raw - 1);
+        if inuse == 1 { self.emptied(c, pfn, page) } else { Put::Done }
+    }
+
+    /// A partial slab of the CPU lost its last used object.
+    #[inline(never)]
+    fn emptied(&self, c: &mut CacheCpu, pfn: Pfn, page: &Page) -> Put {
+        list::partial(c).remove(self.machine.map(), page);
+        list::empty(c).push(self.machine.map(), pfn, page);
+        if c.has_many_empty() { Put::Trim } else { Put::Done }
+    }
+
+    /// Puts the first object back into a full slab, which becomes this CPU's (Linux: `put_cpu_partial`).
+    #[inline(never)]
+    pub(crate) fn own_full(&self, cpu: u32, c: &mut CacheCpu, pfn: Pfn, page: &Page, object: u64) -> Put {
+        if !Owner::FULL.hand_over(page, Owner::of(cpu)) {
+            return Put::Slow;
+        }
+        self.machine.mem().write_u64(PhysAddr::new(object + u64::from(c.offset)), 0);
+        page.set_index(object);
+        let k = counters(page);
+        let inuse = k.inuse.saturating_sub(1);
+        set_counters(page, SlabCounters { inuse, frozen: true, ..k });
+        list::partial(c).push(self.machine.map(), pfn, page);
+        match inuse {
+            0 => self.emptied(c, pfn, page),
+            _ if c.has_many_partial() => Put::Trim,
+            _ => Put::Done,
+        }
+    }
+
+    /// Gives slabs away of which the CPU has too many.
+    #[cold]
+    #[inline(never)]
+    pub(crate) fn slub_trim(&self, id: CacheId) {
+        self.here(id, self.cache(id), |here| here.trim());
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn report_double_free(&self, object: u64) {
+        self.machine.report(format_args!("BUG slab: double free of object {object:#x}"));
     }
 
     fn release_node(&self, n: &mut CacheNode, discard: &mut Discard) -> u64 {
@@ -407,66 +272,318 @@ impl<M: Machine> Kmem<M> {
     }
 }
 
+impl<M: Machine> Here<'_, M> {
+    fn pop(&mut self) -> Option<Object> {
+        let object = self.c.freelist;
+        if object == 0 {
+            return None;
+        }
+        self.c.freelist = self.kmem.next_free(self.c, object);
+        Some(Object(object))
+    }
+
+    /// Looks for free objects in the CPU's slab, then in its partial slabs.
+    fn refill(&mut self, want: Option<u32>) {
+        let (map, machine) = (self.kmem.machine.map(), &self.kmem.machine);
+        let suits = |page: &Page| want.is_none_or(|want| page.node() == want);
+        if let Some((pfn, page)) = list::at(self.c.slab, map) {
+            if !suits(page) {
+                self.deactivate();
+            } else if self.c.freelist == 0 {
+                self.c.slab = PFN_NONE;
+                self.retire(pfn, page);
+            }
+        }
+        while self.c.freelist == 0 {
+            let partial = list::partial(self.c).pop(map);
+            let Some((pfn, page)) = partial.or_else(|| list::empty(self.c).pop(map)) else { return };
+            if suits(page) {
+                self.claim(pfn, page);
+            } else {
+                machine.with_node(self.id, page.node(), |n| self.unfreeze(n, pfn, page));
+            }
+        }
+    }
+
+    /// The current slab has no free object left but those that others freed: these, or it is full.
+    fn retire(&mut self, pfn: Pfn, page: &Page) {
+        loop {
+            self.collect(pfn, page);
+            if page.index() != 0 {
+                return self.claim(pfn, page);
+            }
+            set_counters(page, SlabCounters { frozen: false, ..counters(page) });
+            if self.cpu.hand_over(page, Owner::FULL) {
+                return;
+            }
+            // Others freed something meanwhile.
+            set_counters(page, SlabCounters { frozen: true, ..counters(page) });
+        }
+    }
+
+    /// Takes the node's first partial slab for the CPU, and further ones for its partial list (Linux: `get_partial_node`).
+    fn get_partial(&mut self, n: &mut CacheNode) {
+        let map = self.kmem.machine.map();
+        let Some((pfn, page)) = list::first(&n.lists[PARTIAL], map) else { return };
+        list::remove(&mut n.lists[PARTIAL], map, page);
+        let k = counters(page);
+        self.kmem.emit(Event::GetPartial {
+            cache: Some(self.id.as_u16()),
+            node: Some(page.node()),
+            pfn: Some(pfn),
+            objects: k.objects.saturating_sub(k.inuse).into(),
+        });
+        self.claim(pfn, page);
+        while self.c.partial_slabs < self.cache.cpu_partial_slabs() / 2
+            && let Some((pfn, page)) = list::first(&n.lists[PARTIAL], map)
+        {
+            list::remove(&mut n.lists[PARTIAL], map, page);
+            self.freeze(pfn, page);
+        }
+    }
+
+    /// Takes an object back; `false` if it is free already.
+    fn free(&mut self, pfn: Pfn, page: &Page, object: Object) -> bool {
+        let owner = Owner::in_page(page);
+        if self.c.freelist == object.0 || array::is_newest(self.c, object.0) {
+            return false;
+        }
+        let others = owner != self.cpu && owner != Owner::FULL && page.node() == self.c.node;
+        if others && self.c.avail >= self.c.limit {
+            self.flush_array(self.cache.batchcount());
+        }
+        others && array::push(self.c, object.0) || {
+            let machine = &self.kmem.machine;
+            machine.with_node(self.id, page.node(), |n| self.give_back(n, pfn, page, object.0))
+        }
+    }
+
+    /// Gives slabs away of which there are too many.
+    fn trim(&mut self) {
+        if self.c.has_many_empty() {
+            self.unfreeze_all(list::empty);
+        }
+        if self.c.has_many_partial() {
+            self.unfreeze_all(list::partial);
+        }
+    }
+
+    /// Gives the oldest `count` objects of the CPU's array back to their slabs.
+    fn flush_array(&mut self, count: u32) {
+        let kmem = self.kmem;
+        let count = count.min(self.c.avail);
+        kmem.emit(Event::CacheFlusharray {
+            cache: Some(self.id.as_u16()),
+            node: Some(self.c.node),
+            batchcount: count.into(),
+        });
+        let slab = |c: &CacheCpu, at: usize| {
+            let object = c.array.get(at).copied().filter(|_| at < count as usize)?;
+            kmem.slab_of(Object(object)).map(|(pfn, page)| (pfn, page, object))
+        };
+        let mut at = 0;
+        while at < count as usize {
+            let Some((mut pfn, mut page, mut object)) = slab(self.c, at) else {
+                at += 1;
+                continue;
+            };
+            let node = page.node();
+            // One lock for all that follow from the same node.
+            kmem.machine.with_node(self.id, node, |n| {
+                loop {
+                    if !self.give_back(n, pfn, page, object) {
+                        kmem.report_double_free(object);
+                    }
+                    at += 1;
+                    match slab(self.c, at) {
+                        Some(next) if next.1.node() == node => (pfn, page, object) = next,
+                        _ => break,
+                    }
+                }
+            });
+        }
+        array::drop_oldest(self.c, count);
+    }
+
+    /// Puts an object on its slab's list, under the list lock, and the slab where it then belongs; `false` if the object is free
+    /// already.
+    fn give_back(&mut self, n: &mut CacheNode, pfn: Pfn, page: &Page, object: u64) -> bool {
+        let (mem, map) = (self.kmem.machine.mem(), self.kmem.machine.map());
+        let link = link(self.cache, object);
+        loop {
+            match Owner::in_page(page) {
+                owner if owner == self.cpu => {
+                    return self.kmem.push_own(self.c, pfn, page, object) != Put::Slow;
+                }
+                Owner::FULL => {
+                    if self.kmem.own_full(self.cpu.cpu(), self.c, pfn, page, object) != Put::Slow {
+                        return true;
+                    }
+                }
+                Owner::NODE => break,
+                owner => {
+                    let first = Owner::freed_by_others(page);
+                    if first == object {
+                        return false;
+                    }
+                    mem.write_u64(link, first);
+                    if owner.add_freed_by_others(page, first, object) {
+                        return true;
+                    }
+                }
+            }
+        }
+        let (prior, k) = (page.index(), counters(page));
+        if prior == object || k.inuse == 0 {
+            return false;
+        }
+        mem.write_u64(link, prior);
+        page.set_index(object);
+        set_counters(page, SlabCounters { inuse: k.inuse - 1, ..k });
+        if k.inuse == 1 && n.lists[PARTIAL].nr > u64::from(self.cache.min_partial()) {
+            list::remove(&mut n.lists[PARTIAL], map, page);
+            forget(n, pfn, page, self.discard);
+        }
+        true
+    }
+
+    /// Puts what others freed on the slab's own list.
+    fn collect(&mut self, pfn: Pfn, page: &Page) {
+        let mem = self.kmem.machine.mem();
+        let mut object = self.cpu.take_freed_by_others(page);
+        if object == 0 {
+            return;
+        }
+        let mut k = counters(page);
+        while k.inuse > 0 && inside(object, pfn.phys().as_u64(), self.c.span_words) {
+            let next = mem.read_u64(link(self.cache, object));
+            mem.write_u64(link(self.cache, object), page.index());
+            page.set_index(object);
+            k.inuse -= 1;
+            object = next;
+        }
+        set_counters(page, k);
+        if object != 0 {
+            self.kmem.report_link(page.index(), object);
+        }
+    }
+
+    /// Makes a slab with free objects, which is on no list, the CPU's current one and takes all its free objects. Under the list
+    /// lock if it is the node's.
+    fn claim(&mut self, pfn: Pfn, page: &Page) {
+        let k = counters(page);
+        self.c.slab = pfn.as_u64();
+        self.c.freelist = page.index();
+        page.set_index(0);
+        set_counters(page, SlabCounters { inuse: k.objects, frozen: true, ..k });
+        if Owner::in_page(page) != self.cpu {
+            self.cpu.take(page);
+        }
+    }
+
+    /// Makes a slab with free objects, which is on no list, one of the CPU's partial slabs. Under the list lock.
+    fn freeze(&mut self, pfn: Pfn, page: &Page) {
+        set_counters(page, SlabCounters { frozen: true, ..counters(page) });
+        self.cpu.take(page);
+        list::partial(self.c).push(self.kmem.machine.map(), pfn, page);
+    }
+
+    /// Puts a slab of this CPU, which is on no list, where its counters want it, under the list lock: given back, on the node's
+    /// partial list, or full on none.
+    fn unfreeze(&mut self, n: &mut CacheNode, pfn: Pfn, page: &Page) {
+        let k = loop {
+            self.collect(pfn, page);
+            let k = SlabCounters { frozen: false, ..counters(page) };
+            set_counters(page, k);
+            if self.cpu.hand_over(page, if page.index() == 0 { Owner::FULL } else { Owner::NODE }) {
+                break k;
+            }
+        };
+        if k.inuse == 0 && n.lists[PARTIAL].nr >= u64::from(self.cache.min_partial()) {
+            forget(n, pfn, page, self.discard);
+        } else if page.index() != 0 {
+            list::push_back(&mut n.lists[PARTIAL], self.kmem.machine.map(), pfn, page);
+        }
+    }
+
+    /// Gives the CPU's slab with its free objects back to the node (Linux: `deactivate_slab`).
+    fn deactivate(&mut self) {
+        let machine = &self.kmem.machine;
+        let Some((pfn, page)) = list::at(self.c.slab, machine.map()) else { return };
+        let mut count = 0;
+        let (first, mut last) = (self.c.freelist, 0);
+        // The list is as long as the slab has objects at most; a longer one is damaged and ends there.
+        let k = counters(page);
+        while self.c.freelist != 0 && count < k.objects {
+            last = self.c.freelist;
+            self.c.freelist = self.kmem.next_free(self.c, last);
+            count += 1;
+        }
+        self.c.slab = PFN_NONE;
+        self.c.freelist = 0;
+        machine.with_node(self.id, page.node(), |n| {
+            if last != 0 {
+                machine.mem().write_u64(link(self.cache, last), page.index());
+                page.set_index(first);
+            }
+            set_counters(page, SlabCounters { inuse: k.inuse.saturating_sub(count), ..k });
+            self.unfreeze(n, pfn, page);
+        });
+    }
+
+    /// Gives the CPU's partial or empty slabs to their nodes (Linux: `unfreeze_partials`).
+    fn unfreeze_all(&mut self, which: fn(&mut CacheCpu) -> list::CpuList<'_>) {
+        let machine = &self.kmem.machine;
+        self.kmem.emit(Event::UnfreezePartials {
+            cache: Some(self.id.as_u16()),
+            node: Some(self.c.node),
+            slabs: (*which(self.c).nr).into(),
+        });
+        let mut next = which(self.c).pop(machine.map());
+        while let Some((_, first)) = next {
+            let node = first.node();
+            // One lock for all that follow from the same node.
+            machine.with_node(self.id, node, |n| {
+                while let Some((pfn, page)) = next.filter(|(_, page)| page.node() == node) {
+                    self.unfreeze(n, pfn, page);
+                    next = which(self.c).pop(machine.map());
+                }
+            });
+        }
+    }
+
+    /// Gives everything back but the array.
+    fn give_up_all(&mut self) {
+        self.deactivate();
+        self.unfreeze_all(list::partial);
+        self.unfreeze_all(list::empty);
+        // What another CPU freed meanwhile.
+        self.flush_array(u32::MAX);
+        *self.c = CacheCpu::EMPTY;
+    }
+}
+
 /// Where an object's free-list word is.
 #[inline]
 pub(crate) fn link(cache: &Cache, object: u64) -> PhysAddr {
     PhysAddr::new(object + u64::from(cache.offset()))
 }
 
-/// Whether an object of the slab starts at that address (Linux: `check_valid_pointer`).
-pub(crate) fn is_place(cache: &Cache, pfn: Pfn, page: &Page, object: Object) -> bool {
-    let start = pfn.phys().as_u64() + u64::from(cache.red_left());
-    let size = u64::from(cache.size());
-    object
-        .0
-        .checked_sub(start)
-        .is_some_and(|from| from.is_multiple_of(size) && from / size < u64::from(counters(page).objects))
+/// Limits of a CPU's lists, by memory.
+trait Limits {
+    fn has_many_partial(&self) -> bool;
+    fn has_many_empty(&self) -> bool;
 }
 
-/// Makes a slab the CPU's own and takes all its free objects; a slab without any is full, and on no list.
-#[inline]
-fn claim(c: &mut CacheCpu, pfn: Pfn, page: &Page) {
-    let mut k = counters(page);
-    let first = page.index();
-    k.frozen = first != 0;
-    if first != 0 {
-        k.inuse = k.objects;
-        page.set_index(0);
+impl Limits for CacheCpu {
+    #[inline]
+    fn has_many_partial(&self) -> bool {
+        self.partial_slabs > CPU_PARTIAL_BYTES / 8 / self.span_words.max(1)
     }
-    set_counters(page, k);
-    c.slab = if first == 0 { PFN_NONE } else { pfn.as_u64() };
-    c.freelist = first;
-}
 
-/// Puts a slab that is on no list on the CPU's partial list (Linux: `put_cpu_partial`).
-#[inline]
-fn freeze(c: &mut CacheCpu, pfn: Pfn, page: &Page) {
-    let mut k = counters(page);
-    k.frozen = true;
-    set_counters(page, k);
-    page.set_next(c.partial);
-    c.partial = pfn.as_u64();
-    c.partial_slabs += 1;
-}
-
-/// Puts a slab that is on no list where its counters want it: given back, on the node's partial list, or full on none.
-fn unfreeze(
-    cache: &Cache,
-    n: &mut CacheNode,
-    map: &impl MemMap,
-    pfn: Pfn,
-    page: &Page,
-    discard: &mut Discard,
-) {
-    let mut k = counters(page);
-    k.frozen = false;
-    set_counters(page, k);
-    if k.inuse == 0 && n.lists[PARTIAL].nr >= u64::from(cache.min_partial()) {
-        forget(n, pfn, page, discard);
-    } else if page.index() != 0 {
-        list::push_back(&mut n.lists[PARTIAL], map, pfn, page);
-    } else {
-        page.set_next(PFN_NONE);
+    #[inline]
+    fn has_many_empty(&self) -> bool {
+        self.empty_slabs > CPU_EMPTY_BYTES / 8 / self.span_words.max(1)
     }
 }
 

@@ -1,6 +1,8 @@
 //! The three allocators on a simulated machine of two nodes and four CPUs.
 
 mod audit;
+mod bad_input;
 mod debugging;
 mod machine;
 mod model;
+mod owners;

@@ -44,6 +44,11 @@ impl Slab {
         1 << usize::from(self.page.order).min(abi::NR_ORDERS - 1)
     }
 
+    /// Who owns a SLUB slab: a CPU's number plus 1, [`abi::SLAB_FULL`], or 0 for its node.
+    pub fn owner(&self) -> u64 {
+        self.page.private >> abi::SLAB_OWNER_SHIFT
+    }
+
     /// Whether an object of a cache with this record starts at `addr`.
     pub fn is_place(&self, cache: &Cache, addr: u64) -> bool {
         let size = u64::from(cache.size).max(1);
@@ -59,6 +64,8 @@ pub enum Keeper {
     CpuList(usize),
     /// A CPU's array.
     CpuArray(usize),
+    /// A list of what other CPUs than this owner freed in a slab.
+    ByOthers(u64),
     /// A node's shared array.
     Shared(usize),
     /// A node's row for another node.
@@ -138,19 +145,24 @@ impl Slabs {
         walk
     }
 
-    /// Follows a CPU's partial list, which is linked one way.
-    pub fn walk_cpu(&self, cpu: &CacheCpu) -> SlabWalk {
+    /// Follows a list of a CPU's, of which only the head is known.
+    pub fn walk_cpu(&self, head: u64) -> SlabWalk {
         let mut walk = SlabWalk::default();
-        let mut at = cpu.partial;
+        let mut seen = BTreeSet::new();
+        let (mut at, mut previous) = (head, PFN_NONE);
         while at != PFN_NONE && walk.problem.is_none() {
             match self.slabs.get(&at) {
-                None => walk.problem = Some(format!("{at:#x} on a CPU's partial list is no slab")),
-                Some(_) if walk.slabs.contains(&at) => {
-                    walk.problem = Some(format!("a CPU's partial list comes back to {at:#x}"));
+                None => walk.problem = Some(format!("{at:#x} on a CPU's list is no slab")),
+                Some(_) if !seen.insert(at) => {
+                    walk.problem = Some(format!("a CPU's list comes back to {at:#x}"));
+                }
+                Some(slab) if slab.page.prev != previous => {
+                    let back = slab.page.prev;
+                    walk.problem = Some(format!("the back link of {at:#x} is {back:#x}, not {previous:#x}"));
                 }
                 Some(slab) => {
                     walk.slabs.push(at);
-                    at = slab.page.next;
+                    (previous, at) = (at, slab.page.next);
                 }
             }
         }
@@ -356,6 +368,24 @@ impl<S: MemorySource + ?Sized> Guest<'_, S> {
     /// Finds objects that are free but not on their slabs' lists.
     fn kept(&self, all: &mut Slabs) {
         let (mut kept, mut problems) = (Vec::new(), Vec::new());
+        for slab in all.slabs.values().filter(|slab| slab.kind == Some(SlabKind::Slub)) {
+            let Some((index, cache)) = slab.cache.and_then(|index| Some((index, all.caches.get(index)?)))
+            else {
+                continue;
+            };
+            let mut at = slab.page.private & ((1 << abi::SLAB_OWNER_SHIFT) - 1);
+            for _ in 0..slab.counters.objects {
+                if at == 0 {
+                    break;
+                }
+                kept.push((index, at, Keeper::ByOthers(slab.owner())));
+                at = self.word(at.wrapping_add(cache.offset.into())).unwrap_or(0);
+            }
+            if at != 0 {
+                let list = format!("what others freed in slab {:#x} does not end: {at:#x}", slab.pfn);
+                problems.push((index, list));
+            }
+        }
         for (cpu, caches) in all.cpus.iter().enumerate() {
             for (index, c) in caches.iter().enumerate().filter(|(_, c)| c.span_words != 0) {
                 let mut at = c.freelist;

@@ -6,6 +6,7 @@ use memvisor_abi::{PFN_NONE, SLOB_MAPPING, SlabCounters, SlabKind};
 use mm_core::{CpuLocal, MemMap, PageKind, Pfn, PhysAddr, PhysMem};
 
 use super::machine::{FRAMES, Sim};
+use crate::slab_page::Owner;
 use crate::{Cache, CacheId, Kmem, Machine};
 
 /// Objects that are handed out by all caches, large kmalloc allocations not counted, are at most `live`.
@@ -100,6 +101,19 @@ fn spare_objects(kmem: &Kmem<Sim>) -> BTreeSet<(usize, u64)> {
                     (0..avail).for_each(|at| add(mem.read_u64(PhysAddr::new(row + 16 + 8 * at))));
                 }
             });
+        }
+    }
+    for raw in 0..FRAMES {
+        let page = kmem.machine().map().page(Pfn::new(raw)).unwrap();
+        let cache = CacheId::new(page.mapping()).filter(|_| page.kind() == PageKind::Slab);
+        let Some(id) = cache.filter(|id| kmem.cache(*id).kind() == SlabKind::Slub) else { continue };
+        let k = SlabCounters::from_raw(page.mapcount());
+        let owner = if kmem.cache(id).is_debugged() || page.index() != 0 { Owner::NODE } else { Owner::FULL };
+        assert_eq!(!k.frozen, Owner::in_page(page) == owner, "L4: {raw:#x} has a wrong owner");
+        let mut at = Owner::freed_by_others(page);
+        while at != 0 {
+            assert!(spare.insert((id.index(), at)), "L3: {at:#x} is free twice");
+            at = mem.read_u64(PhysAddr::new(at + u64::from(kmem.cache(id).offset())));
         }
     }
     spare

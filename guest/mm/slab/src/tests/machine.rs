@@ -27,6 +27,13 @@ pub struct Cpus {
     data: Vec<RefCell<Box<CpuCaches>>>,
 }
 
+impl Cpus {
+    /// Makes a CPU's array of a cache smaller.
+    pub fn set_limit(&self, cpu: usize, id: CacheId, limit: u32) {
+        self.data[cpu].borrow_mut()[id.index()].limit = limit;
+    }
+}
+
 impl CpuLocal<CpuCaches> for Cpus {
     fn with<R>(&self, f: impl FnOnce(u32, &mut CpuCaches) -> R) -> R {
         let cpu = self.current.load(Relaxed);
@@ -46,6 +53,8 @@ pub struct Pages {
     used: Mutex<BTreeSet<u64>>,
     blocks: Mutex<BTreeMap<u64, Order>>,
     pub limit: AtomicU64,
+    /// Flags of all requests so far.
+    pub seen: Mutex<Vec<Gfp>>,
 }
 
 impl Pages {
@@ -58,6 +67,7 @@ impl Trace for Pages {}
 
 impl PageAlloc for Pages {
     fn alloc_pages(&self, gfp: Gfp, order: Order, node: Option<u32>) -> Option<Pfn> {
+        self.seen.lock().unwrap().push(gfp);
         let mut used = self.used.lock().unwrap();
         if used.len() as u64 + order.pages() > self.limit.load(Relaxed) {
             return None;
@@ -194,7 +204,13 @@ pub fn boot(options: Options) -> Kmem<Sim> {
             .unwrap()
     };
     let sim = Sim {
-        pages: Pages { mem, used: Mutex::default(), blocks: Mutex::default(), limit: AtomicU64::new(FRAMES) },
+        pages: Pages {
+            mem,
+            used: Mutex::default(),
+            blocks: Mutex::default(),
+            limit: AtomicU64::new(FRAMES),
+            seen: Mutex::default(),
+        },
         cpus: Cpus { current: AtomicU32::new(0), data: (0..CPUS).map(|_| RefCell::new(empty())).collect() },
         caches: caches.into_boxed_slice().try_into().unwrap(),
         nodes: (0..2 * MAX_CACHES).map(|_| Mutex::new(CacheNode::EMPTY)).collect(),
