@@ -43,7 +43,7 @@ pub struct Options {
 }
 
 type Benchmark = fn(&Options) -> anyhow::Result<Score>;
-const BENCHMARKS: [(&str, Benchmark); 6] = [
+const BENCHMARKS: [(&str, Benchmark); 7] = [
     ("start", start::run),
     ("resident", resident::run),
     ("translate", translate::run),

@@ -7,7 +7,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
 use memvisor_abi::{CacheCpu, CacheNode, MAX_CACHES, PageKind, Track, ZoneKind};
-use mm_core::{CpuLocal, Gfp, MemMap, Order, Page, PageAlloc, Pfn, PhysAddr, PhysMem};
+use mm_core::{CpuLocal, Gfp, MemMap, Order, Page, PageAlloc, Pageblock, Pfn, PhysAddr, PhysMem};
 use mm_slab::{Cache, CacheId, CpuCaches, Kmem, Machine, Object, Options};
 
 const CPUS: usize = 2;
@@ -68,6 +68,11 @@ impl MemMap for Ram {
     #[inline]
     fn page(&self, pfn: Pfn) -> Option<&Page> {
         self.pages.get(pfn.as_u64() as usize)
+    }
+
+    fn pageblock(&self, _: Pfn) -> Option<&Pageblock> {
+        // Objects do not ask for it, and no zone stands on this map.
+        None
     }
 }
 
