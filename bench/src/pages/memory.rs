@@ -3,7 +3,7 @@
 use std::ffi::c_void;
 use std::ptr::{NonNull, null_mut};
 
-use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
+use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
 
 /// A mapping of zeroes, aligned to 4 MiB.
 pub struct Reserved {
@@ -33,6 +33,10 @@ impl Reserved {
             )
         };
         let whole = whole.expect("address space");
+        // A kernel maps its descriptors and its direct map in large pages, for every allocator alike. Where the host has
+        // none to give, all are slower.
+        // SAFETY: the mapping just made; advice changes no contents.
+        let _advised = unsafe { madvise(whole, len, Advice::LinuxHugepage) };
         let aligned = whole.map_addr(|address| address.next_multiple_of(ALIGN));
         Reserved { start: NonNull::new(aligned).expect("not null"), whole, bytes: len }
     }
