@@ -184,7 +184,6 @@ impl fmt::Debug for Host {
 }
 
 impl Host {
-
     /// Frames that are allocated.
     pub fn used_frames(&self) -> usize {
         self.frames.used.load(Ordering::Relaxed)
@@ -205,7 +204,11 @@ pub fn boot(slab: &str, bytes: usize) -> Kmem<Host> {
     };
     let host = Host {
         // Frame 0 stays unused: no object is at address 0.
-        frames: Frames { ram: Ram::new(bytes), free: Mutex::new((Default::default(), 1)), used: AtomicUsize::new(0) },
+        frames: Frames {
+            ram: Ram::new(bytes),
+            free: Mutex::new((Default::default(), 1)),
+            used: AtomicUsize::new(0),
+        },
         cpus: Cpus((0..CPUS).map(|_| cpu()).collect()),
         caches: caches.into_boxed_slice().try_into().expect("that many"),
         nodes: (0..MAX_CACHES).map(|_| node()).collect(),

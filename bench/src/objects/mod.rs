@@ -16,9 +16,9 @@ use std::time::Instant;
 use machine::become_cpu;
 use peers::{Kmalloc, Objects, Ours, buddy_alloc, glibc, mimalloc};
 
+use crate::Options;
 use crate::stats::{median, short};
 use crate::table::{Score, Table, Target};
-use crate::Options;
 
 /// Objects of the bulk benchmark.
 const BULK: usize = 10_000;
@@ -36,7 +36,8 @@ pub fn run(options: &Options) -> anyhow::Result<Score> {
         }
         score = add(score, table(size, &all).print(&format!("objects of {size} bytes")));
     }
-    let mut table = Table::new("Memory of 10,000 objects", "Bytes of frames over bytes of objects, in percent above 1.");
+    let mut table =
+        Table::new("Memory of 10,000 objects", "Bytes of frames over bytes of objects, in percent above 1.");
     for (slab, size) in [("slub", 64), ("slub", 256), ("slab", 64), ("slab", 256)] {
         let percent = overhead(slab, size) * 100.0;
         let target = if slab == "slub" { Target::AtMost(3.0) } else { Target::None };
@@ -63,7 +64,9 @@ fn table(size: usize, all: &[Vec<Times>]) -> Table {
     let about = "Medians of the rounds; SLUB is judged against mimalloc in the same rounds.";
     let mut table = Table::new(&format!("Objects of {size} bytes"), about);
     for (work, value, more) in COLUMNS {
-        let of = |at: usize| all.get(at).map_or(0.0, |rounds| median(&rounds.iter().map(value).collect::<Vec<_>>()));
+        let of = |at: usize| {
+            all.get(at).map_or(0.0, |rounds| median(&rounds.iter().map(value).collect::<Vec<_>>()))
+        };
         let (ours, peer) = (of(0), of(PEER));
         let ratio = if more { ours / peer } else { peer / ours };
         table.row(work, &short(ours), (NAMES[PEER], &short(peer)), (ratio, "x"), Target::AtLeast(1.0));
@@ -239,8 +242,15 @@ pub fn overhead(slab: &str, size: usize) -> f64 {
 }
 
 /// Allocators by name; the first is the one that is judged.
-pub const NAMES: [&str; 7] =
-    ["mm-slab slub", "mm-slab slab", "mm-slab slob", "mm-slab kmalloc", "mimalloc", "glibc malloc", "buddy-alloc"];
+pub const NAMES: [&str; 7] = [
+    "mm-slab slub",
+    "mm-slab slab",
+    "mm-slab slob",
+    "mm-slab kmalloc",
+    "mimalloc",
+    "glibc malloc",
+    "buddy-alloc",
+];
 
 /// A fresh allocator of objects of `size` bytes.
 pub fn make(name: &str, size: usize) -> Box<dyn Round> {

@@ -155,4 +155,3 @@ pub fn buddy_alloc(size: usize) -> Locked<buddy_alloc::NonThreadsafeAlloc> {
     let rest = BuddyAllocParam::new(rest.as_ptr(), rest.len(), 64);
     Locked::new(NonThreadsafeAlloc::new(fast, rest), size)
 }
-

@@ -101,7 +101,7 @@ pub struct Slots([Slot; CPUS]);
 unsafe impl Sync for Slots {}
 
 impl CpuLocal<CpuPages> for Slots {
-    #[inline]
+    #[inline(always)]
     fn with<R>(&self, f: impl FnOnce(u32, &mut CpuPages) -> R) -> R {
         let cpu = CPU.get();
         // SAFETY: as for `Sync`; the allocator does not enter twice.
