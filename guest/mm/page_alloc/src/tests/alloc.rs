@@ -1,6 +1,7 @@
 //! The allocator above the zones, on a machine of two nodes and two CPUs.
 
 mod family;
+mod hot;
 mod machine;
 mod model;
 mod paths;
