@@ -33,12 +33,17 @@ impl Reserved {
             )
         };
         let whole = whole.expect("address space");
-        // A kernel maps its descriptors and its direct map in large pages, for every allocator alike. Where the host has
-        // none to give, all are slower.
-        // SAFETY: the mapping just made; advice changes no contents.
-        let _advised = unsafe { madvise(whole, len, Advice::LinuxHugepage) };
         let aligned = whole.map_addr(|address| address.next_multiple_of(ALIGN));
         Reserved { start: NonNull::new(aligned).expect("not null"), whole, bytes: len }
+    }
+
+    /// The same for tables of an allocator that leaves frames alone: in large pages, as a kernel maps its tables. Not
+    /// for allocators that write into frames, whom the host would make wait for the clearing of 2 MiB.
+    pub fn for_tables(bytes: usize) -> Reserved {
+        let memory = Reserved::new(bytes);
+        // SAFETY: the mapping just made; advice changes no contents. Where the host has no large pages, all are slower.
+        let _advised = unsafe { madvise(memory.whole, memory.bytes, Advice::LinuxHugepage) };
+        memory
     }
 
     /// First byte.
