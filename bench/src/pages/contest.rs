@@ -63,18 +63,19 @@ fn ready<F: Frames>(size: &Size) -> F {
     frames
 }
 
-fn pairs<F: Frames>(frames: &F, count: usize) {
+/// Allocates and frees a block, `count` times.
+pub fn pairs<F: Frames>(frames: &F, order: u8, count: usize) {
     for _ in 0..count {
-        let frame = black_box(frames.alloc(0)).expect("memory is empty");
-        frames.free(frame, 0);
+        let frame = black_box(frames.alloc(order)).expect("memory is empty");
+        frames.free(frame, order);
     }
 }
 
 fn pair<F: Frames>(size: &Size) -> f64 {
     let frames: F = ready(size);
-    pairs(&frames, size.pairs / 10);
+    pairs(&frames, 0, size.pairs / 10);
     let start = Instant::now();
-    pairs(&frames, size.pairs);
+    pairs(&frames, 0, size.pairs);
     start.elapsed().as_nanos() as f64 / size.pairs as f64
 }
 
@@ -124,10 +125,10 @@ fn threads<F: Frames>(size: &Size) -> f64 {
                 let (frames, begin) = (&frames, &begin);
                 scope.spawn(move || {
                     pin(cpu);
-                    pairs(frames, size.pairs / 10);
+                    pairs(frames, 0, size.pairs / 10);
                     begin.wait();
                     let start = Instant::now();
-                    pairs(frames, size.pairs);
+                    pairs(frames, 0, size.pairs);
                     start.elapsed().as_secs_f64()
                 })
             })
@@ -141,11 +142,7 @@ fn threads<F: Frames>(size: &Size) -> f64 {
 
 fn mixed<F: Frames>(size: &Size, percent: u64, orders: Orders) -> Outcome {
     let frames: F = ready(size);
-    let outcome = mixed::run(&frames, size.frames, percent, orders, size.ageing, size.measured);
-    if outcome.cut {
-        println!("({}: too slow to age fully)  ", std::any::type_name::<F>());
-    }
-    outcome
+    mixed::run(&frames, size.frames, percent, orders, size.ageing, size.measured)
 }
 
 fn bring_up<F: Frames>(frames: u64) -> f64 {

@@ -6,7 +6,7 @@ use std::fmt;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use memvisor_abi::{
-    CpuEvents, MAX_NR_ZONES, PAGES_PER_SECTION, PerCpuPages, VmSysctl, Zonelist, ZonelistOrder,
+    CpuEvents, EventId, MAX_NR_ZONES, PAGES_PER_SECTION, PerCpuPages, VmSysctl, Zonelist, ZonelistOrder,
 };
 use mm_core::{
     CpuLocal, Gfp, MaySleep, MemMap, Order, Page, PageKind, Pageblock, Pfn, Section, Trace, ZoneKind,
@@ -34,16 +34,33 @@ pub fn run_on(cpu: usize) {
     CPU.set(cpu);
 }
 
-/// Descriptors and pageblocks.
-pub struct Map {
+/// Descriptors and pageblocks; events go to `T`.
+pub struct Map<T> {
+    trace: T,
     pages: Reserved,
     frames: usize,
     sections: Vec<Section>,
 }
 
-impl Trace for Map {}
+impl<T: Trace> Trace for Map<T> {
+    #[inline(always)]
+    fn wants(&self, id: EventId) -> bool {
+        self.trace.wants(id)
+    }
 
-impl MemMap for Map {
+    #[inline(always)]
+    fn is_tracing(&self) -> bool {
+        self.trace.is_tracing()
+    }
+}
+
+/// A machine without tracepoints.
+#[derive(Default)]
+pub struct Untraced;
+
+impl Trace for Untraced {}
+
+impl<T: Trace> MemMap for Map<T> {
     #[inline]
     fn page(&self, pfn: Pfn) -> Option<&Page> {
         self.pages(pfn).first()
@@ -103,7 +120,7 @@ pub struct Slots([Slot; CPUS]);
 unsafe impl Sync for Slots {}
 
 impl CpuLocal<CpuPages> for Slots {
-    #[inline]
+    #[inline(always)]
     fn with<R>(&self, f: impl FnOnce(u32, &mut CpuPages) -> R) -> R {
         let cpu = CPU.get();
         // SAFETY: as for `Sync`; the allocator does not enter twice.
@@ -124,8 +141,8 @@ pub fn current() -> usize {
 }
 
 /// The machine: one node, one populated zone.
-pub struct Host {
-    map: Map,
+pub struct Host<T> {
+    map: Map<T>,
     zones: Vec<Lock<Zone>>,
     glances: Vec<ZoneGlance>,
     zonelists: Vec<Zonelist>,
@@ -133,12 +150,13 @@ pub struct Host {
     online: Lock<usize>,
 }
 
-impl Host {
-    fn new(frames: u64) -> Host {
+impl<T: Trace + Default> Host<T> {
+    fn new(frames: u64) -> Host<T> {
         let sections = frames.div_ceil(PAGES_PER_SECTION);
         let bytes = frames as usize * size_of::<Page>();
         let map = Map {
-            pages: Reserved::new(bytes),
+            trace: T::default(),
+            pages: Reserved::for_tables(bytes),
             frames: frames as usize,
             sections: (0..sections).map(|number| Section::deferred(number, 0)).collect(),
         };
@@ -194,13 +212,13 @@ impl Host {
     }
 }
 
-impl Machine for Host {
-    type Map = Map;
+impl<T: Trace + Default> Machine for Host<T> {
+    type Map = Map<T>;
     type Local = Slots;
     type Reclaim = NoReclaim;
 
     #[inline]
-    fn map(&self) -> &Self::Map {
+    fn map(&self) -> &Map<T> {
         &self.map
     }
 
@@ -253,11 +271,16 @@ impl Machine for Host {
 }
 
 /// memvisor as a contestant.
-pub struct Ours {
-    allocator: PageAllocator<Host>,
+pub struct Ours<T = Untraced> {
+    allocator: PageAllocator<Host<T>>,
 }
 
-impl Ours {
+impl<T: Trace + Default> Ours<T> {
+    /// Where events go.
+    pub fn trace(&self) -> &T {
+        &self.allocator.machine().map.trace
+    }
+
     fn allocate(&self, gfp: Gfp, order: u8) -> Option<usize> {
         let token = MaySleep::checked_by_scheduler();
         let order = Order::new(order)?;
@@ -266,8 +289,8 @@ impl Ours {
     }
 }
 
-impl Frames for Ours {
-    fn start(frames: u64) -> Ours {
+impl<T: Trace + Default + Sync> Frames for Ours<T> {
+    fn start(frames: u64) -> Ours<T> {
         Ours { allocator: PageAllocator::new(Host::new(frames)) }
     }
 

@@ -3,7 +3,7 @@
 use std::ffi::c_void;
 use std::ptr::{NonNull, null_mut};
 
-use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
+use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
 
 /// A mapping of zeroes, aligned to 4 MiB.
 pub struct Reserved {
@@ -35,6 +35,15 @@ impl Reserved {
         let whole = whole.expect("address space");
         let aligned = whole.map_addr(|address| address.next_multiple_of(ALIGN));
         Reserved { start: NonNull::new(aligned).expect("not null"), whole, bytes: len }
+    }
+
+    /// The same for tables of an allocator that leaves frames alone: in large pages, as a kernel maps its tables. Not
+    /// for allocators that write into frames, whom the host would make wait for the clearing of 2 MiB.
+    pub fn for_tables(bytes: usize) -> Reserved {
+        let memory = Reserved::new(bytes);
+        // SAFETY: the mapping just made; advice changes no contents. Where the host has no large pages, all are slower.
+        let _advised = unsafe { madvise(memory.whole, memory.bytes, Advice::LinuxHugepage) };
+        memory
     }
 
     /// First byte.

@@ -7,6 +7,7 @@ mod memory;
 mod mixed;
 mod peers;
 mod run;
+mod tracing;
 
 pub use run::run;
 

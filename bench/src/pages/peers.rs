@@ -91,7 +91,7 @@ impl CpuId for Slot {
 impl<A: PhysicalAllocator + RegionInit + Fresh + Sync + Send> Frames for FrameAlloc<A> {
     fn start(frames: u64) -> FrameAlloc<A> {
         let len = frames as usize * PAGE;
-        let memory = Reserved::new(len);
+        let memory = Reserved::for_tables(len);
         let base = memory.address().expose_provenance();
         let allocator = Box::new(A::fresh());
         // SAFETY: the mapping is ours, aligned to the largest block, and nobody allocates yet.
@@ -146,7 +146,7 @@ impl Frames for BuddySlab {
         let heap = frames as usize * PAGE;
         // It keeps its descriptors in the region.
         let len = heap + (heap / PAGE * 16).next_multiple_of(PAGE) + (64 << 10);
-        let memory = Reserved::new(len);
+        let memory = Reserved::for_tables(len);
         let mut allocator = BuddyAllocator::new();
         // SAFETY: the mapping is ours and lives as long as the allocator.
         let region = unsafe { std::slice::from_raw_parts_mut(memory.address(), len) };

@@ -25,29 +25,40 @@ const PEERS: [Contestant; 8] = [
 /// One column: a value for each allocator and round, ours first.
 struct Column {
     values: Vec<Vec<f64>>,
+    /// Whether an allocator was too slow to do all of the work: then its values are not comparable.
+    cut: Vec<bool>,
 }
 
 impl Column {
     /// Measures every allocator once a round, one after the other.
     fn measure(rounds: usize, one: impl Fn(&Contestant) -> f64) -> Column {
+        Column::measure_if_done(rounds, |who| (one(who), false))
+    }
+
+    /// The same for work that may be cut: `one` says with the value whether it was.
+    fn measure_if_done(rounds: usize, one: impl Fn(&Contestant) -> (f64, bool)) -> Column {
         let everybody = || std::iter::once(&OURS).chain(&PEERS);
         let mut values = vec![Vec::new(); 1 + PEERS.len()];
+        let mut cut = vec![false; 1 + PEERS.len()];
         for _ in 0..rounds {
-            for (column, contestant) in values.iter_mut().zip(everybody()) {
-                column.push(one(contestant));
+            for ((column, cut), contestant) in values.iter_mut().zip(&mut cut).zip(everybody()) {
+                let (value, was_cut) = one(contestant);
+                column.push(value);
+                *cut |= was_cut;
             }
         }
-        Column { values }
+        Column { values, cut }
     }
 
     fn ours(&self) -> f64 {
         self.values.first().map_or(0.0, |values| median(values))
     }
 
-    /// The best peer, and its median. `sign` is 1 if less is better.
+    /// The best peer that did all of the work, and its median. `sign` is 1 if less is better.
     fn best(&self, sign: f64) -> (&'static str, f64) {
-        let peers = PEERS.iter().zip(self.values.iter().skip(1));
-        let medians = peers.map(|(peer, values)| (peer.name, median(values)));
+        let peers = PEERS.iter().zip(self.values.iter().zip(&self.cut).skip(1));
+        let done = peers.filter(|(_, (_, cut))| !**cut);
+        let medians = done.map(|(peer, (values, _))| (peer.name, median(values)));
         medians.min_by(|a, b| (a.1 * sign).total_cmp(&(b.1 * sign))).unwrap_or(("none", 0.0))
     }
 
@@ -63,8 +74,10 @@ impl Column {
     fn all(&self, work: &str, unit: &str) {
         let names = std::iter::once("memvisor").chain(PEERS.iter().map(|peer| peer.name));
         let cells: Vec<String> = names
-            .zip(&self.values)
-            .map(|(name, values)| format!("{name} {}", short(median(values))))
+            .zip(self.values.iter().zip(&self.cut))
+            .map(|(name, (values, cut))| {
+                format!("{name} {}{}", short(median(values)), if *cut { " (cut)" } else { "" })
+            })
             .collect();
         println!("{work}, {unit}: {}  ", cells.join(", "));
     }
@@ -102,12 +115,18 @@ pub fn run(options: &Options) -> anyhow::Result<Score> {
     for (orders, name) in [(Orders::Geometric, "geometric"), (Orders::Uniform, "uniform")] {
         for percent in [50, 90] {
             let work = format!("orders 0 to 10, {name}, {percent} % occupied");
-            let column = Column::measure(few, |who| (who.mixed)(&size, percent, orders).nanoseconds);
+            let column = Column::measure_if_done(few, |who| {
+                let outcome = (who.mixed)(&size, percent, orders);
+                (outcome.nanoseconds, outcome.cut)
+            });
             column.all(&work, "ns an operation");
             column.row(&mut table, &work, "ns", 1.0, no_slower);
         }
         let work = format!("free 2 MiB blocks, {name}, 90 %");
-        let column = Column::measure(1, |who| (who.mixed)(&size, 90, orders).huge_blocks);
+        let column = Column::measure_if_done(1, |who| {
+            let outcome = (who.mixed)(&size, 90, orders);
+            (outcome.huge_blocks, outcome.cut)
+        });
         column.all(&work, "blocks");
         column.row(&mut table, &work, "", -1.0, Target::AtLeast(1.0));
     }
@@ -124,6 +143,8 @@ pub fn run(options: &Options) -> anyhow::Result<Score> {
         (ours / single, "x"),
         Target::AtLeast(1.9),
     );
+
+    super::tracing::rows(&mut table, rounds, size.pairs / 40);
 
     let frames = if options.quick { 1 << 20 } else { 16 << 20 };
     let up = Column::measure(rounds.min(5), |who| (who.bring_up)(frames));

@@ -40,6 +40,11 @@ macro_rules! emits {
                 MASK.has(id)
             }
 
+            #[inline(always)]
+            fn is_tracing(&self) -> bool {
+                MASK.is_any()
+            }
+
             #[cold]
             fn record(&self, event: &Event) {
                 record(event);

@@ -237,6 +237,12 @@ impl Page {
         self.flags.load(Relaxed) & flags.bits() == flags.bits()
     }
 
+    /// Whether any of `flags` is set.
+    #[inline]
+    pub fn has_any(&self, flags: PageFlags) -> bool {
+        self.flags.load(Relaxed) & flags.bits() != 0
+    }
+
     /// Sets `flags`.
     pub fn insert(&self, flags: PageFlags) {
         self.flags.fetch_or(flags.bits(), Relaxed);

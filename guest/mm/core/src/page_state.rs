@@ -71,6 +71,12 @@ impl PageState {
         self.0 & 0xffff == PageState::new(PageKind::Buddy, order).0
     }
 
+    /// Whether this is the head of a block of `order` that the kernel allocated and gave no other owner.
+    #[inline]
+    pub const fn is_allocated_block(self, order: Order) -> bool {
+        self.0 & 0xffff == PageState::new(PageKind::Allocated, order).0
+    }
+
     /// See [`abi::Page::KNOWN_ZERO`].
     #[inline]
     pub const fn is_known_zero(self) -> bool {

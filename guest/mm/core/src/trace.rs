@@ -43,6 +43,13 @@ pub trait Trace {
         false
     }
 
+    /// Whether any event is recorded. A short path may ask this once instead of [`Trace::wants`] at every step, and
+    /// leave its work to a path that tells its steps.
+    #[inline(always)]
+    fn is_tracing(&self) -> bool {
+        false
+    }
+
     /// Records an event that [`Trace::wants`] said yes to.
     #[cold]
     fn record(&self, event: &Event) {
@@ -63,6 +70,11 @@ impl<T: Trace + ?Sized> Trace for &T {
     #[inline(always)]
     fn wants(&self, id: EventId) -> bool {
         (**self).wants(id)
+    }
+
+    #[inline(always)]
+    fn is_tracing(&self) -> bool {
+        (**self).is_tracing()
     }
 
     fn record(&self, event: &Event) {

@@ -158,9 +158,37 @@ pub(crate) fn highest_zone(gfp: Gfp) -> ZoneKind {
     TABLE[(gfp.bits() & 0xf) as usize]
 }
 
+/// Highest zone and type of a request that [`check_gfp`] accepts and that needs nothing but a block: no zeroes, no
+/// compound page, any node. A table again, over the flags that name zones and types.
+#[inline]
+pub(crate) fn plain(context: Context<'_>, gfp: Gfp) -> Option<(ZoneKind, Migratetype)> {
+    const MASK: u32 = ZONES | MOBILITY.bits();
+    const PLAIN: Gfp = Gfp::all().difference(Gfp::ZERO).difference(Gfp::COMP).difference(Gfp::THISNODE);
+    const TABLE: [Option<(ZoneKind, Migratetype)>; MASK as usize + 1] = {
+        let mut table = [None; MASK as usize + 1];
+        let mut bits = 0;
+        while bits <= MASK {
+            let gfp = Gfp::from_bits_retain(bits);
+            let zones = bits & ZONES;
+            if zones & zones.wrapping_sub(1) == 0
+                && !gfp.contains(MOBILITY)
+                && let Some(highest) = gfp.highest_zone()
+            {
+                table[bits as usize] = Some((highest, migratetype(gfp)));
+            }
+            bits += 1;
+        }
+        table
+    };
+    if gfp.bits() & !PLAIN.bits() != 0 || gfp.may_sleep() && context.may_sleep.is_none() {
+        return None;
+    }
+    TABLE[(gfp.bits() & MASK) as usize]
+}
+
 /// The type of block asked for (Linux: `gfp_migratetype`).
 #[inline]
-pub(crate) fn migratetype(gfp: Gfp) -> Migratetype {
+pub(crate) const fn migratetype(gfp: Gfp) -> Migratetype {
     if gfp.contains(Gfp::MOVABLE) {
         Migratetype::Movable
     } else if gfp.contains(Gfp::RECLAIMABLE) {

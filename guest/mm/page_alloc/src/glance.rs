@@ -6,7 +6,7 @@
 
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use memvisor_abi::MAX_NR_ZONES;
+use memvisor_abi::{MAX_NR_ZONES, Watermark};
 use mm_core::{Order, ZoneKind};
 
 use crate::{AllocFlags, Zone};
@@ -20,6 +20,10 @@ pub struct ZoneGlance {
     orders: AtomicU64,
     nr_reserved_highatomic: AtomicU64,
     nr_free_cma: AtomicU64,
+    /// Free pages that an ordinary request can use, without contiguous areas and with them.
+    usable: [AtomicU64; 2],
+    /// What must stay of them above the low mark, by highest zone: the mark and the zone's reserve.
+    low: [AtomicU64; MAX_NR_ZONES],
     /// Boost included, as Linux's `wmark_pages` has it.
     watermark: [AtomicU64; 3],
     lowmem_reserve: [AtomicU64; MAX_NR_ZONES],
@@ -39,6 +43,8 @@ impl ZoneGlance {
             orders: AtomicU64::new(0),
             nr_reserved_highatomic: AtomicU64::new(0),
             nr_free_cma: AtomicU64::new(0),
+            usable: [const { AtomicU64::new(0) }; 2],
+            low: [const { AtomicU64::new(0) }; MAX_NR_ZONES],
             watermark: [const { AtomicU64::new(0) }; 3],
             lowmem_reserve: [const { AtomicU64::new(0) }; MAX_NR_ZONES],
             managed_pages: AtomicU64::new(0),
@@ -50,10 +56,14 @@ impl ZoneGlance {
     /// Copies what changed with blocks that came or went. The caller holds the zone's lock.
     #[inline]
     pub fn refresh_free(&self, zone: &Zone) {
-        self.free_pages.store(zone.info().free_pages, Relaxed);
+        let info = zone.info();
+        self.free_pages.store(info.free_pages, Relaxed);
         self.orders.store(orders(zone), Relaxed);
-        self.nr_reserved_highatomic.store(zone.info().nr_reserved_highatomic, Relaxed);
-        self.nr_free_cma.store(zone.info().nr_free_cma, Relaxed);
+        self.nr_reserved_highatomic.store(info.nr_reserved_highatomic, Relaxed);
+        self.nr_free_cma.store(info.nr_free_cma, Relaxed);
+        let with_cma = info.free_pages.saturating_sub(info.nr_reserved_highatomic);
+        self.usable[0].store(with_cma.saturating_sub(info.nr_free_cma), Relaxed);
+        self.usable[1].store(with_cma, Relaxed);
     }
 
     /// Copies everything. The caller holds the zone's lock.
@@ -63,8 +73,10 @@ impl ZoneGlance {
         for (copy, mark) in self.watermark.iter().zip(info.watermark) {
             copy.store(mark.saturating_add(zone.info().watermark_boost), Relaxed);
         }
-        for (copy, reserve) in self.lowmem_reserve.iter().zip(info.lowmem_reserve) {
+        let low = info.watermark[Watermark::Low as usize].saturating_add(info.watermark_boost);
+        for ((copy, bar), reserve) in self.lowmem_reserve.iter().zip(&self.low).zip(info.lowmem_reserve) {
             copy.store(reserve, Relaxed);
+            bar.store(low.saturating_add(reserve), Relaxed);
         }
         self.managed_pages.store(info.managed_pages, Relaxed);
         self.deferred_pages.store(info.deferred_pages, Relaxed);
@@ -116,6 +128,16 @@ impl ZoneGlance {
     pub(crate) fn is_far_above(&self, mark: u64, highest: ZoneKind, flags: AllocFlags) -> bool {
         let usable = self.free_pages().saturating_sub(self.unusable(Order::ZERO, flags));
         usable > mark + self.lowmem_reserve[highest as usize].load(Relaxed)
+    }
+
+    /// Whether an ordinary request leaves the zone above its low mark, and finds a block: [`ZoneGlance::watermark_ok`]
+    /// for the low mark and no rights but contiguous areas (`cma`), as prepared by whoever last changed the zone.
+    #[inline]
+    pub(crate) fn is_above_low(&self, order: Order, highest: ZoneKind, cma: bool) -> bool {
+        let usable = self.usable[usize::from(cma)].load(Relaxed);
+        let flags = if cma { AllocFlags::CMA } else { AllocFlags::empty() };
+        usable > self.low[highest as usize].load(Relaxed) + (order.pages() - 1)
+            && (order == Order::ZERO || self.has_block(order, flags))
     }
 
     /// Whether a block of `order` may be taken so that `mark` pages stay (Linux: `__zone_watermark_ok`), if

@@ -68,6 +68,12 @@ pub fn try_get<C: Counter>(count: &C) -> bool {
     false
 }
 
+/// Drops the only reference. `false` if there are others, or none; then nothing was changed.
+#[inline]
+pub fn put_only<C: Counter>(count: &C) -> bool {
+    count.compare_exchange(1, 0, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+}
+
 /// Drops a reference; `true` for the last one, whose owner frees the page and sees all that the others did to it.
 /// `None` if there was none to drop: a bug of the caller, and the count stays.
 #[inline]

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use mm_core::{
@@ -35,6 +36,7 @@ pub struct SimMem {
     blocks: Vec<(u64, Pageblock)>,
     /// Frames that were written, by number.
     frames: Mutex<HashMap<u64, Box<[u64; WORDS]>>>,
+    tracing: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -71,7 +73,13 @@ impl SimMem {
             .into_iter()
             .map(|(start, end)| SimRange { start, pages: (start..end).map(|_| Page::default()).collect() })
             .collect();
-        SimMem { ranges, blocks, frames: Mutex::new(HashMap::new()) }
+        SimMem { ranges, blocks, frames: Mutex::new(HashMap::new()), tracing: AtomicBool::new(false) }
+    }
+
+    /// From now on the machine says that it traces, though it records nothing: code with short paths for machines
+    /// that do not takes the whole ones.
+    pub fn pretend_tracing(&self) {
+        self.tracing.store(true, Ordering::Relaxed);
     }
 
     /// RAM from address 0 to `bytes`, a multiple of the page size.
@@ -115,7 +123,11 @@ impl SimMem {
     }
 }
 
-impl Trace for SimMem {}
+impl Trace for SimMem {
+    fn is_tracing(&self) -> bool {
+        self.tracing.load(Ordering::Relaxed)
+    }
+}
 
 impl MemMap for SimMem {
     fn page(&self, pfn: Pfn) -> Option<&Page> {

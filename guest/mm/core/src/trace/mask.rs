@@ -20,6 +20,12 @@ impl TraceMask {
         self.0[id as usize / 64].load(Relaxed) >> (id as usize % 64) & 1 != 0
     }
 
+    /// Whether any event is on: loads of one cache line.
+    #[inline(always)]
+    pub fn is_any(&self) -> bool {
+        self.0.iter().fold(0, |bits, word| bits | word.load(Relaxed)) != 0
+    }
+
     /// Turns on exactly the events of `words`, as `memvisor_abi::select_events` gives them.
     pub fn set(&self, words: [u64; MASK_WORDS]) {
         for (slot, word) in self.0.iter().zip(words) {

@@ -15,6 +15,10 @@ impl Trace for Recorder {
         self.mask.has(id)
     }
 
+    fn is_tracing(&self) -> bool {
+        self.mask.is_any()
+    }
+
     fn record(&self, event: &Event) {
         self.events.borrow_mut().push(*event);
     }

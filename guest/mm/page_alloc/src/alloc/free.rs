@@ -20,6 +20,16 @@ impl<M: Machine> PageAllocator<M> {
     /// rather than handed out twice (Linux reports a bad page and leaks it).
     #[inline]
     pub fn free_pages(&self, pfn: Pfn, order: Order) -> Result<(), FreeError> {
+        if let Some(page) = self.machine.map().page(pfn)
+            && self.free_hot(pfn, page, order)
+        {
+            return Ok(());
+        }
+        self.free_pages_slowly(pfn, order)
+    }
+
+    #[inline(never)]
+    fn free_pages_slowly(&self, pfn: Pfn, order: Order) -> Result<(), FreeError> {
         let map = self.machine.map();
         map.emit(Event::FreePages { pfn, order });
         let outcome = self.drop_reference(pfn, order);
@@ -137,7 +147,7 @@ impl<M: Machine> PageAllocator<M> {
 
     /// Gives the surplus of a list back, if there is one.
     #[cold]
-    fn flush(&self, cpu: &mut pcp::CpuPages, zone: usize, list: usize, order: Order) {
+    pub(super) fn flush(&self, cpu: &mut pcp::CpuPages, zone: usize, list: usize, order: Order) {
         let Some(pcp) = cpu.pcps.get_mut(zone) else { return };
         let Some(count) = pcp::surplus(pcp, order, self.machine.is_reclaiming(zone)) else { return };
         self.give_back(pcp, zone, count, list);

@@ -19,6 +19,7 @@ mod bulk;
 mod exact;
 mod free;
 mod freelist;
+mod hot;
 mod prepare;
 mod reclaim;
 mod report;
@@ -136,12 +137,16 @@ impl<M: Machine> PageAllocator<M> {
             Some(node) => node,
             None => self.machine.local_node(),
         };
-        self.alloc_pages_placed(
-            context,
-            gfp,
-            order,
-            Placement { node, nodes: NodeMask::ALL, interleaved: false },
-        )
+        if let Some(pfn) = self.alloc_hot(context, gfp, order, node) {
+            return Some(pfn);
+        }
+        self.alloc_pages_anywhere(context, gfp, order, node)
+    }
+
+    #[inline(never)]
+    fn alloc_pages_anywhere(&self, context: Context<'_>, gfp: Gfp, order: Order, node: u32) -> Option<Pfn> {
+        let placement = Placement { node, nodes: NodeMask::ALL, interleaved: false };
+        self.alloc_pages_placed(context, gfp, order, placement)
     }
 
     /// [`PageAllocator::alloc_pages`] for an order from outside: `None` above 10 (Linux warns once and returns

@@ -1,13 +1,17 @@
 //! What a block becomes when it leaves the allocator (Linux: `prep_new_page`, `prep_compound_page`).
 
 use memvisor_abi::VmEvent;
-use mm_core::{CpuLocal, Event, Gfp, Order, PageFlags, PageKind, PageState, Pfn, Trace};
+use mm_core::{CpuLocal, Event, Gfp, Migratetype, Order, PageFlags, PageKind, PageState, Pfn, Trace};
 
 use super::freelist::Block;
 use super::{Machine, PageAllocator, Request};
 use crate::free_list::linked;
 
-const ALLOCATED: PageState = PageState::new(PageKind::Allocated, Order::ZERO);
+/// What the first frame of an allocated block says.
+#[inline]
+pub(super) const fn allocated(order: Order, migratetype: Migratetype) -> PageState {
+    PageState::new(PageKind::Allocated, order).with_migratetype(migratetype)
+}
 
 impl<M: Machine> PageAllocator<M> {
     /// Gives the block one reference and its order; zeroes it and makes it compound if the flags say so.
@@ -15,7 +19,7 @@ impl<M: Machine> PageAllocator<M> {
     pub(super) fn prep_new_page(&self, request: &Request, block: Block) -> Pfn {
         let page = linked(self.machine.map(), block.pfn.as_u64());
         page.set_refcount(1);
-        page.set_state(ALLOCATED.with_order(request.order).with_migratetype(request.migratetype));
+        page.set_state(allocated(request.order, request.migratetype));
         if request.gfp.intersects(Gfp::ZERO | Gfp::COMP) {
             self.prep_flags(request, block);
         }

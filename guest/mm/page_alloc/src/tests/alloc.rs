@@ -3,6 +3,7 @@
 mod compaction;
 mod deferral;
 mod family;
+mod hot;
 pub(super) mod machine;
 mod migration;
 mod model;

@@ -1,0 +1,84 @@
+//! The short paths: a block of this CPU's lists to a caller and back, while nothing is out of the ordinary.
+//!
+//! What they do is what the whole paths would do. They decide before they change anything, so that whoever does not
+//! fit (an empty list, a low zone, special flags, a shared page, events that are recorded) goes the whole way
+//! from its beginning.
+
+use memvisor_abi::{MAX_NR_ZONES, MIGRATE_PCPTYPES, NumaEvent};
+use mm_core::{CpuLocal, Gfp, Order, Page, PageFlags, Pfn, Trace};
+
+use super::freelist::node_of;
+use super::prepare::allocated;
+use super::{Machine, PageAllocator, pgalloc, zone_index};
+use crate::free::pageblock_type;
+use crate::gfp::{self, Context};
+use crate::pcp::{self, count_numa};
+use crate::refcount;
+
+impl<M: Machine> PageAllocator<M> {
+    /// A block of this CPU's list of the preferred zone, if that is all the request takes.
+    #[inline]
+    pub(super) fn alloc_hot(&self, context: Context<'_>, gfp: Gfp, order: Order, node: u32) -> Option<Pfn> {
+        let machine = &self.machine;
+        let (highest, migratetype) = gfp::plain(context, gfp)?;
+        let list = pcp::list_index(order, migratetype)?;
+        if machine.map().is_tracing() {
+            return None;
+        }
+        let zones = machine.zonelists().get(node as usize)?.zones(false);
+        let kind = |zone: usize| zone % MAX_NR_ZONES;
+        let zone =
+            zones.iter().map(|zone| usize::from(*zone)).find(|zone| kind(*zone) <= highest as usize)?;
+        if !machine.glances().get(zone)?.is_above_low(order, highest, gfp.contains(Gfp::MOVABLE)) {
+            return None;
+        }
+        machine.local().with(|_, cpu| {
+            let pcp = cpu.pcps.get_mut(zone)?;
+            let (pfn, page) = pcp::pop(pcp, machine.map(), list, order)?;
+            pcp.free_factor >>= 1;
+            count_numa(pcp, NumaEvent::Hit);
+            let near = node_of(zone) == machine.local_node();
+            count_numa(pcp, if near { NumaEvent::Local } else { NumaEvent::Other });
+            cpu.count(pgalloc(kind(zone)), order.pages());
+            page.set_refcount(1);
+            page.set_state(allocated(order, migratetype));
+            Some(pfn)
+        })
+    }
+
+    /// Whether the block went to this CPU's list: it has no owner but the caller, and one reference.
+    #[inline]
+    pub(super) fn free_hot(&self, pfn: Pfn, page: &Page, order: Order) -> bool {
+        let map = self.machine.map();
+        let unusual = !page.state().is_allocated_block(order)
+            | (page.mapcount() != -1)
+            | page.has_any(PageFlags::RESERVED | PageFlags::HEAD)
+            | (pfn.block(order) != pfn);
+        if unusual || map.is_tracing() {
+            return false;
+        }
+        let zone = zone_index(page);
+        self.machine.local().with(|_, cpu| {
+            let migratetype = pageblock_type(map, pfn);
+            if migratetype as usize >= MIGRATE_PCPTYPES {
+                return false;
+            }
+            let (Some(list), Some(pcp)) = (pcp::list_index(order, migratetype), cpu.pcps.get_mut(zone))
+            else {
+                return false;
+            };
+            if !refcount::put_only(page.references()) {
+                return false;
+            }
+            page.set_mapping(0);
+            pcp::retire(page, order, migratetype);
+            pcp::push(pcp, map, (pfn, page), list, order, false);
+            let full = pcp.count >= pcp.high || pcp.free_factor != 0 && order > Order::ZERO;
+            cpu.count(memvisor_abi::VmEvent::Pgfree, order.pages());
+            if full || self.machine.is_reclaiming(zone) {
+                self.flush(cpu, zone, list, order);
+            }
+            true
+        })
+    }
+}
