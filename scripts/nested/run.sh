@@ -26,6 +26,11 @@ readonly NOTHING_RAN=8
 length=${LENGTH:-normal}
 # Linux by Linux takes minutes.
 [ "$length" != long ] || export NESTED_TIMEOUT=${NESTED_TIMEOUT:-1800}
+# The cases of `backing`, none of which is short, take pages of L1's pools: two of 1 GiB are one guest's RAM.
+if [ "$length" != short ]; then
+    export NESTED_MEMORY=${NESTED_MEMORY:-6144}
+    export NESTED_APPEND=${NESTED_APPEND:-hugepagesz=1G hugepages=2 hugepagesz=2M hugepages=64}
+fi
 
 not_run() {
     echo "NOT RUN: all cases: $*"

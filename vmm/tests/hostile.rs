@@ -28,6 +28,23 @@ memory = [{ at = \"4G\", size = \"16M\" }]
 cpus = [1]
 ";
 
+/// A bench with a kernel that spins; `None` where nothing can run.
+fn spinning_bench() -> Option<Bench> {
+    has_kvm().then(|| {
+        let bench = Bench::new();
+        bench.put("kernel", &kernel(&SPIN));
+        bench
+    })
+}
+
+/// A guest of this name that spins, with its control socket open.
+fn spinning_guest(name: &str) -> Option<(Bench, Guest)> {
+    let bench = spinning_bench()?;
+    let mut guest = Guest::start(&bench, &["--name", name]);
+    guest.wait_for_socket(&bench, name);
+    Some((bench, guest))
+}
+
 #[test]
 fn machine_files_are_refused_at_their_line() {
     let bench = Bench::new();
@@ -187,13 +204,7 @@ fn a_place_for_the_socket_that_cannot_be_used_is_named() {
 
 #[test]
 fn a_second_guest_of_the_same_name_is_refused_and_the_first_goes_on() {
-    if !has_kvm() {
-        return;
-    }
-    let bench = Bench::new();
-    bench.put("kernel", &kernel(&SPIN));
-    let mut first = Guest::start(&bench, &["--name", "twin"]);
-    first.wait_for_socket(&bench, "twin");
+    let Some((bench, mut first)) = spinning_guest("twin") else { return };
     bench.refuses(&["run", "tiny", "--kernel", "kernel", "--name", "twin"], 2, &["twin", "--name"]);
     first.signal(Signal::INT);
     assert_eq!(first.end().0, Some(7));
@@ -202,13 +213,7 @@ fn a_second_guest_of_the_same_name_is_refused_and_the_first_goes_on() {
 
 #[test]
 fn a_socket_that_a_killed_memvisor_left_behind_is_taken_over() {
-    if !has_kvm() {
-        return;
-    }
-    let bench = Bench::new();
-    bench.put("kernel", &kernel(&SPIN));
-    let mut killed = Guest::start(&bench, &["--name", "twin"]);
-    killed.wait_for_socket(&bench, "twin");
+    let Some((bench, mut killed)) = spinning_guest("twin") else { return };
     killed.signal(Signal::KILL);
     assert_eq!(killed.end().0, None);
     assert!(bench.path("memvisor/twin.sock").exists());
@@ -220,11 +225,7 @@ fn a_socket_that_a_killed_memvisor_left_behind_is_taken_over() {
 
 #[test]
 fn a_host_without_room_is_told_so() {
-    if !has_kvm() {
-        return;
-    }
-    let bench = Bench::new();
-    bench.put("kernel", &kernel(&SPIN));
+    let Some(bench) = spinning_bench() else { return };
     let limited = |resource: Resource, limit: u64, words: &[&str]| {
         let run = ["run", "tiny", "--kernel", "kernel", "--memory", "64G"];
         let mut command = bench.command(&run);
@@ -348,11 +349,7 @@ fn a_reader_that_does_not_read_holds_up_nobody_but_the_guest() {
 
 #[test]
 fn filters_can_be_turned_off() {
-    if !has_kvm() {
-        return;
-    }
-    let bench = Bench::new();
-    bench.put("kernel", &kernel(&SPIN));
+    let Some(bench) = spinning_bench() else { return };
     for (flags, restricted) in [(&["--name", "free", "--no-seccomp"][..], false), (&["--name", "free"], true)]
     {
         let mut guest = Guest::start(&bench, flags);
@@ -367,13 +364,7 @@ fn filters_can_be_turned_off() {
 
 #[test]
 fn a_dump_that_cannot_be_finished_leaves_no_file_and_the_guest_running() {
-    if !has_kvm() {
-        return;
-    }
-    let bench = Bench::new();
-    bench.put("kernel", &kernel(&SPIN));
-    let mut guest = Guest::start(&bench, &["--name", "lab"]);
-    guest.wait_for_socket(&bench, "lab");
+    let Some((bench, mut guest)) = spinning_guest("lab") else { return };
     let files = bench.files();
     let dump = ["dump", "--vm", "lab", "-o", "out"];
     let mut command = bench.command(&dump);
@@ -390,13 +381,7 @@ fn a_dump_that_cannot_be_finished_leaves_no_file_and_the_guest_running() {
 
 #[test]
 fn a_dump_that_was_cut_is_refused() {
-    if !has_kvm() {
-        return;
-    }
-    let bench = Bench::new();
-    bench.put("kernel", &kernel(&SPIN));
-    let mut guest = Guest::start(&bench, &["--name", "lab"]);
-    guest.wait_for_socket(&bench, "lab");
+    let Some((bench, mut guest)) = spinning_guest("lab") else { return };
     let dump = bench.run(&["dump", "--vm", "lab", "-o", "core"]);
     assert!(dump.status.success(), "{}", String::from_utf8_lossy(&dump.stderr));
     guest.signal(Signal::INT);
@@ -439,11 +424,7 @@ fn ram_past_the_hosts_address_width_is_refused_before_anything_starts() {
 
 #[test]
 fn huge_pages_that_the_host_has_not_are_refused_before_anything_starts() {
-    if !has_kvm() {
-        return;
-    }
-    let bench = Bench::new();
-    bench.put("kernel", &kernel(&SPIN));
+    let Some(bench) = spinning_bench() else { return };
     // More than any host has in its pools, and nothing that is touched.
     for backing in ["hugetlb-2m", "hugetlb-1g"] {
         let run = ["run", "tiny", "--kernel", "kernel", "--memory", "16T", "--backing", backing];

@@ -28,7 +28,7 @@ pub(crate) const SINGLE: Rule = Rule {
     name: "owner.single",
     invariant: "no frame has two owners",
     reads: "all structures that use frames",
-    seeded: &["double-owner"],
+    seeded: &["double-owner", "pcp-in-buddy"],
     hint: "who freed the frame while it was in use, or allocated it twice",
 };
 pub(crate) const NONE: Rule = Rule {

@@ -36,6 +36,9 @@ pub struct Audit {
 /// Findings quoted in a failure.
 pub const EXAMPLES: usize = 3;
 
+/// Lines quoted of a console or an error output: a log of continuous integration shows few.
+const LAST_LINES: usize = 5;
+
 /// A run as it was observed.
 #[derive(Clone, Debug)]
 pub struct Observed {
@@ -128,16 +131,35 @@ fn unexpected_end(expected: Ending, ended: &Ended, observed: &Observed) -> Strin
         Ending::Panic => "a panic or trap of the guest",
         Ending::Refused => "that the VMM refuses this machine",
     };
-    let ended = match ended {
+    let words = match ended {
         Ended::Clean => "the guest powered off cleanly".to_owned(),
         Ended::Guest(code, meaning) => format!("exit code {code} ({meaning})"),
         Ended::Refused => format!("the VMM refused: {}", first_lines(&observed.messages)),
         Ended::Other(text) => text.clone(),
     };
-    let last = observed.console.lines().rev().find(|line| !line.trim().is_empty());
-    let last = last
-        .map_or("the console is empty".to_owned(), |line| format!("last console line: {:?}", line.trim()));
-    format!("expected {expected}, got: {ended}; {last}")
+    let cause = match report_of(&observed.console) {
+        Some(report) if !matches!(ended, Ended::Clean | Ended::Refused) => format!("; {report}"),
+        _ => String::new(),
+    };
+    let last = match last_lines(&observed.console) {
+        none if none.is_empty() => "the console is empty".to_owned(),
+        lines => format!("the console ends:\n  {}", lines.join("\n  ")),
+    };
+    format!("expected {expected}, got: {words}{cause}\n{last}")
+}
+
+/// The first line of the guest's own report of its end, which registers and a call trace follow.
+fn report_of(console: &str) -> Option<&str> {
+    let heads = ["Kernel panic", "Oops: "];
+    console.lines().rev().map(str::trim).find(|line| heads.iter().any(|head| line.contains(head)))
+}
+
+/// The last lines of a text that are not empty.
+pub fn last_lines(text: &str) -> Vec<&str> {
+    let mut lines: Vec<&str> =
+        text.lines().rev().map(str::trim).filter(|line| !line.is_empty()).take(LAST_LINES).collect();
+    lines.reverse();
+    lines
 }
 
 fn first_lines(text: &str) -> String {
@@ -225,6 +247,11 @@ mod tests {
         observed.ended = Ended::Guest(101, "the guest kernel panicked");
         let text = problems("", &observed);
         assert!(text.contains("101") && text.contains("memvisor: hello"), "{text}");
+        observed.console = "Kernel panic - not syncing: why (CPU 0)\n  at x.rs:1\nCall Trace:\n".to_owned()
+            + &"  [<0x1>]\n".repeat(9);
+        let text = problems("", &observed);
+        assert!(text.lines().next().unwrap().contains("not syncing: why"), "{text}");
+        assert_eq!(text.lines().count(), 1 + 1 + LAST_LINES, "{text}");
         assert_eq!(problems("exit = \"panic\"", &observed), "");
     }
 

@@ -17,7 +17,7 @@ use memvisor_inspect::{CpuRegisters, Facts, MappedMemory};
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::bed::{Audit, Ended, Observed};
+use super::bed::{Audit, Ended, Observed, last_lines};
 use super::case::{Case, KvmSetup, Need, Setup};
 use super::command::{Finished, memvisor, program};
 use super::linux;
@@ -370,6 +370,46 @@ struct End {
     /// Of a reset: whether it is a good end.
     #[serde(default)]
     clean: bool,
+    /// Of a vCPU that could not go on.
+    failure: Option<VcpuFailure>,
+    /// Of a run that was stopped from outside.
+    by: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
+struct VcpuFailure {
+    cpu: u32,
+    reason: String,
+    registers: Option<Rip>,
+    symbol: Option<String>,
+    hint: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Rip {
+    rip: u64,
+}
+
+impl End {
+    /// In words, in one line.
+    fn describe(&self) -> String {
+        let Some(failure) = &self.failure else {
+            let by = self.by.as_ref().map_or(String::new(), |by| format!(" by {by}"));
+            let code = self.code.map_or(String::new(), |code| format!(" with {code}"));
+            return format!("{}{by}{code}", self.kind.replace('_', " "));
+        };
+        let mut text = format!("{} on CPU {}", failure.reason, failure.cpu);
+        if let Some(Rip { rip }) = failure.registers {
+            text.push_str(&format!(" at rip {rip:#x}"));
+        }
+        if let Some(symbol) = &failure.symbol {
+            text.push_str(&format!(" in {symbol}"));
+        }
+        if let Some(hint) = &failure.hint {
+            text.push_str(&format!("; {hint}"));
+        }
+        text.replace('\n', " ")
+    }
 }
 
 #[derive(Debug, Deserialize)]
@@ -411,8 +451,8 @@ fn observed(
         }
     }
     if let Some(ExitedWith(code)) = ended {
-        observed.ended = meaning(code, document.as_ref(), &observed.audits)
-            .unwrap_or_else(|error| Ended::Other(format!("{error}; {}", observed.messages.trim())));
+        observed.ended = meaning(code, document.as_ref(), &observed.audits, &observed.messages)
+            .unwrap_or_else(|error| Ended::Other(error.to_string()));
     }
     Ok(observed)
 }
@@ -427,12 +467,20 @@ pub fn usage(stats: &Stats) -> Usage {
 }
 
 /// What an exit code means, cross-checked with what the document says.
-fn meaning(code: Option<i32>, document: Option<&Document>, audits: &[Audit]) -> anyhow::Result<Ended> {
+fn meaning(
+    code: Option<i32>,
+    document: Option<&Document>,
+    audits: &[Audit],
+    messages: &str,
+) -> anyhow::Result<Ended> {
     let code = code.ok_or_else(|| anyhow!("memvisor was killed by a signal"))?;
     if code == ExitStatus::BadInput as i32 || code == ExitStatus::NoKvm as i32 {
         return Ok(Ended::Refused);
     }
-    let Some(document) = document else { bail!("memvisor exited with {code} and without a document") };
+    let Some(document) = document else {
+        // Its error output begins with the guest's console and ends with its own words.
+        bail!("memvisor exited with {code} and without a document: {}", last_lines(messages).join(" / "))
+    };
     let found = audits.iter().any(|audit| audit.findings > 0);
     let clean = document.end.kind == "power_off" || document.end.clean || document.end.code == Some(0);
     match (document.end.code, code) {
@@ -441,7 +489,7 @@ fn meaning(code: Option<i32>, document: Option<&Document>, audits: &[Audit]) -> 
         (Some(guest), _) if guest != 0 && code != ExitStatus::Clean as i32 => {
             Ok(Ended::Guest(guest, ExitCode::describe(guest)))
         }
-        _ => bail!("memvisor exited with {code} (end {}, findings: {found})", document.end.kind),
+        _ => bail!("{} (memvisor exited with {code}, findings: {found})", document.end.describe()),
     }
 }
 
@@ -459,7 +507,9 @@ fn pump(mut pipe: impl Read + Send + 'static) -> JoinHandle<Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::suite::bed::judge;
     use crate::suite::case::parse;
+    use crate::suite::outcome::Outcome;
 
     fn case() -> Case {
         let text = "[[case]]\nname = \"boot/x\"\ndescription = \"d\"\ncmdline = \"seeded=leak\"\n\
@@ -540,6 +590,38 @@ mod tests {
         assert_eq!(late.console, "hello");
         assert!(matches!(late.ended, Ended::Other(text) if text.contains("180 s")));
         assert!(observed(Some(ExitedWith(Some(0))), "no json", String::new(), &case()).is_err());
+    }
+
+    #[test]
+    fn a_vcpu_that_could_not_go_on_speaks_before_the_console() {
+        let failed = r#"{"console": "one\ntwo\nthree\nfour\nfive\nsix\nseven\n", "checkpoints": [], "end":
+            {"kind": "failed", "failure": {"cpu": 1, "reason": "triple fault", "guest_fault": true,
+             "registers": {"rip": 18446744071578845184}, "symbol": "start+0x10", "hint": null}}}"#;
+        let observed = end(ExitStatus::GuestFailed, failed);
+        let Outcome::Failed(reasons) = judge(&case(), &observed, &[]) else { panic!("not a failure") };
+        let lines: Vec<&str> = reasons[0].lines().collect();
+        assert_eq!(
+            lines[0],
+            "expected a clean power-off, got: triple fault on CPU 1 at rip 0xffffffff81000000 in start+0x10 \
+             (memvisor exited with 5, findings: false)"
+        );
+        assert_eq!(lines[1..], ["the console ends:", "  three", "  four", "  five", "  six", "  seven"]);
+    }
+
+    #[test]
+    fn a_memvisor_that_died_is_quoted_by_its_last_words() {
+        let messages = (0..100).map(|n| format!("line {n}\n")).collect::<String>() + "memvisor: no memory\n";
+        let observed = observed(Some(ExitedWith(Some(6))), "", messages, &case()).unwrap();
+        let Ended::Other(text) = observed.ended else { panic!("no failure") };
+        assert!(text.contains("exited with 6") && text.ends_with("line 99 / memvisor: no memory"), "{text}");
+        assert!(!text.contains("line 90"), "{text}");
+    }
+
+    #[test]
+    fn a_run_that_was_stopped_names_who_did_it() {
+        let stopped = r#"{"console": "", "checkpoints": [], "end": {"kind": "stopped", "by": "SIGINT"}}"#;
+        let Ended::Other(text) = end(ExitStatus::Stopped, stopped).ended else { panic!("no failure") };
+        assert!(text.starts_with("stopped by SIGINT (memvisor exited with 7"), "{text}");
     }
 
     #[test]

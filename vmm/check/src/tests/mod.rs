@@ -1,8 +1,12 @@
 //! Every rule both ways: silent on a healthy guest, and the one that names its fault.
 
+mod build;
+mod compaction;
 mod faults;
 mod guest;
 mod hostile;
+mod pcp;
+mod slab;
 mod vmalloc;
 
 use guest::{healthy, healthy_with_five_levels};

@@ -91,14 +91,6 @@ pub(super) fn publish(memory: &mut SparseMemory, gpa: u64) -> (TableRef, TableRe
     )
 }
 
-#[track_caller]
-fn only(guest: &TestGuest, rule: &str) -> memvisor_report::Finding {
-    let report = guest.audit();
-    let rules: Vec<_> = report.findings.iter().map(|finding| finding.rule).collect();
-    assert_eq!(rules, [rule], "{report}");
-    report.findings.into_iter().next().unwrap()
-}
-
 /// Edits the area with this number.
 fn edit_area(guest: &mut TestGuest, number: u64, edit: impl FnOnce(&mut VmArea)) {
     let areas = guest.guest().vm_areas().unwrap();
