@@ -1,4 +1,4 @@
-//! Movable pages and compaction of the synthetic guest, and damage to them.
+//! What compaction remembers of the synthetic guest's zones, and its movable pages.
 
 use memvisor_abi::*;
 
