@@ -1,5 +1,8 @@
 //! /proc/zoneinfo, /proc/buddyinfo and /proc/pagetypeinfo (Linux: mm/vmstat.c).
 
+use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+
+use guest_firmware::acpi::MAX_CPUS;
 use memvisor_abi::{MIGRATE_TYPES, NR_NUMA_EVENTS, NR_ORDERS, NumaEvent, PAGEBLOCK_ORDER, PAGEBLOCK_PAGES};
 use mm_core::{CpuLocal, MemMap, Migratetype, PageKind, ZoneKind};
 
@@ -10,6 +13,15 @@ use crate::{print, println};
 
 /// Free blocks of a list from which on /proc/pagetypeinfo stops counting.
 const COUNTED: u64 = 100_000;
+
+/// What a CPU says of its lists: count, high, batch. CPUs answer in any order, and this is too large for a stack.
+struct Pageset {
+    online: AtomicBool,
+    words: [AtomicU32; 3],
+}
+
+static SETS: [Pageset; MAX_CPUS] =
+    [const { Pageset { online: AtomicBool::new(false), words: [const { AtomicU32::new(0) }; 3] } }; MAX_CPUS];
 
 /// The zones of a node that is online, with their indices (Linux: `walk_zones_in_node`); `populated` leaves out those
 /// without frames.
@@ -67,8 +79,17 @@ fn zone(zone: &ZoneGuard) -> Option<u64> {
 /// NUMA events and the lists of every CPU.
 fn pagesets(index: usize) {
     let mut numa = [0_u64; NR_NUMA_EVENTS];
-    pcp::Local.for_each(|_, cpu| {
+    for slot in &SETS {
+        slot.online.store(false, Ordering::Relaxed);
+    }
+    pcp::Local.for_each(|number, cpu| {
         let Some(pcp) = cpu.pcps.get(index) else { return };
+        if let Some(slot) = SETS.get(number as usize) {
+            for (word, value) in slot.words.iter().zip([pcp.count, pcp.high, pcp.batch]) {
+                word.store(value, Ordering::Relaxed);
+            }
+            slot.online.store(true, Ordering::Relaxed);
+        }
         for (sum, count) in numa.iter_mut().zip(pcp.numa) {
             *sum = sum.wrapping_add(count);
         }
@@ -77,13 +98,13 @@ fn pagesets(index: usize) {
         println!("      {name:<12} {count}");
     }
     println!("  pagesets");
-    pcp::Local.for_each(|number, cpu| {
-        let Some(pcp) = cpu.pcps.get(index) else { return };
+    for (number, slot) in SETS.iter().enumerate().filter(|(_, slot)| slot.online.load(Ordering::Relaxed)) {
+        let [count, high, batch] = [0, 1, 2].map(|word: usize| slot.words[word].load(Ordering::Relaxed));
         println!("    cpu: {number}");
-        println!("              count: {}", pcp.count);
-        println!("              high:  {}", pcp.high);
-        println!("              batch: {}", pcp.batch);
-    });
+        println!("              count: {count}");
+        println!("              high:  {high}");
+        println!("              batch: {batch}");
+    }
 }
 
 /// Linux: `frag_show_print`.
