@@ -4,6 +4,7 @@ mod buddy;
 mod damage;
 mod extent;
 mod model;
+mod pcp;
 mod stealing;
 mod types;
 mod watermark;
