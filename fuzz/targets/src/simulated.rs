@@ -13,9 +13,10 @@ use mm_page_alloc::{
 use mm_sim::SimMem;
 
 /// CPUs; number n is on node n.
-pub const CPUS: usize = NODES;
+pub const CPUS: u32 = NODES;
 /// Nodes.
-pub const NODES: usize = 2;
+pub const NODES: u32 = 2;
+const NR_NODES: usize = NODES as usize;
 /// Populated zones: node, kind, frames. Whole blocks of the largest order.
 pub const ZONES: [(u32, ZoneKind, Range<u64>); 4] = [
     (0, ZoneKind::Dma32, 0x400..0x800),
@@ -31,7 +32,7 @@ thread_local! {
 
 /// Data of the CPUs.
 pub struct Cpus {
-    current: Cell<usize>,
+    current: Cell<u32>,
     cpus: Vec<RefCell<CpuPages>>,
 }
 
@@ -39,7 +40,7 @@ impl Cpus {
     fn new(high: u32, batch: u32) -> Cpus {
         let spare = || SPARE.with(|spare| spare.borrow_mut().pop());
         let fresh = || CpuPages {
-            pcps: vec![PerCpuPages::EMPTY; NODES * MAX_NR_ZONES].leak(),
+            pcps: vec![PerCpuPages::EMPTY; NR_NODES * MAX_NR_ZONES].leak(),
             events: Box::leak(Box::new(CpuEvents::ZERO)),
         };
         let cpu = |_| {
@@ -64,7 +65,7 @@ impl Drop for Cpus {
 impl CpuLocal<CpuPages> for Cpus {
     fn with<R>(&self, f: impl FnOnce(u32, &mut CpuPages) -> R) -> R {
         let cpu = self.current.get();
-        f(cpu as u32, &mut self.cpus[cpu].borrow_mut())
+        f(cpu, &mut self.cpus[cpu as usize].borrow_mut())
     }
 
     fn for_each(&self, mut f: impl FnMut(u32, &mut CpuPages)) {
@@ -90,7 +91,7 @@ impl Simulated {
         let ranges = ZONES.map(|(_, _, range)| Pfn::new(range.start)..Pfn::new(range.end));
         let mem = SimMem::new(&ranges);
         let mut zones: Vec<Zone> =
-            (0..).take(NODES).flat_map(|node| ZoneKind::ALL.map(|kind| Zone::new(node, kind))).collect();
+            (0..NODES).flat_map(|node| ZoneKind::ALL.map(|kind| Zone::new(node, kind))).collect();
         for ((node, kind, _), range) in ZONES.iter().zip(ranges) {
             let zone = &mut zones[*node as usize * MAX_NR_ZONES + *kind as usize];
             let pages = range.end.as_u64() - range.start.as_u64();
@@ -103,10 +104,10 @@ impl Simulated {
         watermark::setup_per_zone_lowmem_reserve(&mut zones, watermark::LOWMEM_RESERVE_RATIO);
         let glances: Vec<ZoneGlance> = zones.iter().map(|_| ZoneGlance::new()).collect();
         glances.iter().zip(&zones).for_each(|(glance, zone)| glance.refresh(zone));
-        let mut states = [NodeState { has_memory: true, has_cpus: true, load: 0 }; NODES];
-        let zonelists = (0..).take(NODES).map(|node| {
-            let mut sorted = [0; NODES];
-            let len = fallback_order(node, &[], NODES, &mut states, &mut sorted);
+        let mut states = [NodeState { has_memory: true, has_cpus: true, load: 0 }; NR_NODES];
+        let zonelists = (0..NODES).map(|node| {
+            let mut sorted = [0; NR_NODES];
+            let len = fallback_order(node, &[], NR_NODES, &mut states, &mut sorted);
             let mut list = Zonelist::EMPTY;
             let populated = |zone: usize| zones[zone].info().present_pages > 0;
             build_zonelist(&mut list, node, &sorted[..len], ZonelistOrder::Node, populated);
@@ -118,12 +119,12 @@ impl Simulated {
     }
 
     /// From now on that CPU runs.
-    pub fn run_on(&self, cpu: usize) {
+    pub fn run_on(&self, cpu: u32) {
         self.cpus.current.set(cpu % CPUS);
     }
 
     /// The CPU that runs.
-    pub fn cpu(&self) -> usize {
+    pub fn cpu(&self) -> u32 {
         self.cpus.current.get()
     }
 
@@ -227,11 +228,11 @@ impl Machine for Simulated {
     }
 
     fn local_node(&self) -> u32 {
-        self.cpu() as u32
+        self.cpu()
     }
 
     fn nr_online_nodes(&self) -> usize {
-        NODES
+        NR_NODES
     }
 
     fn zero_frames(&self, first: Pfn, count: u64) {

@@ -113,7 +113,7 @@ impl Sim {
             pages: Pages(PageAllocator::new(Simulated::new(32, 7))),
             cpus: Cpus((0..CPUS).map(|_| RefCell::new(cpu())).collect(), Cell::new(0)),
             caches: caches.into_boxed_slice().try_into().unwrap_or_else(|_| unreachable!()),
-            nodes: (0..NODES * MAX_CACHES).map(|_| RefCell::new(CacheNode::EMPTY)).collect(),
+            nodes: (0..NODES as usize * MAX_CACHES).map(|_| RefCell::new(CacheNode::EMPTY)).collect(),
             options,
             clock: Cell::new(0),
             bugs: RefCell::default(),
@@ -152,11 +152,11 @@ impl Machine for Sim {
     }
 
     fn nr_cpus(&self) -> u32 {
-        CPUS as u32
+        CPUS
     }
 
     fn nr_nodes(&self) -> u32 {
-        NODES as u32
+        NODES
     }
 
     fn node_of(&self, cpu: u32) -> u32 {
@@ -284,7 +284,7 @@ impl Run {
 
     fn run_on(&self, cpu: u8) {
         let sim = self.kmem.machine();
-        sim.cpus.1.set(u32::from(cpu) % CPUS as u32);
+        sim.cpus.1.set(u32::from(cpu) % CPUS);
         sim.pages.0.machine().run_on(cpu.into());
     }
 

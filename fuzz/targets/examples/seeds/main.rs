@@ -101,7 +101,7 @@ const GUESTS: [(&str, &[u8]); 5] = [
 ];
 
 /// The size of CPUs' lists, then operations with their operands.
-const PAGES: [(&str, &[u8]); 4] = [
+const PAGES: [(&str, &[u8]); 6] = [
     // Blocks of all orders, some given back, the lists emptied.
     (
         "seed-orders",
@@ -131,10 +131,20 @@ const PAGES: [(&str, &[u8]); 4] = [
         "seed-isolated",
         &[63, 15, 18, 0, 0, 20, 13, 0x20, 200, 17, 0, 14, 1, 1, 15, 0x20, 0, 18, 0, 0, 20, 5, 3, 0, 19],
     ),
+    // Two pageblocks of one block, isolated one after the other.
+    ("found-isolated-neighbours-apart", &[28, 7, 18, 0, 0x10, 0, 18, 0, 0x10, 2, 19, 18, 0, 0x10, 0, 19]),
+    // Half of a block is isolated, then it is freed, and halves are asked for.
+    (
+        "found-isolated-half-of-a-block",
+        &[
+            28, 7, 0, 0x20, 10, 1, 1, 18, 0, 0x10, 0x0e, 18, 0, 0x10, 0x12, 5, 0, 0, 0, 0x20, 9, 1, 1, 0,
+            0x20, 9, 1, 1, 0, 0x20, 9, 1, 1, 0, 0x20, 9, 1, 1,
+        ],
+    ),
 ];
 
 /// The allocator and its debugging, then operations with their operands.
-const OBJECTS: [(&str, &[u8]); 4] = [
+const OBJECTS: [(&str, &[u8]); 5] = [
     (
         "seed-slub",
         &[
@@ -161,6 +171,8 @@ const OBJECTS: [(&str, &[u8]); 4] = [
             14, 70, 0, 0, 33, 1, 19, 33,
         ],
     ),
+    // A zeroed object of 33 bytes, and the red zone behind it.
+    ("found-zeroes-in-a-red-zone", &[66, 16, 1, 33, 1, 0, 2, 100, 9, 0, 0, 0]),
 ];
 
 fn elf(kind: u16) -> Vec<u8> {

@@ -5,6 +5,7 @@ mod contig;
 mod damage;
 mod extent;
 mod model;
+mod pcp;
 mod stealing;
 mod types;
 mod watermark;
