@@ -120,7 +120,8 @@ impl<K: Kernel> Space<'_, K> {
         {
             return Err(Errno::Einval);
         }
-        if call.old_len > vma.end() - call.addr {
+        // What a smaller size cuts off may reach past the VMA.
+        if call.old_len.min(call.new_len) > vma.end() - call.addr {
             return Err(Errno::Efault);
         }
         if call.new_len <= call.old_len {
