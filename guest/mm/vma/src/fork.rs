@@ -1,0 +1,158 @@
+//! fork: a copy of an address space whose pages are shared until one side writes (Linux: kernel/fork.c, `dup_mmap`;
+//! mm/memory.c, `copy_page_range`).
+
+use mm_core::PAGE_SHIFT;
+use mm_pgtable::{Entry, PteFlags, TableMem};
+
+use crate::gather::Gather;
+use crate::id::Id;
+use crate::pte::{self, Pte, Run};
+use crate::{Errno, Kernel, Mm, Space, VmFlags, Vma, anon, page, zap};
+
+/// Entries that are copied between two takings of the page-table locks, and kept on the stack.
+const BATCH: usize = 32;
+
+/// Gives `child`, which is empty and has tables and shape already, what `parent` has. Both are locked for writing.
+///
+/// # Errors
+/// `ENOMEM`; the child is empty again.
+pub fn dup_mmap<K: Kernel>(parent: &Space<'_, K>, child: &Space<'_, K>) -> Result<(), Errno> {
+    let (from, to) = (parent.mm, child.mm);
+    to.set_program(from.start_data(), from.end_data(), from.start_brk());
+    to.set_brk(from.brk());
+    to.set_def_flags(from.def_flags() - VmFlags::LOCKED_MASK);
+    // Translations of the parent that allowed writing.
+    let mut gather = Gather::new();
+    let mut result = Ok(());
+    for (id, _) in from.vmas(parent.k) {
+        result = dup_vma(parent, child, id, &mut gather);
+        if result.is_err() {
+            break;
+        }
+    }
+    gather.finish(parent.k, from);
+    if result.is_err() {
+        child.unmap_range(0, to.task_size())?;
+    }
+    result
+}
+
+fn dup_vma<K: Kernel>(
+    parent: &Space<'_, K>,
+    child: &Space<'_, K>,
+    id: Id<Vma>,
+    gather: &mut Gather,
+) -> Result<(), Errno> {
+    let vma = parent.vma(id);
+    let flags = vma.flags();
+    if flags.contains(VmFlags::DONTCOPY) {
+        return Ok(());
+    }
+    vma.start_write(parent.k, parent.mm);
+    child.mm.tree.reserve(child.k, 1)?;
+    let new =
+        child.new_vma((vma.start(), vma.end()), vma.pgoff(), flags - VmFlags::LOCKED_MASK, vma.mapping())?;
+    let wiped = flags.contains(VmFlags::WIPEONFORK);
+    if !wiped && let Err(error) = anon::fork(child.k, new, id) {
+        child.free(new);
+        return Err(error);
+    }
+    child.insert(new);
+    child.mm.account(flags, (vma.end() - vma.start()).cast_signed() >> PAGE_SHIFT);
+    // Pages of shared mappings are found again by faults.
+    if !wiped && vma.anon_vma().is_some() {
+        copy_page_range(parent.k, (parent.mm, child.mm), vma, gather)?;
+    }
+    Ok(())
+}
+
+/// Linux: `copy_page_range`.
+fn copy_page_range<K: Kernel>(
+    k: &K,
+    (from, to): (&Mm, &Mm),
+    vma: &Vma,
+    gather: &mut Gather,
+) -> Result<(), Errno> {
+    let cow = vma.flags().is_cow();
+    let mut va = vma.start();
+    while va < vma.end() {
+        let mut batch = [(0, Entry::EMPTY); BATCH];
+        let mut len = 0;
+        let next = k.tables(from, |tables| {
+            let Some(mut run) = pte::next_run(tables, from.page_table(), va, vma.end()) else {
+                return vma.end();
+            };
+            run.count = run.count.min(BATCH);
+            for (index, va) in run.entries() {
+                if let Some(entry) = share_entry(k, tables, run, index, cow) {
+                    if entry.1 {
+                        gather.translation(va);
+                    }
+                    if let Some(slot) = batch.get_mut(len) {
+                        *slot = (va, entry.0);
+                        len += 1;
+                    }
+                }
+            }
+            run.va + run.count as u64 * mm_core::PAGE_SIZE
+        });
+        let copied = batch.iter().take(len);
+        let result = k.tables(to, |tables| {
+            for (done, &(va, entry)) in copied.enumerate() {
+                let Some((table, index)) = pte::make(tables, to.page_table(), va) else { return Err(done) };
+                tables.write(table, index, entry.as_u64());
+                if let Pte::Page(pfn) | Pte::Migration(pfn) = pte::decode(entry)
+                    && pfn != k.zero_page()
+                {
+                    to.add_rss(zap::kind_of(k, pfn), 1);
+                }
+            }
+            Ok(())
+        });
+        if let Err(done) = result {
+            // The counts of what did not arrive.
+            for &(_, entry) in batch.iter().take(len).skip(done) {
+                if let Pte::Page(pfn) = pte::decode(entry)
+                    && pfn != k.zero_page()
+                {
+                    page::remove_rmap(k, pfn);
+                    page::put(k, pfn);
+                }
+            }
+            return Err(Errno::Enomem);
+        }
+        va = next;
+    }
+    Ok(())
+}
+
+/// The child's copy of an entry, with its count, and whether the parent's lost a right (Linux: `copy_present_pte`).
+fn share_entry<K: Kernel, M: TableMem>(
+    k: &K,
+    tables: &M,
+    run: Run,
+    index: usize,
+    cow: bool,
+) -> Option<(Entry, bool)> {
+    let seen = Entry::new(tables.read(run.table, index));
+    let read_only = |entry: Entry| {
+        if cow { Entry::new(entry.as_u64() & !PteFlags::WRITE.bits()) } else { entry }
+    };
+    let old = match pte::decode(seen) {
+        Pte::Empty => return None,
+        Pte::Page(_) | Pte::Migration(_) => pte::update(tables, run.table, index, read_only),
+    };
+    let lost = old.is_present() && read_only(old) != old;
+    let mut copy = read_only(old);
+    if let Pte::Page(pfn) = pte::decode(old)
+        && pfn != k.zero_page()
+    {
+        page::get(k, pfn);
+        page::add_rmap(k, pfn);
+    }
+    if !cow {
+        // What the parent wrote is not what the child wrote.
+        copy = Entry::new(copy.as_u64() & !PteFlags::DIRTY.bits());
+    }
+    Some((Entry::new(copy.as_u64() & !PteFlags::ACCESSED.bits()), lost))
+}

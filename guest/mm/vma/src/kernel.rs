@@ -1,0 +1,125 @@
+//! What an address space needs from the kernel around it.
+
+use mm_core::{MemMap, PAGE_SIZE, PageAlloc, Pfn, PhysAddr, PhysMem};
+use mm_pgtable::{FlushRange, TableMem};
+
+use crate::anon::{AnonVma, AnonVmaChain};
+use crate::id::{Id, Link};
+use crate::tree::Node;
+use crate::{Errno, Mm, Vma};
+
+/// Objects of one type, by number. An object that was freed stays an object of its type (Linux:
+/// `SLAB_TYPESAFE_BY_RCU`): readers without locks may still look at it.
+pub trait Arena<T> {
+    /// The object. Panics for a number that never came from [`Arena::alloc`].
+    fn at(&self, id: Id<T>) -> &T;
+
+    /// An object in whatever state its last user left it; all zero the first time. `None` without memory.
+    fn alloc(&self) -> Option<Id<T>>;
+
+    /// Takes an object back.
+    fn free(&self, id: Id<T>);
+}
+
+/// What shared mappings map: the pages of a file or of shared anonymous memory, and who maps them (Linux: `struct
+/// address_space`).
+#[derive(Debug, Default)]
+#[repr(C)]
+pub struct Mapping {
+    /// VMAs that map it (Linux: `i_mmap`). The kernel guards it with a lock of its own.
+    pub(crate) vmas: Link<Vma>,
+}
+
+/// A page of a mapping, with a reference for the caller.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MappedPage {
+    /// The frame.
+    pub pfn: Pfn,
+    /// It had to be read from a device.
+    pub major: bool,
+}
+
+/// Why a mapping has no page for an offset.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MappedError {
+    /// Past the end of the file, or an I/O error.
+    Sigbus,
+    /// No memory.
+    NoMemory,
+}
+
+/// The kernel, as address spaces see it.
+pub trait Kernel:
+    MemMap
+    + PageAlloc
+    + PhysMem
+    + Arena<Vma>
+    + Arena<Node>
+    + Arena<Mm>
+    + Arena<AnonVma>
+    + Arena<AnonVmaChain>
+    + Arena<Mapping>
+{
+    /// The tables of an address space.
+    type Tables: TableMem;
+
+    /// Calls `f` with the tables of `mm` and their lock held (Linux: `page_table_lock`). `f` does not sleep.
+    fn tables<R>(&self, mm: &Mm, f: impl FnOnce(&mut Self::Tables) -> R) -> R;
+
+    /// Drops the translations in `range` on every CPU that may hold any of `mm`; returns when all have (Linux:
+    /// `flush_tlb_mm_range`).
+    fn flush_tlb(&self, mm: &Mm, range: FlushRange);
+
+    /// Takes mmap_lock for reading.
+    fn mmap_read_lock(&self, mm: &Mm);
+
+    /// Drops mmap_lock held for reading.
+    fn mmap_read_unlock(&self, mm: &Mm);
+
+    /// Takes mmap_lock for writing.
+    fn mmap_write_lock(&self, mm: &Mm);
+
+    /// Drops mmap_lock held for writing.
+    fn mmap_write_unlock(&self, mm: &Mm);
+
+    /// Calls `f` with the lock of the trees of `AnonVma`s and of the lists of `Mapping`s held (Linux: `anon_vma->root->rwsem`,
+    /// `i_mmap_rwsem`; one lock for all is allowed).
+    fn rmap_lock<R>(&self, f: impl FnOnce() -> R) -> R;
+
+    /// A moment passes for another CPU to get on.
+    fn relax(&self) {
+        core::hint::spin_loop();
+    }
+
+    /// The frame of zeroes that read faults map. It is reserved: nobody counts its references.
+    fn zero_page(&self) -> Pfn;
+
+    /// Copies a frame.
+    fn copy_page(&self, to: Pfn, from: Pfn) {
+        for offset in (0..PAGE_SIZE).step_by(8) {
+            let word = self.read_u64(PhysAddr::new(from.phys().as_u64() + offset));
+            self.write_u64(PhysAddr::new(to.phys().as_u64() + offset), word);
+        }
+    }
+
+    /// Shared anonymous memory of that size, with a reference for the caller (Linux: `shmem_zero_setup`).
+    ///
+    /// # Errors
+    /// `ENOMEM`.
+    fn shmem_zero_setup(&self, bytes: u64) -> Result<Id<Mapping>, Errno>;
+
+    /// Adds a reference to a mapping (Linux: `get_file`).
+    fn mapping_get(&self, mapping: Id<Mapping>);
+
+    /// Drops a reference to a mapping (Linux: `fput`).
+    fn mapping_put(&self, mapping: Id<Mapping>);
+
+    /// The page of a mapping (Linux: `vm_ops->fault`).
+    ///
+    /// # Errors
+    /// See [`MappedError`].
+    fn mapping_page(&self, mapping: Id<Mapping>, pgoff: u64) -> Result<MappedPage, MappedError>;
+
+    /// The page, if it is in memory, without a reference (Linux: `filemap_get_incore_folio`).
+    fn mapping_has_page(&self, mapping: Id<Mapping>, pgoff: u64) -> bool;
+}

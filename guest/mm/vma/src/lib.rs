@@ -1,0 +1,74 @@
+//! Address spaces: VMAs, the mmap family, page faults, fork and reverse mapping (Linux: mm/mmap.c, mm/vma.c, mm/mprotect.c,
+//! mm/mremap.c, mm/madvise.c, mm/mlock.c, mm/memory.c, mm/rmap.c, kernel/fork.c).
+//!
+//! An address space is an [`Mm`]: a tree of [`Vma`]s, page tables, and counts. Whoever changes it takes mmap_lock
+//! ([`Space::lock`]) and calls a method of [`Space`] that is named like the system call; a fault usually needs only the lock of one VMA
+//! (`lock.rs`). The kernel around stands behind [`Kernel`]. Objects are in [`Arena`]s and are linked by number.
+//!
+//! Where releases of Linux differ in what a program can see, 6.18 is followed in merging and mremap, and 6.1 elsewhere.
+//!
+//! Invariants, checked by [`audit`]:
+//! M1  VMAs ascend, do not overlap, are not empty, and lie in user space; list and tree agree; `map_count` counts them;
+//! M2  every entry of a page table lies in a VMA; a present one allows no more than its VMA does;
+//! M3  a private page that more than one entry maps is nowhere writable;
+//! M4  RSS counts equal the entries; `total_vm`, `locked_vm` and so on equal the sums over VMAs;
+//! M5  every anonymous page is found from its `AnonVma` in every VMA that maps it, at its `index`.
+//!
+//! Invariants of the parts are in `tree.rs` (N), `anon.rs` (A), `page.rs` (P) and `gather.rs` (G). Lock order: mmap_lock,
+//! VMA locks, the rmap lock, page-table locks.
+
+#![no_std]
+#![forbid(unsafe_code)]
+
+#[cfg(test)]
+extern crate std;
+
+mod anon;
+mod audit;
+mod brk;
+mod errno;
+mod fault;
+mod flags;
+mod fork;
+mod gap;
+mod gather;
+mod id;
+mod kernel;
+mod lock;
+mod madvise;
+mod merge;
+mod mlock;
+mod mm;
+mod mmap;
+mod mprotect;
+mod mremap;
+mod munmap;
+mod page;
+mod pte;
+mod query;
+mod rmap;
+mod space;
+mod tree;
+mod vma;
+mod zap;
+
+pub use anon::{AnonVma, AnonVmaChain};
+pub use audit::{Broken, audit};
+pub use errno::Errno;
+pub use fault::{Access, Done, Fault, handle_fault};
+pub use flags::{MapFlags, MapType, ProtFlags, VmFlags};
+pub use fork::dup_mmap;
+pub use id::{Id, Link};
+pub use kernel::{Arena, Kernel, MappedError, MappedPage, Mapping};
+pub use lock::VmaRead;
+pub use madvise::{Advice, Advised};
+pub use mlock::{MLOCK_ONFAULT, MlockAll, populate, populate_exact, populate_locked};
+pub use mm::{Layout, Limits, Mm, RssKind, STACK_GUARD_GAP};
+pub use mmap::{MapFile, MmapRequest};
+pub use mremap::MremapFlags;
+pub use page::{Owner, owner, put as put_page, set_mapped};
+pub use query::MsyncFlags;
+pub use rmap::{Unmapped, for_each_pte, remove_migration_ptes, try_to_migrate};
+pub use space::{Populate, Space};
+pub use tree::{FANOUT, GapQuery, Node, Tree};
+pub use vma::Vma;

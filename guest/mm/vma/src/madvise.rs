@@ -1,0 +1,212 @@
+//! madvise (Linux: mm/madvise.c).
+
+use mm_pgtable::{Entry, PteFlags};
+
+use crate::gather::Gather;
+use crate::id::Id;
+use crate::pte::{self, Pte};
+use crate::space::{Populate, is_page_aligned, page_align};
+use crate::{Errno, Kernel, Space, VmFlags, Vma, zap};
+
+/// `MADV_*`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the names are Linux's")]
+pub enum Advice {
+    Normal = 0,
+    Random = 1,
+    Sequential = 2,
+    WillNeed = 3,
+    DontNeed = 4,
+    Free = 8,
+    DontFork = 10,
+    DoFork = 11,
+    Mergeable = 12,
+    Unmergeable = 13,
+    HugePage = 14,
+    NoHugePage = 15,
+    DontDump = 16,
+    DoDump = 17,
+    WipeOnFork = 18,
+    KeepOnFork = 19,
+    Cold = 20,
+    PageOut = 21,
+    PopulateRead = 22,
+    PopulateWrite = 23,
+    DontNeedLocked = 24,
+}
+
+impl Advice {
+    /// The advice of a number.
+    ///
+    /// # Errors
+    /// `EINVAL` for one that is not known: REMOVE, HWPOISON, COLLAPSE and guard regions are not.
+    pub const fn from_raw(raw: u64) -> Result<Advice, Errno> {
+        Ok(match raw {
+            0 => Advice::Normal,
+            1 => Advice::Random,
+            2 => Advice::Sequential,
+            3 => Advice::WillNeed,
+            4 => Advice::DontNeed,
+            8 => Advice::Free,
+            10 => Advice::DontFork,
+            11 => Advice::DoFork,
+            12 => Advice::Mergeable,
+            13 => Advice::Unmergeable,
+            14 => Advice::HugePage,
+            15 => Advice::NoHugePage,
+            16 => Advice::DontDump,
+            17 => Advice::DoDump,
+            18 => Advice::WipeOnFork,
+            19 => Advice::KeepOnFork,
+            20 => Advice::Cold,
+            21 => Advice::PageOut,
+            22 => Advice::PopulateRead,
+            23 => Advice::PopulateWrite,
+            24 => Advice::DontNeedLocked,
+            _ => return Err(Errno::Einval),
+        })
+    }
+}
+
+/// What remains to be done after mmap_lock was dropped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use = "populating happens without mmap_lock"]
+pub enum Advised {
+    /// Nothing.
+    Done,
+    /// Bring the range in, for reading or for writing, with [`crate::populate_exact`].
+    Populate(Populate, crate::Access),
+}
+
+impl<K: Kernel> Space<'_, K> {
+    /// Advises about a range.
+    ///
+    /// # Errors
+    /// `EINVAL` for a bad range or advice that a VMA does not take, `ENOMEM` for holes, after everything else was
+    /// advised; `EAGAIN` without memory for a split.
+    pub fn madvise(&self, start: u64, len: u64, advice: u64) -> Result<Advised, Errno> {
+        let advice = Advice::from_raw(advice)?;
+        let aligned = page_align(len);
+        let end = start.wrapping_add(aligned);
+        if !is_page_aligned(start) || len != 0 && aligned == 0 || end < start {
+            return Err(Errno::Einval);
+        }
+        if end == start {
+            return Ok(Advised::Done);
+        }
+        let range = Populate { start, len: end - start };
+        match advice {
+            Advice::PopulateRead => return Ok(Advised::Populate(range, crate::Access::Read)),
+            Advice::PopulateWrite => return Ok(Advised::Populate(range, crate::Access::Write)),
+            _ => {}
+        }
+        let mut gather = Gather::new();
+        let result = self.walk_advised(start, end, advice, &mut gather);
+        gather.finish(self.k, self.mm);
+        result.map(|()| Advised::Done)
+    }
+
+    /// Linux: `madvise_walk_vmas`.
+    fn walk_advised(&self, start: u64, end: u64, advice: Advice, gather: &mut Gather) -> Result<(), Errno> {
+        let mut holes = Ok(());
+        let mut at = start;
+        while at < end {
+            let id = self.find(at).ok_or(Errno::Enomem)?;
+            let vma = self.vma(id);
+            if at < vma.start() {
+                holes = Err(Errno::Enomem);
+                at = vma.start();
+                if at >= end {
+                    break;
+                }
+            }
+            let stop = vma.end().min(end);
+            self.advise(id, at, stop, advice, gather)?;
+            at = stop;
+        }
+        holes
+    }
+
+    /// Linux: `madvise_vma_behavior`.
+    fn advise(
+        &self,
+        id: Id<Vma>,
+        start: u64,
+        end: u64,
+        advice: Advice,
+        gather: &mut Gather,
+    ) -> Result<(), Errno> {
+        let vma = self.vma(id);
+        let old = vma.flags();
+        let pinned = old.intersects(VmFlags::LOCKED | VmFlags::PFNMAP | VmFlags::HUGETLB);
+        let hints = VmFlags::RAND_READ | VmFlags::SEQ_READ;
+        let special = old.intersects(VmFlags::SPECIAL);
+        let new = match advice {
+            Advice::Normal => old - hints,
+            Advice::Random => (old - hints) | VmFlags::RAND_READ,
+            Advice::Sequential => (old - hints) | VmFlags::SEQ_READ,
+            Advice::DontFork => old | VmFlags::DONTCOPY,
+            Advice::DoFork if old.contains(VmFlags::IO) => return Err(Errno::Einval),
+            Advice::DoFork => old - VmFlags::DONTCOPY,
+            Advice::WipeOnFork if !vma.is_anonymous() || old.contains(VmFlags::SHARED) => {
+                return Err(Errno::Einval);
+            }
+            Advice::WipeOnFork => old | VmFlags::WIPEONFORK,
+            Advice::KeepOnFork => old - VmFlags::WIPEONFORK,
+            Advice::DontDump => old | VmFlags::DONTDUMP,
+            Advice::DoDump if special => return Err(Errno::Einval),
+            Advice::DoDump => old - VmFlags::DONTDUMP,
+            Advice::HugePage | Advice::NoHugePage if special => return Err(Errno::Einval),
+            Advice::HugePage => (old - VmFlags::NOHUGEPAGE) | VmFlags::HUGEPAGE,
+            Advice::NoHugePage => (old - VmFlags::HUGEPAGE) | VmFlags::NOHUGEPAGE,
+            // KSM does not take what it cannot merge, and says nothing.
+            Advice::Mergeable if special || old.intersects(VmFlags::SHARED | VmFlags::MAYSHARE) => old,
+            Advice::Mergeable => old | VmFlags::MERGEABLE,
+            Advice::Unmergeable => old - VmFlags::MERGEABLE,
+            Advice::DontNeed | Advice::Cold | Advice::PageOut | Advice::Free if pinned => {
+                return Err(Errno::Einval);
+            }
+            Advice::DontNeedLocked if old.contains(VmFlags::PFNMAP) => return Err(Errno::Einval),
+            Advice::Free if !vma.is_anonymous() => return Err(Errno::Einval),
+            Advice::DontNeed | Advice::DontNeedLocked => {
+                zap::zap(self.k, self.mm, start, end, gather);
+                return Ok(());
+            }
+            Advice::Free => {
+                self.clean(start, end, PteFlags::ACCESSED | PteFlags::DIRTY, gather);
+                return Ok(());
+            }
+            Advice::Cold | Advice::PageOut => {
+                self.clean(start, end, PteFlags::ACCESSED, gather);
+                return Ok(());
+            }
+            // There is nothing to read ahead from.
+            Advice::WillNeed => return Ok(()),
+            Advice::PopulateRead | Advice::PopulateWrite => return Err(Errno::Einval),
+        };
+        if new == old {
+            return Ok(());
+        }
+        // No memory for a split is a temporary condition here.
+        let done = self.modify_flags(id, start, end, new);
+        done.map(drop).map_err(|error| if error == Errno::Enomem { Errno::Eagain } else { error })
+    }
+
+    /// Clears `marks` in the entries of pages: FREE leaves pages clean, so that whoever reclaims them need not keep what
+    /// was in them before the next write (Linux: `madvise_free_pte_range`, `madvise_cold_or_pageout_pte_range`).
+    fn clean(&self, start: u64, end: u64, marks: PteFlags, gather: &mut Gather) {
+        self.k.tables(self.mm, |tables| {
+            pte::for_each_run(tables, self.mm.page_table(), start, end, |tables, run| {
+                for (index, va) in run.entries() {
+                    let old = pte::update(tables, run.table, index, |old| match pte::decode(old) {
+                        Pte::Page(_) => Entry::new(old.as_u64() & !marks.bits()),
+                        _ => old,
+                    });
+                    if old.is_present() && old.as_u64() & marks.bits() != 0 {
+                        gather.translation(va);
+                    }
+                }
+            });
+        });
+    }
+}

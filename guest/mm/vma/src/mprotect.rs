@@ -1,0 +1,155 @@
+//! mprotect (Linux: mm/mprotect.c).
+
+use mm_core::PAGE_SHIFT;
+use mm_pgtable::{Entry, PteFlags, TableMem};
+
+use crate::gather::Gather;
+use crate::id::Id;
+use crate::pte::{self, Pte};
+use crate::space::{is_page_aligned, page_align};
+use crate::{Errno, Kernel, Mm, ProtFlags, Space, VmFlags, Vma};
+
+impl<K: Kernel> Space<'_, K> {
+    /// Gives a range another protection.
+    ///
+    /// # Errors
+    /// `EINVAL` for a bad address, protection or GROWS flag; `ENOMEM` where nothing is mapped (what lies below is changed),
+    /// or where the limits do not allow it; `EACCES` where a VMA may not be given the protection.
+    pub fn mprotect(&self, start: u64, len: u64, prot: ProtFlags) -> Result<(), Errno> {
+        let grows = prot & (ProtFlags::GROWSDOWN | ProtFlags::GROWSUP);
+        let prot = prot - grows;
+        if grows == ProtFlags::GROWSDOWN | ProtFlags::GROWSUP || !is_page_aligned(start) {
+            return Err(Errno::Einval);
+        }
+        if len == 0 {
+            return Ok(());
+        }
+        let end = start.wrapping_add(page_align(len));
+        if end <= start {
+            return Err(Errno::Enomem);
+        }
+        let known = ProtFlags::READ | ProtFlags::WRITE | ProtFlags::EXEC | ProtFlags::SEM;
+        if prot.bits() & !known.bits() != 0 {
+            return Err(Errno::Einval);
+        }
+        let first = self.find(start).ok_or(Errno::Enomem)?;
+        let vma = self.vma(first);
+        let start = if grows.contains(ProtFlags::GROWSDOWN) {
+            if vma.start() >= end {
+                return Err(Errno::Enomem);
+            }
+            if !vma.flags().contains(VmFlags::GROWSDOWN) {
+                return Err(Errno::Einval);
+            }
+            vma.start()
+        } else {
+            if vma.start() > start {
+                return Err(Errno::Enomem);
+            }
+            if grows.contains(ProtFlags::GROWSUP) {
+                return Err(Errno::Einval);
+            }
+            start
+        };
+        let mut gather = Gather::new();
+        let result = self.protect_vmas(first, start, end, prot, &mut gather);
+        gather.finish(self.k, self.mm);
+        result
+    }
+
+    fn protect_vmas(
+        &self,
+        first: Id<Vma>,
+        start: u64,
+        end: u64,
+        prot: ProtFlags,
+        gather: &mut Gather,
+    ) -> Result<(), Errno> {
+        let (mut next, mut at) = (Some(first), start);
+        while at < end {
+            let id = next.filter(|&id| self.vma(id).start() <= at).ok_or(Errno::Enomem)?;
+            let vma = self.vma(id);
+            let old = vma.flags();
+            let flags = (old - VmFlags::ACCESS) | prot.vm_flags();
+            // MAYREAD is READ four bits up, and so on.
+            let may = VmFlags::from_bits_retain(old.bits() >> 4);
+            if !((flags & VmFlags::ACCESS) - may).is_empty() {
+                return Err(Errno::Eacces);
+            }
+            let stop = vma.end().min(end);
+            let id = self.protect_one(id, at, stop, flags, gather)?;
+            next = self.vma(id).next();
+            at = stop;
+            if self.vma(id).end() > stop {
+                // Merged with what follows, which has the protection already.
+                next = Some(id);
+            }
+        }
+        Ok(())
+    }
+
+    /// Linux: `mprotect_fixup`.
+    fn protect_one(
+        &self,
+        id: Id<Vma>,
+        start: u64,
+        end: u64,
+        mut flags: VmFlags,
+        gather: &mut Gather,
+    ) -> Result<Id<Vma>, Errno> {
+        let vma = self.vma(id);
+        let old = vma.flags();
+        if flags == old {
+            return Ok(id);
+        }
+        let pages = (end - start) >> PAGE_SHIFT;
+        if flags.contains(VmFlags::WRITE) {
+            if !self.limits.may_expand(self.mm, flags, pages) && self.limits.may_expand(self.mm, old, pages) {
+                return Err(Errno::Enomem);
+            }
+            let charged =
+                VmFlags::ACCOUNT | VmFlags::WRITE | VmFlags::HUGETLB | VmFlags::SHARED | VmFlags::NORESERVE;
+            if !old.intersects(charged) {
+                flags |= VmFlags::ACCOUNT;
+            }
+        } else if old.contains(VmFlags::ACCOUNT) && vma.is_anonymous() && vma.anon_vma().is_none() {
+            flags -= VmFlags::ACCOUNT;
+        }
+        let id = self.modify_flags(id, start, end, flags)?;
+        change_protection(self.k, self.mm, self.vma(id), start, end, gather);
+        self.mm.account(old, -pages.cast_signed());
+        self.mm.account(flags, pages.cast_signed());
+        Ok(id)
+    }
+}
+
+/// Gives the pages of `start..end` what the VMA allows now. Private pages become writable again by a fault, which
+/// knows whether they are shared (Linux: `change_protection`).
+fn change_protection<K: Kernel>(k: &K, mm: &Mm, vma: &Vma, start: u64, end: u64, gather: &mut Gather) {
+    let flags = vma.page_prot().flags();
+    let accessible = vma.flags().is_accessible();
+    k.tables(mm, |tables| {
+        pte::for_each_run(tables, mm.page_table(), start, end, |tables, run| {
+            for (index, va) in run.entries() {
+                if tables.read(run.table, index) == 0 {
+                    continue;
+                }
+                let old = pte::update(tables, run.table, index, |old| protected(old, flags, accessible));
+                if old.is_present() {
+                    gather.translation(va);
+                }
+            }
+        });
+    });
+}
+
+fn protected(old: Entry, flags: PteFlags, accessible: bool) -> Entry {
+    match pte::decode(old) {
+        Pte::Page(pfn) => {
+            let kept = old.flags(1) & (PteFlags::ACCESSED | PteFlags::DIRTY);
+            pte::page(pfn, (flags - PteFlags::ACCESSED) | kept, accessible)
+        }
+        // It comes back with what the VMA allows then.
+        Pte::Migration(_) | Pte::Empty => old,
+    }
+}

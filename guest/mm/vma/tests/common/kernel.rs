@@ -1,0 +1,396 @@
+//! A kernel on the host: frames, objects, locks that refuse misuse, and a TLB that keeps what nobody flushed.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, OnceLock};
+
+use mm_core::{
+    Gfp, MemMap, Order, PAGE_SIZE, Page, PageAlloc, PageKind, Pageblock, Pfn, PhysAddr, PhysMem, Trace,
+};
+use mm_core::{Migratetype, ZoneKind};
+use mm_pgtable::{Entry, FlushRange, Levels, PageTable, TABLE_ENTRIES, TableMem};
+use mm_vma::{
+    AnonVma, AnonVmaChain, Arena, Errno, Id, Kernel, Layout, MappedError, MappedPage, Mapping, Mm, Node, Vma,
+};
+
+const FRAMES: usize = 1 << 14;
+/// The first frame; the zero page is the last.
+const FIRST: u64 = 0x1_0000;
+const CHUNK: usize = 256;
+
+type Frame = Box<[AtomicU64; TABLE_ENTRIES]>;
+
+/// RAM and who owns it.
+#[derive(Debug)]
+pub struct Ram {
+    frames: Vec<OnceLock<Frame>>,
+    pages: Vec<Page>,
+    free: Mutex<Vec<u64>>,
+    /// Allocations that still succeed.
+    pub budget: AtomicUsize,
+    tables: Mutex<HashSet<u64>>,
+}
+
+impl Ram {
+    fn index(pfn: Pfn) -> usize {
+        usize::try_from(pfn.as_u64().checked_sub(FIRST).expect("a frame")).expect("a frame")
+    }
+
+    fn frame(&self, pfn: Pfn) -> &Frame {
+        self.frames[Self::index(pfn)].get_or_init(|| Box::new([const { AtomicU64::new(0) }; TABLE_ENTRIES]))
+    }
+
+    fn spend(&self) -> bool {
+        self.budget.try_update(Relaxed, Relaxed, |left| left.checked_sub(1)).is_ok()
+    }
+
+    fn take(&self) -> Option<Pfn> {
+        if !self.spend() {
+            return None;
+        }
+        let pfn = Pfn::new(self.free.lock().unwrap().pop()?);
+        let page = &self.pages[Self::index(pfn)];
+        assert_eq!(page.refcount(), 0);
+        page.set_refcount(1);
+        page.set_kind(PageKind::Allocated);
+        Some(pfn)
+    }
+
+    fn give(&self, pfn: Pfn) {
+        let page = &self.pages[Self::index(pfn)];
+        assert_eq!((page.refcount(), page.mapcount()), (1, -1), "{pfn} is freed while it is used");
+        page.set_refcount(0);
+        page.set_kind(PageKind::Buddy);
+        self.free.lock().unwrap().push(pfn.as_u64());
+    }
+
+    pub fn used(&self) -> usize {
+        FRAMES - 1 - self.free.lock().unwrap().len()
+    }
+
+    pub fn table_count(&self) -> usize {
+        self.tables.lock().unwrap().len()
+    }
+}
+
+/// Page tables in that RAM.
+#[derive(Debug)]
+pub struct Tables(Arc<Ram>);
+
+impl TableMem for Tables {
+    fn read(&self, table: Pfn, index: usize) -> u64 {
+        assert!(self.0.tables.lock().unwrap().contains(&table.as_u64()), "{table} is no table");
+        self.0.frame(table)[index].load(Relaxed)
+    }
+
+    fn write(&self, table: Pfn, index: usize, value: u64) {
+        self.0.frame(table)[index].store(value, Relaxed);
+    }
+
+    fn compare_exchange(&self, table: Pfn, index: usize, old: u64, new: u64) -> Result<(), u64> {
+        self.0.frame(table)[index].compare_exchange(old, new, Relaxed, Relaxed).map(|_| ())
+    }
+
+    fn alloc_table(&mut self) -> Option<Pfn> {
+        let pfn = self.0.take()?;
+        self.0.frame(pfn).iter().for_each(|word| word.store(0, Relaxed));
+        self.0.tables.lock().unwrap().insert(pfn.as_u64());
+        Some(pfn)
+    }
+
+    fn free_table(&mut self, table: Pfn) {
+        assert!(self.0.tables.lock().unwrap().remove(&table.as_u64()));
+        assert!(self.0.frame(table).iter().all(|word| word.load(Relaxed) == 0));
+        self.0.give(table);
+    }
+}
+
+/// Objects that keep their type.
+#[derive(Debug)]
+pub struct Pool<T> {
+    chunks: Vec<OnceLock<Box<[T]>>>,
+    free: Mutex<Vec<u64>>,
+    next: AtomicU64,
+}
+
+impl<T: Default> Pool<T> {
+    fn new() -> Pool<T> {
+        Pool {
+            chunks: (0..256).map(|_| OnceLock::new()).collect(),
+            free: Mutex::new(Vec::new()),
+            next: AtomicU64::new(0),
+        }
+    }
+
+    pub fn at(&self, id: Id<T>) -> &T {
+        let index = usize::try_from(id.as_u64() / 64 - 1).unwrap();
+        let chunk = self.chunks[index / CHUNK].get().expect("an object that was allocated");
+        &chunk[index % CHUNK]
+    }
+
+    fn alloc(&self) -> Option<Id<T>> {
+        let old = self.free.lock().unwrap().pop();
+        let index = old.unwrap_or_else(|| self.next.fetch_add(1, Relaxed));
+        let chunk = usize::try_from(index).unwrap() / CHUNK;
+        self.chunks[chunk].get_or_init(|| (0..CHUNK).map(|_| T::default()).collect());
+        Id::new((index + 1) * 64)
+    }
+
+    fn free(&self, id: Id<T>) {
+        let index = id.as_u64() / 64 - 1;
+        let mut free = self.free.lock().unwrap();
+        assert!(!free.contains(&index), "{id:?} was freed twice");
+        free.push(index);
+    }
+
+    pub fn live(&self) -> usize {
+        usize::try_from(self.next.load(Relaxed)).unwrap() - self.free.lock().unwrap().len()
+    }
+}
+
+#[derive(Debug, Default)]
+struct Shm {
+    references: usize,
+    bytes: u64,
+    pages: BTreeMap<u64, Pfn>,
+}
+
+/// The kernel.
+#[derive(Debug)]
+pub struct TestKernel {
+    pub ram: Arc<Ram>,
+    tables: Mutex<Tables>,
+    pub vmas: Pool<Vma>,
+    pub nodes: Pool<Node>,
+    pub mms: Pool<Mm>,
+    pub anons: Pool<AnonVma>,
+    pub chains: Pool<AnonVmaChain>,
+    pub mappings: Pool<Mapping>,
+    shms: Mutex<HashMap<u64, Shm>>,
+    locks: Mutex<HashMap<usize, i32>>,
+    rmap: Mutex<()>,
+    /// What a CPU remembers: by root table and page.
+    pub tlb: Mutex<HashMap<(u64, u64), Entry>>,
+    pub flushes: AtomicU64,
+}
+
+impl TestKernel {
+    pub fn new() -> TestKernel {
+        let ram = Arc::new(Ram {
+            frames: (0..FRAMES).map(|_| OnceLock::new()).collect(),
+            pages: (0..FRAMES).map(|_| Page::default()).collect(),
+            free: Mutex::new((0..FRAMES as u64 - 1).map(|i| FIRST + i).collect()),
+            budget: AtomicUsize::new(usize::MAX),
+            tables: Mutex::default(),
+        });
+        for page in &ram.pages {
+            page.init(0, ZoneKind::Normal, PageKind::None);
+        }
+        TestKernel {
+            tables: Mutex::new(Tables(ram.clone())),
+            ram,
+            vmas: Pool::new(),
+            nodes: Pool::new(),
+            mms: Pool::new(),
+            anons: Pool::new(),
+            chains: Pool::new(),
+            mappings: Pool::new(),
+            shms: Mutex::default(),
+            locks: Mutex::default(),
+            rmap: Mutex::default(),
+            tlb: Mutex::default(),
+            flushes: AtomicU64::new(0),
+        }
+    }
+
+    /// A new address space.
+    pub fn new_mm(&self, shape: Layout) -> Id<Mm> {
+        let id = Arena::<Mm>::alloc(self).unwrap();
+        let pt = PageTable::new(&mut *self.tables.lock().unwrap(), Levels::Four).unwrap();
+        self.mms.at(id).init(pt, shape);
+        id
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.vmas.live() + self.anons.live() + self.chains.live() + self.mappings.live() == 0
+    }
+}
+
+impl Trace for TestKernel {}
+
+impl MemMap for TestKernel {
+    fn page(&self, pfn: Pfn) -> Option<&Page> {
+        let index = usize::try_from(pfn.as_u64().checked_sub(FIRST)?).ok()?;
+        self.ram.pages.get(index)
+    }
+
+    fn pageblock(&self, _pfn: Pfn) -> Option<&Pageblock> {
+        static BLOCK: OnceLock<Pageblock> = OnceLock::new();
+        Some(BLOCK.get_or_init(|| Pageblock::new(Migratetype::Movable)))
+    }
+}
+
+impl PhysMem for TestKernel {
+    fn read_u64(&self, addr: PhysAddr) -> u64 {
+        self.ram.frame(addr.pfn())[usize::try_from(addr.page_offset() / 8).unwrap()].load(Relaxed)
+    }
+
+    fn write_u64(&self, addr: PhysAddr, value: u64) {
+        assert_ne!(addr.pfn(), self.zero_page(), "the zero page is written to");
+        self.ram.frame(addr.pfn())[usize::try_from(addr.page_offset() / 8).unwrap()].store(value, Relaxed);
+    }
+
+    fn zero_frame(&self, pfn: Pfn) {
+        self.ram.frame(pfn).iter().for_each(|word| word.store(0, Relaxed));
+    }
+}
+
+impl PageAlloc for TestKernel {
+    fn alloc_pages(&self, gfp: Gfp, order: Order, _node: Option<u32>) -> Option<Pfn> {
+        assert_eq!(order, Order::ZERO);
+        let pfn = self.ram.take()?;
+        let fill = if gfp.contains(Gfp::ZERO) { 0 } else { 0x5a5a_5a5a_5a5a_5a5a };
+        self.ram.frame(pfn).iter().for_each(|word| word.store(fill, Relaxed));
+        Some(pfn)
+    }
+
+    fn free_pages(&self, pfn: Pfn, _order: Order) {
+        for ((root, va), entry) in self.tlb.lock().unwrap().iter() {
+            assert_ne!(entry.table_pfn(), pfn, "{pfn} is freed while {va:#x} of {root:#x} is in a TLB");
+        }
+        self.ram.give(pfn);
+    }
+}
+
+macro_rules! arena {
+    ($($ty:ty, $field:ident;)*) => {$(
+        impl Arena<$ty> for TestKernel {
+            fn at(&self, id: Id<$ty>) -> &$ty {
+                self.$field.at(id)
+            }
+
+            fn alloc(&self) -> Option<Id<$ty>> {
+                if self.ram.spend() { self.$field.alloc() } else { None }
+            }
+
+            fn free(&self, id: Id<$ty>) {
+                self.$field.free(id);
+            }
+        }
+    )*};
+}
+arena! {
+    Vma, vmas;
+    Node, nodes;
+    Mm, mms;
+    AnonVma, anons;
+    AnonVmaChain, chains;
+    Mapping, mappings;
+}
+
+impl TestKernel {
+    fn lock(&self, mm: &Mm, from: impl Fn(i32) -> bool, add: i32) {
+        let mut locks = self.locks.lock().unwrap();
+        let lock = locks.entry(core::ptr::from_ref(mm).addr()).or_default();
+        assert!(from(*lock), "mmap_lock is {lock}");
+        *lock += add;
+    }
+}
+
+impl Kernel for TestKernel {
+    type Tables = Tables;
+
+    fn tables<R>(&self, _mm: &Mm, f: impl FnOnce(&mut Tables) -> R) -> R {
+        f(&mut self.tables.try_lock().expect("the page-table lock is not held"))
+    }
+
+    fn flush_tlb(&self, mm: &Mm, range: FlushRange) {
+        self.flushes.fetch_add(1, Relaxed);
+        let of = mm.page_table().root.as_u64();
+        self.tlb.lock().unwrap().retain(|&(root, va), _| {
+            root != of
+                || match range {
+                    FlushRange::Pages(pages) => !pages.as_slice().iter().any(|page| page.as_u64() == va),
+                    FlushRange::Range { start, last, stride } => {
+                        assert_eq!(stride, PAGE_SIZE);
+                        va < start.as_u64() || va > last.as_u64()
+                    }
+                    FlushRange::All { .. } => false,
+                }
+        });
+    }
+
+    fn mmap_read_lock(&self, mm: &Mm) {
+        self.lock(mm, |lock| lock >= 0, 1);
+    }
+
+    fn mmap_read_unlock(&self, mm: &Mm) {
+        self.lock(mm, |lock| lock > 0, -1);
+    }
+
+    fn mmap_write_lock(&self, mm: &Mm) {
+        self.lock(mm, |lock| lock == 0, -1);
+    }
+
+    fn mmap_write_unlock(&self, mm: &Mm) {
+        self.lock(mm, |lock| lock == -1, 1);
+    }
+
+    fn rmap_lock<R>(&self, f: impl FnOnce() -> R) -> R {
+        let _held = self.rmap.try_lock().expect("the rmap lock is not held");
+        f()
+    }
+
+    fn zero_page(&self) -> Pfn {
+        Pfn::new(FIRST + FRAMES as u64 - 1)
+    }
+
+    fn shmem_zero_setup(&self, bytes: u64) -> Result<Id<Mapping>, Errno> {
+        let id = Arena::<Mapping>::alloc(self).ok_or(Errno::Enomem)?;
+        let shm = Shm { references: 1, bytes, pages: BTreeMap::new() };
+        self.shms.lock().unwrap().insert(id.as_u64(), shm);
+        Ok(id)
+    }
+
+    fn mapping_get(&self, mapping: Id<Mapping>) {
+        self.shms.lock().unwrap().get_mut(&mapping.as_u64()).unwrap().references += 1;
+    }
+
+    fn mapping_put(&self, mapping: Id<Mapping>) {
+        let mut shms = self.shms.lock().unwrap();
+        let shm = shms.get_mut(&mapping.as_u64()).unwrap();
+        shm.references -= 1;
+        if shm.references == 0 {
+            let shm = shms.remove(&mapping.as_u64()).unwrap();
+            for pfn in shm.pages.into_values() {
+                assert_eq!(self.page(pfn).unwrap().mapcount(), -1);
+                mm_vma::put_page(self, pfn);
+            }
+            Arena::<Mapping>::free(self, mapping);
+        }
+    }
+
+    fn mapping_page(&self, mapping: Id<Mapping>, pgoff: u64) -> Result<MappedPage, MappedError> {
+        let mut shms = self.shms.lock().unwrap();
+        let shm = shms.get_mut(&mapping.as_u64()).unwrap();
+        if pgoff >= shm.bytes.div_ceil(PAGE_SIZE) {
+            return Err(MappedError::Sigbus);
+        }
+        let pfn = match shm.pages.get(&pgoff) {
+            Some(&pfn) => pfn,
+            None => {
+                let pfn = self.alloc_pages(Gfp::HIGHUSER | Gfp::ZERO, Order::ZERO, None);
+                let pfn = pfn.ok_or(MappedError::NoMemory)?;
+                mm_vma::set_mapped(self.page(pfn).unwrap(), mapping, pgoff);
+                shm.pages.insert(pgoff, pfn);
+                pfn
+            }
+        };
+        self.page(pfn).unwrap().references().fetch_add(1, Relaxed);
+        Ok(MappedPage { pfn, major: false })
+    }
+
+    fn mapping_has_page(&self, mapping: Id<Mapping>, pgoff: u64) -> bool {
+        self.shms.lock().unwrap().get(&mapping.as_u64()).unwrap().pages.contains_key(&pgoff)
+    }
+}
