@@ -99,8 +99,9 @@ fn make(name: &str, bytes: u64, node: Option<u32>) {
     let words = (pages.div_ceil(64) * 8).div_ceil(PAGE_SIZE);
     let bitmap =
         early::alloc(words, 1, node, PageKind::Reserved).expect("no memory for the bitmap of an area");
+    let count = usize::try_from(pages.div_ceil(64)).expect("addresses have 64 bits");
     // SAFETY: allocated just now, page-aligned, with room for a bit a frame of the area, and given up here.
-    let bits = unsafe { phys::leak_array(bitmap.phys(), pages.div_ceil(64) as usize, 0_u64) };
+    let bits = unsafe { phys::leak_array(bitmap.phys(), count, 0_u64) };
     // The same layout, and nobody has the exclusive reference any more.
     BITMAPS[number].store(bits.as_mut_ptr().cast(), Ordering::Release);
     let mut at = base;
