@@ -74,7 +74,7 @@ pub fn init() {
 
 /// Brings the areas' frames online, so that a request finds all descriptors (Linux: `cma_init_reserved_areas`).
 pub fn bring_online() {
-    for area in &AREAS.lock()[..count()] {
+    for area in (0..count()).filter_map(area) {
         for (index, section) in memmap::sections().iter().enumerate() {
             let (start, end) = memmap::span(section);
             let reaches = start.as_u64() < area.base_pfn + area.count && area.base_pfn < end.as_u64();
