@@ -324,7 +324,7 @@ linux: end
             ("managed 1 22832", "managed 1 22831", "node 1"),
             ("155 193 231", "155 193 232", "zone DMA32 of node 0"),
             ("1015808 16384", "1015809 16384", "zone DMA32 of node 1"),
-            ("57 57 57", "57 57 58", "zone DMA32 of node 1"),
+            ("0 0 57 57", "0 0 57 58", "zone DMA32 of node 1"),
             ("scale_factor 10", "scale_factor 11", "vm.watermark_scale_factor"),
             ("freed 36", "freed 40", "given back"),
             ("boot-memory 261752", "boot-memory 261748", "at boot"),
