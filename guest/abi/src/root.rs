@@ -108,6 +108,10 @@ pub struct Root {
     pub vm_events: TableRef,
     /// The one [`crate::VmSysctl`]: what can be changed of watermarks and reserves.
     pub vm_sysctl: TableRef,
+    /// [`crate::MovableOwner`], `MAX_MOVABLE_OWNERS` slots.
+    pub movable_owners: TableRef,
+    /// [`crate::Kcompactd`], indexed by node.
+    pub kcompactds: TableRef,
     /// Event counters.
     pub counters: Counters,
 }
@@ -206,12 +210,14 @@ pub const LAYOUT_HASH: u64 = fnv1a(&[
     size_of::<CacheNode>() as u64,
     size_of::<crate::VmSysctl>() as u64,
     size_of::<crate::CmaArea>() as u64,
+    size_of::<crate::MovableOwner>() as u64,
+    size_of::<crate::Kcompactd>() as u64,
 ]);
 
 const _: () = assert!(
     offset_of!(Root, layout_hash) == 24
         && offset_of!(Root, self_gpa) == 32
         && offset_of!(Root, layout) == 120
-        && offset_of!(Root, counters) == 504
-        && size_of::<Root>() == 536
+        && offset_of!(Root, counters) == 536
+        && size_of::<Root>() == 568
 );

@@ -11,7 +11,7 @@ use crate::arch::{apic, cpu, percpu, regs, trap, user};
 use crate::drivers::{memvisor, power, serial};
 use crate::mm::layout::{APIC_VA, levels, percpu_area};
 use crate::mm::phys::DirectMap;
-use crate::mm::{early, kmap, layout, limits, memmap, page_alloc, paging, phys, slab, vmalloc};
+use crate::mm::{early, kcompactd, kmap, layout, limits, memmap, page_alloc, paging, phys, slab, vmalloc};
 use crate::sync::Lock;
 use crate::task::PAUSED;
 use crate::{
@@ -93,6 +93,7 @@ extern "C" fn start_on_own_stack() -> ! {
     // Handlers and the APIC are ready; what must not be interrupted says so from here on.
     regs::irq_restore(1 << 9);
     crash::run();
+    kcompactd::init(&sched::task_context());
     match explain::run() {
         explain::Outcome::NotAsked => {}
         explain::Outcome::Done => power::power_off(),
@@ -134,15 +135,22 @@ fn run_init() -> Option<bool> {
 /// Asks the VMM to audit. Under another VMM the line on the console is the request, and with
 /// `checkpoint=serial` a byte on the serial line is the answer.
 pub fn checkpoint(number: u32, name: &'static core::ffi::CStr) {
+    if let Some(context) = sched::might_sleep() {
+        kcompactd::wait_idle(&context);
+    }
     task::publish_current();
     introspect::publish_counters();
+    let text = name.to_str().unwrap_or("?");
     if memvisor::present() {
         memvisor::checkpoint(number, name);
-        return;
+    } else {
+        println!("memvisor: checkpoint {number} {text}");
+        if cmdline::value("checkpoint", |value| value == "serial") == Some(true) {
+            serial::wait_for_byte();
+        }
     }
-    println!("memvisor: checkpoint {number} {}", name.to_str().unwrap_or("?"));
-    if cmdline::value("checkpoint", |value| value == "serial") == Some(true) {
-        serial::wait_for_byte();
+    if cmdline::value("stop_at", |value| value == text) == Some(true) {
+        power::power_off();
     }
 }
 

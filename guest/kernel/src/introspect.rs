@@ -17,7 +17,7 @@ use crate::init::E820;
 use crate::mm::layout::levels;
 use crate::mm::page_alloc::{self, NODES, ZONES};
 use crate::mm::vmalloc::AREAS;
-use crate::mm::{cma, early, kmap, memmap, paging, pcp, phys, slab, sysctl};
+use crate::mm::{cma, early, kcompactd, kmap, memmap, movable, paging, pcp, phys, slab, sysctl};
 use crate::sched;
 use crate::sync::Lock;
 use crate::task::{FAULTS, SYSCALLS};
@@ -72,6 +72,8 @@ static MEMVISOR_ROOT: RootPage = RootPage(Lock::new(Root {
     trace_rings: NO_TABLE,
     vm_events: NO_TABLE,
     vm_sysctl: NO_TABLE,
+    movable_owners: NO_TABLE,
+    kcompactds: NO_TABLE,
     counters: Counters { pgfault: 0, pgalloc: 0, pgfree: 0, syscalls: 0 },
 }));
 
@@ -188,6 +190,8 @@ pub fn publish_zones() {
         root.caches = slice(slab::caches());
         root.cache_cpus = slice(slab::cpu_tables());
         root.cache_nodes = slab::node_table();
+        root.movable_owners = movable::table();
+        root.kcompactds = kcompactd::table(nodes);
     });
     stage(BootStage::Buddy);
 }

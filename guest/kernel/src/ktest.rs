@@ -3,6 +3,7 @@
 mod alloc;
 mod buddy;
 mod cma;
+mod fragmentation;
 mod highmem;
 mod paging;
 mod slab;
@@ -48,7 +49,8 @@ const TESTS: [(&str, Test); 18] = [
 ];
 
 /// Groups that `ktest=NAME` runs; plain `ktest` runs [`TESTS`].
-const GROUPS: [(&str, &[(&str, Test)]); 10] = [
+const GROUPS: [(&str, &[(&str, Test)]); 11] = [
+    ("fragmentation", &fragmentation::TESTS),
     ("slab", &slab::TESTS),
     ("slab-debug", &slab_debug::TESTS),
     ("vmalloc", &vmalloc::TESTS),

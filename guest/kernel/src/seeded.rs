@@ -2,6 +2,7 @@
 //! made just before the last checkpoint, on a healthy machine, and is the only thing wrong.
 
 mod buddy;
+mod compaction;
 mod owners;
 mod pcp;
 mod slab;
@@ -15,7 +16,7 @@ use crate::{cmdline, println};
 type Fault = fn() -> Result<(), &'static str>;
 
 /// Names as the command line gives them. docs/audit.md names the rule that finds each.
-const FAULTS: [(&str, Fault); 62] = [
+const FAULTS: [(&str, Fault); 67] = [
     ("buddy-misaligned", buddy::misaligned),
     ("buddy-unmerged", buddy::unmerged),
     ("buddy-wrong-zone", buddy::wrong_zone),
@@ -39,6 +40,11 @@ const FAULTS: [(&str, Fault); 62] = [
     ("sysctl-user-kbytes", buddy::sysctl_user_kbytes),
     ("zone-lowmem-reserve", buddy::lowmem_reserve),
     ("direct-map-hole", tables::direct_map_hole),
+    ("compact-position", compaction::position),
+    ("compact-deferral", compaction::deferral),
+    ("movable-isolated", compaction::isolated),
+    ("movable-owner", compaction::owner),
+    ("movable-free", compaction::free_movable),
     ("double-owner", owners::double_owner),
     ("pcp-count", pcp::count),
     ("pcp-state", pcp::state),

@@ -2,8 +2,8 @@
 
 use memvisor_abi::{
     AddressSpace, BootStage, CmaArea, CpuInfo, E820Entry, LayoutRange, MemblockRegion, Migratetype,
-    NODE_NONE, Node, Page, PageKind, PerCpuPages, Root, Section, SectionState, TaskInfo, VmSysctl, Zone,
-    Zonelist,
+    MovableOwner, NODE_NONE, Node, Page, PageFlags, PageKind, PerCpuPages, Root, Section, SectionState,
+    TaskInfo, VmSysctl, Zone, Zonelist,
 };
 use memvisor_inspect::{
     CpuRegisters, Facts, FreeList, Guest, GuestError, KmapWindowSlots, MemorySource, PcpBlocks, VmAreaAt,
@@ -56,6 +56,8 @@ pub(crate) struct Context<'a> {
     pub vm_sysctl: Option<VmSysctl>,
     /// Contiguous areas; empty if the guest has none.
     pub cma_areas: Vec<CmaArea>,
+    /// Owners of movable pages by number, from 1; empty if the guest publishes none.
+    pub movable_owners: Vec<MovableOwner>,
     /// What the guest should have found.
     pub machine: Machine,
     /// Why rules on nodes, zones, sections and owners cannot run, if they cannot.
@@ -103,6 +105,7 @@ impl<'a> Context<'a> {
         let zonelists = loader.table(buddy, guest.zonelists());
         let cma_areas = loader.table(buddy, guest.cma_areas());
         let vm_sysctl = loader.table(buddy, guest.vm_sysctl()).first().copied();
+        let movable_owners = loader.table(buddy, guest.movable_owners());
         let mut pcp_lists = Vec::new();
         for (index, pcp) in pcps.iter().enumerate() {
             let (cpu, zone) = (index / zones.len().max(1), index % zones.len().max(1));
@@ -144,6 +147,7 @@ impl<'a> Context<'a> {
             zonelists,
             vm_sysctl,
             cma_areas,
+            movable_owners,
             machine,
             no_zones,
             guest,
@@ -199,6 +203,8 @@ impl<'a> Context<'a> {
             text.push_str(&format!(", page {} of the area at {:#x}", page.index, page.mapping));
         } else if page.kind == PageKind::Slab as u8 {
             text.push_str(&format!(", slab of cache {}", page.mapping));
+        } else if page.page_flags().contains(PageFlags::MOVABLE) {
+            text.push_str(&format!(", movable, page {} of owner {}", page.index, page.mapping));
         } else if page.mapping != 0 {
             text.push_str(&format!(", mapped by pid {} at {:#x}", page.mapping, page.index << 12));
         }

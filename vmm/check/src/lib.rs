@@ -17,6 +17,7 @@ mod borders;
 mod buddy;
 mod claims;
 mod cma;
+mod compaction;
 mod context;
 mod cpu;
 mod direct_map;
@@ -98,6 +99,10 @@ pub const RULES: &[&Rule] = &[
     &zonelist::ORDER,
     &zonelist::OWN,
     &zonelist::EVENTS,
+    &compaction::POSITION,
+    &compaction::DEFERRAL,
+    &compaction::OWNER,
+    &compaction::ISOLATED,
     &memmap::NODE,
     &memmap::ZONE,
     &memmap::REFCOUNT,
@@ -187,6 +192,7 @@ fn audit_guest(context: &Context<'_>, mut ledger: Ledger) -> AuditReport {
     cma::run(context, ledger_ref);
     pcp::run(context, ledger_ref);
     zonelist::run(context, ledger_ref);
+    compaction::run(context, ledger_ref);
     slab::run(context, ledger_ref);
     let paging = if context.root.stage >= memvisor_abi::BootStage::Paging as u32 {
         let paging = Paging::of_guest(context);

@@ -6,9 +6,9 @@ use clap::{Args, Subcommand};
 use memvisor_inspect::{
     ptdump::{PtDump, Span},
     views::{
-        BuddyView, CmaView, CpusView, E820View, LayoutView, MapView, MemblockView, NumaView, NumastatView,
-        PageView, PagetypesView, PcpView, SlabView, StacksView, TasksView, TranslateView, VmallocView,
-        VmstatView, ZonelistsView, ZonesView,
+        BuddyView, CmaView, CompactionView, CpusView, E820View, LayoutView, MapView, MemblockView, NumaView,
+        NumastatView, PageView, PagetypesView, PcpView, SlabView, StacksView, TasksView, TranslateView,
+        VmallocView, VmstatView, ZonelistsView, ZonesView,
     },
 };
 use serde::Serialize;
@@ -69,6 +69,8 @@ enum View {
     Pagetypes,
     /// Contiguous areas: what of them is in use
     Cma,
+    /// Compaction: scanners, deferral, fragmentation by order, kcompactd, movable pages
+    Compaction,
     /// Slab caches, as /proc/slabinfo has them
     Slab {
         /// Only this cache, with its slabs
@@ -83,12 +85,12 @@ enum View {
     Stacks,
     /// Tasks of the kernel
     Tasks,
-    /// All frames as a picture: owner, largest free block, node
+    /// All frames as a picture: owner, largest free block, migratetype, node
     Map {
         /// Write all layers to an SVG file instead
         #[arg(long, value_name = "FILE", conflicts_with = "json")]
         svg: Option<PathBuf>,
-        /// Layer for the terminal: owner, order or node
+        /// Layer for the terminal: owner, order, type or node
         #[arg(long, default_value = "owner", value_parser = map::parse_layer)]
         layer: usize,
     },
@@ -143,6 +145,7 @@ pub(super) fn run(args: &InspectArgs) -> anyhow::Result<ExitCode> {
         View::Pagetypes => show(source, json, |s| Ok(PagetypesView::new(&s.guest()?)?))?,
         View::Cma => show(source, json, |s| Ok(CmaView::new(&s.guest()?)?))?,
         View::Buddy => show(source, json, |s| Ok(BuddyView::new(&s.guest()?)?))?,
+        View::Compaction => show(source, json, |s| Ok(CompactionView::new(&s.guest()?)?))?,
         View::Pcp => show(source, json, |s| Ok(PcpView::new(&s.guest()?)?))?,
         View::Zonelists => show(source, json, |s| Ok(ZonelistsView::new(&s.guest()?)?))?,
         View::Numastat => show(source, json, |s| Ok(NumastatView::new(&s.guest()?)?))?,

@@ -3,6 +3,7 @@
 use std::{fs, io::IsTerminal, path::Path};
 
 use anyhow::Context;
+use memvisor_abi::{MIGRATE_TYPES, Migratetype};
 use memvisor_inspect::views::{MapCell, MapView, Use};
 use memvisor_report::{Colours, Layer, Legend, Picture};
 
@@ -50,7 +51,7 @@ impl Canvas {
 }
 
 /// What each layer is called on the command line.
-const LAYERS: [&str; 3] = ["owner", "order", "node"];
+const LAYERS: [&str; 4] = ["owner", "order", "type", "node"];
 
 /// The picture of a map.
 pub(super) fn picture(view: &MapView, canvas: Canvas) -> Picture {
@@ -73,13 +74,14 @@ pub(super) fn picture(view: &MapView, canvas: Canvas) -> Picture {
                     row.iter().map(|_| region.node.map_or(NODES.len(), |node| node as usize % NODES.len())),
                 )
                 .collect();
-            let [owner, order, node] = &mut drawn;
+            let [owner, order, kind, node] = &mut drawn;
+            kind.push(cells(|cell| cell.migratetype.map_or(MIGRATE_TYPES, usize::from)));
             owner.push(cells(|cell| cell.mostly as usize));
             order.push(cells(|cell| cell.free_order.map_or(0, |order| usize::from(order) + 1)));
             node.push(nodes);
         }
     }
-    let [owner, order, node] = drawn;
+    let [owner, order, kind, node] = drawn;
     let per_cell = size(view.frames_per_cell << 12);
     Picture {
         title: format!("{} of RAM, {per_cell} a cell", size(view.total() << 12)),
@@ -87,6 +89,7 @@ pub(super) fn picture(view: &MapView, canvas: Canvas) -> Picture {
         layers: vec![
             Layer { title: "owner of most frames".into(), legend: owners(), cells: owner },
             Layer { title: "largest free block".into(), legend: orders(), cells: order },
+            Layer { title: "migratetype of the pageblocks".into(), legend: types(), cells: kind },
             Layer { title: "node".into(), legend: nodes(), cells: node },
         ],
     }
@@ -148,6 +151,24 @@ fn orders() -> Vec<Legend> {
             Legend::new(label, colour, letter)
         })
         .collect()
+}
+
+fn types() -> Vec<Legend> {
+    const STYLES: [(u32, char); MIGRATE_TYPES] = [
+        (0xd7_30_27, 'U'),
+        (0x91_bf_db, 'M'),
+        (0xfe_e0_90, 'R'),
+        (0x7b_32_94, 'H'),
+        (0x1a_98_50, 'C'),
+        (0x25_25_25, 'I'),
+    ];
+    let mut legend: Vec<Legend> = Migratetype::ALL
+        .into_iter()
+        .zip(STYLES)
+        .map(|(kind, (colour, letter))| Legend::new(kind.name(), colour, letter))
+        .collect();
+    legend.push(Legend::new("no type", 0xff_00_ff, '?'));
+    legend
 }
 
 const NODES: [u32; 8] =
@@ -218,6 +239,12 @@ mod tests {
         assert!(text.contains("\n0x000001000000 n1 "), "{text}");
         assert!(picture.svg().contains("largest free block"));
         assert!(parse_layer("colour").is_err());
+        let text = picture.text(parse_layer("type").expect("a layer"), Colours::Off).expect("drawn");
+        assert!(
+            text.starts_with("31.6 MiB of RAM, 64 KiB a cell: migratetype of the pageblocks\n"),
+            "{text}"
+        );
+        assert!(view.regions.iter().flat_map(|region| &region.cells).all(|cell| cell.migratetype.is_some()));
     }
 
     #[test]

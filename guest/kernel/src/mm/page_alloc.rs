@@ -7,7 +7,7 @@ use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering
 use memvisor_abi::{
     MAX_NR_ZONES, MAX_NUMNODES, NR_VM_EVENTS, Node, VmEvent, Watermark, Zonelist, ZonelistOrder,
 };
-use mm_core::{CpuLocal, Gfp, MemMap, Order, PageKind, Pfn, ZoneKind};
+use mm_core::{CpuLocal, Gfp, MaySleep, MemMap, Migrate, Order, PageKind, Pfn, ZoneKind};
 use mm_page_alloc::{
     Context, FreeError, Machine, NodeState, PageAllocator, Zone, ZoneGlance, build_zonelist, fallback_order,
     set_high_and_batch, zone_batchsize, zone_extents, zone_highsize,
@@ -16,10 +16,11 @@ use mm_page_alloc::{
 use crate::arch::regs;
 use crate::drivers::memvisor;
 use crate::mm::memmap::{self, Vmemmap};
+use crate::mm::movable::Owners;
 use crate::mm::reclaim::KernelReclaim;
 use crate::mm::{cma, early, kmap, limits, pcp, sysctl};
 use crate::sync::{Guard, Lock};
-use crate::{cmdline, print, println, topology};
+use crate::{cmdline, print, println, sched, topology};
 
 /// Places for zones: those of nodes that do not exist stay empty.
 pub const ZONES_MAX: usize = MAX_NUMNODES * MAX_NR_ZONES;
@@ -332,6 +333,14 @@ impl Machine for Kernel {
 
     fn zero_frames(&self, first: Pfn, count: u64) {
         (0..count).for_each(|index| kmap::clear_highpage(first.offset(index)));
+    }
+
+    fn migrate(&self) -> &dyn Migrate {
+        &Owners
+    }
+
+    fn cond_resched(&self, token: &MaySleep<'_>) {
+        sched::yield_now(token);
     }
 
     fn grow(&self, zone: usize) -> bool {

@@ -174,6 +174,25 @@ pub fn zero_mapped(va: VirtAddr) {
     }
 }
 
+/// Copies all of a frame to another (Linux: `copy_highpage`).
+pub fn copy_frame(to: Pfn, from: Pfn) {
+    check(to.phys(), PAGE_SIZE);
+    check(from.phys(), PAGE_SIZE);
+    if to == from {
+        return;
+    }
+    // SAFETY: two different mapped frames that belong to no Rust object (`DirectMap`).
+    unsafe {
+        core::arch::asm!(
+            "rep movsq",
+            inout("rdi") pointer(to.phys()) => _,
+            inout("rsi") pointer(from.phys()) => _,
+            inout("rcx") TABLE_ENTRIES => _,
+            options(nostack, preserves_flags),
+        );
+    }
+}
+
 /// Copies from ordinary memory into a frame.
 pub fn copy_to_frame(pfn: Pfn, offset: u64, bytes: &[u8]) {
     assert!(offset + bytes.len() as u64 <= PAGE_SIZE, "copy crosses a frame");

@@ -1,8 +1,11 @@
 //! What the page allocator's slow path can ask for: registered shrinkers, and a clean failure behind them.
 
+use memvisor_abi::MAX_NR_ZONES;
 use mm_core::MaySleep;
 use mm_page_alloc::{AllocFlags, CompactPriority, CompactResult, OomOutcome, Reclaim, Request};
 
+use crate::mm::kcompactd;
+use crate::mm::page_alloc::PAGES;
 use crate::println;
 use crate::sync::Lock;
 
@@ -54,7 +57,11 @@ fn for_each_shrinker(mut f: impl FnMut(Shrinker)) {
 pub struct KernelReclaim;
 
 impl Reclaim for KernelReclaim {
-    fn wake_kswapd(&self, _: usize, _: &Request) {}
+    fn wake_kswapd(&self, zone: usize, request: &Request) {
+        if let Ok(node) = u32::try_from(zone / MAX_NR_ZONES) {
+            kcompactd::wake(node, request.order, request.highest);
+        }
+    }
 
     fn direct_reclaim(&self, _: &MaySleep<'_>, request: &Request) -> u64 {
         let mut freed = 0;
@@ -73,12 +80,18 @@ impl Reclaim for KernelReclaim {
         pages
     }
 
-    fn compact(&self, _: &MaySleep<'_>, _: &Request, _: AllocFlags, _: CompactPriority) -> CompactResult {
-        CompactResult::Skipped
+    fn compact(
+        &self,
+        token: &MaySleep<'_>,
+        request: &Request,
+        flags: AllocFlags,
+        priority: CompactPriority,
+    ) -> CompactResult {
+        PAGES.try_to_compact_pages(token, request, flags, priority)
     }
 
-    fn is_compaction_suitable(&self, _: &Request, _: AllocFlags) -> bool {
-        false
+    fn is_compaction_suitable(&self, request: &Request, flags: AllocFlags) -> bool {
+        PAGES.is_compaction_zonelist_suitable(request, flags, |zone| self.reclaimable_pages(zone))
     }
 
     fn out_of_memory(&self, _: &MaySleep<'_>, request: &Request) -> OomOutcome {

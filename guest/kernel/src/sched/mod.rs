@@ -26,7 +26,7 @@ use crate::smp;
 use crate::sync::Lock;
 
 pub use stacks::stack_guard;
-pub use thread::{Thread, spawn, spawn_on};
+pub use thread::{Thread, spawn, spawn_daemon, spawn_on};
 pub use wait::WaitQueue;
 
 /// Threads that exist at once, dead ones that nobody joined included.
@@ -46,6 +46,8 @@ struct Task {
     next: usize,
     /// The task decided to sleep, and nobody has woken it since.
     sleeps: bool,
+    /// Serves the kernel for ever.
+    daemon: bool,
 }
 
 /// All tasks and the queue.
@@ -74,8 +76,9 @@ const NO_INFO: TaskInfo = TaskInfo {
 fn nothing(_: u64) {}
 
 static SCHED: Lock<Sched> = Lock::new(Sched {
-    tasks: [const { Task { info: NO_INFO, entry: nothing, argument: 0, next: NOBODY, sleeps: false } };
-        MAX_TASKS],
+    tasks: [const {
+        Task { info: NO_INFO, entry: nothing, argument: 0, next: NOBODY, sleeps: false, daemon: false }
+    }; MAX_TASKS],
     first: NOBODY,
     last: NOBODY,
     pids: 1,
@@ -169,11 +172,12 @@ pub fn with_local_maps<R>(f: impl FnOnce(&PerCpu, &mut LocalStack) -> R) -> R {
     result
 }
 
-/// Threads that are neither dead nor waiting to be joined, and the boot CPU's own course: who could still do something.
+/// Threads that are neither dead nor waiting to be joined nor daemons, and the boot CPU's own course: who could still do something.
 pub fn nr_live() -> u32 {
     let sched = SCHED.lock();
     let live = |task: &&Task| {
-        task.info.state != TaskState::Unused as u32 && task.info.state != TaskState::Dead as u32
+        let state = task.info.state;
+        !task.daemon && state != TaskState::Unused as u32 && state != TaskState::Dead as u32
     };
     let threads = sched.tasks[MAX_CPUS..].iter().filter(live).count();
     1 + u32::try_from(threads).unwrap_or(0)

@@ -44,6 +44,22 @@ pub fn spawn_on(
     begin(name, entry, argument, cpu, context)
 }
 
+/// [`spawn`] for a thread that serves the kernel as long as it runs and that nobody joins. It is not among those who could
+/// give somebody something back: see [`super::nr_live`].
+///
+/// # Errors
+/// As [`spawn`].
+pub fn spawn_daemon(
+    name: &str,
+    entry: fn(u64),
+    argument: u64,
+    context: &MaySleep<'_>,
+) -> Result<(), VmError> {
+    let thread = begin(name, entry, argument, ANY_CPU, context)?;
+    SCHED.lock().tasks[thread.number].daemon = true;
+    Ok(())
+}
+
 fn begin(
     name: &str,
     entry: fn(u64),
@@ -79,7 +95,7 @@ fn begin(
         name: comm,
         ..NO_INFO
     };
-    (task.entry, task.argument, task.sleeps) = (entry, argument, false);
+    (task.entry, task.argument, task.sleeps, task.daemon) = (entry, argument, false, false);
     sched.push(number);
     drop(sched);
     smp::kick((pinned != ANY_CPU).then_some(pinned));

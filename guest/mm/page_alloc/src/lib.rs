@@ -36,6 +36,7 @@ mod alloc;
 mod alloc_flags;
 mod audit;
 mod cma;
+mod compaction;
 mod contig;
 mod error;
 mod extent;
@@ -65,6 +66,7 @@ pub use alloc::{
 pub use alloc_flags::AllocFlags;
 pub use audit::Violation;
 pub use cma::Cma;
+pub use compaction::{COMPACT_MAX_DEFER_SHIFT, ContigPageInfo, EXTFRAG_THRESHOLD, KcompactdWork};
 pub use contig::ContigError;
 pub use error::FreeError;
 pub use extent::{Extent, ZoneLimits, zone_extents};

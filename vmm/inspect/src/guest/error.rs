@@ -37,6 +37,8 @@ pub enum TableName {
     VmSysctl,
     CmaAreas,
     CmaBitmap,
+    MovableOwners,
+    Kcompactds,
 }
 
 impl TableName {
@@ -68,6 +70,8 @@ impl TableName {
             TableName::VmSysctl => "vm_sysctl",
             TableName::CmaAreas => "cma_areas",
             TableName::CmaBitmap => "cma_areas' bitmap",
+            TableName::MovableOwners => "movable_owners",
+            TableName::Kcompactds => "kcompactds",
         }
     }
 }

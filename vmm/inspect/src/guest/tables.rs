@@ -4,8 +4,8 @@ use std::mem::size_of;
 
 use memvisor_abi as abi;
 use memvisor_abi::{
-    AddressSpace, CpuInfo, E820Entry, LayoutRange, MAX_NR_ZONES, MAX_NUMNODES, MemblockRegion, Node,
-    SECTION_SIZE_BITS, Section, TableRef, TraceRing, VmSysctl, Zone,
+    AddressSpace, CpuInfo, E820Entry, Kcompactd, LayoutRange, MAX_MOVABLE_OWNERS, MAX_NR_ZONES, MAX_NUMNODES,
+    MemblockRegion, MovableOwner, Node, SECTION_SIZE_BITS, Section, TableRef, TraceRing, VmSysctl, Zone,
 };
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -183,6 +183,23 @@ impl<S: MemorySource + ?Sized> Guest<'_, S> {
     /// [`GuestError`].
     pub fn trace_rings(&self) -> Result<Vec<TraceRing>, GuestError> {
         self.table(TableName::TraceRings, self.root.trace_rings, CPUS_MAX, Absent::IsEmpty)
+    }
+
+    /// Owners of movable pages, unused slots included: the owner at index `n` is number `n + 1`.
+    ///
+    /// # Errors
+    /// [`GuestError`].
+    pub fn movable_owners(&self) -> Result<Vec<MovableOwner>, GuestError> {
+        let max = MAX_MOVABLE_OWNERS as u64;
+        self.table(TableName::MovableOwners, self.root.movable_owners, max, Absent::IsEmpty)
+    }
+
+    /// kcompactd by node.
+    ///
+    /// # Errors
+    /// [`GuestError`].
+    pub fn kcompactds(&self) -> Result<Vec<Kcompactd>, GuestError> {
+        self.table(TableName::Kcompactds, self.root.kcompactds, MAX_NUMNODES as u64, Absent::IsEmpty)
     }
 
     pub(super) fn table<T: FromBytes + IntoBytes + Clone>(

@@ -1,4 +1,4 @@
-//! All frames at a glance: who has them, in blocks of what order, on which node.
+//! All frames at a glance: who has them, in blocks of what order, of what type, on which node.
 //!
 //! RAM is cut into cells of equally many frames, a power of two, so that there are at most as many cells as the
 //! caller can draw. Frames are counted by what their descriptors say; `inspect page` tells whether that is true.
@@ -6,7 +6,8 @@
 use std::fmt;
 
 use memvisor_abi::{
-    MemblockRegion, NODE_NONE, NR_ORDERS, PAGE_SHIFT, PAGES_PER_SECTION, Page, PageKind, SectionState,
+    MIGRATE_TYPES, MemblockRegion, NODE_NONE, NR_ORDERS, PAGE_SHIFT, PAGEBLOCK_PAGES, PAGEBLOCK_TYPE_MASK,
+    PAGES_PER_SECTION, Page, PageKind, SectionState,
 };
 use serde::Serialize;
 
@@ -140,6 +141,10 @@ pub struct MapCell {
     pub free: u64,
     /// Largest order of a free block that covers any of them.
     pub free_order: Option<u8>,
+    /// Migratetype of most frames' pageblocks; `None` if none is known.
+    pub migratetype: Option<u8>,
+    #[serde(skip)]
+    types: [u64; MIGRATE_TYPES],
     #[serde(skip)]
     counts: [u64; Use::ALL.len()],
 }
@@ -166,12 +171,16 @@ impl MapView {
             let first = section_start_pfn(section);
             let end = first + PAGES_PER_SECTION;
             let online = guest.read_section(section, &mut pages)?;
+            let blocks = (0..).map(|number: u64| first + number * PAGEBLOCK_PAGES);
             let deferred = section.state == SectionState::Deferred as u32;
             // The block whose head was seen last.
             let mut block = Block { end: 0, usage: Use::Unknown, order: None };
             for region in regions.iter_mut().filter(|region| region.start_pfn < end && region.end_pfn > first)
             {
                 let (from, to) = (region.start_pfn.max(first), region.end_pfn.min(end));
+                for (block, byte) in blocks.clone().zip(section.pageblocks) {
+                    region.count_type(block, byte & PAGEBLOCK_TYPE_MASK, frames_per_cell);
+                }
                 if !online {
                     let usage = if deferred { Use::Deferred } else { Use::Unknown };
                     region.count(from, to, usage, None, frames_per_cell);
@@ -293,11 +302,27 @@ impl MapRegion {
                     mostly: Use::Unknown,
                     free: 0,
                     free_order: None,
+                    migratetype: None,
+                    types: [0; MIGRATE_TYPES],
                     counts: Default::default(),
                 }
             })
             .collect();
         MapRegion { start_pfn, end_pfn, node: (node != NODE_NONE).then_some(node), cells }
+    }
+
+    /// Counts the frames of a pageblock that are in the region.
+    fn count_type(&mut self, block: u64, raw: u8, size: u64) {
+        let (mut at, end) = (block.max(self.start_pfn), (block + PAGEBLOCK_PAGES).min(self.end_pfn));
+        while at < end {
+            let to = ((at / size + 1) * size).min(end);
+            let cell = usize::try_from(at / size - self.start_pfn / size);
+            let cell = cell.ok().and_then(|index| self.cells.get_mut(index));
+            if let Some(count) = cell.and_then(|cell| cell.types.get_mut(usize::from(raw))) {
+                *count += to - at;
+            }
+            at = to;
+        }
     }
 
     /// Counts the frames `from..to`, which are in the region.
@@ -325,6 +350,12 @@ impl MapCell {
             }
         }
         self.mostly = most.1;
+        let mut most = 0;
+        for (count, raw) in self.types.into_iter().zip(0..) {
+            if count > most {
+                (most, self.migratetype) = (count, Some(raw));
+            }
+        }
     }
 }
 

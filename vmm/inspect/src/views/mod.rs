@@ -6,6 +6,7 @@
 
 mod buddy;
 mod cma;
+mod compaction;
 mod cpus;
 mod e820;
 mod events;
@@ -33,6 +34,7 @@ use serde::Serialize;
 
 pub use buddy::{BuddyRow, BuddyView};
 pub use cma::{CmaRow, CmaView};
+pub use compaction::{CompactionRow, CompactionView, KcompactdRow, MovableOwnerRow};
 pub use cpus::{CpuRow, CpusView};
 pub use e820::{E820Row, E820View};
 pub use events::{EventRow, NumastatRow, NumastatView, VmstatView};

@@ -8,7 +8,7 @@ use super::super::command::{Finished, memvisor};
 use super::{Control, Held, Outcome};
 
 /// The views of our own kernel's state that take no argument.
-const VIEWS: [&str; 14] = [
+const VIEWS: [&str; 15] = [
     "e820",
     "numa",
     "cpus",
@@ -17,6 +17,7 @@ const VIEWS: [&str; 14] = [
     "zones",
     "buddy",
     "pagetypes",
+    "compaction",
     "slab",
     "map",
     "pagetables",

@@ -28,8 +28,8 @@ use core::fmt;
 
 use memvisor_abi::{EventId, MAX_NR_ZONES, VmEvent, Zonelist};
 use mm_core::{
-    CpuLocal, Event, Gfp, MemMap, Migrate, NoMigrate, Order, PAGE_SIZE, Pfn, PhysAddr, Trace, ZoneId,
-    ZoneKind,
+    CpuLocal, Event, Gfp, MaySleep, MemMap, Migrate, NoMigrate, Order, PAGE_SIZE, Pfn, PhysAddr, Trace,
+    ZoneId, ZoneKind,
 };
 
 use crate::gfp::Context;
@@ -93,6 +93,9 @@ pub trait Machine {
     fn migrate(&self) -> &dyn Migrate {
         &NoMigrate
     }
+
+    /// Lets others run in the midst of long work (Linux: `cond_resched`).
+    fn cond_resched(&self, _: &MaySleep<'_>) {}
 
     /// Whether a report may be printed now (Linux: `__ratelimit`).
     fn may_report(&self) -> bool;

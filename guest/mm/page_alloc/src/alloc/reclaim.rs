@@ -34,6 +34,18 @@ pub enum CompactResult {
 }
 
 impl CompactResult {
+    /// Linux's number, as events have it.
+    pub(crate) const fn number(self) -> u8 {
+        match self {
+            CompactResult::Skipped => 1,
+            CompactResult::Deferred => 2,
+            CompactResult::Complete => 5,
+            CompactResult::PartialSkipped => 6,
+            CompactResult::Contended => 7,
+            CompactResult::Success => 8,
+        }
+    }
+
     /// Gave up before it was through, so that trying harder may help (Linux: `compaction_withdrawn`).
     pub const fn is_withdrawn(self) -> bool {
         matches!(self, CompactResult::Deferred | CompactResult::Contended | CompactResult::PartialSkipped)

@@ -11,7 +11,7 @@
 //! ```
 
 use memvisor_abi::{MAX_NR_ZONES, VmEvent};
-use mm_core::{Gfp, MaySleep, Migratetype, Order, Pfn, ZoneKind};
+use mm_core::{Event, Gfp, MaySleep, Migratetype, Order, Pfn, Trace, ZoneKind};
 
 use super::freelist::Block;
 use super::{CompactPriority, CompactResult, Machine, OomOutcome, PageAllocator, Reclaim, Request};
@@ -216,12 +216,34 @@ impl<M: Machine> PageAllocator<M> {
         if request.order == Order::ZERO {
             return None;
         }
+        let map = self.machine.map();
+        let &Request { gfp, order, .. } = request;
+        map.emit(Event::DirectCompact { gfp, order, priority: priority as u8 });
+        let block = self.compact_and_take(token, request, flags, priority, progress);
+        map.emit(Event::DirectCompactRet {
+            pfn: block.map(|block| block.pfn),
+            result: progress.compacted.number(),
+        });
+        block
+    }
+
+    fn compact_and_take(
+        &self,
+        token: &MaySleep<'_>,
+        request: &Request,
+        flags: AllocFlags,
+        priority: CompactPriority,
+        progress: &mut Progress,
+    ) -> Option<Block> {
         progress.compacted = self.machine.reclaim().compact(token, request, flags, priority);
         if progress.compacted == CompactResult::Skipped {
             return None;
         }
         self.count(VmEvent::CompactStall, 1);
         let block = self.get_page_from_freelist(request, flags);
+        if let Some(block) = block {
+            self.note_compaction_success(block.pfn, request.order);
+        }
         self.count(if block.is_some() { VmEvent::CompactSuccess } else { VmEvent::CompactFail }, 1);
         block
     }

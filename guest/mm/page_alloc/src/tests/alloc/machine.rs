@@ -7,7 +7,7 @@ use std::ops::Range;
 use memvisor_abi::{
     CpuEvents, MAX_NR_ZONES, NumaEvent, PFN_NONE, PerCpuPages, VmEvent, Zonelist, ZonelistOrder,
 };
-use mm_core::{CpuLocal, MaySleep, MemMap, Order, PageKind, Pfn, PhysMem, ZoneKind};
+use mm_core::{CpuLocal, MaySleep, MemMap, Migrate, Order, PageKind, Pfn, PhysMem, ZoneKind};
 use mm_sim::SimMem;
 
 use crate::{
@@ -36,6 +36,8 @@ pub struct Script {
     /// Pages that each direct reclaim says it freed; the hook may free some.
     pub reclaim: RefCell<Option<Hook>>,
     pub compact: Cell<Option<CompactResult>>,
+    /// Compaction is not scripted, but real.
+    pub compacts: Cell<bool>,
     pub oom: Cell<Option<OomOutcome>>,
     pub reclaimable: Cell<u64>,
 }
@@ -76,6 +78,8 @@ pub struct TestMachine {
     cpu_nodes: Vec<u32>,
     pub lines: RefCell<Vec<String>>,
     pub may_report: Cell<bool>,
+    /// The owner of movable pages.
+    pub movable: super::movable::SimOwner,
 }
 
 /// A populated zone.
@@ -157,6 +161,7 @@ impl TestMachine {
             cpu_nodes: cpu_nodes.to_vec(),
             lines: RefCell::default(),
             may_report: Cell::new(true),
+            movable: super::movable::SimOwner::default(),
         }
     }
 
@@ -198,6 +203,7 @@ impl TestMachine {
     pub fn audit(&self) {
         for (zone, glance) in self.zones.iter().zip(&self.glances) {
             zone.borrow().audit(&self.mem).expect("a zone is sound");
+            zone.borrow().audit_compaction().expect("what compaction remembers is sound");
             assert_eq!(glance.free_pages(), zone.borrow().info().free_pages, "the glance is fresh");
         }
         for cpu in &self.cpus.cpus {
@@ -254,12 +260,15 @@ impl Reclaim for Script {
 
     fn compact(
         &self,
-        _: &MaySleep<'_>,
-        _: &Request,
-        _: AllocFlags,
+        token: &MaySleep<'_>,
+        request: &Request,
+        flags: AllocFlags,
         priority: CompactPriority,
     ) -> CompactResult {
         self.calls.borrow_mut().push(Call::Compact(priority));
+        if let Some(machine) = CURRENT.get().filter(|_| self.compacts.get()) {
+            return PageAllocator::new(machine).try_to_compact_pages(token, request, flags, priority);
+        }
         self.compact.get().unwrap_or(CompactResult::Skipped)
     }
 
@@ -339,6 +348,10 @@ impl Machine for &TestMachine {
 
     fn zero_frames(&self, first: Pfn, count: u64) {
         (0..count).for_each(|index| self.mem.zero_frame(first.offset(index)));
+    }
+
+    fn migrate(&self) -> &dyn Migrate {
+        *self
     }
 
     fn may_report(&self) -> bool {
