@@ -62,7 +62,8 @@ fn areas(context: &Context<'_>, ledger: &mut Ledger) {
             let what = finding(&AREA, name(number, area), format!("{claim} at {frames}"), outside);
             ledger.report(&AREA, what.frame(frames.start));
         };
-        if frames.is_empty() || frames.start % LARGEST != 0 || frames.len() % LARGEST != 0 {
+        let whole = |frames: u64| frames.is_multiple_of(LARGEST);
+        if frames.is_empty() || !whole(frames.start) || !whole(frames.len()) {
             report("whole blocks", format!("the largest block has {LARGEST} frames"));
         }
         let part = context.machine.parts.iter().find(|part| part.frames.contains(frames.start));

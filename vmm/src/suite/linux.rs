@@ -224,21 +224,28 @@ linux: e820 [mem 0x00000000fee00000-0x00000000fee00fff] reserved
 linux: e820 [mem 0x0000000100000000-0x0000000103ffffff] usable
 linux: distances 0 10 20
 linux: cpus 0 0
-linux: memory 0 82296
+linux: memory 0 82292
 linux: present 0 32670
-linux: managed 0 20574
+linux: managed 0 20573
 linux: distances 1 20 10
 linux: cpus 1 1
-linux: memory 1 93344
+linux: memory 1 91328
 linux: present 1 32768
-linux: managed 1 23336
+linux: managed 1 22832
+linux: vm min_free_kbytes 1618
+linux: vm watermark_scale_factor 10
+linux: vm lowmem_reserve_ratio 256 256 32 0 0
+linux: zone 0 DMA 1 4095 3998 3840 35 43 51         0 65 65 65 65
+linux: zone 0 DMA32 4096 28672 28672 16733 155 193 231         0 0 0 0 0
+linux: zone 1 DMA32 32768 1015808 16384 8192 76 95 114         0 0 57 57 57
+linux: zone 1 Normal 1048576 16384 16384 14640 136 170 204         0 0 0 0 0
 linux: cpu 0
 linux: apicid 0
 linux: cpu 1
 linux: apicid 1
-linux: boot-memory 261752 96096
+linux: boot-memory 261752 98120
 linux: freed 36
-linux: freed 9948
+linux: freed 9952
 linux: range 0 0x0000000000001000-0x000000000009efff
 linux: range 0 0x0000000000100000-0x0000000007ffffff
 linux: range 1 0x0000000008000000-0x000000000bffffff
@@ -284,6 +291,9 @@ linux: end
             .replace("memory 0", "memory x")
             .replace("memory 1", "memory 0")
             .replace("memory x", "memory 1")
+            .replace("zone 0", "zone x")
+            .replace("zone 1", "zone 0")
+            .replace("zone x", "zone 1")
             .replace("present 0", "present x")
             .replace("present 1", "present 0")
             .replace("present x", "present 1")
@@ -311,7 +321,11 @@ linux: end
             ("distances 1 20 10", "distances 1 21 10", "distances"),
             ("cpus 1 1", "cpus 1 0", "CPUs by node"),
             ("apicid 1", "apicid 3", "APIC ids"),
-            ("managed 1 23336", "managed 1 23335", "node 1"),
+            ("managed 1 22832", "managed 1 22831", "node 1"),
+            ("155 193 231", "155 193 232", "zone DMA32 of node 0"),
+            ("1015808 16384", "1015809 16384", "zone DMA32 of node 1"),
+            ("0 0 57 57", "0 0 57 58", "zone DMA32 of node 1"),
+            ("scale_factor 10", "scale_factor 11", "vm.watermark_scale_factor"),
             ("freed 36", "freed 40", "given back"),
             ("boot-memory 261752", "boot-memory 261748", "at boot"),
             ("linux: boot-memory", "linux: other", "is missing"),

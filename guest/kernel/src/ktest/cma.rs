@@ -1,21 +1,25 @@
 //! Contiguous areas and ranges.
 
+use core::sync::atomic::{AtomicU64, Ordering};
+
 use memvisor_abi::{CmaArea, Migratetype, PFN_NONE};
-use mm_core::{Gfp, MemMap, Order, Pfn};
+use mm_core::{Gfp, MemMap, Migrate, MigrateError, MigrateMode, Order, Page, Pfn};
 use mm_page_alloc::{Context, ContigError};
 
 use super::{Failure, Test, buddy, check};
 use crate::mm::memmap::Vmemmap;
 use crate::mm::page_alloc::{self, PAGES};
-use crate::mm::{cma, kmap};
+use crate::mm::{cma, kmap, movable};
 use crate::sched;
+use crate::sync::Lock;
 
 type Outcome = Result<(), Failure>;
 
-pub const TESTS: [(&str, Test); 7] = [
+pub const TESTS: [(&str, Test); 8] = [
     ("areas_are_of_their_own_type", areas_are_of_their_own_type),
     ("frames_come_in_one_piece_and_aligned", frames_come_in_one_piece_and_aligned),
     ("an_area_can_be_had_whole_and_not_twice", an_area_can_be_had_whole_and_not_twice),
+    ("movable_pages_make_way_with_their_contents", movable_pages_make_way_with_their_contents),
     ("what_cannot_move_gets_nothing_of_an_area", what_cannot_move_gets_nothing_of_an_area),
     ("wrong_releases_change_nothing", wrong_releases_change_nothing),
     ("a_range_that_is_in_use_is_refused", a_range_that_is_in_use_is_refused),
@@ -77,6 +81,78 @@ fn an_area_can_be_had_whole_and_not_twice() -> Outcome {
     check(second.is_none() && more.is_none(), "more than the area has")?;
     check(alloc(0, 0).is_none(), "no frames are none")?;
     check(buddy::free_pages() == before, "free pages differ after everything was given back")
+}
+
+/// Pages that borrow from an area.
+const LENT: usize = 64;
+static PAGES_LENT: Lock<[u64; LENT]> = Lock::new([PFN_NONE; LENT]);
+static OWNER: AtomicU64 = AtomicU64::new(0);
+
+/// Their owner: a page's `index` is its place in the table, and its first word says which it is.
+struct Lent;
+static LENT_OWNER: Lent = Lent;
+
+impl Migrate for Lent {
+    fn isolate_page(&self, _: Pfn, _: &Page, _: MigrateMode) -> bool {
+        true
+    }
+
+    fn migrate_page(&self, to: Pfn, from: Pfn, page: &Page, _: MigrateMode) -> Result<(), MigrateError> {
+        let index = usize::try_from(page.index()).map_err(|_| MigrateError::Busy)?;
+        let mut pages = PAGES_LENT.lock();
+        let slot = pages.get_mut(index).filter(|slot| **slot == from.as_u64()).ok_or(MigrateError::Busy)?;
+        let mut word = [0; 8];
+        kmap::copy_from_page(from, 0, &mut word);
+        kmap::copy_to_page(to, 0, &word);
+        *slot = to.as_u64();
+        Ok(())
+    }
+
+    fn putback_page(&self, _: Pfn, _: &Page) {}
+}
+
+fn movable_pages_make_way_with_their_contents() -> Outcome {
+    let area = area()?;
+    if OWNER.load(Ordering::Relaxed) == 0 {
+        let owner = movable::register("cma", &LENT_OWNER).ok_or(Failure::Wrong("too many owners"))?;
+        OWNER.store(owner, Ordering::Relaxed);
+    }
+    let within = |pfn: u64| (area.base_pfn..area.base_pfn + area.count).contains(&pfn);
+    let node = Vmemmap.page(Pfn::new(area.base_pfn)).map(Page::node);
+    let before = buddy::free_pages();
+    for index in 0..LENT {
+        let gfp = Gfp::NOWAIT | Gfp::HIGHMEM | Gfp::MOVABLE;
+        let pfn = page_alloc::alloc_gfp(Context::ATOMIC, gfp, Order::ZERO, node).ok_or(NO_PIECE)?;
+        kmap::copy_to_page(pfn, 0, &(900 + index as u64).to_le_bytes());
+        Vmemmap.page(pfn).ok_or(NO_PIECE)?.set_index(index as u64);
+        PAGES_LENT.lock()[index] = pfn.as_u64();
+        movable::set_movable(pfn, OWNER.load(Ordering::Relaxed));
+    }
+    let inside = PAGES_LENT.lock().iter().filter(|pfn| within(**pfn)).count();
+    let whole = alloc(area.count, 0);
+    let pages = *PAGES_LENT.lock();
+    let mut kept = true;
+    for (index, pfn) in (0_u64..).zip(pages) {
+        let mut word = [0; 8];
+        kmap::copy_from_page(Pfn::new(pfn), 0, &mut word);
+        kept &= u64::from_le_bytes(word) == 900 + index;
+    }
+    let left = pages.iter().filter(|pfn| within(**pfn)).count();
+    if let Some(first) = whole {
+        check(cma::cma_release(0, first, area.count), "the area was not taken back")?;
+    }
+    for pfn in pages.map(Pfn::new) {
+        movable::clear_movable(pfn);
+        page_alloc::free_pages(pfn, Order::ZERO);
+    }
+    check(whole.is_some(), "pages that can move kept the area")?;
+    check(left == 0, "a page was left in the area")?;
+    check(kept, "a page lost its contents")?;
+    check(buddy::free_pages() == before, "free pages differ after everything was given back")?;
+    if inside == 0 {
+        return Err(Failure::Skip("no page came from the area: it is less than half of its zone"));
+    }
+    Ok(())
 }
 
 fn what_cannot_move_gets_nothing_of_an_area() -> Outcome {

@@ -74,7 +74,7 @@ pub fn init() {
 
 /// Brings the areas' frames online, so that a request finds all descriptors (Linux: `cma_init_reserved_areas`).
 pub fn bring_online() {
-    for area in &AREAS.lock()[..count()] {
+    for area in (0..count()).filter_map(area) {
         for (index, section) in memmap::sections().iter().enumerate() {
             let (start, end) = memmap::span(section);
             let reaches = start.as_u64() < area.base_pfn + area.count && area.base_pfn < end.as_u64();
@@ -99,10 +99,9 @@ fn make(name: &str, bytes: u64, node: Option<u32>) {
     let words = (pages.div_ceil(64) * 8).div_ceil(PAGE_SIZE);
     let bitmap =
         early::alloc(words, 1, node, PageKind::Reserved).expect("no memory for the bitmap of an area");
+    let count = usize::try_from(pages.div_ceil(64)).expect("addresses have 64 bits");
     // SAFETY: allocated just now, page-aligned, with room for a bit a frame of the area, and given up here.
-    let bits = unsafe {
-        phys::leak_array(bitmap.phys(), usize::try_from(pages.div_ceil(64)).expect("64 bits"), 0_u64)
-    };
+    let bits = unsafe { phys::leak_array(bitmap.phys(), count, 0_u64) };
     // The same layout, and nobody has the exclusive reference any more.
     BITMAPS[number].store(bits.as_mut_ptr().cast(), Ordering::Release);
     let mut at = base;

@@ -304,7 +304,7 @@ proptest! {
         let mut held: Vec<(u64, u64)> = Vec::new();
         for (what, count, align) in steps {
             if what == 0 && !held.is_empty() {
-                let (pfn, count) = held.swap_remove(count as usize % held.len());
+                let (pfn, count) = held.swap_remove(usize::from(align) % held.len());
                 prop_assert!(pages.cma_release(&cma, Pfn::new(pfn), count));
                 continue;
             }
