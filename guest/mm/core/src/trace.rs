@@ -44,7 +44,7 @@ pub trait Trace {
     }
 
     /// Whether any event is recorded. A short path may ask this once instead of [`Trace::wants`] at every step, and
-    /// leave its work to a path that tells its steps.
+    /// leave its work to a path that tells its steps. Whoever implements [`Trace::wants`] implements this, too.
     #[inline(always)]
     fn is_tracing(&self) -> bool {
         false
