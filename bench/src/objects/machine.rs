@@ -4,7 +4,7 @@ use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::cell::{Cell, UnsafeCell};
 use std::fmt;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use memvisor_abi::{CacheCpu, CacheNode, MAX_CACHES, PageKind, Track, ZoneKind};
 use mm_core::{CpuLocal, Gfp, MemMap, Order, Page, PageAlloc, Pageblock, Pfn, PhysAddr, PhysMem};
@@ -14,12 +14,14 @@ const CPUS: usize = 2;
 const ALIGN: usize = 4 << 20;
 
 thread_local! {
-    static CPU: Cell<u32> = const { Cell::new(0) };
+    /// Number of this thread's CPU, and where its data is in [`Cpus`].
+    static CPU: Cell<(u32, usize)> = const { Cell::new((0, 0)) };
 }
 
 /// Makes this thread a CPU of every machine of this process.
 pub fn become_cpu(cpu: u32) {
-    CPU.set(cpu);
+    assert!((cpu as usize) < CPUS, "there are {CPUS} CPUs");
+    CPU.set((cpu, cpu as usize * size_of::<CpuData>()));
 }
 
 /// A descriptor at a cache line, as in a memmap.
@@ -53,9 +55,17 @@ impl Ram {
     #[inline]
     fn word(&self, addr: PhysAddr) -> *mut u64 {
         // The guest's direct map checks the same.
-        assert!(addr.as_u64() < self.len, "{addr} is outside RAM");
+        if addr.as_u64() >= self.len {
+            outside(addr);
+        }
         self.base.wrapping_add(addr.as_u64() as usize).cast()
     }
+}
+
+#[cold]
+#[inline(never)]
+fn outside(addr: PhysAddr) -> ! {
+    panic!("{addr} is outside RAM");
 }
 
 impl Drop for Ram {
@@ -100,29 +110,74 @@ impl PhysMem for Ram {
     }
 }
 
-/// Blocks by order behind a lock: free ones are used again, else the next of RAM.
+/// Blocks by order: each CPU has lists of its own, as the guest's page allocator, and behind them is a lock.
 pub struct Frames {
     ram: Ram,
-    free: Mutex<([Vec<u64>; 11], u64)>,
-    used: AtomicUsize,
+    /// Free blocks by order, and the first frame that was never used.
+    free: Mutex<([Vec<u64>; ORDERS], u64)>,
+    lists: [PageLists; CPUS],
+}
+
+const ORDERS: usize = 11;
+/// Blocks that move between a CPU's list and the common ones at a time.
+const BATCH: usize = 32;
+
+#[repr(align(128))]
+struct PageLists(UnsafeCell<CpuPages>);
+
+// SAFETY: a CPU is one thread.
+unsafe impl Sync for PageLists {}
+
+#[derive(Default)]
+struct CpuPages {
+    free: [Vec<u64>; ORDERS],
+    /// Frames that this CPU allocated, less those that it freed.
+    used: isize,
+}
+
+impl Frames {
+    fn new(ram: Ram) -> Frames {
+        // Frame 0 stays unused: no object is at address 0.
+        Frames {
+            ram,
+            free: Mutex::new((Default::default(), 1)),
+            lists: std::array::from_fn(|_| PageLists(UnsafeCell::new(CpuPages::default()))),
+        }
+    }
+
+    fn with_lists<R>(&self, f: impl FnOnce(&mut CpuPages) -> R) -> R {
+        let (cpu, _) = CPU.get();
+        // SAFETY: this thread is the CPU, and `f` does not come back here.
+        f(unsafe { &mut *self.lists[cpu as usize].0.get() })
+    }
+
+    /// Blocks of the common lists, else the next ones of RAM.
+    fn refill(&self, order: Order, list: &mut Vec<u64>) {
+        let mut common = self.free.lock().expect("nobody panics with it");
+        let (free, next) = &mut *common;
+        let stay = free[order.index()].len().saturating_sub(BATCH);
+        list.extend(free[order.index()].drain(stay..));
+        if list.is_empty() {
+            let pfn = next.next_multiple_of(order.pages());
+            if pfn + order.pages() <= self.ram.lines.len() as u64 {
+                *next = pfn + order.pages();
+                list.push(pfn);
+            }
+        }
+    }
 }
 
 impl PageAlloc for Frames {
     fn alloc_pages(&self, _: Gfp, order: Order, _: Option<u32>) -> Option<Pfn> {
-        let mut free = self.free.lock().expect("nobody panics with it");
-        let pfn = match free.0[order.index()].pop() {
-            Some(pfn) => pfn,
-            None => {
-                let pfn = free.1.next_multiple_of(order.pages());
-                if pfn + order.pages() > self.ram.lines.len() as u64 {
-                    return None;
-                }
-                free.1 = pfn + order.pages();
-                pfn
+        let pfn = self.with_lists(|lists| {
+            let list = &mut lists.free[order.index()];
+            if list.is_empty() {
+                self.refill(order, list);
             }
-        };
-        drop(free);
-        self.used.fetch_add(order.pages() as usize, Ordering::Relaxed);
+            let pfn = list.pop()?;
+            lists.used += 1 << order.as_u8();
+            Some(pfn)
+        })?;
         let page = self.ram.page(Pfn::new(pfn))?;
         page.set_order(order);
         page.set_kind(PageKind::Allocated);
@@ -134,15 +189,21 @@ impl PageAlloc for Frames {
         if let Some(page) = self.ram.page(pfn) {
             page.set_kind(PageKind::Tail);
         }
-        self.used.fetch_sub(order.pages() as usize, Ordering::Relaxed);
-        self.free.lock().expect("nobody panics with it").0[order.index()].push(pfn.as_u64());
+        self.with_lists(|lists| {
+            lists.used -= 1 << order.as_u8();
+            let list = &mut lists.free[order.index()];
+            list.push(pfn.as_u64());
+            if list.len() > 6 * BATCH {
+                self.free.lock().expect("nobody panics with it").0[order.index()].extend(list.drain(..BATCH));
+            }
+        });
     }
 }
 
 /// Per-CPU data, each CPU's on lines of its own.
 pub struct Cpus(Box<[CpuData; CPUS]>);
 
-#[repr(align(128))]
+#[repr(C, align(128))]
 struct CpuData(UnsafeCell<CpuCaches>);
 
 // SAFETY: a CPU is one thread, and `for_each` runs while the others are joined.
@@ -151,9 +212,10 @@ unsafe impl Sync for Cpus {}
 impl CpuLocal<CpuCaches> for Cpus {
     #[inline]
     fn with<R>(&self, f: impl FnOnce(u32, &mut CpuCaches) -> R) -> R {
-        let cpu = CPU.get();
-        let data = self.0[cpu as usize].0.get();
-        // SAFETY: this thread is the CPU, and the trait forbids to enter twice.
+        // As a kernel finds its per-CPU data: by an offset.
+        let (cpu, offset) = CPU.get();
+        let data = self.0.as_ptr().wrapping_byte_add(offset).cast_mut().cast::<CpuCaches>();
+        // SAFETY: `become_cpu` checked the number; this thread is the CPU, and the trait forbids to enter twice.
         f(cpu, unsafe { &mut *data })
     }
 
@@ -191,9 +253,9 @@ impl fmt::Debug for Host {
 }
 
 impl Host {
-    /// Frames that are allocated.
+    /// Frames that this CPU allocated and did not free.
     pub fn used_frames(&self) -> usize {
-        self.frames.used.load(Ordering::Relaxed)
+        self.frames.with_lists(|lists| usize::try_from(lists.used).unwrap_or(0))
     }
 }
 
@@ -207,8 +269,7 @@ pub fn boot(slab: &str, bytes: usize) -> Kmem<Host> {
         node: UnsafeCell::new(CacheNode::EMPTY),
     };
     let host = Host {
-        // Frame 0 stays unused: no object is at address 0.
-        frames: Frames { ram: Ram::new(bytes), free: Mutex::new((Default::default(), 1)), used: AtomicUsize::new(0) },
+        frames: Frames::new(Ram::new(bytes)),
         cpus: Cpus(Box::new([cpu(), cpu()])),
         caches: caches.into_boxed_slice().try_into().expect("that many"),
         nodes: (0..MAX_CACHES).map(|_| node()).collect(),

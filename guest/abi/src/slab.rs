@@ -161,8 +161,14 @@ pub struct CacheCpu {
     pub empty: u64,
     /// Slabs on the empty list.
     pub empty_slabs: u32,
+    /// This CPU's number plus 1, as slabs name their owner; `u32::MAX` in SLAB.
+    pub owner: u32,
+    /// Slabs on the partial list above which all go to their nodes (SLUB).
+    pub partial_max: u32,
+    /// Slabs on the empty list above which all are given back (SLUB).
+    pub empty_max: u32,
     /// Always 0; the array starts a cache line.
-    pub reserved: [u32; 13],
+    pub reserved: [u32; 10],
     /// Objects ready for reuse, last freed last.
     pub array: [u64; CPU_ARRAY],
 }
@@ -184,7 +190,10 @@ impl CacheCpu {
         refills: 0,
         empty: crate::PFN_NONE,
         empty_slabs: 0,
-        reserved: [0; 13],
+        owner: 0,
+        partial_max: 0,
+        empty_max: 0,
+        reserved: [0; 10],
         array: [0; CPU_ARRAY],
     };
 }

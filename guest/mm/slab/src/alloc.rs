@@ -5,6 +5,7 @@ use mm_core::{CpuLocal, Event, Gfp, Page, Pfn, PhysAddr, PhysMem, Trace};
 
 use crate::cache::Name;
 use crate::slab_page::{Owner, Place};
+use crate::slub::{CPU_EMPTY_BYTES, CPU_PARTIAL_BYTES};
 use crate::{Cache, CacheId, FreeError, Machine, Object, array};
 
 /// The caches of a machine.
@@ -97,8 +98,8 @@ impl<M: Machine> Kmem<M> {
         self.emit(Event::KmemCacheFree { ptr: object.0, cache: Some(id.as_u16()) });
         self.emit(Event::SlabFree { object: object.0, cache: Some(id.as_u16()) });
         let freed = match self.slab_of(object) {
-            Some((pfn, page)) if page.mapping() == id.as_u64() => self.free_in(id, pfn, page, object),
-            _ => self.free_slow(id, object),
+            Some((pfn, page)) => self.free_in(id, pfn, page, object),
+            None => self.free_slow(id, object),
         };
         self.emit(Event::SlabFreeRet {});
         freed
@@ -107,11 +108,7 @@ impl<M: Machine> Kmem<M> {
     /// Takes back an object of a slab of cache `id`.
     #[inline]
     fn free_in(&self, id: CacheId, pfn: Pfn, page: &Page, object: Object) -> Result<(), FreeError> {
-        match self
-            .machine
-            .cpus()
-            .with(|cpu, caches| self.put(cpu, &mut caches[id.index()], pfn, page, object))
-        {
+        match self.machine.cpus().with(|_, caches| self.put(id, &mut caches[id.index()], pfn, page, object)) {
             Put::Done => Ok(()),
             Put::Trim => {
                 self.slub_trim(id);
@@ -212,21 +209,26 @@ impl<M: Machine> Kmem<M> {
 
     /// Gives an object to what this CPU has at hand; `false` if that is not so easy.
     #[inline]
-    fn put(&self, cpu: u32, c: &mut CacheCpu, pfn: Pfn, page: &Page, object: Object) -> Put {
+    fn put(&self, id: CacheId, c: &mut CacheCpu, pfn: Pfn, page: &Page, object: Object) -> Put {
+        let from = object.0.wrapping_sub(pfn.phys().as_u64());
+        let owner = Owner::in_page(page);
+        // One branch for all that is checked of an object in a slab of this CPU's.
+        if (page.mapping() == id.as_u64()) & (owner == Owner::in_cpu(c)) & is_place(c, from) {
+            return self.push_own(c, pfn, page, object.0);
+        }
+        self.put_elsewhere(id, c, pfn, page, object)
+    }
+
+    /// [`Kmem::put`] of an object of SLAB's, and of a slab that is not this CPU's.
+    #[inline]
+    fn put_elsewhere(&self, id: CacheId, c: &mut CacheCpu, pfn: Pfn, page: &Page, object: Object) -> Put {
         let is_slub = c.offset != NO_FREELIST;
         let base = if is_slub { pfn.phys().as_u64() } else { page.index() };
-        let from = object.0.wrapping_sub(base);
-        if !inside(object.0, base, c.span_words) || from.wrapping_mul(c.divisor) >= c.divisor {
+        if page.mapping() != id.as_u64() || !is_place(c, object.0.wrapping_sub(base)) {
             return Put::Slow;
         }
-        if is_slub {
-            let owner = Owner::in_page(page);
-            if owner == Owner::of(cpu) {
-                return self.push_own(c, pfn, page, object.0);
-            }
-            if owner == Owner::FULL {
-                return self.own_full(cpu, c, pfn, page, object.0);
-            }
+        if is_slub && Owner::in_page(page) == Owner::FULL {
+            return self.own_full(c, pfn, page, object.0);
         }
         if page.node() == c.node && !array::is_newest(c, object.0) && array::push(c, object.0) {
             Put::Done
@@ -322,6 +324,12 @@ pub(crate) enum Put {
     Slow,
 }
 
+/// Whether an object starts that far from the first of a slab, whose frames hold it. A multiple of the size is one of a word.
+#[inline]
+fn is_place(c: &CacheCpu, from: u64) -> bool {
+    (from < u64::from(c.span_words) << 3) & (from.wrapping_mul(c.divisor) < c.divisor)
+}
+
 /// Whether `object` is a word's address in the `words` words from `base` on.
 #[inline]
 pub(crate) fn inside(object: u64, base: u64, words: u32) -> bool {
@@ -330,7 +338,7 @@ pub(crate) fn inside(object: u64, base: u64, words: u32) -> bool {
 }
 
 /// Fills in a CPU's copies of what the fast path needs of the cache.
-pub(crate) fn set_up(cpu: &mut CacheCpu, cache: &Cache, node: u32) {
+pub(crate) fn set_up(cpu: &mut CacheCpu, cache: &Cache, number: u32, node: u32) {
     if cpu.span_words != 0 {
         return;
     }
@@ -340,5 +348,9 @@ pub(crate) fn set_up(cpu: &mut CacheCpu, cache: &Cache, node: u32) {
     cpu.node = node;
     cpu.span_words = cache.objects() * cache.size() / 8;
     cpu.divisor = u64::MAX / u64::from(cache.size()) + 1;
+    cpu.owner = if cache.kind() == SlabKind::Slub { number + 1 } else { u32::MAX };
+    let bytes = cpu.span_words.max(1) * 8;
+    cpu.partial_max = (CPU_PARTIAL_BYTES / bytes).max(cache.cpu_partial_slabs());
+    cpu.empty_max = CPU_EMPTY_BYTES / bytes;
     debug_assert!(cpu.slab == PFN_NONE);
 }

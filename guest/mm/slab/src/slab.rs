@@ -59,7 +59,7 @@ impl<M: Machine> Kmem<M> {
     fn cache_refill(&self, id: CacheId, cache: &Cache) -> Option<Object> {
         self.machine.cpus().with(|cpu, caches| {
             let c = &mut caches[id.index()];
-            set_up(c, cache, self.machine.node_of(cpu));
+            set_up(c, cache, cpu, self.machine.node_of(cpu));
             c.refills += 1;
             let (name, node) = (Some(id.as_u16()), Some(c.node));
             self.emit(Event::CacheAllocRefill { cache: name, node, batchcount: cache.batchcount().into() });
@@ -122,7 +122,7 @@ impl<M: Machine> Kmem<M> {
         self.prepare_node(id, cache, here);
         let freed = self.machine.cpus().with(|cpu, caches| {
             let c = &mut caches[id.index()];
-            set_up(c, cache, self.machine.node_of(cpu));
+            set_up(c, cache, cpu, self.machine.node_of(cpu));
             if array::is_newest(c, object.0) {
                 return Err(FreeError::DoubleFree { object });
             }

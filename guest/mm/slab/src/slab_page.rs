@@ -2,7 +2,7 @@
 
 use core::sync::atomic::Ordering::{AcqRel, Acquire, Release};
 
-use memvisor_abi::{PFN_NONE, SLAB_FULL, SLAB_OWNER_SHIFT, SlabCounters};
+use memvisor_abi::{CacheCpu, PFN_NONE, SLAB_FULL, SLAB_OWNER_SHIFT, SlabCounters};
 use mm_core::{Event, Gfp, MemMap, Order, Page, PageAlloc, PageKind, Pfn};
 
 use crate::{Cache, CacheId, Kmem, Machine, Object, SlabFlags};
@@ -65,9 +65,10 @@ impl Owner {
         Owner(u64::from(cpu) + 1)
     }
 
-    /// The CPU; of an owner that is one.
-    pub(crate) fn cpu(self) -> u32 {
-        u32::try_from(self.0.saturating_sub(1)).unwrap_or(0)
+    /// The CPU whose part of a cache this is.
+    #[inline]
+    pub(crate) fn in_cpu(cpu: &CacheCpu) -> Owner {
+        Owner(cpu.owner.into())
     }
 
     #[inline]

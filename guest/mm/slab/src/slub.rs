@@ -23,9 +23,9 @@ use crate::{Cache, CacheId, FreeError, Kmem, Machine, Object, array, list};
 const PARTIAL: usize = SlabListKind::Partial as usize;
 
 /// Memory of the slabs with free objects that a CPU keeps of a cache; above it all of them go to their nodes.
-const CPU_PARTIAL_BYTES: u32 = 4 << 20;
+pub(crate) const CPU_PARTIAL_BYTES: u32 = 4 << 20;
 /// Memory of the slabs without a used object that a CPU keeps of a cache; above it all of them are given back.
-const CPU_EMPTY_BYTES: u32 = 128 << 10;
+pub(crate) const CPU_EMPTY_BYTES: u32 = 128 << 10;
 
 /// A CPU's part of a cache, with interrupts off.
 struct Here<'h, M: Machine> {
@@ -134,7 +134,7 @@ impl<M: Machine> Kmem<M> {
         let mut discard = Discard::NONE;
         let result = self.machine.cpus().with(|cpu, caches| {
             let c = &mut caches[id.index()];
-            set_up(c, cache, self.machine.node_of(cpu));
+            set_up(c, cache, cpu, self.machine.node_of(cpu));
             f(&mut Here { kmem: self, id, cache, cpu: Owner::of(cpu), c, discard: &mut discard })
         });
         self.discard(discard);
@@ -154,28 +154,40 @@ impl<M: Machine> Kmem<M> {
             return Put::Done;
         }
         let (prior, raw) = (page.index(), page.mapcount());
-        let inuse = raw & 0xffff;
-        if prior == object || inuse == 0 {
-            return Put::Slow;
+        // One branch for what is rare.
+        if (prior == object) | (raw & 0xffff <= 1) {
+            return self.push_last(c, pfn, page, object);
         }
         self.machine.mem().write_u64(link, prior);
         page.set_index(object);
         page.set_mapcount(raw - 1);
-        if inuse == 1 { self.emptied(c, pfn, page) } else { Put::Done }
+        Put::Done
+    }
+
+    /// Puts the last used object back into a partial slab of the CPU.
+    #[inline(never)]
+    fn push_last(&self, c: &mut CacheCpu, pfn: Pfn, page: &Page, object: u64) -> Put {
+        let k = counters(page);
+        if page.index() == object || k.inuse == 0 {
+            return Put::Slow;
+        }
+        self.machine.mem().write_u64(PhysAddr::new(object + u64::from(c.offset)), page.index());
+        page.set_index(object);
+        set_counters(page, SlabCounters { inuse: 0, ..k });
+        self.emptied(c, pfn, page)
     }
 
     /// A partial slab of the CPU lost its last used object.
-    #[inline(never)]
     fn emptied(&self, c: &mut CacheCpu, pfn: Pfn, page: &Page) -> Put {
         list::partial(c).remove(self.machine.map(), page);
         list::empty(c).push(self.machine.map(), pfn, page);
-        if c.has_many_empty() { Put::Trim } else { Put::Done }
+        if c.empty_slabs > c.empty_max { Put::Trim } else { Put::Done }
     }
 
     /// Puts the first object back into a full slab, which becomes this CPU's (Linux: `put_cpu_partial`).
     #[inline(never)]
-    pub(crate) fn own_full(&self, cpu: u32, c: &mut CacheCpu, pfn: Pfn, page: &Page, object: u64) -> Put {
-        if !Owner::FULL.hand_over(page, Owner::of(cpu)) {
+    pub(crate) fn own_full(&self, c: &mut CacheCpu, pfn: Pfn, page: &Page, object: u64) -> Put {
+        if !Owner::FULL.hand_over(page, Owner::in_cpu(c)) {
             return Put::Slow;
         }
         self.machine.mem().write_u64(PhysAddr::new(object + u64::from(c.offset)), 0);
@@ -186,7 +198,7 @@ impl<M: Machine> Kmem<M> {
         list::partial(c).push(self.machine.map(), pfn, page);
         match inuse {
             0 => self.emptied(c, pfn, page),
-            _ if c.has_many_partial() => Put::Trim,
+            _ if c.partial_slabs > c.partial_max => Put::Trim,
             _ => Put::Done,
         }
     }
@@ -360,10 +372,10 @@ impl<M: Machine> Here<'_, M> {
 
     /// Gives slabs away of which there are too many.
     fn trim(&mut self) {
-        if self.c.has_many_empty() {
+        if self.c.empty_slabs > self.c.empty_max {
             self.unfreeze_all(list::empty);
         }
-        if self.c.has_many_partial() {
+        if self.c.partial_slabs > self.c.partial_max {
             self.unfreeze_all(list::partial);
         }
     }
@@ -416,7 +428,7 @@ impl<M: Machine> Here<'_, M> {
                     return self.kmem.push_own(self.c, pfn, page, object) != Put::Slow;
                 }
                 Owner::FULL => {
-                    if self.kmem.own_full(self.cpu.cpu(), self.c, pfn, page, object) != Put::Slow {
+                    if self.kmem.own_full(self.c, pfn, page, object) != Put::Slow {
                         return true;
                     }
                 }
@@ -567,24 +579,6 @@ impl<M: Machine> Here<'_, M> {
 #[inline]
 pub(crate) fn link(cache: &Cache, object: u64) -> PhysAddr {
     PhysAddr::new(object + u64::from(cache.offset()))
-}
-
-/// Limits of a CPU's lists, by memory.
-trait Limits {
-    fn has_many_partial(&self) -> bool;
-    fn has_many_empty(&self) -> bool;
-}
-
-impl Limits for CacheCpu {
-    #[inline]
-    fn has_many_partial(&self) -> bool {
-        self.partial_slabs > CPU_PARTIAL_BYTES / 8 / self.span_words.max(1)
-    }
-
-    #[inline]
-    fn has_many_empty(&self) -> bool {
-        self.empty_slabs > CPU_EMPTY_BYTES / 8 / self.span_words.max(1)
-    }
 }
 
 /// Counts a slab that is on no list as gone.
