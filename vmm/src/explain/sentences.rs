@@ -373,8 +373,8 @@ mod tests {
         assert_eq!(text(AllocPagesRet, [0x1f98, 0, 0, 0, 0]), "The caller gets the block at frame 0x1f98.");
         assert_eq!(text(AllocPagesRet, [u64::MAX, 0, 0, 0, 0]), "The caller gets NULL.");
         assert_eq!(
-            text(ZoneWatermarkOk, [0x0100_0001, 3317, 78, 0, 0]),
-            "Zone 0:DMA32 has 3317 free pages; its mark is 78, and it keeps 0 for requests that can use no higher zone: it may give."
+            text(ZoneWatermarkOk, [0x0100_0001, 3317, 78, 30, 0]),
+            "Zone 0:DMA32 has 3317 free pages; its mark is 78, for these rights 30, and it keeps 0 for requests that can use no higher zone: it may give."
         );
     }
 }
