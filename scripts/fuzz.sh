@@ -43,7 +43,8 @@ for target in "${targets[@]}"; do
     "$program" "$corpus" "fuzz/corpus/$target" "-artifact_prefix=$artifacts/" "-max_total_time=$seconds" \
         "-timeout=$INPUT_SECONDS" "-rss_limit_mb=$MEMORY_MIB" -max_len=65536 -print_final_stats=1 >"$log" 2>&1
     code=$?
-    runs=$(sed -n 's/^stat::number_of_executed_units: *//p' "$log")
+    # A leak that is found at the end makes the figures appear twice.
+    runs=$(sed -n 's/^stat::number_of_executed_units: *//p' "$log" | tail -n 1)
     cover=$(grep -oE 'cov: [0-9]+' "$log" | tail -n 1)
     total=$((total + ${runs:-0}))
     echo "fuzz: $target: ${runs:-0} inputs, ${cover:-cov: 0} edges, exit code $code"

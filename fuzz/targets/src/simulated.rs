@@ -3,6 +3,7 @@
 use std::cell::{Cell, RefCell};
 use std::fmt;
 use std::ops::Range;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use memvisor_abi::{CpuEvents, MAX_NR_ZONES, PFN_NONE, PerCpuPages, Zonelist, ZonelistOrder};
 use mm_core::{CpuLocal, MemMap, Migratetype, Order, PageKind, Pfn, PhysMem, ZoneKind};
@@ -25,9 +26,12 @@ pub const ZONES: [(u32, ZoneKind, Range<u64>); 4] = [
     (1, ZoneKind::Movable, 0x2800..0x2c00),
 ];
 
-thread_local! {
-    /// CPU data of machines that are gone: it must live for ever, so the next machine gets it.
-    static SPARE: RefCell<Vec<CpuPages>> = const { RefCell::new(Vec::new()) };
+/// CPU data of machines that are gone: it must live for ever, so the next machine gets it.
+static SPARE: Mutex<Vec<CpuPages>> = Mutex::new(Vec::new());
+
+fn spare() -> MutexGuard<'static, Vec<CpuPages>> {
+    // A run that panicked leaves whole entries behind.
+    SPARE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Data of the CPUs.
@@ -38,13 +42,12 @@ pub struct Cpus {
 
 impl Cpus {
     fn new(high: u32, batch: u32) -> Cpus {
-        let spare = || SPARE.with(|spare| spare.borrow_mut().pop());
         let fresh = || CpuPages {
             pcps: vec![PerCpuPages::EMPTY; NR_NODES * MAX_NR_ZONES].leak(),
             events: Box::leak(Box::new(CpuEvents::ZERO)),
         };
         let cpu = |_| {
-            let cpu = spare().unwrap_or_else(fresh);
+            let cpu = spare().pop().unwrap_or_else(fresh);
             *cpu.events = CpuEvents::ZERO;
             for pcp in cpu.pcps.iter_mut() {
                 *pcp = PerCpuPages::EMPTY;
@@ -58,7 +61,7 @@ impl Cpus {
 
 impl Drop for Cpus {
     fn drop(&mut self) {
-        SPARE.with(|spare| spare.borrow_mut().extend(self.cpus.drain(..).map(RefCell::into_inner)));
+        spare().extend(self.cpus.drain(..).map(RefCell::into_inner));
     }
 }
 
