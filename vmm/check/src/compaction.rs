@@ -80,7 +80,10 @@ fn zones(context: &Context<'_>, ledger: &mut Ledger) {
         ledger.checked(&DEFERRAL, 1);
         let (shift, considered) = (zone.compact_defer_shift, zone.compact_considered);
         let most = 1_u32 << shift.min(MAX_DEFER_SHIFT);
-        if shift > MAX_DEFER_SHIFT || considered > most || zone.compact_order_failed > NR_ORDERS as u32 {
+        if shift > MAX_DEFER_SHIFT
+            || considered > most
+            || u64::from(zone.compact_order_failed) > NR_ORDERS as u64
+        {
             let claim = format!("shift {shift} considered {considered} order {}", zone.compact_order_failed);
             let outside = format!("at most {MAX_DEFER_SHIFT}, {most} and {NR_ORDERS}");
             ledger.report(&DEFERRAL, finding(&DEFERRAL, zone_name(index), claim, outside));
@@ -98,13 +101,13 @@ struct Seen {
 fn movable(context: &Context<'_>, ledger: &mut Ledger) {
     let owners = &context.movable_owners;
     let mut seen = vec![Seen::default(); owners.len()];
-    let (mut marked, mut wrong) = (0, Vec::new());
+    let (mut pages, mut wrong) = (0, Vec::new());
     for_each_ram_page(context, &mut |pfn, page| {
+        pages += 1;
         let flags = page.page_flags();
         if !flags.intersects(PageFlags::MOVABLE | PageFlags::ISOLATED) {
             return;
         }
-        marked += 1;
         if !flags.contains(PageFlags::MOVABLE) {
             wrong.push((&ISOLATED, pfn, "isolated".to_owned(), "it is not movable".to_owned()));
             return;
@@ -119,8 +122,8 @@ fn movable(context: &Context<'_>, ledger: &mut Ledger) {
             Err(reason) => wrong.push((&OWNER, pfn, "movable".to_owned(), reason)),
         }
     });
-    ledger.checked(&OWNER, marked);
-    ledger.checked(&ISOLATED, marked);
+    ledger.checked(&OWNER, pages);
+    ledger.checked(&ISOLATED, pages);
     for (rule, pfn, claim, outside) in wrong {
         ledger.report(rule, finding(rule, format_args!("frame {pfn:#x}"), claim, outside).frame(pfn));
     }

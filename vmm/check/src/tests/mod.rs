@@ -2,6 +2,7 @@
 
 mod build;
 mod cma;
+mod compaction;
 mod faults;
 mod guest;
 mod hostile;
