@@ -161,7 +161,7 @@ fn handle_fault_grown<K: Kernel>(
 }
 
 /// With mmap_lock held.
-fn in_vma<K: Kernel>(
+pub(crate) fn in_vma<K: Kernel>(
     k: &K,
     mm: &Mm,
     id: Option<Id<Vma>>,

@@ -1,8 +1,9 @@
 //! mprotect (Linux: mm/mprotect.c).
 
-use mm_core::PAGE_SHIFT;
+use mm_core::{PAGE_SHIFT, PAGE_SIZE};
 use mm_pgtable::{Entry, PteFlags, TableMem};
 
+use crate::fault::{self, Access};
 use crate::gather::Gather;
 use crate::id::Id;
 use crate::pte::{self, Pte};
@@ -119,7 +120,23 @@ impl<K: Kernel> Space<'_, K> {
         change_protection(self.k, self.mm, self.vma(id), start, end, gather);
         self.mm.account(old, -pages.cast_signed());
         self.mm.account(flags, pages.cast_signed());
+        let mask = VmFlags::WRITE | VmFlags::SHARED | VmFlags::LOCKED;
+        if old & mask == VmFlags::LOCKED
+            && flags.contains(VmFlags::WRITE)
+            && !flags.contains(VmFlags::LOCKONFAULT)
+        {
+            self.copy_locked(id, start, end);
+        }
         Ok(id)
+    }
+
+    /// Locked pages that may be written from now on are copied now, so that no write has to wait; without memory they are
+    /// copied later.
+    fn copy_locked(&self, id: Id<Vma>, start: u64, end: u64) {
+        let mut va = start;
+        while va < end && fault::in_vma(self.k, self.mm, Some(id), va, Access::Write, false).is_ok() {
+            va += PAGE_SIZE;
+        }
     }
 }
 
