@@ -18,10 +18,12 @@ pub struct Page {
     pub next: u64,
     /// Previous frame of the list this page is on, or [`crate::PFN_NONE`].
     pub prev: u64,
-    /// Owner of the contents: the pid for an anonymous user page, else 0 for now
-    /// (Linux: `page->mapping`).
+    /// Owner of the contents (Linux: `page->mapping`). By kind: of a user page the physical address of its anon_vma plus
+    /// [`Page::MAPPING_ANON`], or of its mapping; of a slab its cache's number; of a movable page ([`PageFlags::MOVABLE`])
+    /// its owner's; behind a vmalloc area the area's address. Else 0.
     pub mapping: u64,
-    /// Page offset inside the owner: virtual page number for a user page (Linux: `page->index`).
+    /// Page offset inside the owner: of an anonymous page the virtual page number where its VMA was first mapped, which
+    /// mremap does not change (Linux: `page->index`).
     pub index: u64,
     /// For the owner's use (Linux: `page->private`).
     pub private: u64,
@@ -53,6 +55,8 @@ impl Page {
     pub const ZONE_SHIFT: u32 = 51;
     /// First bit of the node in `flags`.
     pub const NODE_SHIFT: u32 = 54;
+    /// In `mapping`: the page is anonymous, and the other bits name its anon_vma (Linux: `PAGE_MAPPING_ANON`).
+    pub const MAPPING_ANON: u64 = 1;
     /// In `bits` of the head of a free block: every byte of the block is zero, because nobody wrote to it
     /// since the machine was made.
     pub const KNOWN_ZERO: u8 = 1;

@@ -128,6 +128,12 @@ impl Page {
         &self.refcount
     }
 
+    /// The counter behind [`Page::mapcount`], for those who map the page under different locks.
+    #[inline]
+    pub const fn mappings(&self) -> &AtomicI32 {
+        &self.mapcount
+    }
+
     /// Kind, order, migratetype and bits at once. One CPU at a time changes them: the one that holds the lock
     /// of the list or owner that the frame has.
     #[inline]

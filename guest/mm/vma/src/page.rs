@@ -7,13 +7,13 @@
 
 use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed};
 
+use memvisor_abi as abi;
 use mm_core::{MemMap, Order, Page, PageAlloc, PageFlags, PageKind, Pfn};
 
 use crate::id::Id;
 use crate::{AnonVma, Mapping};
 
-/// Linux: `PAGE_MAPPING_ANON`.
-const ANON: u64 = 1;
+const ANON: u64 = abi::Page::MAPPING_ANON;
 
 /// Who finds the PTEs of a page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,17 +57,17 @@ pub(crate) fn add_new_anon(page: &Page, anon: Id<AnonVma>, index: u64) {
     page.set_mapcount(0);
 }
 
-/// One more PTE maps the page; the page-table lock of each that does so is another's, hence the loop.
+/// One more PTE maps the page. Each address space has a page-table lock of its own, so nothing else orders the counting.
 pub(crate) fn add_rmap(map: &impl MemMap, pfn: Pfn) {
     if let Some(page) = map.page(pfn) {
-        page.set_mapcount(page.mapcount() + 1);
+        page.mappings().fetch_add(1, Relaxed);
     }
 }
 
 /// One PTE less maps the page (Linux: `page_remove_rmap`).
 pub(crate) fn remove_rmap(map: &impl MemMap, pfn: Pfn) {
     if let Some(page) = map.page(pfn) {
-        page.set_mapcount(page.mapcount() - 1);
+        page.mappings().fetch_sub(1, Relaxed);
     }
 }
 
