@@ -96,7 +96,7 @@ fn check_entries<K: Kernel>(k: &K, mm: &Mm) -> Result<(), Broken> {
             check(!writable || flags.contains(VmFlags::WRITE), "M2: writable in a writable VMA", va)?;
             let executable = entry.is_present() && !entry.has(PteFlags::NX);
             check(!executable || flags.contains(VmFlags::EXEC), "M2: executable in an executable VMA", va)?;
-            if pfn == k.zero_page() {
+            if k.is_zero_page(pfn) {
                 check(!writable, "M3: the zero page is read-only", va)?;
                 continue;
             }

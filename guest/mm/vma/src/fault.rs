@@ -211,7 +211,8 @@ impl<K: Kernel> VmFault<'_, K> {
 
     /// Whether a page of its own may come into the VMA.
     fn needs_anon_vma(&self) -> bool {
-        self.is_write() && !self.vma.flags().contains(VmFlags::SHARED)
+        let reads_own = self.vma.is_anonymous() && self.k.zero_page().is_none();
+        (self.is_write() || reads_own) && !self.vma.flags().contains(VmFlags::SHARED)
     }
 
     /// Linux: `handle_pte_fault`.
@@ -276,8 +277,10 @@ impl<K: Kernel> VmFault<'_, K> {
 
     /// Linux: `do_anonymous_page`.
     fn anonymous_page(&self) -> Result<Done, Fault> {
-        if !self.is_write() {
-            let entry = pte::page(self.k.zero_page(), self.flags(false, false), true);
+        if !self.is_write()
+            && let Some(zero) = self.k.zero_page()
+        {
+            let entry = pte::page(zero, self.flags(false, false), true);
             let installed = self.install(entry, None, || {})?;
             return Ok(if installed { Done::Minor } else { Done::Spurious });
         }
@@ -287,7 +290,9 @@ impl<K: Kernel> VmFault<'_, K> {
 
     /// Maps a fresh page of its own where nothing is.
     fn install_anon(&self, pfn: Pfn) -> Result<Done, Fault> {
-        let entry = pte::page(pfn, self.flags(true, true), true);
+        // A read that found no zero page may be in a VMA that is not to be written.
+        let write = self.vma.flags().contains(VmFlags::WRITE);
+        let entry = pte::page(pfn, self.flags(write, write), true);
         let anon = self.vma.anon_vma().ok_or(Fault::NoMemory)?;
         let installed = self.install(entry, Some(RssKind::Anon), || {
             if let Some(page) = self.k.page(pfn) {
@@ -331,7 +336,7 @@ impl<K: Kernel> VmFault<'_, K> {
     fn write_protected(&self, old: Entry, pfn: Pfn) -> Result<Done, Fault> {
         let accessible = self.vma.flags().is_accessible();
         let shared = self.vma.flags().contains(VmFlags::SHARED);
-        let alone = pfn != self.k.zero_page()
+        let alone = !self.k.is_zero_page(pfn)
             && self.k.page(pfn).is_some_and(|page| page::is_anon(page) && page.refcount() == 1);
         if shared || alone {
             // More rights need no flush: a stale refusal faults, and the fault drops it.
@@ -345,7 +350,7 @@ impl<K: Kernel> VmFault<'_, K> {
     /// Linux: `wp_page_copy`.
     fn copy(&self, old: Entry, pfn: Pfn) -> Result<Done, Fault> {
         let anon = self.vma.anon_vma().ok_or(Fault::NoMemory)?;
-        let was_zero = pfn == self.k.zero_page();
+        let was_zero = self.k.is_zero_page(pfn);
         let copy = self.alloc(was_zero)?;
         if !was_zero {
             self.k.copy_page(copy, pfn);

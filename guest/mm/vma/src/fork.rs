@@ -102,7 +102,7 @@ fn copy_page_range<K: Kernel>(
                 let Some((table, index)) = pte::make(tables, to.page_table(), va) else { return Err(done) };
                 tables.write(table, index, entry.as_u64());
                 if let Pte::Page(pfn) | Pte::Migration(pfn) = pte::decode(entry)
-                    && pfn != k.zero_page()
+                    && !k.is_zero_page(pfn)
                 {
                     to.add_rss(zap::kind_of(k, pfn), 1);
                 }
@@ -113,7 +113,7 @@ fn copy_page_range<K: Kernel>(
             // The counts of what did not arrive.
             for &(_, entry) in batch.iter().take(len).skip(done) {
                 if let Pte::Page(pfn) = pte::decode(entry)
-                    && pfn != k.zero_page()
+                    && !k.is_zero_page(pfn)
                 {
                     page::remove_rmap(k, pfn);
                     page::put(k, pfn);
@@ -145,7 +145,7 @@ fn share_entry<K: Kernel, M: TableMem>(
     let lost = old.is_present() && read_only(old) != old;
     let mut copy = read_only(old);
     if let Pte::Page(pfn) = pte::decode(old)
-        && pfn != k.zero_page()
+        && !k.is_zero_page(pfn)
     {
         page::get(k, pfn);
         page::add_rmap(k, pfn);

@@ -91,8 +91,14 @@ pub trait Kernel:
         core::hint::spin_loop();
     }
 
-    /// The frame of zeroes that read faults map. It is reserved: nobody counts its references.
-    fn zero_page(&self) -> Pfn;
+    /// The frame of zeroes that read faults map, if there is one. It is reserved: nobody counts its references. Without it
+    /// they map pages of their own (Linux: `mm_forbids_zeropage`).
+    fn zero_page(&self) -> Option<Pfn>;
+
+    /// Whether this is the frame of zeroes (Linux: `is_zero_pfn`).
+    fn is_zero_page(&self, pfn: Pfn) -> bool {
+        self.zero_page() == Some(pfn)
+    }
 
     /// Copies a frame.
     fn copy_page(&self, to: Pfn, from: Pfn) {

@@ -111,8 +111,15 @@ impl Mm {
         brk, set_brk, u64;
     }
 
-    /// Gives an all-zero address space its tables and its shape.
+    /// Gives an address space without VMAs, all zero or after [`crate::Space::exit`], its tables and its shape.
     pub fn init(&self, tables: PageTable, shape: Layout) {
+        let counts =
+            [&self.total_vm, &self.data_vm, &self.exec_vm, &self.stack_vm, &self.locked_vm, &self.def_flags];
+        for count in counts.into_iter().chain(&self.rss).chain([&self.min_flt, &self.maj_flt]) {
+            count.store(0, Relaxed);
+        }
+        self.set_map_count(0);
+        self.set_program(0, 0, 0);
         self.root.store(tables.root.as_u64(), Relaxed);
         self.levels.store(u32::from(tables.levels.count()), Relaxed);
         self.set_mmap_base(shape.mmap_base);

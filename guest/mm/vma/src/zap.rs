@@ -39,7 +39,7 @@ fn release<K: Kernel>(k: &K, mm: &Mm, va: u64, old: Entry, gather: &mut Gather) 
     }
     match pte::decode(old) {
         Pte::Empty => {}
-        Pte::Page(pfn) if pfn == k.zero_page() => {}
+        Pte::Page(pfn) if k.is_zero_page(pfn) => {}
         Pte::Page(pfn) => {
             mm.add_rss(kind_of(k, pfn), -1);
             if old.has(PteFlags::DIRTY)

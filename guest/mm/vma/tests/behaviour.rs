@@ -54,13 +54,29 @@ fn a_read_maps_the_zero_page_and_a_write_replaces_it() {
     let mut model = Model::new();
     map(&mut model, 0, 2, WRITE, PRIVATE);
     assert_eq!(read(&model, 0), 0);
-    assert_eq!(frame(&model, model.mm, 0), Some(model.k.zero_page()));
+    assert_eq!(frame(&model, model.mm, 0), model.k.zero_page());
     assert_eq!(mm(&model, model.mm).rss(RssKind::Anon), 0);
     assert_eq!(write(&model, 0, 5), 0);
-    assert_ne!(frame(&model, model.mm, 0), Some(model.k.zero_page()));
+    assert_ne!(frame(&model, model.mm, 0), model.k.zero_page());
     assert_eq!((read(&model, 0), read(&model, 1)), (5, 0));
     assert_eq!(mm(&model, model.mm).rss(RssKind::Anon), 1);
     assert_eq!(mm(&model, model.mm).min_flt(), 3);
+    model.finish();
+}
+
+#[test]
+fn without_a_zero_page_a_read_maps_a_page_of_its_own() {
+    let mut model = Model::new();
+    model.k.forbids_zero_page.store(true, Relaxed);
+    map(&mut model, 0, 1, WRITE, PRIVATE);
+    map(&mut model, 1, 1, READ, PRIVATE);
+    assert_eq!((read(&model, 0), read(&model, 1)), (0, 0));
+    assert_eq!(mm(&model, model.mm).rss(RssKind::Anon), 2);
+    let first = frame(&model, model.mm, 0);
+    assert_eq!(write(&model, 0, 5), 0);
+    assert_eq!(frame(&model, model.mm, 0), first, "the page is written in place");
+    assert_eq!(write(&model, 1, 5), -11_002);
+    audit(&model.k, model.mm).unwrap();
     model.finish();
 }
 

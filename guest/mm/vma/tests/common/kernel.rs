@@ -1,7 +1,7 @@
 //! A kernel on the host: frames, objects, locks that refuse misuse, and a TLB that keeps what nobody flushed.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, OnceLock};
 
 use mm_core::{
@@ -17,6 +17,7 @@ const FRAMES: usize = 1 << 14;
 /// The first frame; the zero page is the last.
 const FIRST: u64 = 0x1_0000;
 const CHUNK: usize = 256;
+const ZERO_PAGE: Pfn = Pfn::new(FIRST + FRAMES as u64 - 1);
 
 type Frame = Box<[AtomicU64; TABLE_ENTRIES]>;
 
@@ -172,6 +173,8 @@ pub struct TestKernel {
     /// What a CPU remembers: by root table and page.
     pub tlb: Mutex<HashMap<(u64, u64), Entry>>,
     pub flushes: AtomicU64,
+    /// Read faults get pages of their own.
+    pub forbids_zero_page: AtomicBool,
 }
 
 impl TestKernel {
@@ -200,6 +203,7 @@ impl TestKernel {
             rmap: Mutex::default(),
             tlb: Mutex::default(),
             flushes: AtomicU64::new(0),
+            forbids_zero_page: AtomicBool::new(false),
         }
     }
 
@@ -236,7 +240,7 @@ impl PhysMem for TestKernel {
     }
 
     fn write_u64(&self, addr: PhysAddr, value: u64) {
-        assert_ne!(addr.pfn(), self.zero_page(), "the zero page is written to");
+        assert_ne!(addr.pfn(), ZERO_PAGE, "the zero page is written to");
         self.ram.frame(addr.pfn())[usize::try_from(addr.page_offset() / 8).unwrap()].store(value, Relaxed);
     }
 
@@ -341,8 +345,8 @@ impl Kernel for TestKernel {
         f()
     }
 
-    fn zero_page(&self) -> Pfn {
-        Pfn::new(FIRST + FRAMES as u64 - 1)
+    fn zero_page(&self) -> Option<Pfn> {
+        (!self.forbids_zero_page.load(Relaxed)).then_some(ZERO_PAGE)
     }
 
     fn shmem_zero_setup(&self, bytes: u64) -> Result<Id<Mapping>, Errno> {
