@@ -11,7 +11,9 @@ use crate::arch::{apic, cpu, percpu, regs, trap, user};
 use crate::drivers::{memvisor, power, serial};
 use crate::mm::layout::{APIC_VA, levels, percpu_area};
 use crate::mm::phys::DirectMap;
-use crate::mm::{early, kcompactd, kmap, layout, limits, memmap, page_alloc, paging, phys, slab, vmalloc};
+use crate::mm::{
+    early, kcompactd, kmap, layout, limits, memmap, page_alloc, paging, phys, slab, space, vmalloc,
+};
 use crate::sync::Lock;
 use crate::task::PAUSED;
 use crate::{
@@ -82,6 +84,7 @@ extern "C" fn start_on_own_stack() -> ! {
     let phys_bits = cpu::detect(false).phys_bits;
     vmalloc::init(phys_bits);
     kmap::init();
+    space::init();
     sched::init(u32::try_from(topology::CPUS.lock().count).unwrap_or(0));
     introspect::publish_vmalloc();
     smp::start_others();

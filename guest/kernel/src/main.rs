@@ -19,6 +19,8 @@ mod drivers;
 #[cfg(target_os = "none")]
 mod elf;
 #[cfg(target_os = "none")]
+mod exec;
+#[cfg(target_os = "none")]
 mod explain;
 #[cfg(target_os = "none")]
 mod init;
@@ -47,6 +49,8 @@ mod task;
 mod topology;
 #[cfg(target_os = "none")]
 mod trace;
+#[cfg(target_os = "none")]
+mod uaccess;
 
 #[cfg(not(target_os = "none"))]
 fn main() {

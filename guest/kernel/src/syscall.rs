@@ -1,5 +1,7 @@
 //! System calls, with Linux's numbers and results (arch/x86/entry/syscalls/syscall_64.tbl).
 
+mod mm;
+
 use core::sync::atomic::Ordering;
 
 use crate::arch::trap::TrapFrame;
@@ -8,6 +10,9 @@ use crate::print;
 use crate::task::{self, PAUSED, SYSCALLS};
 
 const WRITE: u64 = 1;
+const MMAP: u64 = 9;
+const MPROTECT: u64 = 10;
+const MUNMAP: u64 = 11;
 const BRK: u64 = 12;
 const PAUSE: u64 = 34;
 const GETPID: u64 = 39;
@@ -27,7 +32,14 @@ pub fn dispatch(frame: &mut TrapFrame) {
     SYSCALLS.fetch_add(1, Ordering::Relaxed);
     frame.rax = match frame.rax {
         WRITE => write(frame.rdi, frame.rsi, frame.rdx),
-        BRK => task::set_break(frame.rdi),
+        MMAP => {
+            let [addr, len, prot, flags, fd, offset] =
+                [frame.rdi, frame.rsi, frame.rdx, frame.r10, frame.r8, frame.r9];
+            mm::mmap(addr, len, prot, flags, fd, offset)
+        }
+        MPROTECT => mm::mprotect(frame.rdi, frame.rsi, frame.rdx),
+        MUNMAP => mm::munmap(frame.rdi, frame.rsi),
+        BRK => mm::brk(frame.rdi),
         PAUSE => user::leave(PAUSED),
         GETPID => u64::from(task::current_pid()),
         EXIT | EXIT_GROUP => user::leave(frame.rdi & 0xff),

@@ -52,7 +52,7 @@ macro_rules! emits {
         }
     )*};
 }
-emits!(KernelTrace, Vmemmap, crate::mm::slab::Pages, crate::mm::vmalloc::Kernel);
+emits!(KernelTrace, Vmemmap, crate::mm::slab::Pages, crate::mm::space::Spaces, crate::mm::vmalloc::Kernel);
 
 /// Makes and publishes the rings if the command line asks for events. Called while memblock still allocates.
 pub fn init() {

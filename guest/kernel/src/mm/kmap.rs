@@ -318,6 +318,15 @@ fn with_mapped<R>(pfn: Pfn, f: impl FnOnce(VirtAddr) -> R) -> R {
     result
 }
 
+/// Copies all of a frame of any zone to another (Linux: `copy_highpage`).
+pub fn copy_highpage(to: Pfn, from: Pfn) {
+    if !is_highmem(to) && !is_highmem(from) {
+        phys::copy_frame(to, from);
+    } else {
+        with_mapped(from, |from| with_mapped(to, |to| phys::copy_mapped(to, from)));
+    }
+}
+
 /// Copies from ordinary memory into a frame of any zone (Linux: `memcpy_to_page`).
 pub fn copy_to_page(pfn: Pfn, offset: u64, bytes: &[u8]) {
     if is_highmem(pfn) {

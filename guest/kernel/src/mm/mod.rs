@@ -17,5 +17,6 @@ pub mod pcp;
 pub mod phys;
 pub mod reclaim;
 pub mod slab;
+pub mod space;
 pub mod sysctl;
 pub mod vmalloc;

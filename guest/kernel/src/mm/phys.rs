@@ -174,7 +174,7 @@ pub fn zero_mapped(va: VirtAddr) {
     }
 }
 
-/// Copies all of a frame to another (Linux: `copy_highpage`).
+/// Copies all of a frame to another.
 pub fn copy_frame(to: Pfn, from: Pfn) {
     check(to.phys(), PAGE_SIZE);
     check(from.phys(), PAGE_SIZE);
@@ -187,6 +187,20 @@ pub fn copy_frame(to: Pfn, from: Pfn) {
             "rep movsq",
             inout("rdi") pointer(to.phys()) => _,
             inout("rsi") pointer(from.phys()) => _,
+            inout("rcx") TABLE_ENTRIES => _,
+            options(nostack, preserves_flags),
+        );
+    }
+}
+
+/// Copies a page to another; the caller mapped both outside the direct map.
+pub fn copy_mapped(to: VirtAddr, from: VirtAddr) {
+    // SAFETY: as for `store_mapped`, for two pages; they are the same or do not overlap.
+    unsafe {
+        core::arch::asm!(
+            "rep movsq",
+            inout("rdi") to.as_u64() => _,
+            inout("rsi") from.as_u64() => _,
             inout("rcx") TABLE_ENTRIES => _,
             options(nostack, preserves_flags),
         );

@@ -34,6 +34,9 @@ static MUTEX: AtomicBool = AtomicBool::new(false);
 /// Constructor of the tests: writes its number into every word.
 pub const CTOR_PATTERN: u32 = 1;
 
+/// Constructor of objects that begin as all zero.
+pub const CTOR_ZERO: u32 = 2;
+
 /// What [`CTOR_PATTERN`] writes.
 pub const PATTERN: u64 = 0x6374_6f72_6374_6f72;
 

@@ -1,0 +1,268 @@
+//! The kernel around address spaces: what mm-vma needs of this machine (Linux: mm/, arch/x86/mm/tlb.c).
+//!
+//! Locks, in their order: mmap_lock of an address space, `RMAP`, its page_table_lock; docs/locking.md has them among the others.
+//! mmap_lock waits by letting other threads run where the caller may sleep, else by spinning; its holder may sleep.
+
+mod objects;
+
+use core::sync::atomic::Ordering;
+
+use mm_core::{Gfp, MemMap, Order, PAGE_SIZE, Page, PageAlloc, Pageblock, Pfn, PhysAddr, PhysMem, VirtAddr};
+use mm_pgtable::{FlushRange, PageTable};
+use mm_vma::{Arena, Errno, Id, Kernel, Layout, MappedError, MappedPage, Mapping, Mm, Space, set_mapped};
+
+use crate::arch::{percpu, regs};
+use crate::elf;
+use crate::mm::layout::levels;
+use crate::mm::memmap::Vmemmap;
+use crate::mm::paging::{self, Tables};
+use crate::mm::phys::DirectMap;
+use crate::mm::{kmap, page_alloc};
+use crate::sync::Lock;
+use crate::{println, sched, smp};
+
+/// All address spaces of this machine.
+#[derive(Clone, Copy, Debug)]
+pub struct Spaces;
+
+/// Guards all trees of `AnonVma`s and all lists of mappings.
+static RMAP: Lock<()> = Lock::new(());
+
+/// Pages that are flushed one by one; more are flushed all at once (Linux: `tlb_single_page_flush_ceiling`).
+const FLUSH_CEILING: u64 = 33;
+
+/// Makes the caches. Slabs can be had.
+pub fn init() {
+    objects::init();
+}
+
+/// An empty address space with the kernel's half in its tables (Linux: `mm_alloc`).
+///
+/// # Errors
+/// `ENOMEM`.
+pub fn mm_alloc(shape: Layout) -> Result<Id<Mm>, Errno> {
+    let id = Arena::<Mm>::alloc(&Spaces).ok_or(Errno::Enomem)?;
+    let Ok(table) = PageTable::new(&mut Tables, levels()) else {
+        Arena::<Mm>::free(&Spaces, id);
+        return Err(Errno::Enomem);
+    };
+    table.share_upper_half(&Tables, paging::kernel());
+    let mm = mm_of(id);
+    mm.init(table, shape);
+    objects::of_mm(mm).cpus.iter().for_each(|word| word.store(0, Ordering::Relaxed));
+    Ok(id)
+}
+
+/// The address space.
+pub fn mm_of(id: Id<Mm>) -> &'static Mm {
+    Arena::<Mm>::at(&Spaces, id)
+}
+
+/// Unmaps everything and frees the address space, which no CPU has in CR3 (Linux: `mmput`, `exit_mmap`, `pgd_free`).
+pub fn mm_free(id: Id<Mm>) {
+    Space::lock(&Spaces, id, mm_vma::Limits::default()).exit();
+    let freed = mm_of(id).page_table().free_root(&mut Tables);
+    freed.expect("everything below is unmapped");
+    Arena::<Mm>::free(&Spaces, id);
+}
+
+/// Makes this CPU use the address space (Linux: `switch_mm_irqs_off`).
+pub fn activate(id: Id<Mm>) {
+    let mm = mm_of(id);
+    mark_cpu(mm);
+    // SAFETY: the upper half is the kernel's.
+    unsafe { regs::write_cr3(mm.page_table().root.phys().as_u64()) };
+}
+
+/// Makes this CPU use the kernel's own tables, and forget all translations of user space: there is no PCID.
+pub fn deactivate() {
+    // SAFETY: the kernel's own tables.
+    unsafe { regs::write_cr3(paging::kernel().root.phys().as_u64()) };
+}
+
+/// Before CR3 is written: who changes the tables from now on flushes this CPU.
+fn mark_cpu(mm: &Mm) {
+    let cpu = percpu::cpu();
+    if let Some(word) = objects::of_mm(mm).cpus.get(cpu as usize / 64) {
+        word.fetch_or(1 << (cpu % 64), Ordering::SeqCst);
+    }
+}
+
+/// Whether another CPU than this may hold translations of it.
+fn is_elsewhere(mm: &Mm) -> bool {
+    let own = percpu::cpu() as usize;
+    objects::of_mm(mm).cpus.iter().enumerate().any(|(index, word)| {
+        let here = if own / 64 == index { 1 << (own % 64) } else { 0 };
+        word.load(Ordering::SeqCst) & !here != 0
+    })
+}
+
+/// Drops translations of user space on this CPU (Linux: `flush_tlb_func`).
+fn flush_local(range: &FlushRange) {
+    match *range {
+        FlushRange::Range { start, last, stride }
+            if (last.as_u64() - start.as_u64()) / stride.max(1) < FLUSH_CEILING =>
+        {
+            let step = usize::try_from(stride.max(1)).unwrap_or(usize::MAX);
+            (start.as_u64()..=last.as_u64()).step_by(step).for_each(regs::invlpg);
+        }
+        FlushRange::Range { .. } | FlushRange::All { global: false } => {
+            // SAFETY: the value is the one in force.
+            unsafe { regs::write_cr3(regs::cr3()) };
+        }
+        _ => paging::flush_local(range),
+    }
+}
+
+/// The program inside the kernel image as a mapping, with a reference for the caller; whoever has the last one puts it back.
+///
+/// # Errors
+/// `ENOMEM`.
+pub fn program_mapping() -> Result<Id<Mapping>, Errno> {
+    let id = Arena::<Mapping>::alloc(&Spaces).ok_or(Errno::Enomem)?;
+    objects::of_mapping(id).references.store(1, Ordering::Relaxed);
+    Ok(id)
+}
+
+impl MemMap for Spaces {
+    fn page(&self, pfn: Pfn) -> Option<&Page> {
+        MemMap::page(&Vmemmap, pfn)
+    }
+
+    fn pageblock(&self, pfn: Pfn) -> Option<&Pageblock> {
+        MemMap::pageblock(&Vmemmap, pfn)
+    }
+}
+
+impl PageAlloc for Spaces {
+    fn alloc_pages(&self, gfp: Gfp, order: Order, node: Option<u32>) -> Option<Pfn> {
+        page_alloc::alloc_here(gfp, order, node)
+    }
+
+    fn free_pages(&self, pfn: Pfn, order: Order) {
+        page_alloc::free_pages(pfn, order);
+    }
+}
+
+impl PhysMem for Spaces {
+    fn read_u64(&self, addr: PhysAddr) -> u64 {
+        DirectMap.read_u64(addr)
+    }
+
+    fn write_u64(&self, addr: PhysAddr, value: u64) {
+        DirectMap.write_u64(addr, value);
+    }
+
+    fn zero_frame(&self, pfn: Pfn) {
+        kmap::clear_highpage(pfn);
+    }
+}
+
+impl Kernel for Spaces {
+    type Tables = Tables;
+
+    fn tables<R>(&self, mm: &Mm, f: impl FnOnce(&mut Tables) -> R) -> R {
+        let _held = objects::of_mm(mm).page_table_lock.lock();
+        f(&mut Tables)
+    }
+
+    fn flush_tlb(&self, mm: &Mm, range: FlushRange) {
+        if paging::current().root == mm.page_table().root {
+            flush_local(&range);
+        }
+        if is_elsewhere(mm) {
+            smp::flush_others();
+        }
+    }
+
+    fn mmap_read_lock(&self, mm: &Mm) {
+        let lock = &objects::of_mm(mm).mmap_lock;
+        loop {
+            let now = lock.load(Ordering::Relaxed);
+            if now >= 0 && lock.compare_exchange(now, now + 1, Ordering::Acquire, Ordering::Relaxed).is_ok() {
+                return;
+            }
+            self.relax();
+        }
+    }
+
+    fn mmap_read_unlock(&self, mm: &Mm) {
+        objects::of_mm(mm).mmap_lock.fetch_sub(1, Ordering::Release);
+    }
+
+    fn mmap_write_lock(&self, mm: &Mm) {
+        let lock = &objects::of_mm(mm).mmap_lock;
+        while lock.compare_exchange(0, -1, Ordering::Acquire, Ordering::Relaxed).is_err() {
+            self.relax();
+        }
+    }
+
+    fn mmap_write_unlock(&self, mm: &Mm) {
+        objects::of_mm(mm).mmap_lock.store(0, Ordering::Release);
+    }
+
+    fn rmap_lock<R>(&self, f: impl FnOnce() -> R) -> R {
+        let _held = RMAP.lock();
+        f()
+    }
+
+    fn relax(&self) {
+        match sched::might_sleep() {
+            Some(token) => sched::yield_now(&token),
+            None => {
+                // The holder may wait for every CPU's flush, and this one does not take interrupts.
+                smp::answer_flush();
+                core::hint::spin_loop();
+            }
+        }
+    }
+
+    /// Differs from Linux: none yet. Whoever audits from outside must know the frame before it is mapped: it has an owner and no counts.
+    fn zero_page(&self) -> Option<Pfn> {
+        None
+    }
+
+    fn copy_page(&self, to: Pfn, from: Pfn) {
+        kmap::copy_highpage(to, from);
+    }
+
+    fn shmem_zero_setup(&self, bytes: u64) -> Result<Id<Mapping>, Errno> {
+        println!("mmap: shared anonymous memory ({bytes:#x} bytes) is not there yet");
+        Err(Errno::Enomem)
+    }
+
+    fn mapping_get(&self, mapping: Id<Mapping>) {
+        objects::of_mapping(mapping).references.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn mapping_put(&self, mapping: Id<Mapping>) {
+        if objects::of_mapping(mapping).references.fetch_sub(1, Ordering::AcqRel) == 1 {
+            Arena::<Mapping>::free(self, mapping);
+        }
+    }
+
+    /// Differs from Linux: a page for each fault. The program's file is in memory anyway, and there is no page cache before there are file
+    /// systems; so two processes do not share their text, and the mapping holds no reference.
+    fn mapping_page(&self, mapping: Id<Mapping>, pgoff: u64) -> Result<MappedPage, MappedError> {
+        let bytes = elf::file_page(pgoff).ok_or(MappedError::Sigbus)?;
+        let pfn = self.alloc_pages(Gfp::HIGHUSER_MOVABLE, Order::ZERO, None).ok_or(MappedError::NoMemory)?;
+        if (bytes.len() as u64) < PAGE_SIZE {
+            kmap::clear_highpage(pfn);
+        }
+        kmap::copy_to_page(pfn, 0, bytes);
+        if let Some(page) = self.page(pfn) {
+            set_mapped(page, mapping, pgoff);
+        }
+        Ok(MappedPage { pfn, major: false })
+    }
+
+    fn mapping_has_page(&self, _mapping: Id<Mapping>, pgoff: u64) -> bool {
+        elf::file_page(pgoff).is_some()
+    }
+}
+
+/// Where an address of a process is, if it is mapped, and ring 3 may use it so.
+pub fn translate(mm: &Mm, va: u64, write: bool) -> Option<PhysAddr> {
+    let found = Spaces.tables(mm, |tables| mm.page_table().translate(tables, VirtAddr::new(va)))?;
+    (found.effective.user && (found.effective.write || !write)).then_some(found.phys)
+}

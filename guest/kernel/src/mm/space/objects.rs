@@ -1,0 +1,144 @@
+//! Objects of address spaces: slab caches behind mm-vma's arenas. The number of an object is its physical address.
+//!
+//! Invariants:
+//! B1  an object consists of atomics and is all zero when its slab is made (`CTOR_ZERO`); the allocator's link lies behind it, so
+//!     that a free object keeps what its last user left;
+//! B2  what mm-vma knows of an object comes first in it, so that both have one address;
+//! B3  a number reaches [`Arena::at`] only if it came from [`Arena::alloc`]: numbers are kept in objects, in `Page::mapping`, and in
+//!     the kernel's own variables.
+//!
+//! Nobody looks at freed objects yet: processes run on one CPU, and their faults keep interrupts off. Before they run on several, a slab
+//! must not go back to the page allocator while a reader without locks may be in it (Linux: `SLAB_TYPESAFE_BY_RCU`).
+
+use core::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering};
+
+use mm_core::{Gfp, PhysAddr};
+use mm_pgtable::layout;
+use mm_slab::{CacheArgs, CacheId, Object, SlabFlags};
+use mm_vma::{AnonVma, AnonVmaChain, Arena, Id, Mapping, Mm, Node, Vma};
+
+use super::Spaces;
+use crate::mm::layout::levels;
+use crate::mm::phys;
+use crate::mm::slab::{CTOR_ZERO, KMEM};
+use crate::sync::Lock;
+
+/// Words of a mask of CPUs.
+const CPU_WORDS: usize = guest_firmware::acpi::MAX_CPUS.div_ceil(64);
+
+/// An address space, with what the kernel adds to it (Linux: `struct mm_struct`).
+#[derive(Debug)]
+#[repr(C)]
+pub struct MmObject {
+    mm: Mm,
+    /// Readers of mmap_lock; -1 for a writer.
+    pub(super) mmap_lock: AtomicI32,
+    reserved: AtomicU32,
+    /// Linux: `page_table_lock`.
+    pub(super) page_table_lock: Lock<()>,
+    /// CPUs that may hold translations of it (Linux: `mm_cpumask`).
+    pub(super) cpus: [AtomicU64; CPU_WORDS],
+}
+
+/// A mapping, with what the kernel adds to it (Linux: `struct address_space`).
+#[derive(Debug)]
+#[repr(C)]
+pub struct MappingObject {
+    mapping: Mapping,
+    /// VMAs and programs that use it.
+    pub(super) references: AtomicU32,
+    reserved: AtomicU32,
+}
+
+/// The object at a number.
+fn object<T>(raw: u64) -> &'static T {
+    let object = phys::object_at::<T>(PhysAddr::new(raw));
+    assert!(object.is_aligned(), "no object is at {raw:#x}");
+    // SAFETY: B3 and B1: the cache of `T` made it, of atomics only, which any word is; slabs are in the direct map, which stays.
+    unsafe { &*object }
+}
+
+/// The object around an address space.
+pub(super) fn of_mm(mm: &Mm) -> &'static MmObject {
+    // Through the address: a reference to the part reaches no further than the part.
+    object((&raw const *mm as u64).wrapping_sub(layout::page_offset(levels()).as_u64()))
+}
+
+/// The object around a mapping.
+pub(super) fn of_mapping(mapping: Id<Mapping>) -> &'static MappingObject {
+    object(mapping.as_u64())
+}
+
+/// A cache, once [`init`] made it: its number + 1.
+struct Slot(AtomicU64);
+
+impl Slot {
+    const fn new() -> Slot {
+        Slot(AtomicU64::new(0))
+    }
+
+    fn create<T>(&self, name: &str) {
+        let args = CacheArgs {
+            name,
+            size: u32::try_from(size_of::<T>()).unwrap_or(u32::MAX),
+            align: u32::try_from(align_of::<T>()).unwrap_or(u32::MAX),
+            flags: SlabFlags::NO_MERGE | SlabFlags::PANIC,
+            ctor: Some(CTOR_ZERO),
+        };
+        match KMEM.create(&args) {
+            Ok(id) => self.0.store(id.as_u64() + 1, Ordering::Release),
+            Err(error) => panic!("cache {name}: {error}"),
+        }
+    }
+
+    fn id(&self) -> CacheId {
+        let id = self.0.load(Ordering::Acquire).checked_sub(1).and_then(CacheId::new);
+        id.expect("the caches of address spaces exist since boot")
+    }
+
+    fn alloc<T>(&self) -> Option<Id<T>> {
+        KMEM.alloc(self.id(), Gfp::KERNEL).and_then(|object| Id::new(object.addr().as_u64()))
+    }
+
+    fn free<T>(&self, id: Id<T>) {
+        let freed = KMEM.free(self.id(), Object::new(PhysAddr::new(id.as_u64())));
+        // The console has it already.
+        debug_assert!(freed.is_ok(), "{id:?} was freed wrongly");
+    }
+}
+
+macro_rules! arenas {
+    ($($ty:ty, $object:ty, $slot:ident, $name:literal;)*) => {
+        $(
+            static $slot: Slot = Slot::new();
+
+            impl Arena<$ty> for Spaces {
+                fn at(&self, id: Id<$ty>) -> &$ty {
+                    object(id.as_u64())
+                }
+
+                fn alloc(&self) -> Option<Id<$ty>> {
+                    $slot.alloc()
+                }
+
+                fn free(&self, id: Id<$ty>) {
+                    $slot.free(id);
+                }
+            }
+        )*
+
+        /// Makes the caches (Linux: `proc_caches_init`, `anon_vma_init`).
+        pub(super) fn init() {
+            $($slot.create::<$object>($name);)*
+        }
+    };
+}
+
+arenas! {
+    Mm, MmObject, MMS, "mm_struct";
+    Vma, Vma, VMAS, "vm_area_struct";
+    Node, Node, NODES, "maple_node";
+    AnonVma, AnonVma, ANON_VMAS, "anon_vma";
+    AnonVmaChain, AnonVmaChain, ANON_VMA_CHAINS, "anon_vma_chain";
+    Mapping, MappingObject, MAPPINGS, "address_space";
+}

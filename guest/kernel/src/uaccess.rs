@@ -1,0 +1,65 @@
+//! Memory of processes, from the kernel's side (Linux: arch/x86/lib/usercopy_64.c). A user pointer is followed through the
+//! page tables and never dereferenced, so SMAP stays on; pages come in by the same faults as for the process itself.
+
+use mm_core::{PAGE_SIZE, PhysAddr};
+use mm_vma::{Access, Done, Id, Kernel, Limits, Mm, handle_fault};
+
+use crate::mm::kmap;
+use crate::mm::space::{self, Spaces};
+
+/// Where the byte at `va` is once the process may use it so; `None` where it may not.
+fn fault_in(mm: Id<Mm>, limits: &Limits, va: u64, access: Access) -> Option<PhysAddr> {
+    let at = space::mm_of(mm);
+    if va >= at.task_size() {
+        return None;
+    }
+    loop {
+        if let Some(found) = space::translate(at, va, access == Access::Write) {
+            return Some(found);
+        }
+        if handle_fault(&Spaces, mm, limits, va, access, false).ok()? == Done::Wait {
+            Spaces.relax();
+        }
+    }
+}
+
+/// Calls `f(position, frame address, bytes)` for each piece of `len` bytes at `va` that lies in one frame.
+fn for_each_piece(
+    mm: Id<Mm>,
+    limits: &Limits,
+    (va, len): (u64, u64),
+    access: Access,
+    mut f: impl FnMut(u64, PhysAddr, u64),
+) -> Option<()> {
+    let mut done = 0;
+    while done < len {
+        let phys = fault_in(mm, limits, va.checked_add(done)?, access)?;
+        let piece = (PAGE_SIZE - phys.page_offset()).min(len - done);
+        f(done, phys, piece);
+        done += piece;
+    }
+    Some(())
+}
+
+/// Copies from the process's memory. `None` for a bad address; then `bytes` is partly written.
+pub fn copy_from_user(mm: Id<Mm>, limits: &Limits, va: u64, bytes: &mut [u8]) -> Option<()> {
+    for_each_piece(mm, limits, (va, bytes.len() as u64), Access::Read, |done, phys, piece| {
+        let at = |position: u64| usize::try_from(position).unwrap_or(usize::MAX);
+        if let Some(part) = bytes.get_mut(at(done)..at(done + piece)) {
+            kmap::copy_from_page(phys.pfn(), phys.page_offset(), part);
+        }
+    })
+}
+
+/// Fills the process's memory with zeroes. `None` for a bad address; what lies before it is filled then.
+pub fn clear_user(mm: Id<Mm>, limits: &Limits, va: u64, len: u64) -> Option<()> {
+    const ZEROES: [u8; 64] = [0; 64];
+    for_each_piece(mm, limits, (va, len), Access::Write, |_, phys, piece| {
+        let mut done = 0;
+        while done < piece {
+            let part = usize::try_from(piece - done).map_or(ZEROES.len(), |left| left.min(ZEROES.len()));
+            kmap::copy_to_page(phys.pfn(), phys.page_offset() + done, &ZEROES[..part]);
+            done += part as u64;
+        }
+    })
+}
