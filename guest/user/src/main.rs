@@ -6,6 +6,8 @@
 #![cfg_attr(target_os = "none", no_std, no_main)]
 
 #[cfg(target_os = "none")]
+mod mappings;
+#[cfg(target_os = "none")]
 mod program;
 #[cfg(target_os = "none")]
 mod sys;

@@ -5,15 +5,17 @@ use core::fmt::Write;
 use core::hint::black_box;
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
+use crate::mappings;
 use crate::sys::{self, Out};
 
-const PAGE: usize = 4096;
+pub const PAGE: usize = 4096;
 const BSS_PAGES: usize = 16;
 const HEAP_PAGES: usize = 16;
-const STACK_PAGES: usize = 8;
+// More than a stack has from the start: it must grow.
+const STACK_PAGES: usize = 48;
 
-const EBADF: u64 = 9_u64.wrapping_neg();
-const EFAULT: u64 = 14_u64.wrapping_neg();
+pub const EBADF: u64 = 9_u64.wrapping_neg();
+pub const EFAULT: u64 = 14_u64.wrapping_neg();
 const ENOSYS: u64 = 38_u64.wrapping_neg();
 
 /// Zero-initialised memory that one thread takes once.
@@ -24,13 +26,15 @@ static BSS: Area = Area(UnsafeCell::new([0; BSS_PAGES * PAGE]));
 static DATA: [AtomicU64; 4] = [const { AtomicU64::new(0x1122_3344_5566_7788) }; 4];
 static RODATA: [u64; 4] = [0x8877_6655_4433_2211; 4];
 
-struct Checks {
+/// What was checked so far.
+pub struct Checks {
     failed: u64,
     run: u64,
 }
 
 impl Checks {
-    fn check(&mut self, what: &str, holds: bool) {
+    /// One check.
+    pub fn check(&mut self, what: &str, holds: bool) {
         self.run += 1;
         if !holds {
             self.failed += 1;
@@ -39,7 +43,7 @@ impl Checks {
     }
 
     /// Every page is zero at first touch, and keeps what is written.
-    fn memory(&mut self, what: &str, memory: &mut [u8]) {
+    pub fn memory(&mut self, what: &str, memory: &mut [u8]) {
         for (number, page) in memory.chunks_mut(PAGE).enumerate() {
             let zero = page.iter().step_by(61).all(|&byte| byte == 0);
             self.check(what, zero);
@@ -83,10 +87,16 @@ pub extern "C" fn main(mode: u64) -> ! {
     let start = sys::brk(0);
     let end = start + (HEAP_PAGES * PAGE) as u64;
     checks.check("brk grows the heap", sys::brk(end) == end);
-    // SAFETY: `brk` just gave this range to the program, and nobody else has it.
+    // SAFETY: `brk` just gave this range to the program, and nobody else has it. It is not used while it is gone.
     let heap = unsafe { core::slice::from_raw_parts_mut(start as *mut u8, HEAP_PAGES * PAGE) };
     checks.memory("heap is zero at first touch", heap);
+    checks.check("brk shrinks the heap", sys::brk(start) == start);
+    checks.check("memory below the old break is gone", sys::write_raw(1, start, 1) == EFAULT);
+    checks.check("brk below the heap changes nothing", sys::brk(PAGE as u64) == start);
+    checks.check("brk grows the heap again", sys::brk(end) == end);
+    checks.memory("heap is zero at first touch", heap);
     deep_stack(&mut checks);
+    mappings::run(&mut checks);
     checks.check("write to a bad descriptor is EBADF", sys::write_raw(9, RODATA.as_ptr() as u64, 1) == EBADF);
     checks.check("write from an unmapped address is EFAULT", sys::write_raw(1, 0x1000, 1) == EFAULT);
     checks.check(
