@@ -51,6 +51,16 @@ pub fn copy_from_user(mm: Id<Mm>, limits: &Limits, va: u64, bytes: &mut [u8]) ->
     })
 }
 
+/// Copies to the process's memory. `None` for a bad address; what lies before it is written then.
+pub fn copy_to_user(mm: Id<Mm>, limits: &Limits, va: u64, bytes: &[u8]) -> Option<()> {
+    for_each_piece(mm, limits, (va, bytes.len() as u64), Access::Write, |done, phys, piece| {
+        let at = |position: u64| usize::try_from(position).unwrap_or(usize::MAX);
+        if let Some(part) = bytes.get(at(done)..at(done + piece)) {
+            kmap::copy_to_page(phys.pfn(), phys.page_offset(), part);
+        }
+    })
+}
+
 /// Fills the process's memory with zeroes. `None` for a bad address; what lies before it is filled then.
 pub fn clear_user(mm: Id<Mm>, limits: &Limits, va: u64, len: u64) -> Option<()> {
     const ZEROES: [u8; 64] = [0; 64];

@@ -1,4 +1,4 @@
-//! Checks of mmap, munmap and mprotect.
+//! Checks of the calls that change or describe mappings.
 
 use core::hint::black_box;
 
@@ -42,6 +42,8 @@ pub fn run(checks: &mut Checks) {
     let memory = unsafe { core::slice::from_raw_parts_mut(touched as *mut u8, 2 * PAGE) };
     checks.memory("populated memory is zero", memory);
     checks.check("what was populated can be unmapped", sys::munmap(touched, 2 * BYTES) == 0);
+    residence(checks);
+    remap(checks);
     guard_gap(checks);
     checks.check("all can be unmapped at once", sys::munmap(area, PAGES as u64 * BYTES) == 0);
 }
@@ -81,6 +83,58 @@ fn errors(checks: &mut Checks, area: u64) {
     checks.check("munmap of half a page is EINVAL", sys::munmap(area + 1, BYTES) == EINVAL);
     checks.check("munmap of the kernel is EINVAL", sys::munmap(0xffff_ffff_8100_0000, BYTES) == EINVAL);
     checks.check("mprotect with bad bits is EINVAL", sys::mprotect(area, BYTES, 0x100) == EINVAL);
+}
+
+/// mincore, mlock and madvise agree about what is in memory.
+fn residence(checks: &mut Checks) {
+    const DONTNEED: u64 = 4;
+    let area = map(0, 4, READ_WRITE, 0);
+    let len = 4 * BYTES;
+    let mut seen = [9; 5];
+    checks.check(
+        "mincore of what nobody touched",
+        sys::mincore(area, len, &mut seen) == 0 && seen == [0, 0, 0, 0, 9],
+    );
+    // SAFETY: mapped just now.
+    let memory = unsafe { core::slice::from_raw_parts_mut(area as *mut u8, 4 * PAGE) };
+    memory[PAGE] = 1;
+    checks.check("mincore sees a touch", sys::mincore(area, len, &mut seen) == 0 && seen == [0, 1, 0, 0, 9]);
+    checks.check("mlock brings all in", sys::mlock(area, len) == 0);
+    checks.check(
+        "what is locked is in memory",
+        sys::mincore(area, len, &mut seen) == 0 && seen == [1, 1, 1, 1, 9],
+    );
+    checks.check("locked memory is needed", sys::madvise(area, len, DONTNEED) == EINVAL);
+    checks.check("munlock", sys::munlock(area, len) == 0);
+    checks.check("madvise(DONTNEED)", sys::madvise(area + BYTES, BYTES, DONTNEED) == 0);
+    checks.check(
+        "what is not needed is gone",
+        sys::mincore(area, len, &mut seen) == 0 && seen == [1, 0, 1, 1, 9],
+    );
+    checks.memory("and comes back as zeroes", memory);
+    checks.check(
+        "mincore of a hole is ENOMEM",
+        sys::munmap(area, len) == 0 && sys::mincore(area, len, &mut seen) == ENOMEM,
+    );
+}
+
+/// A mapping that cannot grow where it is moves, and its bytes with it.
+fn remap(checks: &mut Checks) {
+    const MAYMOVE: u64 = 1;
+    let area = map(0, 3, READ_WRITE, 0);
+    let above = area + 2 * BYTES;
+    checks.check("a part gets other rights", sys::mprotect(above, BYTES, READ) == 0);
+    // SAFETY: mapped just now, and not used after the move.
+    unsafe { (area as *mut u8).write_volatile(77) };
+    checks.check("no room above", sys::mremap(area, 2 * BYTES, 4 * BYTES, 0) == ENOMEM);
+    let moved = sys::mremap(area, 2 * BYTES, 4 * BYTES, MAYMOVE);
+    checks.check("mremap moves", moved != area && moved.is_multiple_of(BYTES));
+    // SAFETY: it was moved there.
+    checks.check("bytes move along", unsafe { (moved as *const u8).read_volatile() } == 77);
+    checks.check("nothing is left behind", sys::write_raw(1, area, 1) == EFAULT);
+    checks.check("mremap shrinks", sys::mremap(moved, 4 * BYTES, BYTES, 0) == moved);
+    checks.check("the rest is gone", sys::write_raw(1, moved + BYTES, 1) == EFAULT);
+    checks.check("both can be unmapped", sys::munmap(moved, BYTES) == 0 && sys::munmap(above, BYTES) == 0);
 }
 
 /// Nothing is placed near the stack by itself, though a hint asks for it.

@@ -58,6 +58,31 @@ pub fn munmap(addr: u64, len: u64) -> u64 {
     call(11, [addr, len, 0, 0, 0, 0])
 }
 
+/// `mremap(2)`.
+pub fn mremap(addr: u64, old_len: u64, new_len: u64, flags: u64) -> u64 {
+    call(25, [addr, old_len, new_len, flags, 0, 0])
+}
+
+/// `mincore(2)`.
+pub fn mincore(addr: u64, len: u64, vec: &mut [u8]) -> u64 {
+    call(27, [addr, len, vec.as_mut_ptr() as u64, 0, 0, 0])
+}
+
+/// `madvise(2)`.
+pub fn madvise(addr: u64, len: u64, advice: u64) -> u64 {
+    call(28, [addr, len, advice, 0, 0, 0])
+}
+
+/// `mlock(2)`.
+pub fn mlock(addr: u64, len: u64) -> u64 {
+    call(149, [addr, len, 0, 0, 0, 0])
+}
+
+/// `munlock(2)`.
+pub fn munlock(addr: u64, len: u64) -> u64 {
+    call(150, [addr, len, 0, 0, 0, 0])
+}
+
 /// `pause(2)`.
 pub fn pause() {
     call(34, [0; 6]);
