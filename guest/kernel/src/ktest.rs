@@ -9,6 +9,7 @@ mod highmem;
 mod paging;
 mod slab;
 mod slab_debug;
+mod space;
 mod stacks;
 mod vmalloc;
 mod watermark;
@@ -56,6 +57,7 @@ const GROUPS: &[(&str, &[(&str, Test)])] = &[
     ("slab-debug", &slab_debug::TESTS),
     ("vmalloc", &vmalloc::TESTS),
     ("highmem", &highmem::TESTS),
+    ("space", &space::TESTS),
     ("stacks", &stacks::TESTS),
     ("alloc", &alloc::ALLOC),
     ("bad-input", &bad_input::TESTS),
