@@ -125,7 +125,7 @@ pub enum PageKind {
     Table = 6,
     /// A per-CPU area.
     PerCpu = 7,
-    /// Mapped into a user address space, anonymous.
+    /// Of user address spaces: anonymous, or of a mapping.
     User = 8,
     /// Allocated by the kernel for anything else.
     Allocated = 9,

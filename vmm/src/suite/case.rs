@@ -33,6 +33,7 @@ const FILES: &[(&str, &str)] = &[
     ("highmem", include_str!("../../../tests/cases/highmem.toml")),
     ("watermark", include_str!("../../../tests/cases/watermark.toml")),
     ("cma", include_str!("../../../tests/cases/cma.toml")),
+    ("space", include_str!("../../../tests/cases/space.toml")),
     ("stacks", include_str!("../../../tests/cases/stacks.toml")),
     ("trace", include_str!("../../../tests/cases/trace.toml")),
     ("real", include_str!("../../../tests/cases/real.toml")),
