@@ -503,17 +503,18 @@ impl<M: Machine> Here<'_, M> {
     /// Puts a slab of this CPU, which is on no list, where its counters want it, under the list lock: given back, on the node's
     /// partial list, or full on none.
     fn unfreeze(&mut self, n: &mut CacheNode, pfn: Pfn, page: &Page) {
-        let k = loop {
+        let (k, next) = loop {
             self.collect(pfn, page);
             let k = SlabCounters { frozen: false, ..counters(page) };
             set_counters(page, k);
-            if self.cpu.hand_over(page, if page.index() == 0 { Owner::FULL } else { Owner::NODE }) {
-                break k;
+            let next = if page.index() == 0 { Owner::FULL } else { Owner::NODE };
+            if self.cpu.hand_over(page, next) {
+                break (k, next);
             }
         };
         if k.inuse == 0 && n.lists[PARTIAL].nr >= u64::from(self.cache.min_partial()) {
             forget(n, pfn, page, self.discard);
-        } else if page.index() != 0 {
+        } else if next == Owner::NODE {
             list::push_back(&mut n.lists[PARTIAL], self.kmem.machine.map(), pfn, page);
         }
     }
