@@ -67,8 +67,8 @@ fuzz: ## look for inputs that break a promise: SECONDS for each target, needs ni
 mutants: ## break the allocators on purpose and list what no test notices; FILES="..." for some files
 	@scripts/mutants.sh $(FILES)
 
-bench: build ## measure against peers, all or the ones in ARGS: start resident translate dump boot
-	cargo run --release --manifest-path bench/Cargo.toml --target-dir $(TARGET)/bench -- --memvisor $(MEMVISOR) $(ARGS)
+bench: build ## measure against peers, all or the ones in ARGS: start resident translate dump boot pages slab guest
+	cargo run --release --manifest-path bench/Cargo.toml --target-dir $(TARGET)/bench -- --memvisor $(MEMVISOR) --guest $(GUEST) $(ARGS)
 
 lint: guest ## formatting and clippy of all crates; warnings are errors
 	@scripts/lint.sh

@@ -68,7 +68,7 @@ impl Image {
             let mut pmds = Vec::new();
             for table in 0..(tables - middle * 512).min(512) {
                 let ptes: Vec<_> =
-                    (0..512).map(|index| (index, (random.next() % (len / PAGE)) * PAGE | FLAGS)).collect();
+                    (0..512).map(|index| (index, ((random.next() % (len / PAGE)) * PAGE) | FLAGS)).collect();
                 pmds.push((table, write(&ptes)? | FLAGS));
             }
             puds.push((middle, write(&pmds)? | FLAGS));

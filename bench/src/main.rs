@@ -1,7 +1,8 @@
 //! Measures memvisor against its peers: the same work, in the same run, one after the other.
 //!
 //! ```text
-//! memvisor-bench [start] [resident] [translate] [dump] [boot] [pages] [slab] [--memvisor FILE] [--rounds N] [--quick]
+//! memvisor-bench [start] [resident] [translate] [dump] [boot] [pages] [slab] [guest]
+//!                [--memvisor FILE] [--guest FILE] [--rounds N] [--quick]
 //! ```
 //!
 //! Without names all of them run. Every table is Markdown; docs/benchmarks.md holds one run of each.
@@ -11,6 +12,7 @@ mod dump;
 mod guest;
 mod host;
 mod image;
+mod in_guest;
 mod objects;
 mod pages;
 mod peers;
@@ -28,14 +30,16 @@ use anyhow::Context;
 
 use crate::table::Score;
 
-const USAGE: &str = "usage: memvisor-bench [start] [resident] [translate] [dump] [boot] [pages] [slab] \
-                     [--memvisor FILE] [--rounds N] [--quick]";
+const USAGE: &str = "usage: memvisor-bench [start] [resident] [translate] [dump] [boot] [pages] [slab] [guest] \
+                     [--memvisor FILE] [--guest FILE] [--rounds N] [--quick]";
 
 /// What the command line says.
 #[derive(Debug)]
 pub struct Options {
     /// The binary to measure.
     pub memvisor: PathBuf,
+    /// The guest image.
+    pub guest: PathBuf,
     /// Counted rounds of each measurement.
     pub rounds: usize,
     /// Small sizes: to see that the benchmarks work.
@@ -43,7 +47,7 @@ pub struct Options {
 }
 
 type Benchmark = fn(&Options) -> anyhow::Result<Score>;
-const BENCHMARKS: [(&str, Benchmark); 7] = [
+const BENCHMARKS: [(&str, Benchmark); 8] = [
     ("start", start::run),
     ("resident", resident::run),
     ("translate", translate::run),
@@ -51,17 +55,23 @@ const BENCHMARKS: [(&str, Benchmark); 7] = [
     ("boot", boot::run),
     ("slab", objects::run),
     ("pages", pages::run),
+    ("guest", in_guest::run),
 ];
 
 fn main() -> anyhow::Result<()> {
-    let mut options =
-        Options { memvisor: PathBuf::from("target/release/memvisor"), rounds: 11, quick: false };
+    let mut options = Options {
+        memvisor: PathBuf::from("target/release/memvisor"),
+        guest: PathBuf::from("target/images/memvisor-guest.elf"),
+        rounds: 11,
+        quick: false,
+    };
     let mut names = Vec::new();
     let mut arguments = std::env::args().skip(1);
     while let Some(argument) = arguments.next() {
         let mut value = || arguments.next().with_context(|| format!("{argument} needs a value\n{USAGE}"));
         match argument.as_str() {
             "--memvisor" => options.memvisor = PathBuf::from(value()?),
+            "--guest" => options.guest = PathBuf::from(value()?),
             "--rounds" => options.rounds = value()?.parse().context("--rounds takes a number")?,
             "--quick" => options.quick = true,
             name if BENCHMARKS.iter().any(|(known, _)| *known == name) => names.push(argument),

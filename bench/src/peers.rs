@@ -36,10 +36,13 @@ impl Offset {
     }
 }
 
+/// Its own connector for mapped memory.
+type MemflowImage = MappedPhysicalMemory<&'static [u8], MemoryMap<&'static [u8]>>;
+
 /// memflow, with its own connector for mapped memory and its x86-64 translator.
 pub struct Memflow {
     memory: VirtualDma<
-        MappedPhysicalMemory<&'static [u8], MemoryMap<&'static [u8]>>,
+        MemflowImage,
         memflow::mem::virt_translate::DirectTranslate,
         memflow::architecture::x86::X86VirtualTranslate,
     >,

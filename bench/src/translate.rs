@@ -45,10 +45,13 @@ pub fn run(options: &Options) -> anyhow::Result<Score> {
     Ok(table.print("translate"))
 }
 
-/// A walker: sums up what it finds, so that answers can be compared and are not optimised away.
+/// Sums up what it finds, so that answers can be compared and are not optimised away.
+type Walk<'a> = Box<dyn FnMut(&[u64]) -> u64 + 'a>;
+
+/// A walker.
 struct Contender<'a> {
     name: &'static str,
-    walk: Box<dyn FnMut(&[u64]) -> u64 + 'a>,
+    walk: Walk<'a>,
     lookups: usize,
     target: Target,
     speeds: Vec<f64>,

@@ -16,9 +16,9 @@ use std::time::{Duration, Instant};
 use machine::become_cpu;
 use peers::{Kmalloc, Objects, Ours, buddy_alloc, glibc, mimalloc, slabmalloc, talc};
 
+use crate::Options;
 use crate::stats::{median, ratio, short};
 use crate::table::{Score, Table, Target};
-use crate::Options;
 
 /// Objects of the bulk benchmark.
 const BULK: usize = 10_000;
@@ -39,11 +39,18 @@ pub fn run(options: &Options) -> anyhow::Result<Score> {
         score = add(score, judge(size, &all).print(&format!("objects of {size} bytes")));
         print_all(&all);
     }
-    let mut table = Table::new("Memory of 10,000 objects", "Bytes of frames over bytes of objects, in percent above 1.");
+    let mut table =
+        Table::new("Memory of 10,000 objects", "Bytes of frames over bytes of objects, in percent above 1.");
     for (slab, size) in [("slub", 64), ("slub", 256), ("slab", 64), ("slab", 256)] {
         let percent = overhead(slab, size) * 100.0;
         let target = if slab == "slub" { Target::AtMost(3.0) } else { Target::None };
-        table.row(&format!("{slab}, {size} bytes"), &format!("{} %", short(percent)), ("-", &"-"), (percent, " %"), target);
+        table.row(
+            &format!("{slab}, {size} bytes"),
+            &format!("{} %", short(percent)),
+            ("-", &"-"),
+            (percent, " %"),
+            target,
+        );
     }
     Ok(add(score, table.print("memory of objects")))
 }

@@ -114,7 +114,7 @@ pub fn run<F: Frames>(
     // The first fill is not ageing.
     while aged.used < wanted && !cut {
         aged.step();
-        cut = aged.live.len() % 256 == 0 && begin.elapsed() > PATIENCE;
+        cut = aged.live.len().is_multiple_of(256) && begin.elapsed() > PATIENCE;
     }
     for index in 0..ageing {
         aged.step();

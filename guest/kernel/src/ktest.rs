@@ -2,6 +2,7 @@
 
 mod alloc;
 mod bad_input;
+mod bench;
 mod buddy;
 mod cma;
 mod fragmentation;
@@ -65,6 +66,7 @@ const GROUPS: &[(&str, &[(&str, Test)])] = &[
     ("numa-alloc", &alloc::NUMA),
     ("watermark", &watermark::TESTS),
     ("cma", &cma::TESTS),
+    ("bench", &bench::TESTS),
 ];
 
 /// Runs the tests that the command line asks for; `false` if one failed.

@@ -4,7 +4,8 @@ use memvisor_abi::{CacheCpu, EventId, PFN_NONE, SlabKind};
 use mm_core::{CpuLocal, Event, Gfp, Page, Pfn, PhysAddr, PhysMem, Trace};
 
 use crate::cache::Name;
-use crate::slab_page::{Owner, Place};
+use crate::owner::Owner;
+use crate::slab_page::Place;
 use crate::slub::{CPU_EMPTY_BYTES, CPU_PARTIAL_BYTES};
 use crate::{Cache, CacheId, FreeError, Machine, Object, array};
 

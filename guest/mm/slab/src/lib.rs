@@ -32,6 +32,7 @@ mod kmalloc;
 mod list;
 mod machine;
 mod options;
+mod owner;
 mod report;
 mod shape;
 mod slab;

@@ -1,8 +1,6 @@
 //! Frames as slabs: marking, finding the head, giving back.
 
-use core::sync::atomic::Ordering::{AcqRel, Acquire, Release};
-
-use memvisor_abi::{CacheCpu, PFN_NONE, SLAB_FULL, SLAB_OWNER_SHIFT, SlabCounters};
+use memvisor_abi::{PFN_NONE, SlabCounters};
 use mm_core::{Event, Gfp, MemMap, Order, Page, PageAlloc, PageKind, Pfn};
 
 use crate::{Cache, CacheId, Kmem, Machine, Object, SlabFlags};
@@ -47,66 +45,6 @@ impl Place<'_> {
         from.is_some_and(|from| {
             from.is_multiple_of(size) && from / size < u64::from(counters(self.page).objects)
         })
-    }
-}
-
-/// Who owns a SLUB slab, as its `private` names him: that word is exchanged atomically, with what others freed in it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Owner(u64);
-
-impl Owner {
-    /// The list lock of its node: a slab on the node's list.
-    pub(crate) const NODE: Owner = Owner(0);
-    /// Nobody, because it is full.
-    pub(crate) const FULL: Owner = Owner(SLAB_FULL);
-
-    #[inline]
-    pub(crate) fn of(cpu: u32) -> Owner {
-        Owner(u64::from(cpu) + 1)
-    }
-
-    /// The CPU whose part of a cache this is.
-    #[inline]
-    pub(crate) fn in_cpu(cpu: &CacheCpu) -> Owner {
-        Owner(cpu.owner.into())
-    }
-
-    #[inline]
-    pub(crate) fn in_page(page: &Page) -> Owner {
-        Owner(page.private() >> SLAB_OWNER_SHIFT)
-    }
-
-    /// The first object that other CPUs freed; 0 for none.
-    #[inline]
-    pub(crate) fn freed_by_others(page: &Page) -> u64 {
-        page.private() & ((1 << SLAB_OWNER_SHIFT) - 1)
-    }
-
-    /// Makes a slab of the node's this owner's, under the list lock.
-    #[inline]
-    pub(crate) fn take(self, page: &Page) {
-        page.private_word().store(self.0 << SLAB_OWNER_SHIFT, Release);
-    }
-
-    /// Hands a slab of which others freed nothing to `next`; `false` if it is not this owner's, or they did.
-    #[inline]
-    pub(crate) fn hand_over(self, page: &Page, next: Owner) -> bool {
-        let (old, new) = (self.0 << SLAB_OWNER_SHIFT, next.0 << SLAB_OWNER_SHIFT);
-        page.private_word().compare_exchange(old, new, AcqRel, Acquire).is_ok()
-    }
-
-    /// Takes what others freed off the owner's slab.
-    pub(crate) fn take_freed_by_others(self, page: &Page) -> u64 {
-        if Owner::freed_by_others(page) == 0 {
-            return 0;
-        }
-        page.private_word().swap(self.0 << SLAB_OWNER_SHIFT, AcqRel) & ((1 << SLAB_OWNER_SHIFT) - 1)
-    }
-
-    /// Adds an object to what others freed, behind which `first` follows; `false` if that is not so any more.
-    pub(crate) fn add_freed_by_others(self, page: &Page, first: u64, object: u64) -> bool {
-        let owner = self.0 << SLAB_OWNER_SHIFT;
-        page.private_word().compare_exchange(owner | first, owner | object, AcqRel, Acquire).is_ok()
     }
 }
 

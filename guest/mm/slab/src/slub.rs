@@ -17,7 +17,8 @@ use memvisor_abi::{CacheCpu, CacheNode, PFN_NONE, SlabCounters, SlabListKind};
 use mm_core::{CpuLocal, Event, Gfp, Page, Pfn, PhysAddr, PhysMem};
 
 use crate::alloc::{Put, Source, inside, set_up};
-use crate::slab_page::{Discard, Owner, Place, counters, set_counters};
+use crate::owner::{Home, Owner};
+use crate::slab_page::{Discard, Place, counters, set_counters};
 use crate::{Cache, CacheId, FreeError, Kmem, Machine, Object, array, list};
 
 const PARTIAL: usize = SlabListKind::Partial as usize;
@@ -187,9 +188,15 @@ impl<M: Machine> Kmem<M> {
     /// Puts the first object back into a full slab, which becomes this CPU's (Linux: `put_cpu_partial`).
     #[inline(never)]
     pub(crate) fn own_full(&self, c: &mut CacheCpu, pfn: Pfn, page: &Page, object: u64) -> Put {
-        if !Owner::FULL.hand_over(page, Owner::in_cpu(c)) {
+        if !Owner::in_cpu(c).take_full(page) {
             return Put::Slow;
         }
+        self.adopt(c, pfn, page, object)
+    }
+
+    /// Puts the first object back into a slab that was full and is this CPU's now.
+    #[inline]
+    fn adopt(&self, c: &mut CacheCpu, pfn: Pfn, page: &Page, object: u64) -> Put {
         self.machine.mem().write_u64(PhysAddr::new(object + u64::from(c.offset)), 0);
         page.set_index(object);
         let k = counters(page);
@@ -319,17 +326,15 @@ impl<M: Machine> Here<'_, M> {
 
     /// The current slab has no free object left but those that others freed: these, or it is full.
     fn retire(&mut self, pfn: Pfn, page: &Page) {
-        loop {
+        let cpu = self.cpu;
+        let next = cpu.give_up(page, || {
             self.collect(pfn, page);
-            if page.index() != 0 {
-                return self.claim(pfn, page);
-            }
-            set_counters(page, SlabCounters { frozen: false, ..counters(page) });
-            if self.cpu.hand_over(page, Owner::FULL) {
-                return;
-            }
-            // Others freed something meanwhile.
-            set_counters(page, SlabCounters { frozen: true, ..counters(page) });
+            let full = page.index() == 0;
+            set_counters(page, SlabCounters { frozen: !full, ..counters(page) });
+            if full { Owner::FULL } else { cpu }
+        });
+        if next == cpu {
+            self.claim(pfn, page);
         }
     }
 
@@ -422,28 +427,12 @@ impl<M: Machine> Here<'_, M> {
     fn give_back(&mut self, n: &mut CacheNode, pfn: Pfn, page: &Page, object: u64) -> bool {
         let (mem, map) = (self.kmem.machine.mem(), self.kmem.machine.map());
         let link = link(self.cache, object);
-        loop {
-            match Owner::in_page(page) {
-                owner if owner == self.cpu => {
-                    return self.kmem.push_own(self.c, pfn, page, object) != Put::Slow;
-                }
-                Owner::FULL => {
-                    if self.kmem.own_full(self.c, pfn, page, object) != Put::Slow {
-                        return true;
-                    }
-                }
-                Owner::NODE => break,
-                owner => {
-                    let first = Owner::freed_by_others(page);
-                    if first == object {
-                        return false;
-                    }
-                    mem.write_u64(link, first);
-                    if owner.add_freed_by_others(page, first, object) {
-                        return true;
-                    }
-                }
-            }
+        match self.cpu.send_home(page, object, |first| mem.write_u64(link, first)) {
+            Home::Own => return self.kmem.push_own(self.c, pfn, page, object) != Put::Slow,
+            Home::Adopted => return self.kmem.adopt(self.c, pfn, page, object) != Put::Slow,
+            Home::Gathered => return true,
+            Home::Twice => return false,
+            Home::Node => {}
         }
         let (prior, k) = (page.index(), counters(page));
         if prior == object || k.inuse == 0 {
@@ -503,17 +492,16 @@ impl<M: Machine> Here<'_, M> {
     /// Puts a slab of this CPU, which is on no list, where its counters want it, under the list lock: given back, on the node's
     /// partial list, or full on none.
     fn unfreeze(&mut self, n: &mut CacheNode, pfn: Pfn, page: &Page) {
-        let k = loop {
+        let mut k = counters(page);
+        let next = self.cpu.give_up(page, || {
             self.collect(pfn, page);
-            let k = SlabCounters { frozen: false, ..counters(page) };
+            k = SlabCounters { frozen: false, ..counters(page) };
             set_counters(page, k);
-            if self.cpu.hand_over(page, if page.index() == 0 { Owner::FULL } else { Owner::NODE }) {
-                break k;
-            }
-        };
+            if page.index() == 0 { Owner::FULL } else { Owner::NODE }
+        });
         if k.inuse == 0 && n.lists[PARTIAL].nr >= u64::from(self.cache.min_partial()) {
             forget(n, pfn, page, self.discard);
-        } else if page.index() != 0 {
+        } else if next == Owner::NODE {
             list::push_back(&mut n.lists[PARTIAL], self.kmem.machine.map(), pfn, page);
         }
     }

@@ -6,3 +6,4 @@ mod debugging;
 mod machine;
 mod model;
 mod owners;
+mod owners_model;

@@ -6,7 +6,7 @@ use memvisor_abi::{PFN_NONE, SLOB_MAPPING, SlabCounters, SlabKind};
 use mm_core::{CpuLocal, MemMap, PageKind, Pfn, PhysAddr, PhysMem};
 
 use super::machine::{FRAMES, Sim};
-use crate::slab_page::Owner;
+use crate::owner::Owner;
 use crate::{Cache, CacheId, Kmem, Machine};
 
 /// Objects that are handed out by all caches, large kmalloc allocations not counted, are at most `live`.

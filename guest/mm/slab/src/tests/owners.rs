@@ -7,7 +7,7 @@ use mm_core::{Gfp, MemMap, Page};
 
 use super::audit::audit;
 use super::machine::{Sim, boot, options, run_on};
-use crate::slab_page::Owner;
+use crate::owner::Owner;
 use crate::{CacheArgs, CacheId, Kmem, Machine, Object, SlabFlags};
 
 /// Objects of a slab of order 0.
