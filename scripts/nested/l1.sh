@@ -9,6 +9,8 @@
 # Environment:
 #   NESTED_CPU      QEMU's -cpu [max,phys-bits=48]; with ",-la57" for a host without 5-level paging
 #   NESTED_KERNEL   vmlinux or bzImage [vmlinux: quicker; L1 itself then has 4 levels]
+#   NESTED_THREAD   single or multi [single: with a thread for each CPU QEMU 7.2 breaks a guest or L1 now and
+#                   then; multi for a Linux as guest, which with single does not wake up; docs/beds.md]
 #   NESTED_MEMORY   MiB of RAM of L1 [3072]
 #   NESTED_TIMEOUT  seconds for all of it [600]
 #   NESTED_APPEND   words for L1's command line
@@ -51,9 +53,8 @@ kernel=$L1/${NESTED_KERNEL:-vmlinux}
 # What L1 runs is trusted, so nothing is mitigated; everything else is as its distribution ships it.
 append="console=ttyS0 quiet loglevel=4 panic=-1 mitigations=off nokaslr ${NESTED_APPEND:-}"
 code=0
-# One thread for both CPUs: with a thread each, QEMU 7.2 breaks a guest or L1 now and then (docs/beds.md).
 # shellcheck disable=SC2086 # NESTED_QEMU is a list of arguments
-timeout --foreground "${NESTED_TIMEOUT:-600}" qemu-system-x86_64 -accel tcg,thread=single \
+timeout --foreground "${NESTED_TIMEOUT:-600}" qemu-system-x86_64 -accel "tcg,thread=${NESTED_THREAD:-single}" \
     -cpu "${NESTED_CPU:-max,phys-bits=48}" -smp 2 -m "${NESTED_MEMORY:-3072}" -M q35 -display none -nodefaults -no-reboot \
     -serial stdio -serial "file:$out/out.tgz" -kernel "$kernel" -initrd "$out/initramfs.cpio" -append "$append" ${NESTED_QEMU:-} \
     </dev/null 2>&1 | sed -u 's|\r||g' | tee "$out/console.log" || code=${PIPESTATUS[0]}

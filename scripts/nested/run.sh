@@ -3,10 +3,10 @@
 #
 #   scripts/nested/run.sh [SUITE|CASE...]     without names, the cases of LENGTH
 #
-# Two L1s are booted: one whose KVM runs 5-level guests, and for the cases that need a KVM that refuses
-# them, one on a CPU without LA57. Results are in $TARGET/test/nested/la57 and .../no-la57: junit.xml,
-# results.json, results.ktap, consoles/CASE.log, and of L1 itself console.log and dmesg.
-# For cases of suite linux, L1 gets the kernel that it runs itself as a guest's. With LENGTH=long, the dump
+# Three L1s are booted: one whose KVM runs 5-level guests; one on a CPU without LA57, for the cases that need a KVM
+# that refuses them; and one for a stock Linux as the guest, which gets the kernel that it runs itself. Results are in
+# $TARGET/test/nested/la57, .../no-la57 and .../linux: junit.xml, results.json, results.ktap,
+# consoles/CASE.log, and of L1 itself console.log and dmesg. With LENGTH=long, the dump
 # that they leave is opened by crash and drgn here (scripts/linux/debuggers.sh).
 #
 # Environment: LENGTH, short, normal or long [normal], for a run without names; TEST_ARGS, further arguments of
@@ -18,7 +18,7 @@ cd "$(dirname "$0")/../.."
 
 readonly L1=$TARGET/nested/l1
 readonly OUT=$TARGET/test/nested
-readonly DUMP=$OUT/la57/dumps/linux.core
+readonly DUMP=$OUT/linux/dumps/linux.core
 # 48 physical bits, as AMD's processors have; the default of 40 does not hold machines with RAM at 1 TiB.
 readonly CPU=max,phys-bits=48
 # What `memvisor test` exits with when no case could run (vmm/src/suite/mod.rs).
@@ -75,13 +75,14 @@ quoted() { printf '%q ' "$@"; }
 in_l1() { # VARIANT CPU ARGUMENT...
     local variant=$1 cpu=$2 code=0 linux=() run="memvisor test"
     shift 2
-    if [ -n "$("$memvisor" test --bed nested --list --needs linux "${select[@]}")" ]; then
+    if [ "$variant" = linux ]; then
         scripts/linux/initramfs.sh "$TARGET/linux/initramfs.cpio"
         linux=("$L1/bzImage" "$TARGET/linux/initramfs.cpio")
         [ ! -f "$L1/vmlinux" ] || linux+=("$L1/vmlinux")
         run="MEMVISOR_LINUX=/bin memvisor test"
         # To bring a dump back takes a minute.
         [ "$length" != long ] || run="MEMVISOR_LINUX_DUMPS=/out/dumps $run"
+        export NESTED_THREAD=${NESTED_THREAD:-multi}
     fi
     echo "-- nested: -cpu $cpu"
     # shellcheck disable=SC2086 # a list of arguments
@@ -93,21 +94,23 @@ in_l1() { # VARIANT CPU ARGUMENT...
 }
 
 codes=()
-variant() { # VARIANT CPU NEEDS-FLAG
-    local code=0 cases
-    cases=$("$memvisor" test --bed nested --list "$3" no-la57 "${select[@]}") || exit
+variant() { # VARIANT CPU SELECTION...
+    local variant=$1 cpu=$2 code=0 cases
+    shift 2
+    cases=$("$memvisor" test --bed nested --list "$@" "${select[@]}") || exit
     [ -n "$cases" ] || return 0
-    in_l1 "$1" "$2" "$3" no-la57 "${select[@]}" || code=$?
+    in_l1 "$variant" "$cpu" "$@" "${select[@]}" || code=$?
     codes+=("$code")
 }
 
-variant la57 "$CPU" --needs-not
-variant no-la57 "$CPU,-la57" --needs
+variant la57 "$CPU" --needs-not no-la57 --needs-not linux
+variant no-la57 "$CPU,-la57" --needs no-la57
+variant linux "$CPU" --needs linux
 
 more_failed=0 more_passed=0
 if [ -f "$DUMP" ]; then
     code=0
-    scripts/linux/debuggers.sh "$DUMP" "$OUT/la57/consoles/linux-prompt-bzimage.log" || code=$?
+    scripts/linux/debuggers.sh "$DUMP" "$OUT/linux/consoles/linux-prompt-bzimage.log" || code=$?
     case $code in
     0) more_passed=1 ;;
     "$NOTHING_RAN") ;;

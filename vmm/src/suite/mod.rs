@@ -61,7 +61,7 @@ pub struct TestArgs {
     pub needs: Option<Need>,
     /// Only cases that do not need this of the host
     #[arg(long, value_name = "WHAT", value_enum)]
-    pub needs_not: Option<Need>,
+    pub needs_not: Vec<Need>,
     /// Only cases of this length and shorter ones
     #[arg(long, value_enum, default_value = "long")]
     pub length: Length,
@@ -124,7 +124,7 @@ pub fn run(args: TestArgs) -> anyhow::Result<ExitCode> {
     cases.retain(|case| {
         case.length <= args.length
             && args.needs.is_none_or(|need| case.needs().contains(&need))
-            && args.needs_not.is_none_or(|need| !case.needs().contains(&need))
+            && !args.needs_not.iter().any(|need| case.needs().contains(need))
     });
     if let Some(shard) = share(args.shard)? {
         cases = shard.take(cases);

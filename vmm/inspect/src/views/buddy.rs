@@ -67,7 +67,10 @@ fn rows<S: MemorySource + ?Sized>(guest: &Guest<'_, S>) -> Result<Vec<BuddyRow>,
         let usable = lists.iter().filter(|list| list.migratetype != Migratetype::Isolate);
         let free_pages = usable.map(|list| (list.blocks.len() as u64) << list.order).sum();
         let by_order = |count: &dyn Fn(&FreeList) -> u64| {
-            lists.chunks(Migratetype::ALL.len()).map(|lists| lists.iter().map(count).sum()).collect()
+            lists
+                .chunks(Migratetype::ALL.len())
+                .map(|lists| lists.iter().map(count).fold(0, u64::saturating_add))
+                .collect()
         };
         if problems.is_empty() && free_pages != zone.free_pages {
             problems.push(format!("the lists hold {free_pages} pages, the zone says {}", zone.free_pages));

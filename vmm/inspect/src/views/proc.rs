@@ -182,10 +182,22 @@ fn pagetypeinfo(text: &mut String, view: &PagetypesView, online: &[u32]) -> fmt:
 }
 
 fn vmstat(text: &mut String, zones: &ZonesView, numa: &NumastatView, events: &VmstatView) -> fmt::Result {
-    writeln!(text, "nr_free_pages {}", zones.zones.iter().map(|zone| zone.free).sum::<u64>())?;
-    writeln!(text, "nr_free_cma {}", zones.zones.iter().map(|zone| zone.free_cma).sum::<u64>())?;
+    writeln!(
+        text,
+        "nr_free_pages {}",
+        zones.zones.iter().map(|zone| zone.free).fold(0, u64::saturating_add)
+    )?;
+    writeln!(
+        text,
+        "nr_free_cma {}",
+        zones.zones.iter().map(|zone| zone.free_cma).fold(0, u64::saturating_add)
+    )?;
     for (index, name) in NumaEvent::NAMES.iter().enumerate() {
-        let count: u64 = numa.zones.iter().filter_map(|zone| zone.events.get(index)).sum();
+        let count: u64 = numa
+            .zones
+            .iter()
+            .filter_map(|zone| zone.events.get(index))
+            .fold(0, |sum, &count| sum.saturating_add(count));
         writeln!(text, "{name} {count}")?;
     }
     events.events.iter().try_for_each(|event| writeln!(text, "{} {}", event.name, event.count))

@@ -149,7 +149,7 @@ fn row(all: &Slabs, index: usize, cache: &Cache) -> CacheRow {
     let shared: u64 = nodes().map(|node| u64::from(node.shared_avail)).sum();
     let slob = SlabKind::from_raw(cache.allocator) == Some(SlabKind::Slob);
     let inuse: u64 = all.of(index).map(|slab| u64::from(slab.counters.inuse)).sum();
-    let live: u64 = nodes().map(|node| node.live).sum();
+    let live: u64 = nodes().map(|node| node.live).fold(0, u64::saturating_add);
     let objects: u64 = all.of(index).map(|slab| u64::from(slab.counters.objects)).sum();
     let mut problems: Vec<String> = all
         .of(index)

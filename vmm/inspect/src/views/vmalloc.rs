@@ -134,7 +134,7 @@ impl fmt::Display for VmallocView {
             .iter()
             .filter(|area| area.state == "lazy")
             .map(|area| area.end.saturating_sub(area.start) / PAGE_SIZE)
-            .sum();
+            .fold(0, u64::saturating_add);
         writeln!(
             f,
             "vmalloc: {busy} areas in use, {lazy} pages lazy, {} free areas, the longest {} MiB",
