@@ -6,6 +6,9 @@
 #![cfg_attr(target_os = "none", no_std, no_main)]
 
 #[cfg(target_os = "none")]
+extern crate alloc;
+
+#[cfg(target_os = "none")]
 #[path = "arch/x86_64/mod.rs"]
 mod arch;
 #[cfg(target_os = "none")]

@@ -4,6 +4,7 @@ pub mod cma;
 pub mod cpu_local;
 pub mod early;
 pub mod fixmap;
+mod heap;
 pub mod ioremap;
 pub mod kcompactd;
 pub mod kmap;
