@@ -250,7 +250,7 @@ impl<K: Kernel> VmFault<'_, K> {
     /// Maps a page where nothing is; false if something is by now.
     fn install(&self, new: Entry, kind: Option<RssKind>, counted: impl FnOnce()) -> Result<bool, Fault> {
         self.k.tables(self.mm, |tables| {
-            let slot = pte::make(tables, self.mm.page_table(), self.page_addr());
+            let slot = pte::make(tables, self.mm, self.page_addr());
             let (table, index) = slot.ok_or(Fault::NoMemory)?;
             if tables.compare_exchange(table, index, 0, new.as_u64()).is_err() {
                 return Ok(false);

@@ -4,6 +4,9 @@
 //! mmap_lock waits by letting other threads run where the caller may sleep, else by spinning; its holder may sleep.
 
 mod objects;
+mod tlb;
+
+pub use tlb::{publish as publish_tlbs, table as tlb_table};
 
 use core::sync::atomic::Ordering;
 
@@ -70,6 +73,7 @@ pub fn mm_free(id: Id<Mm>) {
 pub fn activate(id: Id<Mm>) {
     let mm = mm_of(id);
     mark_cpu(mm);
+    tlb::loads(percpu::cpu(), id.as_u64());
     // SAFETY: the upper half is the kernel's.
     unsafe { regs::write_cr3(mm.page_table().root.phys().as_u64()) };
 }
@@ -78,6 +82,7 @@ pub fn activate(id: Id<Mm>) {
 pub fn deactivate() {
     // SAFETY: the kernel's own tables.
     unsafe { regs::write_cr3(paging::kernel().root.phys().as_u64()) };
+    tlb::loads(percpu::cpu(), 0);
 }
 
 /// Before CR3 is written: who changes the tables from now on flushes this CPU.
