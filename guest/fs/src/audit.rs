@@ -1,9 +1,9 @@
 //! What must hold between calls; the numbers are those of `vfs.rs`, `inode.rs` and `dir.rs`.
 
+use crate::Data;
 use crate::inode::InodeId;
 use crate::proc::Processes;
 use crate::vfs::{MountId, Node, ROOT_MOUNT, SHM_MOUNT, Vfs};
-use crate::Data;
 
 impl<D: Data, P: Processes> Vfs<D, P> {
     /// Checks invariants; the first that does not hold, and the number of the inode or mount.
@@ -11,7 +11,8 @@ impl<D: Data, P: Processes> Vfs<D, P> {
     /// # Errors
     /// What is broken.
     pub fn audit(&self) -> Result<(), (&'static str, u32)> {
-        let ids = || (0..).map(InodeId).zip(&self.inodes).filter_map(|(id, inode)| Some((id, inode.as_ref()?)));
+        let ids =
+            || (0..).map(InodeId).zip(&self.inodes).filter_map(|(id, inode)| Some((id, inode.as_ref()?)));
         for (id, inode) in ids() {
             let check = |holds: bool, what: &'static str| if holds { Ok(()) } else { Err((what, id.0)) };
             check(inode.nlink > 0 || inode.holds > 0, "I1: neither named nor held")?;
@@ -27,7 +28,10 @@ impl<D: Data, P: Processes> Vfs<D, P> {
             let children = directory.from(0).iter().filter_map(|slot| self.inode(slot.inode));
             let dirs: u32 = children.map(|child| u32::from(child.is_dir())).sum();
             if inode.nlink == 0 {
-                check(names == 0 && directory.is_empty() && inode.orphan.is_some(), "I2: a removed directory")?;
+                check(
+                    names == 0 && directory.is_empty() && inode.orphan.is_some(),
+                    "I2: a removed directory",
+                )?;
             } else {
                 check(names == u32::from(!is_root), "F1: a directory's names")?;
                 check(inode.nlink == 2 + dirs, "I2: a directory's links")?;
@@ -48,7 +52,12 @@ impl<D: Data, P: Processes> Vfs<D, P> {
         for (index, mount) in (0..).zip(&self.mounts) {
             let Some(mount) = mount else { continue };
             let id = MountId(index);
-            let on = self.mounts.iter().flatten().filter(|other| other.at.is_some_and(|at| at.mount == id)).count();
+            let on = self
+                .mounts
+                .iter()
+                .flatten()
+                .filter(|other| other.at.is_some_and(|at| at.mount == id))
+                .count();
             if (mount.holds as usize) < on {
                 return Err(("F2: fewer holds than mounts on it", index));
             }

@@ -210,7 +210,13 @@ impl<D: Data, P: Processes> Vfs<D, P> {
     ///
     /// # Errors
     /// Those of rename(2).
-    pub fn rename(&mut self, context: &Context, from: At<'_>, to: At<'_>, flags: RenameFlags) -> Result<(), Errno> {
+    pub fn rename(
+        &mut self,
+        context: &Context,
+        from: At<'_>,
+        to: At<'_>,
+        flags: RenameFlags,
+    ) -> Result<(), Errno> {
         let (no_replace, exchange) =
             (flags.contains(RenameFlags::NOREPLACE), flags.contains(RenameFlags::EXCHANGE));
         if !RenameFlags::all().contains(flags) || (no_replace && exchange) {
@@ -278,7 +284,8 @@ impl<D: Data, P: Processes> Vfs<D, P> {
             return Err(Errno::Enametoolong);
         }
         let id = self.inode(dir).and_then(Inode::dir).and_then(|names| names.get(&parent.name));
-        let covered = |id| self.mounted_on(Place { mount: parent.dir.mount, node: Node::Inode(id) }).is_some();
+        let covered =
+            |id| self.mounted_on(Place { mount: parent.dir.mount, node: Node::Inode(id) }).is_some();
         Ok((id.is_some_and(covered), id))
     }
 

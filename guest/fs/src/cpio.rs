@@ -27,7 +27,10 @@ impl fmt::Display for CpioError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             CpioError::Compressed(kind) => {
-                write!(f, "the archive is compressed ({kind}): give an uncompressed cpio archive, format newc")
+                write!(
+                    f,
+                    "the archive is compressed ({kind}): give an uncompressed cpio archive, format newc"
+                )
             }
             CpioError::Magic(at) => write!(f, "no cpio header (format newc) at offset {at:#x}"),
             CpioError::Digit(at) => write!(f, "not a hexadecimal number in the cpio header at {at:#x}"),
@@ -101,7 +104,7 @@ impl<'a> Reader<'a> {
             }
             if zeroes > 0 {
                 self.at += zeroes;
-                if self.at % 4 != 0 {
+                if !self.at.is_multiple_of(4) {
                     return Err(CpioError::Magic(self.at));
                 }
                 continue;
@@ -124,10 +127,26 @@ impl<'a> Reader<'a> {
         for (field, digits) in fields.iter_mut().zip(digits.chunks_exact(8)) {
             *field = hex(digits).ok_or(CpioError::Digit(start))?;
         }
-        let [ino, mode, uid, gid, nlink, mtime, filesize, devmajor, devminor, rdevmajor, rdevminor, namesize, check] =
-            fields;
+        let [
+            ino,
+            mode,
+            uid,
+            gid,
+            nlink,
+            mtime,
+            filesize,
+            devmajor,
+            devminor,
+            rdevmajor,
+            rdevminor,
+            namesize,
+            check,
+        ] = fields;
         let take = |at: usize, len: u32| -> Result<(&'a [u8], usize), CpioError> {
-            let end = usize::try_from(len).ok().and_then(|len| at.checked_add(len)).ok_or(CpioError::Short(start))?;
+            let end = usize::try_from(len)
+                .ok()
+                .and_then(|len| at.checked_add(len))
+                .ok_or(CpioError::Short(start))?;
             let bytes = self.archive.get(at..end).ok_or(CpioError::Short(start))?;
             // The last entry's filling may be missing.
             Ok((bytes, end.checked_next_multiple_of(4).ok_or(CpioError::Short(start))?))

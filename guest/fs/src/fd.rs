@@ -88,13 +88,7 @@ impl<F> FdTable<F> {
     ///
     /// # Errors
     /// `EBADF` from `limit` on, `ENOMEM`; the file comes back.
-    pub fn replace(
-        &mut self,
-        fd: u32,
-        file: F,
-        cloexec: bool,
-        limit: u64,
-    ) -> Result<Option<F>, (Errno, F)> {
+    pub fn replace(&mut self, fd: u32, file: F, cloexec: bool, limit: u64) -> Result<Option<F>, (Errno, F)> {
         if u64::from(fd) >= limit.min(NR_OPEN) {
             return Err((Errno::Ebadf, file));
         }
@@ -116,7 +110,12 @@ impl<F> FdTable<F> {
     }
 
     /// Takes out some descriptor from `from` to `last` that `chosen` says: for close_range, execve and exit, one at a time.
-    pub fn take_if(&mut self, from: u32, last: u32, chosen: impl Fn(&Descriptor<F>) -> bool) -> Option<(u32, F)> {
+    pub fn take_if(
+        &mut self,
+        from: u32,
+        last: u32,
+        chosen: impl Fn(&Descriptor<F>) -> bool,
+    ) -> Option<(u32, F)> {
         let end = Self::index(last).saturating_add(1).min(self.slots.len());
         let start = Self::index(from).min(end);
         let slots = self.slots.get(start..end)?;
@@ -128,7 +127,8 @@ impl<F> FdTable<F> {
     /// The lowest descriptor from `from` on, with its number.
     pub fn next(&self, from: u32) -> Option<(u32, &Descriptor<F>)> {
         let start = Self::index(from);
-        let found = self.slots.iter().enumerate().skip(start).find_map(|(at, slot)| Some((at, slot.as_ref()?)));
+        let found =
+            self.slots.iter().enumerate().skip(start).find_map(|(at, slot)| Some((at, slot.as_ref()?)));
         found.and_then(|(at, slot)| Some((u32::try_from(at).ok()?, slot)))
     }
 

@@ -43,7 +43,12 @@ impl<D: Data, P: Processes> Vfs<D, P> {
     ///
     /// # Errors
     /// `ENODEV` for an unknown kind, `ENOTDIR`, `EBUSY`, `EINVAL`.
-    pub fn mount(&mut self, context: &Context, target: Place, request: &MountRequest<'_>) -> Result<(), Errno> {
+    pub fn mount(
+        &mut self,
+        context: &Context,
+        target: Place,
+        request: &MountRequest<'_>,
+    ) -> Result<(), Errno> {
         const MS_RDONLY: u64 = 1;
         let flags = request.flags & 0xffff_ffff;
         // Old C libraries put a mark into the upper half (Linux: MS_MGC_VAL).
@@ -53,7 +58,11 @@ impl<D: Data, P: Processes> Vfs<D, P> {
         }
         if flags & MS_PROPAGATION != 0 {
             let ours = self.mount_of(target.mount).is_some_and(|mount| mount.root == target.node);
-            return if ours && flags & !(MS_PROPAGATION | MS_REC | 1 << 15) == 0 { Ok(()) } else { Err(Errno::Einval) };
+            return if ours && flags & !(MS_PROPAGATION | MS_REC | 1 << 15) == 0 {
+                Ok(())
+            } else {
+                Err(Errno::Einval)
+            };
         }
         if flags & (MS_BIND | MS_MOVE | MS_RDONLY) != 0 {
             return Err(Errno::Einval);
@@ -66,7 +75,8 @@ impl<D: Data, P: Processes> Vfs<D, P> {
         if same && self.mount_of(target.mount).is_some_and(|mount| mount.root == target.node) {
             return Err(Errno::Ebusy);
         }
-        let permissions = mode_option(request.options)?.unwrap_or(if kind == FsKind::Tmpfs { 0o1777 } else { 0o755 });
+        let permissions =
+            mode_option(request.options)?.unwrap_or(if kind == FsKind::Tmpfs { 0o1777 } else { 0o755 });
         // All see the same devices and processes (Linux: one super block).
         let shared = self.supers.iter().position(|fs| fs.as_ref().is_some_and(|fs| fs.kind == kind));
         let fs = match shared.filter(|_| kind != FsKind::Tmpfs) {
@@ -77,7 +87,8 @@ impl<D: Data, P: Processes> Vfs<D, P> {
     }
 
     fn remount(&mut self, target: Place, flags: u64) -> Result<(), Errno> {
-        let mount = self.mount_mut(target.mount).filter(|mount| mount.root == target.node).ok_or(Errno::Einval)?;
+        let mount =
+            self.mount_mut(target.mount).filter(|mount| mount.root == target.node).ok_or(Errno::Einval)?;
         if flags & 1 != 0 {
             return Err(Errno::Einval);
         }

@@ -204,7 +204,11 @@ impl<D: Data, P: Processes> Vfs<D, P> {
         let mut parent = self.parent_of(context, base, path, 0)?;
         loop {
             if parent.last != Last::Name || parent.slashes {
-                return Err(if parent.last == Last::Name || !exclusive { Errno::Eisdir } else { Errno::Eexist });
+                return Err(if parent.last == Last::Name || !exclusive {
+                    Errno::Eisdir
+                } else {
+                    Errno::Eexist
+                });
             }
             let place = match self.child(parent.dir, &parent.name) {
                 Ok(place) => place,
@@ -239,7 +243,12 @@ impl<D: Data, P: Processes> Vfs<D, P> {
     }
 
     /// A regular file of no bytes by a name that is not there.
-    pub(crate) fn create(&mut self, context: &Context, parent: &Parent, permissions: u32) -> Result<Place, Errno> {
+    pub(crate) fn create(
+        &mut self,
+        context: &Context,
+        parent: &Parent,
+        permissions: u32,
+    ) -> Result<Place, Errno> {
         let (dir, fs) = self.writable_dir(parent.dir)?;
         let data = self.data.create()?;
         let new = NewInode { fs, permissions, parent: Some(dir), content: Content::File(data) };
@@ -320,7 +329,12 @@ impl<D: Data, P: Processes> Vfs<D, P> {
     ///
     /// # Errors
     /// `ENOMEM`.
-    pub fn open_nameless(&mut self, context: &Context, name: &[u8], flags: OpenFlags) -> Result<File<D::Id>, Errno> {
+    pub fn open_nameless(
+        &mut self,
+        context: &Context,
+        name: &[u8],
+        flags: OpenFlags,
+    ) -> Result<File<D::Id>, Errno> {
         let root = self.root_of(SHM_MOUNT).ok_or(Errno::Enodev)?;
         let place = self.nameless(context, root, 0o777, Some(name))?;
         self.open_file(place, flags)
@@ -330,7 +344,12 @@ impl<D: Data, P: Processes> Vfs<D, P> {
     ///
     /// # Errors
     /// Those of open(2).
-    pub fn open_place(&mut self, context: &Context, place: Place, flags: OpenFlags) -> Result<File<D::Id>, Errno> {
+    pub fn open_place(
+        &mut self,
+        context: &Context,
+        place: Place,
+        flags: OpenFlags,
+    ) -> Result<File<D::Id>, Errno> {
         if flags.contains(OpenFlags::DIRECTORY) && !self.is_dir(place) {
             return Err(Errno::Enotdir);
         }
@@ -399,7 +418,12 @@ impl<D: Data, P: Processes> Vfs<D, P> {
     ///
     /// # Errors
     /// `ENXIO`, `ENOMEM`.
-    pub fn open_device(&mut self, context: &Context, device: Device, flags: OpenFlags) -> Result<File<D::Id>, Errno> {
+    pub fn open_device(
+        &mut self,
+        context: &Context,
+        device: Device,
+        flags: OpenFlags,
+    ) -> Result<File<D::Id>, Errno> {
         let fs = self.mount_of(SHM_MOUNT).ok_or(Errno::Enodev)?.fs;
         Char::of(device).ok_or(Errno::Enxio)?;
         let new = NewInode { fs, permissions: 0o600, parent: None, content: Content::Char(device) };
@@ -411,7 +435,9 @@ impl<D: Data, P: Processes> Vfs<D, P> {
     pub fn accessed(&mut self, id: InodeId, context: &Context) {
         const DAY: i64 = 24 * 60 * 60;
         if let Some(inode) = self.inode_mut(id)
-            && (inode.atime <= inode.mtime || inode.atime <= inode.ctime || context.now.sec - inode.atime.sec >= DAY)
+            && (inode.atime <= inode.mtime
+                || inode.atime <= inode.ctime
+                || context.now.sec - inode.atime.sec >= DAY)
         {
             inode.atime = context.now;
         }

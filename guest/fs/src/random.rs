@@ -69,10 +69,7 @@ fn block(key: &[u32; 8], counter: u64) -> [u32; 16] {
             quarter(&mut state, [column, column + 4, column + 8, column + 12]);
         }
         for column in 0..4 {
-            quarter(
-                &mut state,
-                [column, 4 + (column + 1) % 4, 8 + (column + 2) % 4, 12 + (column + 3) % 4],
-            );
+            quarter(&mut state, [column, 4 + (column + 1) % 4, 8 + (column + 2) % 4, 12 + (column + 3) % 4]);
         }
     }
     for (word, first) in state.iter_mut().zip(start) {

@@ -137,9 +137,7 @@ impl Statfs {
 /// Types of entries (Linux: include/linux/fs_types.h): the type's bits of `st_mode`, shifted.
 pub const fn dirent_type(mode: u32) -> u8 {
     // The type has four bits.
-    #[expect(clippy::cast_possible_truncation, reason = "4 bits are left")]
-    let kind = ((mode >> 12) & 0xf) as u8;
-    kind
+    ((mode >> 12) & 0xf) as u8
 }
 
 /// An entry of getdents64.

@@ -332,7 +332,11 @@ impl Tty {
     }
 
     fn kill_line(&mut self, byte: u8, screen: &mut Vec<u8>) {
-        if self.local(lflag::ECHO) && self.local(lflag::ECHOK) && self.local(lflag::ECHOKE) && self.local(lflag::ECHOE) {
+        if self.local(lflag::ECHO)
+            && self.local(lflag::ECHOK)
+            && self.local(lflag::ECHOKE)
+            && self.local(lflag::ECHOE)
+        {
             while let Some(byte) = self.line.pop() {
                 self.show_erased(byte, screen);
             }

@@ -319,7 +319,8 @@ impl<D: Data, P: Processes> Vfs<D, P> {
                 let nobody = Place { mount: ROOT_MOUNT, node: Node::Proc(proc::Node::Root) };
                 let context = Context { root: nobody, cwd: nobody, umask: 0, uid: 0, gid: 0, now };
                 let content = Content::Directory(Directory::new());
-                let id = self.new_inode(NewInode { fs: index, permissions, parent: None, content }, &context)?;
+                let id =
+                    self.new_inode(NewInode { fs: index, permissions, parent: None, content }, &context)?;
                 if let Some(inode) = self.inode_mut(id) {
                     inode.nlink = 2;
                 }

@@ -98,19 +98,33 @@ impl<D: Data, P: Processes> Vfs<D, P> {
     ///
     /// # Errors
     /// `ENOENT`, `ENOTDIR`, `ELOOP`, `ENAMETOOLONG`, `ENOMEM`.
-    pub fn lookup(&self, context: &Context, base: Place, path: &[u8], follow: Follow) -> Result<Place, Errno> {
+    pub fn lookup(
+        &self,
+        context: &Context,
+        base: Place,
+        path: &[u8],
+        follow: Follow,
+    ) -> Result<Place, Errno> {
         let parent = self.parent_of(context, base, path, 0)?;
         self.finish(context, parent, follow)
     }
 
     /// The place of a path's last part.
-    pub(crate) fn finish(&self, context: &Context, mut parent: Parent, follow: Follow) -> Result<Place, Errno> {
+    pub(crate) fn finish(
+        &self,
+        context: &Context,
+        mut parent: Parent,
+        follow: Follow,
+    ) -> Result<Place, Errno> {
         loop {
             let place = self.step(context, &parent)?;
+            if follow == Follow::No && !parent.slashes {
+                return Ok(place);
+            }
             let link = match self.link_target(place)? {
-                Some(link) if follow == Follow::Yes || parent.slashes => link,
-                _ if parent.slashes && !self.is_dir(place) => return Err(Errno::Enotdir),
-                _ => return Ok(place),
+                Some(link) => link,
+                None if parent.slashes && !self.is_dir(place) => return Err(Errno::Enotdir),
+                None => return Ok(place),
             };
             let links = parent.links + 1;
             if links > MAXSYMLINKS {
@@ -300,7 +314,9 @@ impl<D: Data, P: Processes> Vfs<D, P> {
                 match mount.at {
                     Some(below) => at = below,
                     None => {
-                        state = PathState::Outside;
+                        if state == PathState::Reachable {
+                            state = PathState::Outside;
+                        }
                         break;
                     }
                 }

@@ -10,8 +10,10 @@ mod system;
 #[cfg(test)]
 mod tests;
 
-pub use node::{Access, Link, Node, PidFile, Processes, SystemFile, Target, Who};
-pub use source::{CpuInfo, CpuTime, MapInfo, MemInfo, ProcessInfo, Rlimit, Source, SystemInfo, VmInfo};
+pub use node::{Access, Link, NoProcesses, Node, PidFile, Processes, SystemFile, Target, Who};
+pub use source::{
+    CpuInfo, CpuTime, MapInfo, MapPages, MemInfo, ProcessInfo, Rlimit, Source, SystemInfo, VmInfo,
+};
 
 use alloc::vec::Vec;
 use core::fmt::{self, Write};

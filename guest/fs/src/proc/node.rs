@@ -58,6 +58,40 @@ pub trait Processes {
     fn link(&self, who: Who, link: Link) -> Option<Place>;
 }
 
+/// No processes: before the first one, and in tests.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct NoProcesses;
+
+impl Processes for NoProcesses {
+    fn current(&self) -> Option<(u32, u32)> {
+        None
+    }
+
+    fn exists(&self, _: Who) -> bool {
+        false
+    }
+
+    fn next(&self, _: u32) -> Option<u32> {
+        None
+    }
+
+    fn next_thread(&self, _: u32, _: u32) -> Option<u32> {
+        None
+    }
+
+    fn next_fd(&self, _: Who, _: u32) -> Option<u32> {
+        None
+    }
+
+    fn fd_access(&self, _: Who, _: u32) -> Option<Access> {
+        None
+    }
+
+    fn link(&self, _: Who, _: Link) -> Option<Place> {
+        None
+    }
+}
+
 macro_rules! files {
     ($(#[$doc:meta])* $name:ident { $($variant:ident = $text:literal, $mode:literal, $words:literal;)* }) => {
         $(#[$doc])*
@@ -352,12 +386,7 @@ impl Node {
     }
 
     /// Lists the directory from `pos` on, after `.` and `..`; whether there was no room for all.
-    pub(crate) fn list(
-        self,
-        processes: &impl Processes,
-        pos: &mut u64,
-        put: Put<'_>,
-    ) -> Result<bool, Errno> {
+    pub(crate) fn list(self, processes: &impl Processes, pos: &mut u64, put: Put<'_>) -> Result<bool, Errno> {
         match self {
             Node::Root => {
                 let files = SystemFile::ALL.iter().map(|file| Node::System(*file));

@@ -104,7 +104,11 @@ fn status(info: &ProcessInfo, out: &mut dyn Write) -> fmt::Result {
         writeln!(out, "{name}:\t{}\t{}\t{}\t{}", ids[0], ids[1], ids[2], ids[3])?;
     }
     writeln!(out, "FDSize:\t{}\nGroups:\t ", info.fd_size)?;
-    writeln!(out, "NStgid:\t{}\nNSpid:\t{}\nNSpgid:\t{}\nNSsid:\t{}", info.tgid, info.pid, info.pgrp, info.session)?;
+    writeln!(
+        out,
+        "NStgid:\t{}\nNSpid:\t{}\nNSpgid:\t{}\nNSsid:\t{}",
+        info.tgid, info.pid, info.pgrp, info.session
+    )?;
     if let Some(vm) = &info.vm {
         status_vm(vm, out)?;
     }
@@ -122,7 +126,9 @@ fn status(info: &ProcessInfo, out: &mut dyn Write) -> fmt::Result {
     }
     // Root has all 41 capabilities.
     let all = if info.uids[1] == 0 { (1_u64 << 41) - 1 } else { 0 };
-    for (name, set) in [("CapInh", 0), ("CapPrm", all), ("CapEff", all), ("CapBnd", (1 << 41) - 1), ("CapAmb", 0)] {
+    for (name, set) in
+        [("CapInh", 0), ("CapPrm", all), ("CapEff", all), ("CapBnd", (1 << 41) - 1), ("CapAmb", 0)]
+    {
         writeln!(out, "{name}:\t{set:016x}")?;
     }
     writeln!(out, "NoNewPrivs:\t0\nSeccomp:\t0\nSeccomp_filters:\t0")?;
@@ -287,9 +293,28 @@ fn smaps(map: &MapInfo<'_>, out: &mut dyn Write) -> fmt::Result {
     out.write_str("THPeligible:    0\nVmFlags: ")?;
     // Linux: `show_smap_vma_flags`, by bit.
     const NAMES: [(u32, &str); 22] = [
-        (0, "rd"), (1, "wr"), (2, "ex"), (3, "sh"), (4, "mr"), (5, "mw"), (6, "me"), (7, "ms"), (8, "gd"), (10, "pf"),
-        (13, "lo"), (14, "io"), (15, "sr"), (16, "rr"), (17, "dc"), (18, "de"), (20, "ac"), (21, "nr"), (22, "ht"),
-        (25, "wf"), (26, "dd"), (28, "mm"),
+        (0, "rd"),
+        (1, "wr"),
+        (2, "ex"),
+        (3, "sh"),
+        (4, "mr"),
+        (5, "mw"),
+        (6, "me"),
+        (7, "ms"),
+        (8, "gd"),
+        (10, "pf"),
+        (13, "lo"),
+        (14, "io"),
+        (15, "sr"),
+        (16, "rr"),
+        (17, "dc"),
+        (18, "de"),
+        (20, "ac"),
+        (21, "nr"),
+        (22, "ht"),
+        (25, "wf"),
+        (26, "dd"),
+        (28, "mm"),
     ];
     for (bit, name) in NAMES {
         if pages.vm_flags >> bit & 1 != 0 {

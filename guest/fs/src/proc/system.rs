@@ -11,15 +11,12 @@ pub(super) fn show(file: SystemFile, source: &dyn Source, out: &mut dyn Write) -
         SystemFile::Uptime => uptime(source, out),
         SystemFile::Loadavg => loadavg(source, out),
         SystemFile::Stat => stat(source, out),
-        SystemFile::Cpuinfo => {
-            (0..source.system().cpus).try_for_each(|cpu| source.cpu_info(cpu, &mut |info| cpuinfo(cpu, info, out)))
-        }
-        SystemFile::Filesystems => {
-            ["tmpfs", "devtmpfs", "proc", "pipefs", "ramfs"].iter().try_for_each(|name| writeln!(out, "nodev\t{name}"))
-        }
-        SystemFile::Swaps => {
-            out.write_str("Filename\t\t\t\tType\t\tSize\t\tUsed\t\tPriority\n")
-        }
+        SystemFile::Cpuinfo => (0..source.system().cpus)
+            .try_for_each(|cpu| source.cpu_info(cpu, &mut |info| cpuinfo(cpu, info, out))),
+        SystemFile::Filesystems => ["tmpfs", "devtmpfs", "proc", "pipefs", "ramfs"]
+            .iter()
+            .try_for_each(|name| writeln!(out, "nodev\t{name}")),
+        SystemFile::Swaps => out.write_str("Filename\t\t\t\tType\t\tSize\t\tUsed\t\tPriority\n"),
         SystemFile::Buddyinfo
         | SystemFile::Cmdline
         | SystemFile::Iomem
@@ -146,7 +143,11 @@ fn cpuinfo(cpu: u32, info: &CpuInfo<'_>, out: &mut dyn Write) -> fmt::Result {
     if info.cache_kib != 0 {
         writeln!(out, "cache size\t: {} KB", info.cache_kib)?;
     }
-    writeln!(out, "physical id\t: 0\nsiblings\t: {}\ncore id\t\t: {cpu}\ncpu cores\t: {}", info.siblings, info.siblings)?;
+    writeln!(
+        out,
+        "physical id\t: 0\nsiblings\t: {}\ncore id\t\t: {cpu}\ncpu cores\t: {}",
+        info.siblings, info.siblings
+    )?;
     writeln!(out, "apicid\t\t: {}\ninitial apicid\t: {}", info.apic, info.apic)?;
     writeln!(out, "fpu\t\t: yes\nfpu_exception\t: yes\ncpuid level\t: {}\nwp\t\t: yes", info.cpuid_level)?;
     writeln!(out, "flags\t\t: {}", info.flags)?;

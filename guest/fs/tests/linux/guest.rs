@@ -1,6 +1,6 @@
 //! The calls on the crate, as the kernel makes them.
 
-use guest_fs::proc::{Access, Link, Processes, Who};
+use guest_fs::proc::NoProcesses;
 use guest_fs::{
     At, Context, Errno, File, Follow, Kind, OpenFlags, Place, RenameFlags, Timespec, Vecs, Vfs, Whence,
 };
@@ -8,37 +8,9 @@ use guest_fs::{
 use crate::op::Op;
 use crate::{ABOVE, Outcome};
 
-/// No processes.
-#[derive(Debug)]
-pub struct Nobody;
-
-impl Processes for Nobody {
-    fn current(&self) -> Option<(u32, u32)> {
-        None
-    }
-    fn exists(&self, _: Who) -> bool {
-        false
-    }
-    fn next(&self, _: u32) -> Option<u32> {
-        None
-    }
-    fn next_thread(&self, _: u32, _: u32) -> Option<u32> {
-        None
-    }
-    fn next_fd(&self, _: Who, _: u32) -> Option<u32> {
-        None
-    }
-    fn fd_access(&self, _: Who, _: u32) -> Option<Access> {
-        None
-    }
-    fn link(&self, _: Who, _: Link) -> Option<Place> {
-        None
-    }
-}
-
 /// The crate's files.
 pub struct Guest {
-    vfs: Vfs<Vecs, Nobody>,
+    vfs: Vfs<Vecs, NoProcesses>,
     context: Context,
     slots: [Option<File<usize>>; 4],
     inodes: usize,
@@ -48,7 +20,7 @@ const NOW: Timespec = Timespec { sec: 1_000_000, nsec: 0 };
 
 impl Guest {
     pub fn new(umask: u32) -> Guest {
-        let mut vfs = Vfs::new(Vecs::default(), Nobody, NOW).expect("memory");
+        let mut vfs = Vfs::new(Vecs::default(), NoProcesses, NOW).expect("memory");
         let mut context = Context { umask, ..vfs.kernel_context(NOW) };
         let inodes = vfs.inodes_in_use();
         for _ in 0..ABOVE {
@@ -106,8 +78,12 @@ impl Guest {
                 if let Kind::Fifo(_) = file.kind
                     && !file.flags.reads()
                 {
-                    // Nobody reads it (Linux: `fifo_open`); the kernel's part knows.
-                    let others = self.slots.iter().flatten().any(|other| other.kind == file.kind && other.flags.reads());
+                    // NoProcesses reads it (Linux: `fifo_open`); the kernel's part knows.
+                    let others = self
+                        .slots
+                        .iter()
+                        .flatten()
+                        .any(|other| other.kind == file.kind && other.flags.reads());
                     if !others {
                         self.vfs.put(file.place);
                         return Err(Errno::Enxio);
@@ -207,7 +183,8 @@ impl Guest {
         let context = self.context;
         // Pipes have tests of their own.
         if self.vfs.mode_of(place).is_some_and(|bits| bits & 0o170_000 == 0o10_000)
-            && matches!(op, Op::Read { .. } | Op::Write { .. }) {
+            && matches!(op, Op::Read { .. } | Op::Write { .. })
+        {
             return Ok(Outcome::Nothing);
         }
         match *op {
@@ -232,7 +209,8 @@ impl Guest {
                 self.write(file, len, byte, at).map(|(_, len)| Outcome::Number(len))
             }
             Op::Seek { offset, whence, .. } => {
-                if whence > 2 || whence == 0 && offset < 0 {
+                // A directory's positions are the file system's own.
+                if whence > 2 || whence == 0 && offset < 0 || self.vfs.is_dir(place) {
                     return Ok(Outcome::Nothing);
                 }
                 let size = self.vfs.size(place);
@@ -268,7 +246,8 @@ impl Guest {
                     let mut rest = &bytes[..];
                     while !rest.is_empty() {
                         let len = usize::from(u16::from_le_bytes([rest[16], rest[17]]));
-                        let name: Vec<u8> = rest[19..len].iter().copied().take_while(|byte| *byte != 0).collect();
+                        let name: Vec<u8> =
+                            rest[19..len].iter().copied().take_while(|byte| *byte != 0).collect();
                         names.push((name, rest[18]));
                         rest = &rest[len..];
                     }

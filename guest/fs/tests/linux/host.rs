@@ -18,7 +18,7 @@ const TMPFS_MAGIC: i64 = 0x0102_1994;
 
 /// Whether the directory is on a tmpfs.
 pub fn on_tmpfs() -> bool {
-    sys::statfs("/dev/shm").is_ok_and(|fs| i64::from(fs.f_type) == TMPFS_MAGIC)
+    sys::statfs("/dev/shm").is_ok_and(|fs| fs.f_type == TMPFS_MAGIC)
 }
 
 /// A directory of Linux.
@@ -139,7 +139,9 @@ impl Host {
             Outcome::Bytes(buffer)
         };
         let number = |len: usize| Outcome::Number(len as u64);
-        if matches!(op, Op::Read { .. } | Op::Write { .. }) && sys::fstat(file)?.st_mode & 0o170_000 == 0o10_000 {
+        if matches!(op, Op::Read { .. } | Op::Write { .. })
+            && sys::fstat(file)?.st_mode & 0o170_000 == 0o10_000
+        {
             return Ok(Outcome::Nothing);
         }
         Ok(match *op {
@@ -155,6 +157,7 @@ impl Host {
             }
             Op::Write { len, byte, .. } => number(io::write(file, &vec![byte; len])?),
             Op::Pwrite { len, at, byte, .. } => number(io::pwrite(file, &vec![byte; len], at)?),
+            Op::Seek { .. } if sys::fstat(file)?.st_mode & 0o170_000 == 0o40_000 => Outcome::Nothing,
             Op::Seek { offset, whence, .. } => match seek(offset, whence) {
                 Some(from) => Outcome::Number(sys::seek(file, from)?),
                 None => Outcome::Nothing,
@@ -176,7 +179,10 @@ impl Host {
                 while let Some(entry) = dir.next() {
                     let entry = entry?;
                     let kind = guest_fs::mode::S_IFMT & entry.file_type().as_raw_mode();
-                    names.push((entry.file_name().to_bytes().to_vec(), u8::try_from(kind >> 12).expect("4 bits")));
+                    names.push((
+                        entry.file_name().to_bytes().to_vec(),
+                        u8::try_from(kind >> 12).expect("4 bits"),
+                    ));
                 }
                 names.sort();
                 Outcome::Names(names)

@@ -45,7 +45,9 @@ fn agree(ops: &[Op]) -> Result<(), TestCaseError> {
         let linux = host.run(op);
         let ours = guest.run(op);
         prop_assert_eq!(&ours, &linux, "ours, Linux's: call {} of {:?}", number, ops);
-        guest.audit().map_err(|what| TestCaseError::fail(format!("{what:?} after call {number} of {ops:?}")))?;
+        guest
+            .audit()
+            .map_err(|what| TestCaseError::fail(format!("{what:?} after call {number} of {ops:?}")))?;
     }
     prop_assert!(guest.is_clean_after_closing(), "inodes or bytes are left of {:?}", ops);
     Ok(())
@@ -53,6 +55,7 @@ fn agree(ops: &[Op]) -> Result<(), TestCaseError> {
 
 #[test]
 fn random_sequences_are_as_on_linux() {
-    let mut runner = TestRunner::new(Config { cases: sequences(), failure_persistence: None, ..Config::default() });
+    let mut runner =
+        TestRunner::new(Config { cases: sequences(), failure_persistence: None, ..Config::default() });
     runner.run(&ops(), |ops| agree(&ops)).unwrap_or_else(|error| panic!("{error}"));
 }

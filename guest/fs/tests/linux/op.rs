@@ -89,7 +89,8 @@ fn flags() -> impl Strategy<Value = OpenFlags> {
         (OpenFlags::NOFOLLOW, 0.15),
         (OpenFlags::PATH, 0.07),
     ];
-    let rest: Vec<_> = rest.into_iter().map(|(flag, chance)| (Just(flag), prop::bool::weighted(chance))).collect();
+    let rest: Vec<_> =
+        rest.into_iter().map(|(flag, chance)| (Just(flag), prop::bool::weighted(chance))).collect();
     // A pipe would wait for its other end.
     (access, rest).prop_map(|(access, rest)| {
         let chosen = rest.into_iter().filter(|(_, chosen)| *chosen).map(|(flag, _)| flag);
