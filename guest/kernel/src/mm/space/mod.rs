@@ -4,9 +4,9 @@
 //! mmap_lock waits by letting other threads run where the caller may sleep, else by spinning; its holder may sleep.
 
 mod objects;
-mod tlb;
+mod published;
 
-pub use tlb::{publish as publish_tlbs, table as tlb_table};
+pub use published::{publish_tlbs, tlb_table};
 
 use core::sync::atomic::Ordering;
 
@@ -61,6 +61,12 @@ pub fn mm_of(id: Id<Mm>) -> &'static Mm {
     Arena::<Mm>::at(&Spaces, id)
 }
 
+/// Where an address space puts what has no fixed place, for a copy.
+pub fn shape_of(id: Id<Mm>) -> Layout {
+    let mm = mm_of(id);
+    Layout { mmap_base: mm.mmap_base(), mmap_legacy_base: mm.mmap_legacy_base(), task_size: mm.task_size() }
+}
+
 /// Unmaps everything and frees the address space, which no CPU has in CR3 (Linux: `mmput`, `exit_mmap`, `pgd_free`).
 pub fn mm_free(id: Id<Mm>) {
     Space::lock(&Spaces, id, mm_vma::Limits::default()).exit();
@@ -73,7 +79,7 @@ pub fn mm_free(id: Id<Mm>) {
 pub fn activate(id: Id<Mm>) {
     let mm = mm_of(id);
     mark_cpu(mm);
-    tlb::loads(percpu::cpu(), id.as_u64());
+    published::loads(percpu::cpu(), id.as_u64());
     // SAFETY: the upper half is the kernel's.
     unsafe { regs::write_cr3(mm.page_table().root.phys().as_u64()) };
 }
@@ -82,7 +88,7 @@ pub fn activate(id: Id<Mm>) {
 pub fn deactivate() {
     // SAFETY: the kernel's own tables.
     unsafe { regs::write_cr3(paging::kernel().root.phys().as_u64()) };
-    tlb::loads(percpu::cpu(), 0);
+    published::loads(percpu::cpu(), 0);
 }
 
 /// Before CR3 is written: who changes the tables from now on flushes this CPU.
