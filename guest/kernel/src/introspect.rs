@@ -98,6 +98,16 @@ pub fn add_space(pid: u32, mm: Id<Mm>) {
     }
 }
 
+/// Publishes it no more: it is about to go.
+pub fn remove_space(pid: u32) {
+    for slot in ADDED.lock().iter_mut().filter(|slot| slot.is_some_and(|(other, _)| other == pid)) {
+        *slot = None;
+    }
+    for space in ADDRESS_SPACES.lock().iter_mut().filter(|space| space.pid == pid) {
+        *space = NO_SPACE;
+    }
+}
+
 fn publish_added() {
     let added = *ADDED.lock();
     let mut spaces = ADDRESS_SPACES.lock();

@@ -45,7 +45,7 @@ pub fn merged() -> Outcome {
     let len = PAGES / 2 * PAGE_SIZE;
     victim.unmap(upper, PAGES / 2)?;
     let flags = MremapFlags::MAYMOVE | MremapFlags::FIXED;
-    victim.lock().mremap(moved, len, len, flags, upper).map_err(|_| "mremap failed")?;
+    let (_, _populate) = victim.lock().mremap(moved, len, len, flags, upper).map_err(|_| "mremap failed")?;
     let (first, second) = (victim.vma(lower)?, victim.vma(upper)?);
     if first == second {
         return Err("the kernel merged them itself");

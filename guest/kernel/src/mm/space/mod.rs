@@ -8,7 +8,7 @@ mod published;
 
 pub use published::{publish_tlbs, tlb_table};
 
-use core::sync::atomic::Ordering;
+use core::sync::atomic::{AtomicBool, Ordering};
 
 use mm_core::{Gfp, MemMap, Order, PAGE_SIZE, Page, PageAlloc, Pageblock, Pfn, PhysAddr, PhysMem, VirtAddr};
 use mm_pgtable::{FlushRange, PageTable};
@@ -30,6 +30,17 @@ pub struct Spaces;
 
 /// Guards all trees of `AnonVma`s and all lists of mappings.
 static RMAP: Lock<()> = Lock::new(());
+
+/// For tests of what a lost flush does.
+static LOSE_FLUSHES: AtomicBool = AtomicBool::new(false);
+
+/// Flushes of address spaces are not done while `f` runs: a fault on purpose, which only a CPU with a TLB shows.
+pub fn losing_flushes<R>(f: impl FnOnce() -> R) -> R {
+    LOSE_FLUSHES.store(true, Ordering::Relaxed);
+    let result = f();
+    LOSE_FLUSHES.store(false, Ordering::Relaxed);
+    result
+}
 
 /// Pages that are flushed one by one; more are flushed all at once (Linux: `tlb_single_page_flush_ceiling`).
 const FLUSH_CEILING: u64 = 33;
@@ -178,6 +189,9 @@ impl Kernel for Spaces {
     }
 
     fn flush_tlb(&self, mm: &Mm, range: FlushRange) {
+        if LOSE_FLUSHES.load(Ordering::Relaxed) {
+            return;
+        }
         if paging::current().root == mm.page_table().root {
             flush_local(&range);
         }
