@@ -5,7 +5,6 @@ use std::{fmt, path::PathBuf, process::ExitCode};
 use anyhow::Context;
 use clap::{Args, Subcommand};
 use memvisor_inspect::{
-    Walker,
     ptdump::{PtDump, Span},
     views::{
         BuddyView, CmaView, CompactionView, CpusView, E820View, LayoutView, MapView, MapsView, MemblockView,
@@ -18,7 +17,7 @@ use serde::Serialize;
 use super::{
     map::{self, Canvas},
     out::{self, parse_address},
-    source::{Source, SourceArgs},
+    source::{self, Source, SourceArgs},
 };
 
 const AFTER_HELP: &str = "\
@@ -202,7 +201,7 @@ pub(super) fn run(args: &InspectArgs) -> anyhow::Result<ExitCode> {
         }
         View::Ps => show(source, json, |s| Ok(PsView::new(&s.guest()?)?))?,
         View::Maps { pid, smaps } => show(source, json, |s| {
-            MapsView::new(&s.guest()?, *pid, *smaps)?.with_context(|| no_process(*pid))
+            MapsView::new(&s.guest()?, *pid, *smaps)?.with_context(|| source::no_process(*pid))
         })?,
         View::Tlb => show(source, json, |s| Ok(TlbView::new(&s.guest()?, &s.registers)?))?,
         View::Page { pfn, rmap: true } => show(source, json, |s| Ok(RmapView::new(&s.guest()?, *pfn)?))?,
@@ -210,25 +209,13 @@ pub(super) fn run(args: &InspectArgs) -> anyhow::Result<ExitCode> {
         View::Pagetables { va, pid } => show(source, json, |s| {
             // Where the layout is not published, ranges have no names; they are as right.
             let layout = s.guest().and_then(|guest| Ok(guest.layout()?)).unwrap_or_default();
-            Ok(PtDump::new(&walker(s, *pid)?, s.memory(), va.unwrap_or(Span::ALL), &layout))
+            Ok(PtDump::new(&s.walker_of(*pid)?, s.memory(), va.unwrap_or(Span::ALL), &layout))
         })?,
         View::Translate { va, pid } => show(source, json, |s| {
-            Ok(TranslateView::new(walker(s, *pid)?.translate(s.memory(), *va), s.stage2()))
+            Ok(TranslateView::new(s.walker_of(*pid)?.translate(s.memory(), *va), s.stage2()))
         })?,
     }
     Ok(ExitCode::SUCCESS)
-}
-
-/// The tables of a process, or those that the source's arguments choose.
-fn walker(source: &Source, pid: Option<u32>) -> anyhow::Result<Walker> {
-    let Some(pid) = pid else { return source.walker() };
-    let guest = source.guest()?;
-    let space = guest.address_spaces()?.into_iter().find(|space| space.pid == pid);
-    Ok(guest.space_walker(space.with_context(|| no_process(pid))?.pgd_pfn))
-}
-
-fn no_process(pid: u32) -> String {
-    format!("no process {pid} has an address space: `memvisor inspect ps` lists those that have")
 }
 
 fn show<T: fmt::Display + Serialize>(

@@ -4,6 +4,7 @@
 //! people, `Serialize` the JSON for programs (addresses as strings in hexadecimal, counts and
 //! frame numbers as numbers). The first line of the text says what it is.
 
+mod address;
 mod buddy;
 mod cma;
 mod compaction;
@@ -32,12 +33,15 @@ mod zonelists;
 mod zones;
 
 #[cfg(test)]
+mod process_tests;
+#[cfg(test)]
 mod tests;
 
 use std::fmt;
 
 use serde::Serialize;
 
+pub use address::{AddressDepth, AddressIndex, AddressView};
 pub use buddy::{BuddyRow, BuddyView};
 pub use cma::{CmaRow, CmaView};
 pub use compaction::{CompactionRow, CompactionView, KcompactdRow, MovableOwnerRow};
