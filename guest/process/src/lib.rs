@@ -24,6 +24,8 @@ extern crate std;
 mod bytes;
 pub mod elf;
 mod errno;
+pub mod signal;
 pub mod stack;
+pub mod wait;
 
 pub use errno::Errno;
