@@ -8,6 +8,8 @@
 #[cfg(target_os = "none")]
 mod mappings;
 #[cfg(target_os = "none")]
+mod processes;
+#[cfg(target_os = "none")]
 mod program;
 #[cfg(target_os = "none")]
 mod sys;
