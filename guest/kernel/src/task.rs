@@ -118,7 +118,6 @@ pub struct Process {
     pub has_execed: AtomicBool,
     /// Adopts orphans among its descendants (Linux: `is_child_subreaper`).
     pub is_subreaper: AtomicBool,
-    #[expect(dead_code, reason = "job control will read it")]
     /// Signal that stopped it; 0 while it runs (Linux: `SIGNAL_STOP_STOPPED`, `group_exit_code`).
     pub stopped: AtomicU32,
     /// What wait4 tells of stopping and going on, until it is told: see [`Process::report_stop`].

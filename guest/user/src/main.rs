@@ -1,7 +1,7 @@
 //! The guest's first program: touches memory and checks that demand paging gave it what Linux would.
 //!
-//! It runs in ring 3 with Linux's system calls. RDI says how it ends: 0 by `exit`, 1 by `pause`, which
-//! keeps it alive for an audit. Its exit status is the number of failed checks.
+//! It runs in ring 3 with Linux's system calls. RDI says what it does: 0 ends by `exit`, 1 by `pause`, which
+//! keeps it alive for an audit, and 2 has children and threads too. Its exit status is the number of failed checks.
 
 #![cfg_attr(target_os = "none", no_std, no_main)]
 

@@ -5,8 +5,8 @@ use core::fmt::Write;
 use core::hint::black_box;
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use crate::{mappings, processes};
 use crate::sys::{self, Out};
+use crate::{mappings, processes};
 
 pub const PAGE: usize = 4096;
 const BSS_PAGES: usize = 16;

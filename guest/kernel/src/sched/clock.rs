@@ -75,7 +75,7 @@ pub fn now() -> u64 {
         mult => mult,
     };
     let cycles = regs::rdtsc().saturating_sub(BOOT.load(Ordering::Relaxed));
-    u64::try_from(u128::from(cycles) * u128::from(mult) >> SHIFT).unwrap_or(u64::MAX)
+    u64::try_from((u128::from(cycles) * u128::from(mult)) >> SHIFT).unwrap_or(u64::MAX)
 }
 
 /// A user task begins: from the second on they take turns.

@@ -264,7 +264,7 @@ impl Process {
             paused: AtomicBool::new(false),
             child_faults: [const { AtomicU64::new(0) }; 2],
             faults: [const { AtomicU64::new(0) }; 2],
-            signals: Signals::default(),
+            signals: Signals,
         }
     }
 }
@@ -288,7 +288,7 @@ pub(super) fn kernel_task(pid: u32) -> Option<Arc<Task>> {
         vfork: AtomicBool::new(false),
         vfork_done: WaitQueue::new(),
         dead: AtomicBool::new(false),
-        files: Files::default(),
+        files: Files,
         signals: TaskSignals::default(),
     })
 }

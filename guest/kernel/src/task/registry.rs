@@ -102,7 +102,6 @@ pub(super) fn forget_process(pid: u32) -> Option<Arc<Process>> {
     Some(registry.processes.remove(at))
 }
 
-#[expect(dead_code, reason = "kill and /proc will use it")]
 /// The process of that number (Linux: `find_task_by_vpid` for a group leader).
 pub fn find_process(pid: u32) -> Option<Arc<Process>> {
     REGISTRY.lock().process(pid).cloned()
