@@ -9,7 +9,7 @@ use super::registry::REGISTRY;
 use super::{Current, GROUP_EXIT, Process, Task, current, hooks, registry, work};
 use crate::arch::{fpu, regs};
 use crate::mm::space::{self, tlb};
-use crate::{sched, uaccess};
+use crate::{futex, sched, signal, uaccess};
 
 /// Number of the process that adopts orphans.
 const INIT: u32 = 1;
@@ -17,17 +17,12 @@ const INIT: u32 = 1;
 /// Ends the process with a status as wait4 gives it: all its tasks end (Linux: `do_group_exit`).
 pub fn do_group_exit(status: u32) -> ! {
     if let Some(task) = current() {
-        let wanted = GROUP_EXIT | u64::from(status);
-        // Whoever is first decides the status.
-        let first =
-            task.process.group_exit.compare_exchange(0, wanted, Ordering::AcqRel, Ordering::Acquire).is_ok();
-        if first {
-            zap_other_threads(&task);
-        }
+        signal::group_exit(&task, status);
     }
     do_exit(status)
 }
 
+#[expect(dead_code, reason = "execve will use it")]
 /// Makes all other tasks of the process end; they have not when this returns (Linux: `zap_other_threads`).
 pub fn zap_other_threads(task: &Task) {
     kick_tasks(task.process.pid, |other| other.tid != task.tid);
@@ -36,9 +31,7 @@ pub fn zap_other_threads(task: &Task) {
 #[expect(dead_code, reason = "SIGKILL will use it")]
 /// Ends a process from outside with a status as wait4 gives it, as SIGKILL does (Linux: `complete_signal` for a fatal signal).
 pub fn kill_process(process: &Process, status: u32) {
-    let wanted = GROUP_EXIT | u64::from(status);
-    // Whoever was first decided the status.
-    let _ = process.group_exit.compare_exchange(0, wanted, Ordering::AcqRel, Ordering::Acquire);
+    process.decide_exit(status);
     kick_tasks(process.pid, |_| true);
 }
 
@@ -58,6 +51,9 @@ fn kick_tasks(pid: u32, which: impl Fn(&Task) -> bool) {
 /// `do_exit`).
 pub fn do_exit(status: u32) -> ! {
     if let Some(task) = current() {
+        if task.mm().is_some() {
+            futex::exit_robust_list(&task);
+        }
         exit_mm(&task);
         task.files.exit(&task);
         exit_notify(&task, status);
@@ -93,6 +89,15 @@ pub(super) fn release_mm(task: &Task) {
     complete_vfork(task);
 }
 
+impl Process {
+    /// Decides how the process ends, as wait4 gives it, if that is not decided.
+    pub fn decide_exit(&self, status: u32) {
+        let wanted = GROUP_EXIT | u64::from(status);
+        // Whoever was first decided.
+        let _ = self.group_exit.compare_exchange(0, wanted, Ordering::AcqRel, Ordering::Acquire);
+    }
+}
+
 impl Task {
     /// Gives the current task another address space for the one it has, if it has one (Linux: `exec_mmap`). The registers of ring 3 are
     /// those of a program that begins.
@@ -110,6 +115,7 @@ impl Task {
         });
         self.clear_child_tid.store(0, Ordering::Relaxed);
         self.robust_list.store(0, Ordering::Relaxed);
+        self.process.signals.exec(self.tid, self.tid);
         self.process.has_execed.store(true, Ordering::Relaxed);
     }
 }
@@ -124,9 +130,11 @@ pub(super) fn complete_vfork(task: &Task) {
 /// Tells everybody who must know (Linux: `exit_notify`).
 fn exit_notify(task: &Current, status: u32) {
     let process = Arc::clone(&task.process);
+    signal::task_ends(task);
     if !task.is_leader() {
         drop(registry::forget_task(task.tid));
     }
+    process.add_dead(task);
     task.dead.store(true, Ordering::Release);
     if process.live.fetch_sub(1, Ordering::AcqRel) != 1 {
         return;
@@ -150,7 +158,7 @@ fn exit_notify(task: &Current, status: u32) {
         registry.process(process.parent()).cloned()
     };
     if let Some(parent) = parent {
-        if parent.signals.child_ended(&parent, &process) {
+        if signal::child_ended(&parent, &process, status) {
             super::wait::release(&process);
         }
         parent.children.wake_up_all();

@@ -162,6 +162,7 @@ fn reap(parent: &Process, child: &Arc<Process>) -> bool {
     if !release(child) {
         return false;
     }
+    parent.add_child(child);
     for (sum, (own, children)) in parent.child_faults.iter().zip(child.faults.iter().zip(&child.child_faults))
     {
         sum.fetch_add(own.load(Ordering::Relaxed) + children.load(Ordering::Relaxed), Ordering::Relaxed);
