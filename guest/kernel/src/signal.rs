@@ -312,16 +312,20 @@ fn tell_parent(process: &Process, notice: Notice) {
     });
 }
 
-/// `child` of `parent` became a zombie with `status`. `true` if nobody wants to wait for it (Linux: `do_notify_parent`).
-pub fn child_ended(parent: &Arc<Process>, child: &Process, status: u32) -> bool {
+/// What the end of `child` will mean to `parent` (Linux: `do_notify_parent`).
+pub fn end_of_child(parent: &Process, child: &Process) -> EndOfChild {
     let exit_signal = Signal::new(child.exit_signal.load(Ordering::Relaxed));
     let end = parent.signals.with(|group| group.end_of_child(exit_signal));
-    let EndOfChild { reap, signal } = end.unwrap_or(EndOfChild { reap: false, signal: None });
-    if let Some(signal) = signal {
+    end.unwrap_or(EndOfChild { reap: false, signal: None })
+}
+
+/// `child` of `parent` became a zombie with `status`.
+pub fn child_ended(parent: &Process, child: &Process, status: u32, end: EndOfChild) {
+    if let Some(signal) = end.signal {
         let info = Event::Ended(Exit::from_status(status)).info(child.pid, 0, [0; 2]);
+        // A parent that ends meanwhile need not know.
         let _ = send(parent, Target::Process, info.with_signal(signal));
     }
-    reap
 }
 
 /// Nobody outside its process group would continue the process (Linux: `will_become_orphaned_pgrp`).

@@ -112,6 +112,8 @@ pub struct Process {
     /// Status as wait4 gives it.
     status: AtomicU32,
     zombie: AtomicBool,
+    /// Its parent wants no word of its end: nobody finds the zombie (Linux: EXIT_DEAD).
+    unwanted: AtomicBool,
     /// Nobody waits for it.
     released: AtomicBool,
     /// Number of the thread of the first task, for as long as it has a slot.
@@ -301,6 +303,11 @@ impl Process {
     /// Whether all its tasks ended and nobody waited for it.
     pub fn is_zombie(&self) -> bool {
         self.zombie.load(Ordering::Acquire)
+    }
+
+    /// A zombie on its way out.
+    fn is_unwanted_zombie(&self) -> bool {
+        self.is_zombie() && self.unwanted.load(Ordering::Acquire)
     }
 
     /// Tasks that have not ended.

@@ -6,7 +6,7 @@ use core::sync::atomic::Ordering;
 use mm_vma::{Id, Mm};
 
 use super::registry::REGISTRY;
-use super::{Current, GROUP_EXIT, Process, Task, current, hooks, registry, work};
+use super::{Current, GROUP_EXIT, Process, Task, current, find_process, hooks, registry, work};
 use crate::arch::{fpu, regs};
 use crate::mm::space::{self, tlb};
 use crate::{futex, sched, signal, uaccess};
@@ -142,6 +142,9 @@ fn exit_notify(task: &Current, status: u32) {
     let group = process.group_exit.load(Ordering::Acquire);
     #[expect(clippy::cast_possible_truncation, reason = "the low half is the status")]
     let status = if group & GROUP_EXIT != 0 { group as u32 } else { status };
+    // Asked before anybody can find the zombie: one that nobody waits for is never found.
+    let end = find_process(process.parent()).map(|parent| signal::end_of_child(&parent, &process));
+    process.unwanted.store(end.is_some_and(|end| end.reap), Ordering::Release);
     let parent = {
         let registry = REGISTRY.lock();
         let heir = heir(&registry, &process);
@@ -158,7 +161,10 @@ fn exit_notify(task: &Current, status: u32) {
         registry.process(process.parent()).cloned()
     };
     if let Some(parent) = parent {
-        if signal::child_ended(&parent, &process, status) {
+        if let Some(end) = end {
+            signal::child_ended(&parent, &process, status, end);
+        }
+        if process.unwanted.load(Ordering::Acquire) {
             super::wait::release(&process);
         }
         parent.children.wake_up_all();

@@ -260,6 +260,7 @@ impl Process {
             group_exit: AtomicU64::new(0),
             status: AtomicU32::new(0),
             zombie: AtomicBool::new(false),
+            unwanted: AtomicBool::new(false),
             released: AtomicBool::new(false),
             leader: AtomicUsize::new(0),
             exit_signal: AtomicU32::new(SIGCHLD),
