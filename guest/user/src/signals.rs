@@ -461,7 +461,7 @@ fn threads(checks: &mut Checks) {
     count();
     // Its word is cleared a little before it is gone.
     let gone = (0..1000).any(|_| {
-        sys::sched_yield();
+        sys::nanosleep(0, 1_000_000);
         tgkill(blocked, 0) == ESRCH
     });
     checks.check("a thread that is gone is ESRCH", gone);
