@@ -39,11 +39,12 @@ pub fn switch_mm(percpu: &PerCpu, id: Id<Mm>) {
     forget(old, cpu);
 }
 
-/// Makes this CPU use an address space for the kernel itself, until [`leave_mm`] or the next task (Linux: `kthread_use_mm`).
+/// Makes this CPU use an address space that none of its tasks has, until [`leave_mm`], the next task, or a flush from another CPU.
 pub fn use_mm(id: Id<Mm>) {
     let flags = regs::irq_save();
     if let Some(percpu) = percpu::current() {
         switch_mm(percpu, id);
+        enter_lazy(percpu);
     }
     regs::irq_restore(flags);
 }
