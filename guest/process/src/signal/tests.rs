@@ -53,7 +53,7 @@ fn send_to(group: &mut ThreadGroup, tid: Tid, info: SigInfo) {
 }
 
 fn next(group: &mut ThreadGroup, tid: Tid) -> Option<Delivery> {
-    let next = group.next(tid, false, &mut |_, _| {});
+    let next = group.next(tid, || false, &mut |_, _| {});
     assert_eq!(group.audit(), Ok(()));
     next
 }

@@ -36,7 +36,8 @@ pub struct MmObject {
     mm: Mm,
     /// Readers of mmap_lock; -1 for a writer.
     pub(super) mmap_lock: AtomicI32,
-    reserved: AtomicU32,
+    /// Tasks that use it, and others that need it to stay (Linux: `mm_users`).
+    pub(super) users: AtomicU32,
     /// CPUs that may hold translations of it (Linux: `mm_cpumask`).
     pub(super) cpus: [AtomicU64; CPU_WORDS],
     /// Linux: `page_table_lock`.
