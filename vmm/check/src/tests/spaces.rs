@@ -253,6 +253,21 @@ fn rmap_refcount_sees_a_reference_too_many_and_counts_what_a_mapping_holds() {
 }
 
 #[test]
+fn a_page_that_only_its_mapping_holds_is_owned_and_counted() {
+    let mut guest = healthy();
+    guest
+        .memory
+        .write_value(MAPPING, &Mapping { vmas: TEXT, references: 1, flags: Mapping::HOLDS_PAGES })
+        .unwrap();
+    edit_user(&mut guest, USER_VA, |_| 0);
+    edit_mm(&mut guest, |mm| mm.rss[1] = 0);
+    guest.edit_page(USER_PFN, |page| page.mapcount = -1);
+    assert_eq!(guest.audit().findings, []);
+    guest.edit_page(USER_PFN, |page| page.refcount = 2);
+    assert_eq!(only(&guest, "rmap.refcount").frame, Some(USER_PFN));
+}
+
+#[test]
 fn rmap_lists_sees_a_vma_that_is_missing_from_a_list() {
     let mut guest = healthy();
     guest.memory.write_u64(ANON + offset_of!(AnonVma, chains) as u64, 0).unwrap();
