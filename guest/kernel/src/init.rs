@@ -11,6 +11,7 @@ use crate::arch::{apic, cpu, percpu, regs, trap, user};
 use crate::drivers::{memvisor, power, serial};
 use crate::mm::layout::{APIC_VA, levels, percpu_area};
 use crate::mm::phys::DirectMap;
+use crate::mm::space::tlb;
 use crate::mm::{
     early, kcompactd, kmap, layout, limits, memmap, page_alloc, paging, phys, slab, space, vmalloc,
 };
@@ -160,6 +161,10 @@ pub fn checkpoint(number: u32, name: &'static core::ffi::CStr) {
         kcompactd::wait_idle(&context);
     }
     task::publish_all();
+    if let Some(mm) = task::living_mm() {
+        // Readers that follow this CPU's CR3 see a process, as they would if one ran here.
+        tlb::use_mm(mm);
+    }
     introspect::publish_counters();
     let text = name.to_str().unwrap_or("?");
     if memvisor::present() {

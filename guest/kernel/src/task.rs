@@ -42,7 +42,7 @@ pub use exit::{do_exit, do_group_exit, end_others};
 pub use fault::{exit_to_user, page_fault, trap};
 pub use fork::{CloneArgs, CloneFlags, clone};
 pub use hooks::Files;
-pub use publish::{publish_all, user_table};
+pub use publish::{living_mm, publish_all, user_table};
 pub use registry::{alloc_pid, find_process, find_task, with_relations};
 pub use run::{End, pause, run_init, wait_init};
 pub use switch::switch_to;
