@@ -10,8 +10,8 @@ use core::sync::atomic::{AtomicBool, Ordering};
 use guest_process::chacha::Generator;
 
 use crate::arch::regs;
+use crate::drivers::rtc;
 use crate::sync::Lock;
-use crate::time;
 
 static GENERATOR: Lock<Generator> = Lock::new(Generator::new());
 static SEEDED: AtomicBool = AtomicBool::new(false);
@@ -27,7 +27,7 @@ fn mix(word: u64, number: u32) {
 /// Fills `bytes`.
 pub fn fill(bytes: &mut [u8]) {
     if !SEEDED.swap(true, Ordering::AcqRel) {
-        mix(time::realtime(), 0);
+        mix(rtc::read_time().unwrap_or(0), 0);
         for _ in 0..SAMPLES {
             // Any port will do: the answer takes as long as it takes.
             regs::inb(0x61);

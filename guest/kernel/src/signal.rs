@@ -239,6 +239,15 @@ pub fn send_group(pgid: u32, signal: Signal) -> Result<(), Errno> {
     result
 }
 
+/// The other tasks of the process are to end: see [`ThreadGroup::begin_exec`].
+///
+/// # Errors
+/// EAGAIN.
+pub fn begin_exec(task: &Task) -> Result<(), Errno> {
+    let begun = task.process.signals.with(|group| group.begin_exec(task.tid, &mut wake));
+    begun.unwrap_or(Err(Errno::Eagain)).map(|_| ())
+}
+
 /// A signal that ends the process decides its status before any of its tasks can end.
 fn decide_exit(process: &Process, group: &ThreadGroup) {
     if let Some(exit) = group.exiting() {

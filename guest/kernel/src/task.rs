@@ -38,7 +38,7 @@ use crate::sync::Lock;
 
 #[expect(unused_imports, reason = "SIGKILL will use it")]
 pub use exit::kill_process;
-pub use exit::{do_exit, do_group_exit};
+pub use exit::{do_exit, do_group_exit, end_others};
 pub use fault::{exit_to_user, page_fault, trap};
 pub use fork::{CloneArgs, CloneFlags, clone};
 pub use hooks::Files;

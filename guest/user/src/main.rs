@@ -6,6 +6,8 @@
 #![cfg_attr(target_os = "none", no_std, no_main)]
 
 #[cfg(target_os = "none")]
+mod arguments;
+#[cfg(target_os = "none")]
 mod futexes;
 #[cfg(target_os = "none")]
 mod mappings;

@@ -3,8 +3,8 @@
 use core::arch::{asm, global_asm};
 use core::fmt;
 
-// The kernel enters with RSP = 16n + 8, as after a call.
-global_asm!(".globl _start", "_start:", "xor ebp, ebp", "jmp {main}", main = sym crate::program::main);
+// The kernel enters with RSP a multiple of 16, and the number of arguments there.
+global_asm!(".globl _start", "_start:", "xor ebp, ebp", "mov rsi, rsp", "call {main}", "ud2", main = sym crate::program::main);
 
 /// Any call.
 pub fn call(number: u64, arguments: [u64; 6]) -> u64 {

@@ -3,7 +3,7 @@
 use alloc::sync::Arc;
 use core::sync::atomic::Ordering;
 
-use mm_vma::{Id, Mm};
+use mm_vma::{Errno, Id, Mm};
 
 use super::registry::REGISTRY;
 use super::{Current, GROUP_EXIT, Process, Task, current, find_process, hooks, registry, work};
@@ -22,10 +22,17 @@ pub fn do_group_exit(status: u32) -> ! {
     do_exit(status)
 }
 
-#[expect(dead_code, reason = "execve will use it")]
-/// Makes all other tasks of the process end; they have not when this returns (Linux: `zap_other_threads`).
-pub fn zap_other_threads(task: &Task) {
-    kick_tasks(task.process.pid, |other| other.tid != task.tid);
+/// Ends the other tasks of the process and waits until they have, because the current one begins another program (Linux:
+/// `de_thread`).
+///
+/// # Errors
+/// `EAGAIN` if the process ends, or another task was first.
+pub fn end_others(task: &Current) -> Result<(), Errno> {
+    let process = &task.process;
+    signal::begin_exec(task)?;
+    let alone = || process.live.load(Ordering::Acquire) == 1;
+    process.ended.wait_killable(&sched::task_context(), alone);
+    if alone() { Ok(()) } else { Err(Errno::Eagain) }
 }
 
 #[expect(dead_code, reason = "SIGKILL will use it")]
@@ -137,6 +144,8 @@ fn exit_notify(task: &Current, status: u32) {
     process.add_dead(task);
     task.dead.store(true, Ordering::Release);
     if process.live.fetch_sub(1, Ordering::AcqRel) != 1 {
+        // Who begins a new program waits for that.
+        process.ended.wake_up_all();
         return;
     }
     let group = process.group_exit.load(Ordering::Acquire);
