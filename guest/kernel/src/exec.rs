@@ -1,10 +1,16 @@
 //! Loading a program into an empty address space (Linux: fs/binfmt_elf.c, `load_elf_binary`; fs/exec.c, `setup_arg_pages`).
 
 use mm_core::PAGE_SIZE;
-use mm_vma::{Errno, Id, Limits, MapFile, MapFlags, Mapping, Mm, MmapRequest, ProtFlags, Space, VmFlags};
+use mm_vma::{
+    Errno, Id, Layout, Limits, MapFile, MapFlags, Mapping, Mm, MmapRequest, ProtFlags, Space, VmFlags,
+};
 
-use crate::elf::{Program, Segment};
+use crate::arch::trap::TrapFrame;
+use crate::arch::user;
+use crate::elf::{self, Program, Segment};
+use crate::mm::layout::levels;
 use crate::mm::space::{self, Spaces};
+use crate::task::Current;
 use crate::uaccess;
 
 /// What a stack has from the start (Linux: `stack_expand` in `setup_arg_pages`, and the page of arguments).
@@ -15,6 +21,22 @@ pub const STACK_TOP: u64 = (1 << 47) - PAGE_SIZE;
 
 const fn page_start(addr: u64) -> u64 {
     addr & !(PAGE_SIZE - 1)
+}
+
+/// Gives the current task the program of the kernel image; returns the registers that it begins with. `argument` arrives in RDI.
+///
+/// # Errors
+/// Those of [`load`].
+pub fn run(task: &Current, argument: u64) -> Result<TrapFrame, Errno> {
+    let program = elf::program();
+    let limits = task.limits();
+    let mm = space::mm_alloc(Layout::new(levels(), limits.stack, 0))?;
+    load(mm, &limits, &program).inspect_err(|_| space::mm_put(mm))?;
+    task.exec_mm(mm);
+    // The ABI wants RSP + 8 to be a multiple of 16 at a function's entry.
+    let mut frame = user::start_frame(program.entry, STACK_TOP - 8);
+    frame.rdi = argument;
+    Ok(frame)
 }
 
 /// Maps the program's segments, its zeroes, its heap of no bytes and its stack.

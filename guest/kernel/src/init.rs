@@ -15,7 +15,7 @@ use crate::mm::{
     early, kcompactd, kmap, layout, limits, memmap, page_alloc, paging, phys, slab, space, vmalloc,
 };
 use crate::sync::Lock;
-use crate::task::PAUSED;
+use crate::task::End;
 use crate::{
     cmdline, console, crash, explain, introspect, ktest, println, proc, sched, seeded, smp, task, topology,
     trace,
@@ -118,23 +118,35 @@ extern "C" fn start_on_own_stack() -> ! {
 /// Runs the ring-3 program twice: once to its end, after which everything must be free again, and once
 /// to its `pause`, so that an audit sees a living process. `None` if a seeded fault has a wrong name.
 fn run_init() -> Option<bool> {
-    let status = task::run(1, 0);
+    // What the program is to do: see guest/user.
+    let processes = cmdline::value("user", |value| value == "process") == Some(true);
+    let ended = run_program(1, if processes { 2 } else { 0 });
     introspect::stage(BootStage::Running);
-    println!("task[1]: exit status {status}");
-    task::reap();
     checkpoint(1, c"exited");
-    let paused = task::run(2, 1);
-    if paused == PAUSED {
-        println!("task[2]: paused");
-    } else {
-        println!("task[2]: exit status {paused}, expected it to pause");
-    }
+    let paused = run_program(2, 1);
     if !seeded::apply() {
         return None;
     }
     proc::print();
     checkpoint(2, c"running");
-    Some(status == 0 && paused == PAUSED)
+    Some(ended == Some(End::Exited(0)) && paused == Some(End::Paused))
+}
+
+/// Runs the program to its end or its pause, and says which.
+fn run_program(pid: u32, argument: u64) -> Option<End> {
+    let process = match task::run_init(pid, argument) {
+        Ok(process) => process,
+        Err(error) => {
+            println!("task[{pid}]: cannot be started: {error}");
+            return None;
+        }
+    };
+    let end = task::wait_init(&process);
+    match end {
+        End::Exited(status) => println!("task[{pid}]: exit status {status}"),
+        End::Paused => println!("task[{pid}]: paused"),
+    }
+    Some(end)
 }
 
 /// Asks the VMM to audit. Under another VMM the line on the console is the request, and with
@@ -143,7 +155,7 @@ pub fn checkpoint(number: u32, name: &'static core::ffi::CStr) {
     if let Some(context) = sched::might_sleep() {
         kcompactd::wait_idle(&context);
     }
-    task::publish_current();
+    task::publish_all();
     introspect::publish_counters();
     let text = name.to_str().unwrap_or("?");
     if memvisor::present() {

@@ -78,7 +78,7 @@ static MEMVISOR_ROOT: RootPage = RootPage(Lock::new(Root {
 }));
 
 /// Address spaces that exist at once.
-const SPACES: usize = 16;
+const SPACES: usize = 256;
 const NO_SPACE: AddressSpace = AddressSpace { pgd_pfn: 0, pid: 0, reserved: 0, rss_pages: 0, table_pages: 0 };
 /// Live user address spaces.
 pub static ADDRESS_SPACES: Lock<[AddressSpace; SPACES]> = Lock::new([NO_SPACE; SPACES]);

@@ -11,7 +11,7 @@ use crate::arch::{apic, cpu, percpu, regs, trap};
 use crate::mm::layout::{levels, percpu_area};
 use crate::mm::paging::{self, Tables};
 use crate::mm::phys::{self, DirectMap};
-use crate::mm::{early, page_alloc};
+use crate::mm::{early, page_alloc, space};
 use crate::topology::CPUS;
 use crate::{introspect, println, sched};
 
@@ -295,6 +295,7 @@ pub fn answer_flush() {
     let Some(percpu) = percpu::current() else { return };
     let requested = percpu.flush_requested.load(Ordering::Acquire);
     if percpu.flush_done.load(Ordering::Relaxed) < requested {
+        space::tlb::leave_if_lazy(percpu);
         regs::flush_all();
         // An interrupt may have answered a later request meanwhile.
         percpu.flush_done.fetch_max(requested, Ordering::AcqRel);
@@ -314,6 +315,23 @@ pub fn kick(cpu: Option<u32>) {
             return;
         }
     }
+}
+
+/// Makes another CPU leave ring 3 for a moment (Linux: `smp_send_reschedule`).
+pub fn reschedule(cpu: u32) {
+    if cpu == percpu::cpu() {
+        return;
+    }
+    let info = CPUS.lock().table.get(cpu as usize).copied();
+    if let Some(info) = info.filter(|info| info.state == CpuState::Online as u32) {
+        apic::send_ipi(info.apic_id, trap::VECTOR_RESCHEDULE);
+    }
+}
+
+/// Node of a CPU; 0 if nobody said.
+pub fn node_of(cpu: u32) -> u32 {
+    let node = CPUS.lock().table.get(cpu as usize).map_or(0, |info| info.node);
+    if node == memvisor_abi::NODE_NONE { 0 } else { node }
 }
 
 /// CPUs that run.

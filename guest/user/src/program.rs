@@ -5,8 +5,8 @@ use core::fmt::Write;
 use core::hint::black_box;
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use crate::mappings;
 use crate::sys::{self, Out};
+use crate::{mappings, processes};
 
 pub const PAGE: usize = 4096;
 const BSS_PAGES: usize = 16;
@@ -67,6 +67,11 @@ fn deep_stack(checks: &mut Checks) {
     checks.check("stack keeps what is written", black_box(&*area).chunks(PAGE).all(|page| page[7] == 7));
 }
 
+/// The program pauses at its end.
+const PAUSE: u64 = 1;
+/// The program also has children and threads.
+const PROCESSES: u64 = 2;
+
 /// Where `_start` jumps.
 pub extern "C" fn main(mode: u64) -> ! {
     let mut checks = Checks { failed: 0, run: 0 };
@@ -97,6 +102,9 @@ pub extern "C" fn main(mode: u64) -> ! {
     checks.memory("heap is zero at first touch", heap);
     deep_stack(&mut checks);
     mappings::run(&mut checks);
+    if mode == PROCESSES {
+        processes::run(&mut checks);
+    }
     checks.check("write to a bad descriptor is EBADF", sys::write_raw(9, RODATA.as_ptr() as u64, 1) == EBADF);
     checks.check("write from an unmapped address is EFAULT", sys::write_raw(1, 0x1000, 1) == EFAULT);
     checks.check(
@@ -112,7 +120,7 @@ pub extern "C" fn main(mode: u64) -> ! {
         checks.run,
         checks.failed
     );
-    if mode == 1 && checks.failed == 0 {
+    if mode == PAUSE && checks.failed == 0 {
         sys::pause();
     }
     sys::exit(checks.failed.min(100))

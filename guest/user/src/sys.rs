@@ -107,6 +107,173 @@ pub fn exit(status: u64) -> ! {
     }
 }
 
+/// `exit_group(2)`.
+pub fn exit_group(status: u64) -> ! {
+    call(231, [status, 0, 0, 0, 0, 0]);
+    loop {
+        core::hint::spin_loop();
+    }
+}
+
+/// `fork(2)`.
+pub fn fork() -> u64 {
+    call(57, [0; 6])
+}
+
+/// `wait4(2)`.
+pub fn wait4(pid: u64, status: Option<&mut u32>, options: u64) -> u64 {
+    let status = status.map_or(0, |status| core::ptr::from_mut(status) as u64);
+    call(61, [pid, status, options, 0, 0, 0])
+}
+
+/// `waitid(2)`.
+pub fn waitid(kind: u64, id: u64, info: &mut [u32; 32], options: u64) -> u64 {
+    call(247, [kind, id, info.as_mut_ptr() as u64, options, 0, 0])
+}
+
+/// `gettid(2)`.
+pub fn gettid() -> u64 {
+    call(186, [0; 6])
+}
+
+/// `getppid(2)`.
+pub fn getppid() -> u64 {
+    call(110, [0; 6])
+}
+
+/// `setsid(2)`.
+pub fn setsid() -> u64 {
+    call(112, [0; 6])
+}
+
+/// `setpgid(2)`.
+pub fn setpgid(pid: u64, pgid: u64) -> u64 {
+    call(109, [pid, pgid, 0, 0, 0, 0])
+}
+
+/// `getpgid(2)`.
+pub fn getpgid(pid: u64) -> u64 {
+    call(121, [pid, 0, 0, 0, 0, 0])
+}
+
+/// `sched_yield(2)`.
+pub fn sched_yield() {
+    call(24, [0; 6]);
+}
+
+/// `nanosleep(2)`.
+pub fn nanosleep(seconds: u64, nanoseconds: u64) {
+    let time = [seconds, nanoseconds];
+    call(35, [time.as_ptr() as u64, 0, 0, 0, 0, 0]);
+}
+
+/// `sched_getaffinity(2)`.
+pub fn sched_getaffinity(tid: u64, mask: &mut [u64]) -> u64 {
+    call(204, [tid, size_of_val(mask) as u64, mask.as_mut_ptr() as u64, 0, 0, 0])
+}
+
+/// `sched_setaffinity(2)`.
+pub fn sched_setaffinity(tid: u64, mask: &[u64]) -> u64 {
+    call(203, [tid, size_of_val(mask) as u64, mask.as_ptr() as u64, 0, 0, 0])
+}
+
+/// The CPU that this runs on.
+pub fn getcpu() -> u64 {
+    let mut cpu = 0_u32;
+    call(309, [&raw mut cpu as u64, 0, 0, 0, 0, 0]);
+    u64::from(cpu)
+}
+
+/// `clone(2)` with these flags and nothing else, where they are refused.
+pub fn clone_raw(flags: u64) -> u64 {
+    call(56, [flags, 0, 0, 0, 0, 0])
+}
+
+/// A thread that runs `f(argument)` on the stack that ends at `top`. `tid` gets its number, and 0 when it has ended; FS is its `block`.
+pub fn clone_thread(top: u64, f: extern "C" fn(u64) -> !, argument: u64, tid: u64, block: u64) -> u64 {
+    // VM FS FILES SIGHAND THREAD SETTLS PARENT_SETTID CHILD_CLEARTID
+    const FLAGS: u64 = 0x3d_0f00 & !0x4_0000;
+    let result;
+    // SAFETY: the child has a stack of its own, touches nothing of this frame, and `f` does not return.
+    unsafe {
+        asm!(
+            "syscall",
+            "test rax, rax",
+            "jnz 2f",
+            "xor ebp, ebp",
+            "mov rdi, r13",
+            "call r12",
+            "ud2",
+            "2:",
+            inout("rax") 56_u64 => result,
+            in("rdi") FLAGS,
+            in("rsi") top,
+            in("rdx") tid,
+            in("r10") tid,
+            in("r8") block,
+            in("r12") f,
+            in("r13") argument,
+            out("rcx") _,
+            out("r11") _,
+        );
+    }
+    result
+}
+
+/// The word that FS points to.
+pub fn thread_pointer() -> u64 {
+    let pointer;
+    // SAFETY: threads have a block, whose first word is its address.
+    unsafe { asm!("mov {}, fs:[0]", out(reg) pointer, options(nostack, readonly)) };
+    pointer
+}
+
+/// vfork; the child stores `value` and ends with `status` at once.
+pub fn vfork_store(word: *mut u64, value: u64, status: u64) -> u64 {
+    let result;
+    // SAFETY: the child touches only registers and the word, before this goes on.
+    unsafe {
+        asm!(
+            "syscall",
+            "test rax, rax",
+            "jnz 2f",
+            "mov [r12], r13",
+            "mov rdi, r14",
+            "mov eax, 60",
+            "syscall",
+            "ud2",
+            "2:",
+            inout("rax") 58_u64 => result,
+            in("r12") word,
+            in("r13") value,
+            in("r14") status,
+            out("rcx") _,
+            out("r11") _,
+        );
+    }
+    result
+}
+
+/// Whether an SSE register keeps a value for so many turns of a loop.
+pub fn sse_keeps(value: u64, turns: u64) -> bool {
+    let found: u64;
+    // SAFETY: SSE registers are not used otherwise: the program is compiled without them.
+    unsafe {
+        asm!(
+            "movq xmm7, {value}",
+            "2:",
+            "dec {turns}",
+            "jnz 2b",
+            "movq {found}, xmm7",
+            value = in(reg) value,
+            turns = inout(reg) turns => _,
+            found = out(reg) found,
+            options(nostack, nomem),
+        );
+    }
+    found == value
+}
+
 /// Standard output, unbuffered.
 #[derive(Debug)]
 pub struct Out;

@@ -218,12 +218,7 @@ impl Machine for Kernel {
         panic::for_each_return_address(regs::rbp(), |address| {
             slots.next().map(|slot| *slot = address).is_some()
         });
-        Track {
-            stack,
-            pid: task::PID.load(Ordering::Relaxed),
-            cpu: crate::arch::percpu::cpu(),
-            when: regs::rdtsc(),
-        }
+        Track { stack, pid: task::current_pid(), cpu: crate::arch::percpu::cpu(), when: regs::rdtsc() }
     }
 
     fn report(&self, line: fmt::Arguments<'_>) {

@@ -4,6 +4,7 @@
 //! mmap_lock waits by letting other threads run where the caller may sleep, else by spinning; its holder may sleep.
 
 mod objects;
+pub mod tlb;
 
 use core::sync::atomic::Ordering;
 
@@ -11,7 +12,6 @@ use mm_core::{Gfp, MemMap, Order, PAGE_SIZE, Page, PageAlloc, Pageblock, Pfn, Ph
 use mm_pgtable::{FlushRange, PageTable};
 use mm_vma::{Arena, Errno, Id, Kernel, Layout, MappedError, MappedPage, Mapping, Mm, Space, set_mapped};
 
-use crate::arch::{percpu, regs};
 use crate::elf;
 use crate::mm::layout::levels;
 use crate::mm::memmap::Vmemmap;
@@ -27,9 +27,6 @@ pub struct Spaces;
 
 /// Guards all trees of `AnonVma`s and all lists of mappings.
 static RMAP: Lock<()> = Lock::new(());
-
-/// Pages that are flushed one by one; more are flushed all at once (Linux: `tlb_single_page_flush_ceiling`).
-const FLUSH_CEILING: u64 = 33;
 
 /// Makes the caches. Slabs can be had.
 pub fn init() {
@@ -50,6 +47,7 @@ pub fn mm_alloc(shape: Layout) -> Result<Id<Mm>, Errno> {
     let mm = mm_of(id);
     mm.init(table, shape);
     objects::of_mm(mm).cpus.iter().for_each(|word| word.store(0, Ordering::Relaxed));
+    objects::of_mm(mm).users.store(1, Ordering::Release);
     Ok(id)
 }
 
@@ -58,60 +56,43 @@ pub fn mm_of(id: Id<Mm>) -> &'static Mm {
     Arena::<Mm>::at(&Spaces, id)
 }
 
-/// Unmaps everything and frees the address space, which no CPU has in CR3 (Linux: `mmput`, `exit_mmap`, `pgd_free`).
+/// One more user (Linux: `mmget`).
+pub fn mm_get(id: Id<Mm>) {
+    objects::of_mm(mm_of(id)).users.fetch_add(1, Ordering::Relaxed);
+}
+
+/// One user less; the last unmaps everything and frees the address space (Linux: `mmput`). No CPU runs a task with it then, and those
+/// that still have its tables in CR3 leave them.
+pub fn mm_put(id: Id<Mm>) {
+    if objects::of_mm(mm_of(id)).users.fetch_sub(1, Ordering::AcqRel) == 1 {
+        mm_free(id);
+    }
+}
+
+/// Whether the caller has it alone.
+pub fn is_last_user(id: Id<Mm>) -> bool {
+    objects::of_mm(mm_of(id)).users.load(Ordering::Acquire) == 1
+}
+
+/// Unmaps everything and frees the address space, which nobody uses (Linux: `exit_mmap`, `mmdrop`, `pgd_free`).
 pub fn mm_free(id: Id<Mm>) {
     Space::lock(&Spaces, id, mm_vma::Limits::default()).exit();
-    let freed = mm_of(id).page_table().free_root(&mut Tables);
+    let mm = mm_of(id);
+    tlb::leave_everywhere(mm);
+    let freed = mm.page_table().free_root(&mut Tables);
     freed.expect("everything below is unmapped");
     Arena::<Mm>::free(&Spaces, id);
 }
 
-/// Makes this CPU use the address space (Linux: `switch_mm_irqs_off`).
-pub fn activate(id: Id<Mm>) {
+/// Where an address space puts what has no fixed place, for a copy.
+pub fn shape_of(id: Id<Mm>) -> Layout {
     let mm = mm_of(id);
-    mark_cpu(mm);
-    // SAFETY: the upper half is the kernel's.
-    unsafe { regs::write_cr3(mm.page_table().root.phys().as_u64()) };
+    Layout { mmap_base: mm.mmap_base(), mmap_legacy_base: mm.mmap_legacy_base(), task_size: mm.task_size() }
 }
 
-/// Makes this CPU use the kernel's own tables, and forget all translations of user space: there is no PCID.
-pub fn deactivate() {
-    // SAFETY: the kernel's own tables.
-    unsafe { regs::write_cr3(paging::kernel().root.phys().as_u64()) };
-}
-
-/// Before CR3 is written: who changes the tables from now on flushes this CPU.
-fn mark_cpu(mm: &Mm) {
-    let cpu = percpu::cpu();
-    if let Some(word) = objects::of_mm(mm).cpus.get(cpu as usize / 64) {
-        word.fetch_or(1 << (cpu % 64), Ordering::SeqCst);
-    }
-}
-
-/// Whether another CPU than this may hold translations of it.
-fn is_elsewhere(mm: &Mm) -> bool {
-    let own = percpu::cpu() as usize;
-    objects::of_mm(mm).cpus.iter().enumerate().any(|(index, word)| {
-        let here = if own / 64 == index { 1 << (own % 64) } else { 0 };
-        word.load(Ordering::SeqCst) & !here != 0
-    })
-}
-
-/// Drops translations of user space on this CPU (Linux: `flush_tlb_func`).
-fn flush_local(range: &FlushRange) {
-    match *range {
-        FlushRange::Range { start, last, stride }
-            if (last.as_u64() - start.as_u64()) / stride.max(1) < FLUSH_CEILING =>
-        {
-            let step = usize::try_from(stride.max(1)).unwrap_or(usize::MAX);
-            (start.as_u64()..=last.as_u64()).step_by(step).for_each(regs::invlpg);
-        }
-        FlushRange::Range { .. } | FlushRange::All { global: false } => {
-            // SAFETY: the value is the one in force.
-            unsafe { regs::write_cr3(regs::cr3()) };
-        }
-        _ => paging::flush_local(range),
-    }
+/// Whether an address is one that programs may have (Linux: `TASK_SIZE_MAX`).
+pub fn is_user_address(va: u64) -> bool {
+    va < mm_pgtable::layout::task_size(levels())
 }
 
 /// The program inside the kernel image as a mapping, with a reference for the caller; whoever has the last one puts it back.
@@ -167,12 +148,7 @@ impl Kernel for Spaces {
     }
 
     fn flush_tlb(&self, mm: &Mm, range: FlushRange) {
-        if paging::current().root == mm.page_table().root {
-            flush_local(&range);
-        }
-        if is_elsewhere(mm) {
-            smp::flush_others();
-        }
+        tlb::flush(mm, &range);
     }
 
     fn mmap_read_lock(&self, mm: &Mm) {

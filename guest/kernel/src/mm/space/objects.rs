@@ -33,7 +33,8 @@ pub struct MmObject {
     mm: Mm,
     /// Readers of mmap_lock; -1 for a writer.
     pub(super) mmap_lock: AtomicI32,
-    reserved: AtomicU32,
+    /// Tasks that use it, and others that need it to stay (Linux: `mm_users`).
+    pub(super) users: AtomicU32,
     /// Linux: `page_table_lock`.
     pub(super) page_table_lock: Lock<()>,
     /// CPUs that may hold translations of it (Linux: `mm_cpumask`).
