@@ -58,6 +58,24 @@ pub fn print(arguments: fmt::Arguments<'_>) {
     let _ = CONSOLE.lock().write_fmt(arguments);
 }
 
+/// Writes a program's bytes as they are, at once. The memvisor device makes lines itself: there carriage returns before line feeds are left out.
+pub fn write_raw(bytes: &[u8]) {
+    let mut console = CONSOLE.lock();
+    console.flush();
+    if !DEVICE.load(Ordering::Relaxed) {
+        return serial::write_raw(bytes);
+    }
+    for piece in bytes.split_inclusive(|byte| *byte == b'\n') {
+        match piece.strip_suffix(b"\r\n") {
+            Some(line) => {
+                memvisor::write(line);
+                memvisor::write(b"\n");
+            }
+            None => memvisor::write(piece),
+        }
+    }
+}
+
 /// Writes out what is gathered.
 pub fn flush() {
     CONSOLE.lock().flush();

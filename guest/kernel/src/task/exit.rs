@@ -33,7 +33,37 @@ pub fn zap_other_threads(task: &Task) {
     kick_tasks(task.process.pid, |other| other.tid != task.tid);
 }
 
-#[expect(dead_code, reason = "SIGKILL will use it")]
+/// Makes the process's other tasks end, and waits until they have (Linux: `de_thread`).
+pub fn end_other_threads(task: &Task) {
+    zap_other_threads(task);
+    while task.process.nr_threads() > 1 && !super::fatal_signal_pending() {
+        sched::yield_now(&sched::task_context());
+    }
+}
+
+/// Sends the current process a signal from the kernel.
+///
+/// Differs from Linux: until there are handlers, the process ends.
+pub fn signal_self(signal: u32) {
+    do_group_exit(signal)
+}
+
+/// Sends a signal to a process group (Linux: `kill_pgrp`).
+///
+/// Differs from Linux: until there are handlers, its processes end, but for the first one and shells that lead a session.
+pub fn signal_group(pgid: u32, signal: u32) {
+    let members = REGISTRY
+        .lock()
+        .processes
+        .iter()
+        .filter(|process| process.pgid() == pgid)
+        .cloned()
+        .collect::<alloc::vec::Vec<_>>();
+    for process in members.iter().filter(|process| process.pid != INIT && process.sid() != process.pid) {
+        kill_process(process, signal);
+    }
+}
+
 /// Ends a process from outside with a status as wait4 gives it, as SIGKILL does (Linux: `complete_signal` for a fatal signal).
 pub fn kill_process(process: &Process, status: u32) {
     let wanted = GROUP_EXIT | u64::from(status);

@@ -4,11 +4,9 @@ use core::sync::atomic::AtomicU64;
 
 use mm_vma::Errno;
 
-use super::{CloneFlags, Process, Task};
+use super::{CloneFlags, Process};
 
-/// Descriptors, root and working directory (Linux: `files_struct`, `fs_struct`).
-#[derive(Debug, Default)]
-pub struct Files;
+pub use crate::fs::Files;
 
 /// What the tasks of a process share of signals (Linux: `signal_struct`, `sighand_struct`).
 #[derive(Debug, Default)]
@@ -19,19 +17,6 @@ pub struct Signals;
 pub struct TaskSignals {
     /// Blocked signals, a bit each from bit 0 for signal 1.
     pub blocked: AtomicU64,
-}
-
-impl Files {
-    /// For a new task: shared or copied as `flags` say (Linux: `copy_files`, `copy_fs`).
-    ///
-    /// # Errors
-    /// `ENOMEM`.
-    pub fn fork(&self, _flags: CloneFlags) -> Result<Files, Errno> {
-        Ok(Files)
-    }
-
-    /// The task ends (Linux: `exit_files`, `exit_fs`).
-    pub fn exit(&self, _task: &Task) {}
 }
 
 impl Signals {

@@ -1,0 +1,126 @@
+//! The archive that the boot loader brought becomes the root, and a program in it the first process (Linux: init/initramfs.c,
+//! init/main.c `kernel_init`).
+
+use alloc::vec;
+use alloc::vec::Vec;
+
+use guest_fs::{Follow, unpack};
+use mm_core::PhysAddr;
+use mm_vma::Errno;
+
+use super::program::{self, Arguments};
+use super::{console, context, now, open_exec, with_vfs};
+use crate::arch::trap::TrapFrame;
+use crate::mm::phys::DirectMap;
+use crate::sync::Lock;
+use crate::syscall::open_console;
+use crate::task::{self, End, current};
+use crate::{cmdline, println};
+
+/// Where the archive is: address and bytes.
+static ARCHIVE: Lock<(u64, u64)> = Lock::new((0, 0));
+
+/// Keeps what the boot loader said.
+pub fn remember(archive: (u64, u64)) {
+    *ARCHIVE.lock() = archive;
+}
+
+/// Unpacks the archive. `None` if there is none, or no program to begin with.
+pub fn load() -> Option<Vec<u8>> {
+    let (addr, len) = *ARCHIVE.lock();
+    if len == 0 {
+        return None;
+    }
+    let archive = read(addr, len)?;
+    let result = with_vfs(|vfs| {
+        let context = vfs.kernel_context(now());
+        Ok(unpack(vfs, &context, &archive))
+    });
+    let result = match result {
+        Ok(result) => result,
+        Err(error) => {
+            println!("initramfs: {error}");
+            return None;
+        }
+    };
+    println!("initramfs: {} entries, {} KiB of files", result.entries, result.bytes / 1024);
+    if let Some((count, error)) = result.failed {
+        println!("initramfs: {count} entries could not be made, the last one because: {error}");
+    }
+    if let Some(error) = result.error {
+        println!("initramfs: {error}");
+    }
+    first_program()
+}
+
+static PROGRAM: Lock<Vec<u8>> = Lock::new(Vec::new());
+/// Number of the first process.
+const INIT: u32 = 1;
+
+/// Runs the first process to its end.
+///
+/// # Errors
+/// `ENOMEM`.
+pub fn run(path: Vec<u8>) -> Result<End, Errno> {
+    println!("Run {} as init process", core::str::from_utf8(&path).unwrap_or("?"));
+    *PROGRAM.lock() = path;
+    console::start()?;
+    let process = task::run_file(INIT, start)?;
+    Ok(task::wait_init(&process))
+}
+
+/// On the new thread.
+fn start(_: u64) {
+    task::enter(begin());
+}
+
+fn begin() -> Result<TrapFrame, Errno> {
+    const ENVIRONMENT: [&[u8]; 3] = [b"HOME=/", b"TERM=linux", b"PATH=/sbin:/bin:/usr/sbin:/usr/bin"];
+    let task = current().ok_or(Errno::Esrch)?;
+    task.files.begin()?;
+    open_console()?;
+    let path = PROGRAM.lock().clone();
+    let root = context()?.root;
+    let env = ENVIRONMENT.iter().map(|text| text.to_vec()).collect();
+    let arguments = Arguments { args: vec![path.clone()], env };
+    program::run(&task, root, &path, arguments)
+}
+
+/// The archive's bytes, out of the loader's memory.
+fn read(addr: u64, len: u64) -> Option<Vec<u8>> {
+    let len = usize::try_from(len).ok()?;
+    let mut bytes = Vec::new();
+    if bytes.try_reserve_exact(len.next_multiple_of(8)).is_err() {
+        println!("initramfs: no memory for {len} bytes");
+        return None;
+    }
+    let mut at = addr;
+    while bytes.len() < len {
+        bytes.extend_from_slice(&mm_core::PhysMem::read_u64(&DirectMap, PhysAddr::new(at)).to_le_bytes());
+        at += 8;
+    }
+    bytes.truncate(len);
+    Some(bytes)
+}
+
+/// `rdinit=`, else /init, else `init=`, else what Linux tries.
+fn first_program() -> Option<Vec<u8>> {
+    let asked = |name| cmdline::value(name, |text| text.as_bytes().to_vec());
+    let usual = [&b"/init"[..], b"/sbin/init", b"/etc/init", b"/bin/init", b"/bin/sh"];
+    if let Some(path) = asked("rdinit").or_else(|| asked("init")) {
+        if is_program(&path).is_ok() {
+            return Some(path);
+        }
+        println!("init: {} cannot be run", core::str::from_utf8(&path).unwrap_or("?"));
+    }
+    let found = usual.iter().find(|path| is_program(path).is_ok());
+    if found.is_none() {
+        println!("init: no program in the initramfs; tried /init, /sbin/init, /etc/init, /bin/init, /bin/sh");
+    }
+    found.map(|path| path.to_vec())
+}
+
+fn is_program(path: &[u8]) -> Result<(), Errno> {
+    let root = context()?.root;
+    open_exec(root, path, Follow::Yes).map(drop)
+}
