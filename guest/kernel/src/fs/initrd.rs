@@ -4,12 +4,12 @@
 use alloc::vec;
 use alloc::vec::Vec;
 
-use guest_fs::{Follow, unpack};
+use guest_fs::{At, Context, Device, Follow, unpack};
 use mm_core::PhysAddr;
 use mm_vma::Errno;
 
 use super::program::{self, Arguments};
-use super::{console, context, now, open_exec, with_vfs};
+use super::{FileSystems, console, context, now, open_exec, with_vfs};
 use crate::arch::trap::TrapFrame;
 use crate::mm::phys::DirectMap;
 use crate::sync::Lock;
@@ -34,6 +34,7 @@ pub fn load() -> Option<Vec<u8>> {
     let archive = read(addr, len)?;
     let result = with_vfs(|vfs| {
         let context = vfs.kernel_context(now());
+        make_defaults(vfs, &context)?;
         Ok(unpack(vfs, &context, &archive))
     });
     let result = match result {
@@ -51,6 +52,15 @@ pub fn load() -> Option<Vec<u8>> {
         println!("initramfs: {error}");
     }
     first_program()
+}
+
+/// What is there before the archive (Linux: usr/default_cpio_list).
+fn make_defaults(vfs: &mut FileSystems, context: &Context) -> Result<(), guest_fs::Errno> {
+    const S_IFCHR: u32 = 0o2_0000;
+    let at = |path| At { base: context.root, path };
+    vfs.mkdir(context, at(b"dev"), 0o755)?;
+    vfs.mknod(context, at(b"dev/console"), S_IFCHR | 0o600, Device { major: 5, minor: 1 })?;
+    vfs.mkdir(context, at(b"root"), 0o700)
 }
 
 static PROGRAM: Lock<Vec<u8>> = Lock::new(Vec::new());

@@ -9,6 +9,7 @@ use super::{Process, current, do_exit, fork, wait};
 use crate::arch::trap::TrapFrame;
 use crate::arch::user;
 use crate::sched::{self, CpuMask, WaitQueue};
+use crate::syscall::open_console;
 use crate::{exec, println};
 
 /// Status, as wait4 gives it, of a program that cannot be started: exit(127).
@@ -68,7 +69,12 @@ fn first(pid: u32, start: fn(u64)) -> Result<Arc<Process>, Errno> {
 /// On the new thread.
 fn start(_frame: u64) {
     let Some(task) = current() else { return };
-    enter(exec::run(&task, ARGUMENT.load(Ordering::Relaxed)));
+    let program = task
+        .files
+        .begin()
+        .and_then(|()| open_console())
+        .and_then(|()| exec::run(&task, ARGUMENT.load(Ordering::Relaxed)));
+    enter(program);
 }
 
 /// Waits until the process ended, and takes its last traces away, or until it pauses.
