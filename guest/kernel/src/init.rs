@@ -140,8 +140,12 @@ fn run_file(program: Vec<u8>) -> ! {
 /// to its `pause`, so that an audit sees a living process. `None` if a seeded fault has a wrong name.
 fn run_init() -> Option<bool> {
     // What the program is to do: see guest/user.
-    let processes = cmdline::value("user", |value| value == "process") == Some(true);
-    let ended = run_program(1, if processes { 2 } else { 0 });
+    let mode = cmdline::value("user", |value| match value {
+        "process" => 2,
+        "signal" => 3,
+        _ => 0,
+    });
+    let ended = run_program(1, mode.unwrap_or(0));
     introspect::stage(BootStage::Running);
     checkpoint(1, c"exited");
     let paused = run_program(2, 1);

@@ -6,7 +6,7 @@ use core::hint::black_box;
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use crate::sys::{self, Out};
-use crate::{mappings, processes};
+use crate::{futexes, mappings, processes, signals};
 
 pub const PAGE: usize = 4096;
 const BSS_PAGES: usize = 16;
@@ -71,6 +71,8 @@ fn deep_stack(checks: &mut Checks) {
 const PAUSE: u64 = 1;
 /// The program also has children and threads.
 const PROCESSES: u64 = 2;
+/// With signals, futexes and clocks, too.
+const SIGNALS: u64 = 3;
 
 /// Where `_start` jumps.
 pub extern "C" fn main(mode: u64) -> ! {
@@ -102,8 +104,13 @@ pub extern "C" fn main(mode: u64) -> ! {
     checks.memory("heap is zero at first touch", heap);
     deep_stack(&mut checks);
     mappings::run(&mut checks);
-    if mode == PROCESSES {
-        processes::run(&mut checks);
+    match mode {
+        PROCESSES => processes::run(&mut checks),
+        SIGNALS => {
+            signals::run(&mut checks);
+            futexes::run(&mut checks);
+        }
+        _ => {}
     }
     checks.check("write to a bad descriptor is EBADF", sys::write_raw(9, RODATA.as_ptr() as u64, 1) == EBADF);
     checks.check("write from an unmapped address is EFAULT", sys::write_raw(1, 0x1000, 1) == EFAULT);

@@ -6,13 +6,14 @@
 use alloc::vec::Vec;
 
 use guest_fs::{PollFlags, Termios, Tty, TtyRead, Winsize};
+use guest_process::signal::Signal;
 use mm_vma::Errno;
 
 use crate::drivers::serial;
 use crate::sched::{self, WaitQueue, Woken};
 use crate::sync::Lock;
-use crate::task::{self, current};
-use crate::{console, uaccess};
+use crate::task::current;
+use crate::{console, signal, uaccess};
 
 static TTY: Lock<Tty> = Lock::new(Tty::new());
 static INPUT: WaitQueue = WaitQueue::new();
@@ -46,7 +47,8 @@ fn poll_port(_: u64) {
             }
             INPUT.wake_up_all();
             if let Some((pgrp, signal)) = signal.filter(|(pgrp, _)| *pgrp != 0) {
-                task::signal_group(pgrp, signal);
+                // A group that is gone gets none.
+                let _ = Signal::new(signal).map(|signal| signal::send_group(pgrp, signal));
             }
         }
         let deadline = sched::clock::now() + PERIOD;

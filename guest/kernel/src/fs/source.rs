@@ -9,6 +9,8 @@ use guest_fs::Errno;
 use guest_fs::proc::{
     CpuInfo, CpuTime, MapInfo, MemInfo, ProcessInfo, Rlimit, Source, SystemFile, SystemInfo, VmInfo, Who,
 };
+use guest_process::limits::Resource;
+use guest_process::signal::SigSet;
 use mm_core::PAGE_SIZE;
 use mm_vma::{Id, Mm, RssKind, Space, VmFlags};
 
@@ -17,7 +19,7 @@ use super::{console, now, with_vfs};
 use crate::mm::page_alloc;
 use crate::mm::space::{self, Spaces, cache};
 use crate::task::{self, Task};
-use crate::{cmdline, proc, sched, smp};
+use crate::{cmdline, proc, sched, signal, smp};
 
 /// The kernel.
 #[derive(Clone, Copy, Debug)]
@@ -104,10 +106,17 @@ impl Source for Kernel {
         } else {
             'R'
         };
-        let unlimited = Rlimit { soft: u64::MAX, hard: u64::MAX };
-        let mut limits = [unlimited; 16];
-        limits[3].soft = task.limits().stack;
-        limits[7] = Rlimit { soft: 1024, hard: 4096 };
+        let mut limits = [Rlimit::default(); 16];
+        {
+            let own = process.signals.limits.lock();
+            for (number, slot) in (0..).zip(&mut limits) {
+                if let Ok(resource) = Resource::new(number) {
+                    let limit = own.limit(resource);
+                    *slot = Rlimit { soft: limit.soft, hard: limit.hard };
+                }
+            }
+        }
+        let [pending, shared_pending, blocked, ignored, caught] = signal::sets(&task).map(SigSet::bits);
         Some(ProcessInfo {
             pid: task.tid,
             tgid: process.pid,
@@ -129,11 +138,11 @@ impl Source for Kernel {
             start: 0,
             vm: vm_info(&task),
             limits,
-            pending: 0,
-            shared_pending: 0,
-            blocked: 0,
-            ignored: 0,
-            caught: 0,
+            pending,
+            shared_pending,
+            blocked,
+            ignored,
+            caught,
             exit_signal: process.exit_signal.load(Ordering::Relaxed),
             cpu: 0,
             exit_code: 0,

@@ -3,16 +3,15 @@
 use alloc::sync::Arc;
 
 use guest_fs::{Errno as FsErrno, OpenFlags};
+use guest_process::limits::Resource;
 use mm_vma::Errno;
 
 use super::{Target, done, ints, path_at, with_files};
 use crate::arch::trap::TrapFrame;
 use crate::fs::{self, OpenFile, with_vfs};
 use crate::syscall::int;
+use crate::task::current;
 use crate::uaccess;
-
-/// RLIMIT_NOFILE of every process.
-const NOFILE: u64 = 1024;
 
 /// The calls of this file.
 pub fn call(number: u64, frame: &TrapFrame) -> Option<Result<u64, Errno>> {
@@ -38,11 +37,16 @@ pub fn call(number: u64, frame: &TrapFrame) -> Option<Result<u64, Errno>> {
     })
 }
 
+/// RLIMIT_NOFILE of the caller.
+fn nofile() -> u64 {
+    current().map_or(0, |task| task.process.signals.limits.lock().soft(Resource::Nofile))
+}
+
 /// Gives an open file the lowest number.
 fn install(file: Arc<OpenFile>, cloexec: bool) -> Result<u32, Errno> {
     let table = with_files(|files| files.table())?;
     // The file that did not get a number is closed outside of the table's lock.
-    let result = table.with(|table| table.insert(file, cloexec, 0, NOFILE));
+    let result = table.with(|table| table.insert(file, cloexec, 0, nofile()));
     result.map_err(|(error, file)| {
         drop(file);
         fs::errno(error)
@@ -90,7 +94,7 @@ fn close_range(from: u32, last: u32, flags: u32) -> Result<u64, Errno> {
 
 fn dup(fd: u32, lowest: u32, cloexec: bool) -> Result<u64, Errno> {
     let table = with_files(|files| files.table())?;
-    table.with(|table| table.dup(fd, lowest, cloexec, NOFILE)).map(u64::from).map_err(fs::errno)
+    table.with(|table| table.dup(fd, lowest, cloexec, nofile())).map(u64::from).map_err(fs::errno)
 }
 
 fn dup_to(from: u32, to: u32, flags: Option<u32>) -> Result<u64, Errno> {
@@ -103,7 +107,7 @@ fn dup_to(from: u32, to: u32, flags: Option<u32>) -> Result<u64, Errno> {
     if from == to {
         return table.with(|table| table.get(from).map(|_| u64::from(to))).map_err(fs::errno);
     }
-    let old = table.with(|table| table.dup_to(from, to, cloexec, NOFILE)).map_err(fs::errno)?;
+    let old = table.with(|table| table.dup_to(from, to, cloexec, nofile())).map_err(fs::errno)?;
     drop(old);
     Ok(u64::from(to))
 }

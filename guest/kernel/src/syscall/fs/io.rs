@@ -3,6 +3,7 @@
 use alloc::sync::Arc;
 
 use guest_fs::{Kind, Whence};
+use guest_process::signal::{SigInfo, Signal, Target};
 use mm_vma::Errno;
 
 use super::{count, done, ints, task, with_files};
@@ -10,9 +11,8 @@ use crate::arch::trap::TrapFrame;
 use crate::fs::file::Position;
 use crate::fs::{self, OpenFile, console, with_vfs};
 use crate::syscall::int;
-use crate::{task as tasks, uaccess};
+use crate::{signal, uaccess};
 
-const SIGPIPE: u32 = 13;
 /// Linux: `UIO_MAXIOV`.
 const IOV_MAX: u64 = 1024;
 
@@ -58,7 +58,9 @@ fn read(fd: u32, address: u64, len: u64, position: Position) -> Result<u64, Errn
 fn write(fd: u32, address: u64, len: u64, position: Position) -> Result<u64, Errno> {
     let result = get(fd)?.write(address, count(len), position);
     if result == Err(Errno::Epipe) {
-        tasks::signal_self(SIGPIPE);
+        let task = task()?;
+        // It is there.
+        let _ = signal::send(&task.process, Target::Thread(task.tid), SigInfo::kernel(Signal::PIPE));
     }
     Ok(result? as u64)
 }

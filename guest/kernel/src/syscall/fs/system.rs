@@ -1,15 +1,15 @@
-//! mount, sync, reboot, sysinfo, getrandom (Linux: fs/namespace.c, kernel/reboot.c, kernel/sys.c, drivers/char/random.c).
+//! mount, sync, reboot, sysinfo (Linux: fs/namespace.c, kernel/reboot.c, kernel/sys.c).
 
 use alloc::vec::Vec;
 
 use guest_fs::{Follow, MountRequest};
 use mm_vma::Errno;
 
-use super::{AT_FDCWD, Target, count, done, ints, path_at};
+use super::{AT_FDCWD, Target, done, ints, path_at};
 use crate::arch::trap::TrapFrame;
 use crate::drivers::power;
 use crate::fs::source::{memory, nr_processes};
-use crate::fs::{self, file, with_vfs};
+use crate::fs::with_vfs;
 use crate::syscall::int;
 use crate::{println, sched, uaccess};
 
@@ -22,7 +22,6 @@ pub fn call(number: u64, frame: &TrapFrame) -> Option<Result<u64, Errno>> {
         165 => mount(a, b, c, d, e),
         166 => umount(a, int(b)),
         169 => reboot(int(a), int(b), int(c)),
-        318 => getrandom(a, b, int(c)),
         _ => return None,
     })
 }
@@ -72,23 +71,6 @@ fn reboot(magic: u32, magic2: u32, command: u32) -> Result<u64, Errno> {
         }
         _ => Err(Errno::Einval),
     }
-}
-
-fn getrandom(address: u64, len: u64, flags: u32) -> Result<u64, Errno> {
-    const ALL: u32 = 7;
-    if flags & !ALL != 0 {
-        return Err(Errno::Einval);
-    }
-    let len = count(len);
-    let mut buffer = file::buffer(len)?;
-    let mut done = 0;
-    while done < len {
-        let part = buffer.len().min(len - done);
-        fs::random(&mut buffer[..part]);
-        uaccess::write(address + done as u64, &buffer[..part])?;
-        done += part;
-    }
-    Ok(done as u64)
 }
 
 /// `struct sysinfo`.
