@@ -85,7 +85,14 @@ fn start(_: u64) {
 }
 
 fn begin() -> Result<TrapFrame, Errno> {
-    const ENVIRONMENT: [&[u8]; 3] = [b"HOME=/", b"TERM=linux", b"PATH=/sbin:/bin:/usr/sbin:/usr/bin"];
+    const ENVIRONMENT: [&[u8]; 4] = [
+        b"HOME=/",
+        b"TERM=linux",
+        b"PATH=/sbin:/bin:/usr/sbin:/usr/bin",
+        // The kernel saves no registers beyond SSE, and a CPU may say that it has more whatever CR4 says: the C library must not
+        // choose by that.
+        b"GLIBC_TUNABLES=glibc.cpu.hwcaps=-AVX,-AVX2,-AVX512F,-AVX512VL,-AVX512BW,-AVX_Fast_Unaligned_Load,-ERMS,-FSRM",
+    ];
     let task = current().ok_or(Errno::Esrch)?;
     task.files.begin()?;
     open_console()?;
