@@ -25,6 +25,11 @@ impl Segment {
     const EMPTY: Segment = Segment { start: 0, file_end: 0, end: 0, prot: ProtFlags::empty(), offset: 0 };
 }
 
+/// Bytes of the file.
+pub const fn file_len() -> u64 {
+    FILE.len() as u64
+}
+
 /// What the file holds of its page `pgoff`; `None` past its end.
 pub fn file_page(pgoff: u64) -> Option<&'static [u8]> {
     let start = usize::try_from(pgoff.checked_mul(PAGE_SIZE)?).ok()?;

@@ -5,7 +5,8 @@ use core::sync::atomic::Ordering;
 
 use guest_firmware::BootInfo;
 use memvisor_abi::{
-    AddressSpace, BootStage, Counters, CpuInfo, KmapWindow, LAYOUT_HASH, MAX_NR_ZONES, Node, Root, TableRef,
+    AddressSpace, BootStage, Counters, CpuInfo, KmapWindow, LAYOUT_HASH, MAX_NR_ZONES, Node, PFN_NONE, Root,
+    TableRef,
 };
 use mm_core::{PAGE_SIZE, Pfn, Ring};
 use mm_page_alloc::Zone;
@@ -17,7 +18,7 @@ use crate::init::E820;
 use crate::mm::layout::levels;
 use crate::mm::page_alloc::{self, NODES, ZONES};
 use crate::mm::vmalloc::AREAS;
-use crate::mm::{cma, early, kcompactd, kmap, memmap, movable, paging, pcp, phys, slab, sysctl};
+use crate::mm::{cma, early, kcompactd, kmap, memmap, movable, paging, pcp, phys, slab, space, sysctl};
 use crate::sched;
 use crate::sync::Lock;
 use crate::task::{FAULTS, SYSCALLS};
@@ -74,12 +75,15 @@ static MEMVISOR_ROOT: RootPage = RootPage(Lock::new(Root {
     vm_sysctl: NO_TABLE,
     movable_owners: NO_TABLE,
     kcompactds: NO_TABLE,
+    cpu_tlbs: NO_TABLE,
+    zero_pfn: PFN_NONE,
     counters: Counters { pgfault: 0, pgalloc: 0, pgfree: 0, syscalls: 0 },
 }));
 
 /// Address spaces that exist at once.
 const SPACES: usize = 16;
-const NO_SPACE: AddressSpace = AddressSpace { pgd_pfn: 0, pid: 0, reserved: 0, rss_pages: 0, table_pages: 0 };
+const NO_SPACE: AddressSpace =
+    AddressSpace { pgd_pfn: 0, pid: 0, reserved: 0, rss_pages: 0, table_pages: 0, mm: 0 };
 /// Live user address spaces.
 pub static ADDRESS_SPACES: Lock<[AddressSpace; SPACES]> = Lock::new([NO_SPACE; SPACES]);
 
@@ -192,6 +196,7 @@ pub fn publish_zones() {
         root.cache_nodes = slab::node_table();
         root.movable_owners = movable::table();
         root.kcompactds = kcompactd::table(nodes);
+        root.cpu_tlbs = slice(space::tlb_table(cpus.count));
     });
     stage(BootStage::Buddy);
 }
@@ -223,6 +228,7 @@ pub fn add_extra_table(pfn: Pfn) {
 
 /// Copies the counters to where readers see them.
 pub fn publish_counters() {
+    space::publish_tlbs();
     let (pgalloc, pgfree) = page_alloc::pgalloc_pgfree();
     update(|root| {
         root.counters = Counters {

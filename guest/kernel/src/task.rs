@@ -3,7 +3,6 @@
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use memvisor_abi::AddressSpace;
-use mm_core::VirtAddr;
 use mm_pgtable::PageTable;
 use mm_vma::{Access, Done, Fault, Id, Kernel, Layout, Limits, Mm, RssKind, handle_fault};
 
@@ -11,7 +10,6 @@ use crate::arch::trap::{self, TrapFrame};
 use crate::arch::user;
 use crate::introspect::ADDRESS_SPACES;
 use crate::mm::layout::levels;
-use crate::mm::paging::Tables;
 use crate::mm::space::{self, Spaces};
 use crate::sync::Lock;
 use crate::{elf, exec, println, trace, uaccess};
@@ -76,18 +74,13 @@ pub fn reap() {
 fn publish(task: &Task) {
     let mm = space::mm_of(task.mm);
     let table = mm.page_table();
-    let mut tables = 1;
-    Spaces
-        .tables(mm, |mem: &mut Tables| {
-            table.for_each_table(mem, VirtAddr::new(0), mm.task_size(), |_, _| tables += 1)
-        })
-        .expect("the lower half is canonical");
     let entry = AddressSpace {
         pgd_pfn: table.root.as_u64(),
         pid: task.pid,
         reserved: 0,
         rss_pages: mm.rss(RssKind::Anon) + mm.rss(RssKind::File),
-        table_pages: tables,
+        table_pages: mm.table_pages(),
+        mm: task.mm.as_u64(),
     };
     let mut spaces = ADDRESS_SPACES.lock();
     let slot = spaces.iter().position(|space| space.pid == task.pid && space.pgd_pfn != 0);

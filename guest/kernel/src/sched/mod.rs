@@ -71,6 +71,9 @@ const NO_INFO: TaskInfo = TaskInfo {
     kmap_depth: 0,
     pinned: ANY_CPU,
     name: [0; 16],
+    mm: 0,
+    tgid: 0,
+    ppid: 0,
 };
 
 fn nothing(_: u64) {}

@@ -82,6 +82,7 @@ pub fn madvise(addr: u64, len: u64, advice: u32) -> u64 {
         Advised::Populate(range, access) => {
             mm_vma::populate_exact(&Spaces, task.mm, &task.limits, range, access)
         }
+        Advised::Remove(range) => mm_vma::madvise_remove(&Spaces, task.mm, range),
     }))
 }
 

@@ -2,7 +2,7 @@
 
 use core::fmt;
 
-/// Why not; [`CacheError::errno`] says it in Linux's numbers.
+/// Why not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CacheError {
     /// No memory.
@@ -21,21 +21,6 @@ pub enum CacheError {
     TooBig,
     /// Such a call is not supported.
     NotSupported,
-}
-
-impl CacheError {
-    /// The positive error number.
-    pub const fn errno(self) -> i32 {
-        match self {
-            CacheError::NoMemory => 12,
-            CacheError::NoSpace => 28,
-            CacheError::Exists => 17,
-            CacheError::PastEnd | CacheError::Invalid => 22,
-            CacheError::Io => 5,
-            CacheError::TooBig => 27,
-            CacheError::NotSupported => 95,
-        }
-    }
 }
 
 impl fmt::Display for CacheError {

@@ -1,10 +1,12 @@
 //! What can be mapped (Linux: `struct address_space`).
 
+use core::mem::offset_of;
 use core::sync::atomic::{
     AtomicU64,
     Ordering::{Acquire, Relaxed, Release},
 };
 
+use memvisor_abi as abi;
 use mm_core::{Id, MemMap, PAGE_SIZE};
 
 use crate::{Cache, Entry, Tree};
@@ -21,6 +23,17 @@ pub struct Mapping {
     nrpages: AtomicU64,
     size: AtomicU64,
 }
+
+// What the kernel adds begins at `references`.
+const _: () = assert!(
+    size_of::<Mapping>() == offset_of!(abi::Mapping, references)
+        && offset_of!(Mapping, i_mmap) == offset_of!(abi::Mapping, vmas)
+        && offset_of!(Mapping, i_pages) == offset_of!(abi::Mapping, root)
+        && offset_of!(Mapping, nrpages) == offset_of!(abi::Mapping, nrpages)
+        && offset_of!(Mapping, size) == offset_of!(abi::Mapping, size)
+        && offset_of!(Tree, marks) == offset_of!(abi::Mapping, marks) - offset_of!(abi::Mapping, root)
+        && offset_of!(Tree, changes) == offset_of!(abi::Mapping, changes) - offset_of!(abi::Mapping, root)
+);
 
 /// What is broken in a mapping, and at which index.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,10 +1,12 @@
 //! Nodes of a tree (Linux: `struct xa_node`).
 
+use core::mem::offset_of;
 use core::sync::atomic::{
     AtomicU32, AtomicU64,
     Ordering::{Acquire, Relaxed, Release},
 };
 
+use memvisor_abi as abi;
 use mm_core::Link;
 
 use crate::Mark;
@@ -30,7 +32,15 @@ pub struct Node {
     shift: AtomicU32,
 }
 
-const _: () = assert!(size_of::<Node>() == 576);
+const _: () = assert!(
+    size_of::<Node>() == 576
+        && offset_of!(Node, slots) == offset_of!(abi::MappingNode, slots)
+        && offset_of!(Node, present) == offset_of!(abi::MappingNode, present)
+        && offset_of!(Node, marks) == offset_of!(abi::MappingNode, marks)
+        && offset_of!(Node, parent) == offset_of!(abi::MappingNode, parent)
+        && offset_of!(Node, offset) == offset_of!(abi::MappingNode, offset)
+        && offset_of!(Node, shift) == offset_of!(abi::MappingNode, shift)
+);
 
 impl Default for Node {
     fn default() -> Node {
@@ -111,7 +121,8 @@ impl Node {
 
     /// The slot of an index that lies under this node.
     #[inline]
+    #[expect(clippy::cast_possible_truncation, reason = "below 64")]
     pub(crate) fn offset_of(&self, index: u64) -> usize {
-        index.checked_shr(self.shift()).map_or(0, |rest| rest as usize % SLOTS)
+        index.checked_shr(self.shift()).map_or(0, |rest| (rest % SLOTS as u64) as usize)
     }
 }

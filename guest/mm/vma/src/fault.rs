@@ -256,7 +256,7 @@ impl<K: Kernel> VmFault<'_, K> {
         counted: impl FnOnce(),
     ) -> Result<bool, Fault> {
         self.k.tables(self.mm, |tables| {
-            let slot = pte::make(tables, self.mm.page_table(), self.page_addr());
+            let slot = pte::make(tables, self.mm, self.page_addr());
             let (table, index) = slot.ok_or(Fault::NoMemory)?;
             if !valid() || tables.compare_exchange(table, index, 0, new.as_u64()).is_err() {
                 return Ok(false);

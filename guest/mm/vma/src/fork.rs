@@ -22,7 +22,7 @@ pub fn dup_mmap<K: Kernel>(parent: &Space<'_, K>, child: &Space<'_, K>) -> Resul
     to.set_brk(from.brk());
     to.set_def_flags(from.def_flags() - VmFlags::LOCKED_MASK);
     // Translations of the parent that allowed writing.
-    let mut gather = Gather::new();
+    let mut gather = Gather::new(from);
     let mut result = Ok(());
     for (id, _) in from.vmas(parent.k) {
         result = dup_vma(parent, child, id, &mut gather);
@@ -114,7 +114,7 @@ fn copy_batch<K: Kernel>(
     let copied = batch.iter().take(len);
     let result = k.tables(to, |tables| {
         for (done, &(va, entry)) in copied.enumerate() {
-            let Some((table, index)) = pte::make(tables, to.page_table(), va) else { return Err(done) };
+            let Some((table, index)) = pte::make(tables, to, va) else { return Err(done) };
             tables.write(table, index, entry.as_u64());
             if let Pte::Page(pfn) | Pte::Migration(pfn) = pte::decode(entry)
                 && !k.is_zero_page(pfn)

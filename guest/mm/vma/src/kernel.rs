@@ -1,9 +1,8 @@
 //! What an address space needs from the kernel around it.
 
 use mm_core::{MemMap, PAGE_SIZE, PageAlloc, Pfn, PhysAddr, PhysMem};
-use mm_pgtable::{FlushRange, TableMem};
-
 use mm_filemap::{MappedError, MappedPage, Mapping};
+use mm_pgtable::{FlushRange, TableMem};
 
 use crate::anon::{AnonVma, AnonVmaChain};
 use crate::id::Id;

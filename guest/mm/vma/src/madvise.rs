@@ -107,7 +107,7 @@ impl<K: Kernel> Space<'_, K> {
             Advice::Remove => return Ok(Advised::Remove(range)),
             _ => {}
         }
-        let mut gather = Gather::new();
+        let mut gather = Gather::new(self.mm);
         let result = self.walk_advised(start, end, advice, &mut gather);
         gather.finish(self.k, self.mm);
         result.map(|()| Advised::Done)

@@ -42,7 +42,7 @@ impl<K: Kernel> Space<'_, K> {
         {
             self.split_unlimited(last, end)?;
         }
-        let mut gather = Gather::new();
+        let mut gather = Gather::new(self.mm);
         // Tables between what stays on both sides; what is mapped there goes with them.
         let mut next = Some(id);
         while let Some(id) = next {

@@ -115,7 +115,7 @@ pub fn unmap_mapping_range<K: Kernel>(k: &K, mapping: Id<Mapping>, pages: Range<
             let end = pages.end.min(vma.pgoff().saturating_add(vma.pages()));
             let Some(start) = vma.address_of(first).filter(|_| first < end) else { continue };
             let mm: &Mm = k.at(mm);
-            let mut gather = Gather::new();
+            let mut gather = Gather::new(mm);
             zap::zap(k, mm, start..start + ((end - first) << PAGE_SHIFT), cows, &mut gather);
             gather.finish(k, mm);
         }

@@ -17,7 +17,7 @@ pub(crate) fn zap<K: Kernel>(k: &K, mm: &Mm, range: Range<u64>, cows: Cows, gath
     while va < end {
         let room = gather.room(k, TABLE_ENTRIES);
         if room == 0 {
-            gather.finish(k, mm);
+            gather.flush(k, mm);
             continue;
         }
         let next = k.tables(mm, |tables| {

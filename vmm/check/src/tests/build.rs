@@ -347,7 +347,8 @@ impl Builder {
             percpu_gpa: 37 * MIB + u64::from(index) * 0x1_0000,
             percpu_len: 0x1_0000,
         };
-        let space = AddressSpace { pgd_pfn: user_pgd, pid: PID, reserved: 0, rss_pages: 4, table_pages: 4 };
+        let space =
+            AddressSpace { pgd_pfn: user_pgd, pid: PID, reserved: 0, rss_pages: 4, table_pages: 4, mm: 0 };
         let range = |start: u64, last: u64, kind: LayoutKind| LayoutRange {
             start,
             last,

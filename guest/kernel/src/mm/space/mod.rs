@@ -3,23 +3,28 @@
 //! Locks, in their order: mmap_lock of an address space, `RMAP`, its page_table_lock; docs/locking.md has them among the others.
 //! mmap_lock waits by letting other threads run where the caller may sleep, else by spinning; its holder may sleep.
 
+pub mod cache;
 mod objects;
+mod tlb;
+
+pub use cache::program_mapping;
+pub use tlb::{publish as publish_tlbs, table as tlb_table};
 
 use core::sync::atomic::Ordering;
 
-use mm_core::{Gfp, MemMap, Order, PAGE_SIZE, Page, PageAlloc, Pageblock, Pfn, PhysAddr, PhysMem, VirtAddr};
+use mm_core::{Gfp, MemMap, Order, Page, PageAlloc, Pageblock, Pfn, PhysAddr, PhysMem, VirtAddr};
+use mm_filemap::shmem::FallocFlags;
 use mm_pgtable::{FlushRange, PageTable};
-use mm_vma::{Arena, Errno, Id, Kernel, Layout, MappedError, MappedPage, Mapping, Mm, Space, set_mapped};
+use mm_vma::{Arena, Errno, Id, Kernel, Layout, MappedError, MappedPage, Mapping, Mm, Space};
 
 use crate::arch::{percpu, regs};
-use crate::elf;
 use crate::mm::layout::levels;
 use crate::mm::memmap::Vmemmap;
 use crate::mm::paging::{self, Tables};
 use crate::mm::phys::DirectMap;
 use crate::mm::{kmap, page_alloc};
 use crate::sync::Lock;
-use crate::{println, sched, smp};
+use crate::{sched, smp};
 
 /// All address spaces of this machine.
 #[derive(Clone, Copy, Debug)]
@@ -70,6 +75,7 @@ pub fn mm_free(id: Id<Mm>) {
 pub fn activate(id: Id<Mm>) {
     let mm = mm_of(id);
     mark_cpu(mm);
+    tlb::loads(percpu::cpu(), id.as_u64());
     // SAFETY: the upper half is the kernel's.
     unsafe { regs::write_cr3(mm.page_table().root.phys().as_u64()) };
 }
@@ -78,6 +84,7 @@ pub fn activate(id: Id<Mm>) {
 pub fn deactivate() {
     // SAFETY: the kernel's own tables.
     unsafe { regs::write_cr3(paging::kernel().root.phys().as_u64()) };
+    tlb::loads(percpu::cpu(), 0);
 }
 
 /// Before CR3 is written: who changes the tables from now on flushes this CPU.
@@ -112,16 +119,6 @@ fn flush_local(range: &FlushRange) {
         }
         _ => paging::flush_local(range),
     }
-}
-
-/// The program inside the kernel image as a mapping, with a reference for the caller; whoever has the last one puts it back.
-///
-/// # Errors
-/// `ENOMEM`.
-pub fn program_mapping() -> Result<Id<Mapping>, Errno> {
-    let id = Arena::<Mapping>::alloc(&Spaces).ok_or(Errno::Enomem)?;
-    objects::of_mapping(id).references.store(1, Ordering::Relaxed);
-    Ok(id)
 }
 
 impl MemMap for Spaces {
@@ -227,8 +224,7 @@ impl Kernel for Spaces {
     }
 
     fn shmem_zero_setup(&self, bytes: u64) -> Result<Id<Mapping>, Errno> {
-        println!("mmap: shared anonymous memory ({bytes:#x} bytes) is not there yet");
-        Err(Errno::Enomem)
+        cache::shmem_file_setup(bytes)
     }
 
     fn mapping_get(&self, mapping: Id<Mapping>) {
@@ -237,27 +233,20 @@ impl Kernel for Spaces {
 
     fn mapping_put(&self, mapping: Id<Mapping>) {
         if objects::of_mapping(mapping).references.fetch_sub(1, Ordering::AcqRel) == 1 {
-            Arena::<Mapping>::free(self, mapping);
+            cache::free_mapping(mapping);
         }
     }
 
-    /// Differs from Linux: a page for each fault. The program's file is in memory anyway, and there is no page cache before there are file
-    /// systems; so two processes do not share their text, and the mapping holds no reference.
     fn mapping_page(&self, mapping: Id<Mapping>, pgoff: u64) -> Result<MappedPage, MappedError> {
-        let bytes = elf::file_page(pgoff).ok_or(MappedError::Sigbus)?;
-        let pfn = self.alloc_pages(Gfp::HIGHUSER_MOVABLE, Order::ZERO, None).ok_or(MappedError::NoMemory)?;
-        if (bytes.len() as u64) < PAGE_SIZE {
-            kmap::clear_highpage(pfn);
-        }
-        kmap::copy_to_page(pfn, 0, bytes);
-        if let Some(page) = self.page(pfn) {
-            set_mapped(page, mapping, pgoff);
-        }
-        Ok(MappedPage { pfn, major: false })
+        cache::fault(mapping, pgoff)
     }
 
-    fn mapping_has_page(&self, _mapping: Id<Mapping>, pgoff: u64) -> bool {
-        elf::file_page(pgoff).is_some()
+    fn mapping_has_page(&self, mapping: Id<Mapping>, pgoff: u64) -> bool {
+        mm_filemap::has_page(self, mapping, pgoff)
+    }
+
+    fn mapping_punch_hole(&self, mapping: Id<Mapping>, offset: u64, len: u64) -> Result<(), Errno> {
+        cache::fallocate(mapping, FallocFlags::PUNCH_HOLE | FallocFlags::KEEP_SIZE, offset, len)
     }
 }
 

@@ -163,7 +163,7 @@ fn many_threads_find_only_pages_of_their_mapping() {
     const ROUNDS: u64 = 3000;
     let machine = Machine::new();
     let ids = [machine.mapping(u64::MAX >> 1), machine.mapping(u64::MAX >> 1)];
-    let stamp = |id: Id<Mapping>, index: u64| (id.as_u64() / 64 + index % 100) as u8;
+    let stamp = |id: Id<Mapping>, index: u64| (id.as_u64() / 64 + index % 100).to_le_bytes()[0];
     thread::scope(|scope| {
         for worker in 0..4_u64 {
             let (machine, ids, stamp) = (&machine, &ids, &stamp);

@@ -48,7 +48,7 @@ fn op() -> impl Strategy<Value = Op> {
 
 /// Even numbers are frames, odd ones values.
 fn entry(value: u64) -> Entry {
-    if value % 2 == 0 { Entry::Frame(Pfn::new(value)) } else { Entry::Value(value) }
+    if value.is_multiple_of(2) { Entry::Frame(Pfn::new(value)) } else { Entry::Value(value) }
 }
 
 fn put(machine: &Machine, tree: &Tree, index: u64, entry: Entry) -> Entry {

@@ -1,0 +1,243 @@
+//! The page cache of this machine: mappings with what the kernel adds to them, and calls on shared memory (Linux: mm/filemap.c,
+//! mm/shmem.c).
+
+use core::ops::Range;
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use mm_core::{PAGE_SIZE, Pfn};
+use mm_filemap::shmem::{self, FallocFlags};
+use mm_filemap::{Bound, Cache, CacheError, read_cache_page, truncate_inode_pages_range};
+use mm_vma::{
+    Arena, Cows, Errno, Id, Kernel, MappedError, MappedPage, Mapping, put_page, unmap_mapping_range,
+};
+
+use super::{Spaces, objects};
+use crate::elf;
+use crate::mm::kmap;
+
+/// Where the contents of a mapping come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub(super) enum Source {
+    /// From nowhere: shared memory.
+    Shmem = 0,
+    /// The program inside the kernel image.
+    Program = 1,
+}
+
+/// Pages in mappings (Linux: `NR_FILE_PAGES`).
+static NR_FILE_PAGES: AtomicU64 = AtomicU64::new(0);
+/// Pages of shared memory (Linux: `NR_SHMEM`).
+static NR_SHMEM: AtomicU64 = AtomicU64::new(0);
+/// The program's mapping, once it was asked for; it keeps one reference.
+static PROGRAM: AtomicU64 = AtomicU64::new(0);
+static ZEROES: [u8; PAGE_SIZE as usize] = [0; PAGE_SIZE as usize];
+
+/// Pages in mappings, those of shared memory included.
+pub fn nr_file_pages() -> u64 {
+    NR_FILE_PAGES.load(Ordering::Relaxed)
+}
+
+/// Pages of shared memory (`Shmem` in /proc/meminfo).
+pub fn nr_shmem() -> u64 {
+    NR_SHMEM.load(Ordering::Relaxed)
+}
+
+/// A mapping with a reference for the caller.
+fn new_mapping(source: Source, bytes: u64) -> Result<Id<Mapping>, Errno> {
+    let id = Arena::<Mapping>::alloc(&Spaces).ok_or(Errno::Enomem)?;
+    let mapping: &Mapping = Spaces.at(id);
+    mapping.init(bytes);
+    objects::of_mapping(id).init(source);
+    Ok(id)
+}
+
+/// Shared memory of that size, without pages yet, with a reference for the caller (Linux: `shmem_file_setup`).
+///
+/// # Errors
+/// `ENOMEM`; `EINVAL` for more than a file can have.
+pub fn shmem_file_setup(bytes: u64) -> Result<Id<Mapping>, Errno> {
+    if bytes > shmem::MAX_BYTES {
+        return Err(Errno::Einval);
+    }
+    new_mapping(Source::Shmem, bytes)
+}
+
+/// The program inside the kernel image as a mapping, with a reference for the caller. All processes share it.
+///
+/// # Errors
+/// `ENOMEM`.
+pub fn program_mapping() -> Result<Id<Mapping>, Errno> {
+    loop {
+        if let Some(id) = Id::new(PROGRAM.load(Ordering::Acquire)) {
+            Spaces.mapping_get(id);
+            return Ok(id);
+        }
+        let id = new_mapping(Source::Program, elf::file_len())?;
+        let (success, failure) = (Ordering::AcqRel, Ordering::Relaxed);
+        if PROGRAM.compare_exchange(0, id.as_u64(), success, failure).is_err() {
+            Spaces.mapping_put(id);
+        }
+    }
+}
+
+/// Frees the mapping of whoever dropped the last reference.
+pub(super) fn free_mapping(id: Id<Mapping>) {
+    match objects::of_mapping(id).source() {
+        Source::Shmem => shmem::evict(&Spaces, id),
+        Source::Program => {
+            truncate_inode_pages_range(&Spaces, id, 0..u64::MAX);
+        }
+    }
+    Arena::<Mapping>::free(&Spaces, id);
+}
+
+/// Linux: `filemap_fault`, `shmem_fault`.
+pub(super) fn fault(id: Id<Mapping>, index: u64) -> Result<MappedPage, MappedError> {
+    let read = |pfn| {
+        let bytes = elf::file_page(index).ok_or(CacheError::PastEnd)?;
+        kmap::copy_to_page(pfn, 0, bytes);
+        Ok(())
+    };
+    match objects::of_mapping(id).source() {
+        Source::Shmem => shmem::fault(&Spaces, id, index),
+        Source::Program => match read_cache_page(&Spaces, id, index, Bound::Size, read) {
+            Ok((pfn, _)) => Ok(MappedPage { pfn, major: false }),
+            Err(CacheError::NoMemory) => Err(MappedError::NoMemory),
+            Err(_) => Err(MappedError::Sigbus),
+        },
+    }
+}
+
+/// Calls `f` alone among those that write to the mapping or change its size (Linux: `inode_lock`).
+fn with_inode<R>(id: Id<Mapping>, f: impl FnOnce() -> R) -> R {
+    let lock = &objects::of_mapping(id).inode_lock;
+    while lock.compare_exchange(0, 1, Ordering::Acquire, Ordering::Relaxed).is_err() {
+        Spaces.relax();
+    }
+    let result = f();
+    lock.store(0, Ordering::Release);
+    result
+}
+
+/// Reads from shared memory; how many bytes, 0 past the end (Linux: `shmem_file_read_iter`).
+pub fn read(id: Id<Mapping>, offset: u64, to: &mut [u8]) -> usize {
+    let mapping: &Mapping = Spaces.at(id);
+    let left = mapping.size().saturating_sub(offset);
+    let len = usize::try_from(left).map_or(to.len(), |left| left.min(to.len()));
+    let mut at = offset;
+    for part in parts(offset, to.get_mut(..len).unwrap_or_default()) {
+        let step = part.len() as u64;
+        match shmem::read_page(&Spaces, id, at / PAGE_SIZE) {
+            Some(pfn) => {
+                kmap::copy_from_page(pfn, at % PAGE_SIZE, part);
+                put_page(&Spaces, pfn);
+            }
+            None => part.fill(0),
+        }
+        at += step;
+    }
+    len
+}
+
+/// Cuts a buffer where the pages of a file end.
+fn parts(offset: u64, buffer: &mut [u8]) -> impl Iterator<Item = &mut [u8]> {
+    let head = usize::try_from(PAGE_SIZE - offset % PAGE_SIZE).unwrap_or(0).min(buffer.len());
+    let (head, rest) = buffer.split_at_mut(head);
+    core::iter::once(head).chain(rest.chunks_mut(ZEROES.len())).filter(|part| !part.is_empty())
+}
+
+/// Writes to shared memory; how many bytes (Linux: `shmem_file_write_iter`).
+///
+/// # Errors
+/// `EFBIG`, `ENOMEM`, `ENOSPC`, if not a byte was written.
+pub fn write(id: Id<Mapping>, offset: u64, mut from: &[u8]) -> Result<usize, Errno> {
+    with_inode(id, || {
+        let (mut at, mut done) = (offset, 0);
+        while !from.is_empty() {
+            let room = usize::try_from(PAGE_SIZE - at % PAGE_SIZE).unwrap_or(0).min(from.len());
+            let (part, rest) = from.split_at(room);
+            let pfn = match shmem::write_begin(&Spaces, id, at / PAGE_SIZE) {
+                Ok(pfn) => pfn,
+                Err(_) if done > 0 => break,
+                Err(error) => return Err(errno(error)),
+            };
+            kmap::copy_to_page(pfn, at % PAGE_SIZE, part);
+            at += room as u64;
+            done += room;
+            shmem::write_end(&Spaces, id, at, pfn);
+            from = rest;
+        }
+        Ok(done)
+    })
+}
+
+/// Bytes.
+pub fn size(id: Id<Mapping>) -> u64 {
+    Arena::<Mapping>::at(&Spaces, id).size()
+}
+
+/// Pages that shared memory takes.
+pub fn nr_pages(id: Id<Mapping>) -> u64 {
+    Arena::<Mapping>::at(&Spaces, id).nrpages()
+}
+
+/// Makes shared memory longer or shorter; what lies behind is unmapped (Linux: `do_truncate`).
+///
+/// # Errors
+/// `EFBIG`.
+pub fn truncate(id: Id<Mapping>, bytes: u64) -> Result<(), Errno> {
+    with_inode(id, || shmem::set_size(&Spaces, id, bytes)).map_err(errno)
+}
+
+/// Linux: `vfs_fallocate`.
+///
+/// # Errors
+/// `ENODEV` for what has no such call, else those of [`shmem::fallocate`].
+pub fn fallocate(id: Id<Mapping>, mode: FallocFlags, offset: u64, len: u64) -> Result<(), Errno> {
+    match objects::of_mapping(id).source() {
+        Source::Shmem => with_inode(id, || shmem::fallocate(&Spaces, id, mode, offset, len)).map_err(errno),
+        Source::Program => Err(Errno::Eopnotsupp),
+    }
+}
+
+fn errno(error: CacheError) -> Errno {
+    match error {
+        CacheError::NoMemory => Errno::Enomem,
+        CacheError::NoSpace => Errno::Enospc,
+        CacheError::Exists => Errno::Eexist,
+        CacheError::PastEnd | CacheError::Invalid => Errno::Einval,
+        CacheError::Io => Errno::Eio,
+        CacheError::TooBig => Errno::Efbig,
+        CacheError::NotSupported => Errno::Eopnotsupp,
+    }
+}
+
+impl Cache for Spaces {
+    fn pages_lock<R>(&self, mapping: Id<Mapping>, f: impl FnOnce() -> R) -> R {
+        let _held = objects::of_mapping(mapping).pages_lock.lock();
+        f()
+    }
+
+    fn unmap_mapping_range(&self, mapping: Id<Mapping>, pages: Range<u64>, cows: Cows) {
+        unmap_mapping_range(self, mapping, pages, cows);
+    }
+
+    fn zero_user(&self, pfn: Pfn, bytes: Range<u64>) {
+        let len = usize::try_from(bytes.end.saturating_sub(bytes.start)).unwrap_or(ZEROES.len());
+        kmap::copy_to_page(pfn, bytes.start, ZEROES.get(..len).unwrap_or(&ZEROES));
+    }
+
+    fn count_file_pages(&self, pages: i64) {
+        NR_FILE_PAGES.fetch_add(pages.cast_unsigned(), Ordering::Relaxed);
+    }
+
+    fn shmem_acct_blocks(&self, _mapping: Id<Mapping>, pages: u64) -> bool {
+        NR_SHMEM.fetch_add(pages, Ordering::Relaxed);
+        true
+    }
+
+    fn shmem_unacct_blocks(&self, _mapping: Id<Mapping>, pages: u64) {
+        NR_SHMEM.fetch_sub(pages, Ordering::Relaxed);
+    }
+}

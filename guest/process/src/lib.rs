@@ -1,0 +1,31 @@
+//! What a Linux process is apart from its memory: the logic of signals, program files, argument stacks, waiting, futexes,
+//! limits and time, without a kernel around it.
+//!
+//! Everything here is a function of its arguments. The kernel brings locks, wake-ups and user memory.
+//!
+//! | Module | What | Linux |
+//! |---|---|---|
+//! | [`elf`] | program files | fs/binfmt_elf.c |
+//! | [`stack`] | the stack a program begins with | fs/exec.c, `create_elf_tables` |
+//! | [`signal`] | numbers, sets, actions, queues, who gets what | kernel/signal.c |
+//! | [`frame`] | what a handler finds on its stack | arch/x86/kernel/signal_64.c |
+//! | [`wait`] | which child a wait finds, and what it says | kernel/exit.c |
+//! | [`futex`] | queues of waiters by address | kernel/futex |
+//! | [`limits`] | resource limits | kernel/sys.c, `do_prlimit` |
+//! | [`time`] | times, clocks, interval timers | include/linux/time64.h, kernel/time |
+
+#![no_std]
+#![forbid(unsafe_code)]
+
+extern crate alloc;
+#[cfg(test)]
+extern crate std;
+
+mod bytes;
+pub mod elf;
+mod errno;
+pub mod signal;
+pub mod stack;
+pub mod wait;
+
+pub use errno::Errno;
