@@ -146,8 +146,8 @@ pub struct Mm {
     pub padding: [u64; 6],
     /// Readers of mmap_lock; -1 for a writer.
     pub mmap_lock: i32,
-    /// Always 0.
-    pub reserved2: u32,
+    /// Tasks that use it, and others that need it to stay; 0 of a guest that does not count them (Linux: `mm_users`).
+    pub users: u32,
     /// CPUs that may hold translations of it, bit by number (Linux: `mm_cpumask`).
     pub cpus: [u64; MM_CPU_WORDS],
 }

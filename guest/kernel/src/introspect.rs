@@ -11,6 +11,7 @@ use memvisor_abi::{
 use mm_core::{PAGE_SIZE, Pfn, Ring};
 use mm_page_alloc::Zone;
 use mm_pgtable::layout as va_layout;
+use mm_vma::{Id, Mm, RssKind};
 use mm_vmalloc::DIRECTORY_FRAMES;
 
 use crate::drivers::memvisor;
@@ -86,6 +87,42 @@ const NO_SPACE: AddressSpace =
     AddressSpace { pgd_pfn: 0, pid: 0, reserved: 0, rss_pages: 0, table_pages: 0, mm: 0 };
 /// Live user address spaces.
 pub static ADDRESS_SPACES: Lock<[AddressSpace; SPACES]> = Lock::new([NO_SPACE; SPACES]);
+
+/// Address spaces that belong to no task: published at the table's end, beside whatever processes there are.
+static ADDED: Lock<[Option<(u32, Id<Mm>)>; 2]> = Lock::new([None; 2]);
+
+/// Publishes an address space that belongs to no task as that of `pid`, from the next checkpoint on.
+pub fn add_space(pid: u32, mm: Id<Mm>) {
+    if let Some(free) = ADDED.lock().iter_mut().find(|slot| slot.is_none()) {
+        *free = Some((pid, mm));
+    }
+}
+
+/// Publishes it no more: it is about to go.
+pub fn remove_space(pid: u32) {
+    for slot in ADDED.lock().iter_mut().filter(|slot| slot.is_some_and(|(other, _)| other == pid)) {
+        *slot = None;
+    }
+    for space in ADDRESS_SPACES.lock().iter_mut().filter(|space| space.pid == pid) {
+        *space = NO_SPACE;
+    }
+}
+
+fn publish_added() {
+    let added = *ADDED.lock();
+    let mut spaces = ADDRESS_SPACES.lock();
+    for (slot, (pid, id)) in spaces.iter_mut().rev().zip(added.into_iter().flatten()) {
+        let mm = space::mm_of(id);
+        *slot = AddressSpace {
+            pgd_pfn: mm.page_table().root.as_u64(),
+            pid,
+            reserved: 0,
+            rss_pages: mm.rss(RssKind::Anon) + mm.rss(RssKind::File),
+            table_pages: mm.table_pages(),
+            mm: id.as_u64(),
+        };
+    }
+}
 
 struct Extra {
     pfns: [u64; 4],
@@ -229,6 +266,7 @@ pub fn add_extra_table(pfn: Pfn) {
 /// Copies the counters to where readers see them.
 pub fn publish_counters() {
     space::publish_tlbs();
+    publish_added();
     let (pgalloc, pgfree) = page_alloc::pgalloc_pgfree();
     update(|root| {
         root.counters = Counters {

@@ -24,8 +24,12 @@ extern crate std;
 mod bytes;
 pub mod elf;
 mod errno;
+pub mod frame;
+pub mod futex;
+pub mod limits;
 pub mod signal;
 pub mod stack;
+pub mod time;
 pub mod wait;
 
 pub use errno::Errno;

@@ -171,8 +171,8 @@ impl Wait {
             i32::MIN => return Err(Errno::Esrch),
             -1 => Which::Any,
             0 => Which::Group(own_group),
-            ..0 => Which::Group(pid.unsigned_abs()),
-            _ => Which::Pid(pid.unsigned_abs()),
+            1.. => Which::Pid(pid.unsigned_abs()),
+            _ => Which::Group(pid.unsigned_abs()),
         };
         Ok(Wait { which, options: options | Options::EXITED })
     }

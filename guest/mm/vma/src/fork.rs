@@ -1,7 +1,7 @@
 //! fork: a copy of an address space whose pages are shared until one side writes (Linux: kernel/fork.c, `dup_mmap`;
 //! mm/memory.c, `copy_page_range`).
 
-use mm_core::PAGE_SHIFT;
+use mm_core::{Event, PAGE_SHIFT};
 use mm_pgtable::{Entry, PteFlags, TableMem};
 
 use crate::gather::Gather;
@@ -18,6 +18,7 @@ const BATCH: usize = 32;
 /// `ENOMEM`; the child is empty again.
 pub fn dup_mmap<K: Kernel>(parent: &Space<'_, K>, child: &Space<'_, K>) -> Result<(), Errno> {
     let (from, to) = (parent.mm, child.mm);
+    parent.k.emit(Event::DupMmap { vmas: from.map_count().into() });
     to.set_program(from.start_data(), from.end_data(), from.start_brk());
     to.set_brk(from.brk());
     to.set_def_flags(from.def_flags() - VmFlags::LOCKED_MASK);
@@ -31,6 +32,7 @@ pub fn dup_mmap<K: Kernel>(parent: &Space<'_, K>, child: &Space<'_, K>) -> Resul
         }
     }
     gather.finish(parent.k, from);
+    parent.k.emit(Event::DupMmapRet { ok: result.is_ok() });
     if result.is_err() {
         child.unmap_range(0, to.task_size())?;
     }
@@ -73,6 +75,7 @@ fn copy_page_range<K: Kernel>(
     vma: &Vma,
     gather: &mut Gather,
 ) -> Result<(), Errno> {
+    k.emit(Event::CopyPageRange { start: vma.start(), end: vma.end(), cow: vma.flags().is_cow() });
     let mut va = vma.start();
     while va < vma.end() {
         let mut step = || copy_batch(k, (from, to), vma, va, gather);

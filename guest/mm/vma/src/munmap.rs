@@ -1,5 +1,6 @@
 //! munmap (Linux: mm/vma.c, `do_vmi_munmap`).
 
+use mm_core::Event;
 use mm_filemap::Cows;
 
 use crate::gather::Gather;
@@ -42,6 +43,7 @@ impl<K: Kernel> Space<'_, K> {
         {
             self.split_unlimited(last, end)?;
         }
+        self.k.emit(Event::UnmapRegion { start, end });
         let mut gather = Gather::new(self.mm);
         // Tables between what stays on both sides; what is mapped there goes with them.
         let mut next = Some(id);

@@ -5,12 +5,12 @@
 
 pub mod cache;
 mod objects;
-mod tlb;
+mod published;
 
 pub use cache::program_mapping;
-pub use tlb::{publish as publish_tlbs, table as tlb_table};
+pub use published::{publish_tlbs, tlb_table};
 
-use core::sync::atomic::Ordering;
+use core::sync::atomic::{AtomicBool, Ordering};
 
 use mm_core::{Gfp, MemMap, Order, Page, PageAlloc, Pageblock, Pfn, PhysAddr, PhysMem, VirtAddr};
 use mm_filemap::shmem::FallocFlags;
@@ -32,6 +32,17 @@ pub struct Spaces;
 
 /// Guards all trees of `AnonVma`s and all lists of mappings.
 static RMAP: Lock<()> = Lock::new(());
+
+/// For tests of what a lost flush does.
+static LOSE_FLUSHES: AtomicBool = AtomicBool::new(false);
+
+/// Flushes of address spaces are not done while `f` runs: a fault on purpose, which only a CPU with a TLB shows.
+pub fn losing_flushes<R>(f: impl FnOnce() -> R) -> R {
+    LOSE_FLUSHES.store(true, Ordering::Relaxed);
+    let result = f();
+    LOSE_FLUSHES.store(false, Ordering::Relaxed);
+    result
+}
 
 /// Pages that are flushed one by one; more are flushed all at once (Linux: `tlb_single_page_flush_ceiling`).
 const FLUSH_CEILING: u64 = 33;
@@ -63,6 +74,12 @@ pub fn mm_of(id: Id<Mm>) -> &'static Mm {
     Arena::<Mm>::at(&Spaces, id)
 }
 
+/// Where an address space puts what has no fixed place, for a copy.
+pub fn shape_of(id: Id<Mm>) -> Layout {
+    let mm = mm_of(id);
+    Layout { mmap_base: mm.mmap_base(), mmap_legacy_base: mm.mmap_legacy_base(), task_size: mm.task_size() }
+}
+
 /// Unmaps everything and frees the address space, which no CPU has in CR3 (Linux: `mmput`, `exit_mmap`, `pgd_free`).
 pub fn mm_free(id: Id<Mm>) {
     Space::lock(&Spaces, id, mm_vma::Limits::default()).exit();
@@ -75,7 +92,7 @@ pub fn mm_free(id: Id<Mm>) {
 pub fn activate(id: Id<Mm>) {
     let mm = mm_of(id);
     mark_cpu(mm);
-    tlb::loads(percpu::cpu(), id.as_u64());
+    published::loads(percpu::cpu(), id.as_u64());
     // SAFETY: the upper half is the kernel's.
     unsafe { regs::write_cr3(mm.page_table().root.phys().as_u64()) };
 }
@@ -84,7 +101,7 @@ pub fn activate(id: Id<Mm>) {
 pub fn deactivate() {
     // SAFETY: the kernel's own tables.
     unsafe { regs::write_cr3(paging::kernel().root.phys().as_u64()) };
-    tlb::loads(percpu::cpu(), 0);
+    published::loads(percpu::cpu(), 0);
 }
 
 /// Before CR3 is written: who changes the tables from now on flushes this CPU.
@@ -164,6 +181,9 @@ impl Kernel for Spaces {
     }
 
     fn flush_tlb(&self, mm: &Mm, range: FlushRange) {
+        if LOSE_FLUSHES.load(Ordering::Relaxed) {
+            return;
+        }
         if paging::current().root == mm.page_table().root {
             flush_local(&range);
         }

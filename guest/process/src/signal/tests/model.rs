@@ -51,6 +51,9 @@ proptest! {
         for op in ops {
             let tid = |thread: u8| MAIN + u32::from(thread);
             match op {
+                // A thread that stopped does nothing until it goes on.
+                Op::Next(thread) | Op::Block(thread, _) | Op::Suspend(thread, _) | Op::Take(thread, _)
+                    if group.is_stopped(tid(thread)) => {}
                 // A run of the model ends with the process.
                 Op::Send(9, _) | Op::Send(19..=22, _) => {}
                 Op::Send(number, to) => {

@@ -38,9 +38,9 @@ pub(super) fn loads(cpu: u32, mm: u64) {
 }
 
 /// Copies how far flushes are to where readers see them.
-pub fn publish() {
+pub fn publish_tlbs() {
     let cpus = CPUS.lock().count;
-    for (cpu, tlb) in table(cpus).iter().enumerate() {
+    for (cpu, tlb) in tlb_table(cpus).iter().enumerate() {
         let (requested, done) = smp::flushes(cpu);
         // In this order, so that nobody sees more done than was asked for.
         tlb.flush_requested.store(requested, Relaxed);
@@ -49,6 +49,6 @@ pub fn publish() {
 }
 
 /// One for each CPU that the machine has.
-pub fn table(cpus: usize) -> &'static [CpuTlb] {
+pub fn tlb_table(cpus: usize) -> &'static [CpuTlb] {
     CPU_TLBS.get(..cpus).unwrap_or(&CPU_TLBS)
 }
