@@ -171,6 +171,10 @@ impl Deriver<'_, '_> {
             let owner = match PageKind::from_raw(page.kind) {
                 Some(PageKind::Allocated) => Owner::Allocated,
                 Some(PageKind::Slab) => Owner::Slab,
+                // A page of a mapping stays when nobody maps it.
+                Some(PageKind::User) if context.guest.cached_page(page.mapping, page.index) == Some(pfn) => {
+                    Owner::User
+                }
                 _ => return,
             };
             if page.refcount > 0 {

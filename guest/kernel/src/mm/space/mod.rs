@@ -10,7 +10,7 @@ mod published;
 pub use cache::program_mapping;
 pub use published::{publish_tlbs, tlb_table};
 
-use core::sync::atomic::{AtomicBool, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use mm_core::{Gfp, MemMap, Order, Page, PageAlloc, Pageblock, Pfn, PhysAddr, PhysMem, VirtAddr};
 use mm_filemap::shmem::FallocFlags;
@@ -24,7 +24,7 @@ use crate::mm::paging::{self, Tables};
 use crate::mm::phys::DirectMap;
 use crate::mm::{kmap, page_alloc};
 use crate::sync::Lock;
-use crate::{sched, smp};
+use crate::{introspect, sched, smp};
 
 /// All address spaces of this machine.
 #[derive(Clone, Copy, Debug)]
@@ -47,9 +47,16 @@ pub fn losing_flushes<R>(f: impl FnOnce() -> R) -> R {
 /// Pages that are flushed one by one; more are flushed all at once (Linux: `tlb_single_page_flush_ceiling`).
 const FLUSH_CEILING: u64 = 33;
 
-/// Makes the caches. Slabs can be had.
+/// The frame of zeroes that read faults map (Linux: `empty_zero_page`); 0 before [`init`].
+static ZERO_PFN: AtomicU64 = AtomicU64::new(0);
+
+/// Makes the caches and the zero page. Slabs can be had.
 pub fn init() {
     objects::init();
+    if let Some(pfn) = page_alloc::alloc_here(Gfp::KERNEL | Gfp::ZERO, Order::ZERO, None) {
+        introspect::publish_zero_page(pfn);
+        ZERO_PFN.store(pfn.as_u64(), Ordering::Release);
+    }
 }
 
 /// An empty address space with the kernel's half in its tables (Linux: `mm_alloc`).
@@ -234,9 +241,8 @@ impl Kernel for Spaces {
         }
     }
 
-    /// Differs from Linux: none yet. Whoever audits from outside must know the frame before it is mapped: it has an owner and no counts.
     fn zero_page(&self) -> Option<Pfn> {
-        None
+        Some(ZERO_PFN.load(Ordering::Relaxed)).filter(|&pfn| pfn != 0).map(Pfn::new)
     }
 
     fn copy_page(&self, to: Pfn, from: Pfn) {
