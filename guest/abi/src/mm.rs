@@ -266,17 +266,47 @@ const _: () = assert!(size_of::<AnonVmaChain>() == 48);
 pub struct Mapping {
     /// First [`Vma`] that maps it; the list goes on at [`Vma::shared_next`] (Linux: `i_mmap`).
     pub vmas: u64,
+    /// What the tree of pages holds at its root: 0; the address of the frame of page 0; a value, with bit 0 set; or the address of a
+    /// [`MappingNode`] with bit 1 set (Linux: `i_pages`).
+    pub root: u64,
+    /// Marks that any page has: bit 0 dirty, 1 writeback, 2 to write.
+    pub marks: u32,
+    /// Nodes that left the tree so far.
+    pub changes: u32,
+    /// Pages in the tree.
+    pub nrpages: u64,
+    /// Bytes (Linux: `i_size`).
+    pub size: u64,
     /// VMAs and others that use it.
     pub references: u32,
     /// [`Mapping::HOLDS_PAGES`].
     pub flags: u32,
 }
-const _: () = assert!(size_of::<Mapping>() == 16);
+const _: () = assert!(size_of::<Mapping>() == 48);
 
 impl Mapping {
     /// In `flags`: the mapping is a cache, which holds one reference of each page that names it.
     pub const HOLDS_PAGES: u32 = 1;
 }
+
+/// A node of a mapping's tree of pages: an index has 6 bits here, and [`MappingNode::shift`] below (Linux: `struct xa_node`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct MappingNode {
+    /// As [`Mapping::root`]; nodes only where `shift` is not 0, frames and values only where it is.
+    pub slots: [u64; 64],
+    /// Slots that are not 0.
+    pub present: u64,
+    /// By mark: slots that have it, or have it below them.
+    pub marks: [u64; 3],
+    /// The node above; 0 for none.
+    pub parent: u64,
+    /// The slot of the node above that holds this one.
+    pub offset: u32,
+    /// Bits of an index below those of this node.
+    pub shift: u32,
+}
+const _: () = assert!(size_of::<MappingNode>() == 560);
 
 /// What a CPU may hold translations of (Linux: `cpu_tlbstate`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]

@@ -223,6 +223,7 @@ pub const LAYOUT_HASH: u64 = fnv1a(&[
     size_of::<crate::AnonVma>() as u64,
     size_of::<crate::AnonVmaChain>() as u64,
     size_of::<crate::Mapping>() as u64,
+    size_of::<crate::MappingNode>() as u64,
     size_of::<crate::CpuTlb>() as u64,
 ]);
 

@@ -10,6 +10,11 @@ use crate::mm::space::{self, Spaces};
 /// The program's file.
 static FILE: &[u8] = include_bytes!(env!("MEMVISOR_USER_ELF"));
 
+/// Bytes of the file.
+pub const fn file_len() -> u64 {
+    FILE.len() as u64
+}
+
 /// What the file holds of its page `pgoff`; `None` past its end.
 pub fn file_page(pgoff: u64) -> Option<&'static [u8]> {
     let start = usize::try_from(pgoff.checked_mul(PAGE_SIZE)?).ok()?;

@@ -240,6 +240,11 @@ pub fn publish_zones() {
     stage(BootStage::Buddy);
 }
 
+/// The frame of zeroes, before anybody maps it.
+pub fn publish_zero_page(pfn: Pfn) {
+    update(|root| root.zero_pfn = pfn.as_u64());
+}
+
 /// Areas of the vmalloc range, windows and tasks.
 pub fn publish_vmalloc() {
     let areas = AREAS.lock().directory().as_ptr();

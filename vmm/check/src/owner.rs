@@ -171,8 +171,8 @@ impl Deriver<'_, '_> {
             let owner = match PageKind::from_raw(page.kind) {
                 Some(PageKind::Allocated) => Owner::Allocated,
                 Some(PageKind::Slab) => Owner::Slab,
-                // A page of a cache that nobody maps.
-                Some(PageKind::User) if rmap::is_cached(context, page) => Owner::User,
+                // A page of a mapping stays when nobody maps it.
+                Some(PageKind::User) if rmap::is_cached(context, pfn, page) => Owner::User,
                 _ => return,
             };
             if page.refcount > 0 {

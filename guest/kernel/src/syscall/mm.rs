@@ -123,6 +123,7 @@ pub fn madvise(addr: u64, len: u64, advice: u32) -> Result<u64, Errno> {
         Advised::Populate(range, access) => {
             mm_vma::populate_exact(&Spaces, task.mm, &task.limits, range, access)
         }
+        Advised::Remove(range) => mm_vma::madvise_remove(&Spaces, task.mm, range),
     }))
 }
 

@@ -6,7 +6,7 @@ use core::sync::atomic::Ordering;
 use mm_vma::{Errno, Id, Mm};
 
 use super::registry::REGISTRY;
-use super::{Current, GROUP_EXIT, Process, Task, current, find_process, hooks, registry, work};
+use super::{Current, GROUP_EXIT, Process, Task, current, find_process, hooks, registry};
 use crate::arch::{fpu, regs};
 use crate::mm::space::{self, tlb};
 use crate::{futex, sched, signal, uaccess};

@@ -111,9 +111,32 @@ impl Page {
         /// See [`abi::Page::mapcount`].
         mapcount, set_mapcount, i32
     }
-    field! {
-        /// See [`abi::Page::refcount`].
-        refcount, set_refcount, i32
+
+    /// See [`abi::Page::refcount`].
+    #[inline]
+    pub fn refcount(&self) -> i32 {
+        self.refcount.load(Relaxed)
+    }
+
+    /// Sets [`Page::refcount`]. Whoever takes a reference of it sees what was written to the page before: a page that
+    /// was freed has lost its owner for all who find it by its number.
+    #[inline]
+    pub fn set_refcount(&self, value: i32) {
+        self.refcount.store(value, Release);
+    }
+
+    /// Sets [`Page::index`] and then [`Page::mapping`]: who sees the owner sees the index that it gave.
+    #[inline]
+    pub fn set_owner(&self, mapping: u64, index: u64) {
+        self.index.store(index, Relaxed);
+        self.mapping.store(mapping, Release);
+    }
+
+    /// [`Page::mapping`] and [`Page::index`], as [`Page::set_owner`] set them.
+    #[inline]
+    pub fn owner(&self) -> (u64, u64) {
+        let mapping = self.mapping.load(Acquire);
+        (mapping, self.index.load(Relaxed))
     }
 
     /// The word behind [`Page::private`], for owners that exchange it.

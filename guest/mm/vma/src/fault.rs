@@ -315,12 +315,18 @@ impl<K: Kernel> VmFault<'_, K> {
         })
     }
 
-    /// Maps a page where nothing is; false if something is by now.
-    fn install(&self, new: Entry, kind: Option<RssKind>, counted: impl FnOnce()) -> Result<bool, Fault> {
+    /// Maps a page where nothing is, if `valid` says so with the tables locked; false if something is there by now.
+    fn install(
+        &self,
+        new: Entry,
+        kind: Option<RssKind>,
+        valid: impl FnOnce() -> bool,
+        counted: impl FnOnce(),
+    ) -> Result<bool, Fault> {
         self.k.tables(self.mm, |tables| {
             let slot = pte::make(tables, self.mm, self.page_addr());
             let (table, index) = slot.ok_or(Fault::NoMemory)?;
-            if tables.compare_exchange(table, index, 0, new.as_u64()).is_err() {
+            if !valid() || tables.compare_exchange(table, index, 0, new.as_u64()).is_err() {
                 return Ok(false);
             }
             if let Some(kind) = kind {
@@ -350,20 +356,20 @@ impl<K: Kernel> VmFault<'_, K> {
             && let Some(zero) = self.k.zero_page()
         {
             let entry = pte::page(zero, self.flags(false, false), true);
-            let installed = self.install(entry, None, || {})?;
+            let installed = self.install(entry, None, || true, || {})?;
             return Ok(if installed { Done::Minor } else { Done::Spurious });
         }
         let pfn = self.alloc(true)?;
-        self.install_anon(pfn)
+        self.install_anon(pfn, || true)
     }
 
-    /// Maps a fresh page of its own where nothing is.
-    fn install_anon(&self, pfn: Pfn) -> Result<Done, Fault> {
+    /// Maps a fresh page of its own where nothing is, if `valid` says so.
+    fn install_anon(&self, pfn: Pfn, valid: impl FnOnce() -> bool) -> Result<Done, Fault> {
         // A read that found no zero page may be in a VMA that is not to be written.
         let write = self.vma.flags().contains(VmFlags::WRITE);
         let entry = pte::page(pfn, self.flags(write, write), true);
         let anon = self.vma.anon_vma().ok_or(Fault::NoMemory)?;
-        let installed = self.install(entry, Some(RssKind::Anon), || {
+        let installed = self.install(entry, Some(RssKind::Anon), valid, || {
             if let Some(page) = self.k.page(pfn) {
                 page::add_new_anon(page, anon, self.vma.index_of(self.page_addr()));
             }
@@ -386,15 +392,18 @@ impl<K: Kernel> VmFault<'_, K> {
             true => Done::Minor,
             false => Done::Spurious,
         };
+        // Whoever took it out of the page cache since does not unmap it any more.
+        let valid = || self.k.page(found.pfn).is_some_and(|page| page::is_at(page, mapping, index));
         if self.needs_anon_vma() {
             let copy = self.alloc(false).inspect_err(|_| page::put(self.k, found.pfn))?;
             self.k.copy_page(copy, found.pfn);
+            let how = self.install_anon(copy, valid);
             page::put(self.k, found.pfn);
-            return self.install_anon(copy).map(|how| done(how == Done::Minor));
+            return how.map(|how| done(how == Done::Minor));
         }
         let prot = self.vma.page_prot();
         let entry = pte::page(found.pfn, self.flags(prot.write, self.is_write()), true);
-        let installed = self.install(entry, Some(RssKind::File), || page::add_rmap(self.k, found.pfn));
+        let installed = self.install(entry, Some(RssKind::File), valid, || page::add_rmap(self.k, found.pfn));
         if !matches!(installed, Ok(true)) {
             page::put(self.k, found.pfn);
         }

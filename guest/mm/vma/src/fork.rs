@@ -75,58 +75,71 @@ fn copy_page_range<K: Kernel>(
     vma: &Vma,
     gather: &mut Gather,
 ) -> Result<(), Errno> {
-    let cow = vma.flags().is_cow();
-    k.emit(Event::CopyPageRange { start: vma.start(), end: vma.end(), cow });
+    k.emit(Event::CopyPageRange { start: vma.start(), end: vma.end(), cow: vma.flags().is_cow() });
     let mut va = vma.start();
     while va < vma.end() {
-        let mut batch = [(0, Entry::EMPTY); BATCH];
-        let mut len = 0;
-        let next = k.tables(from, |tables| {
-            let Some(mut run) = pte::next_run(tables, from.page_table(), va, vma.end()) else {
-                return vma.end();
-            };
-            run.count = run.count.min(BATCH);
-            for (index, va) in run.entries() {
-                if let Some(entry) = share_entry(k, tables, run, index, cow) {
-                    if entry.1 {
-                        gather.translation(va);
-                    }
-                    if let Some(slot) = batch.get_mut(len) {
-                        *slot = (va, entry.0);
-                        len += 1;
-                    }
-                }
-            }
-            run.va + run.count as u64 * mm_core::PAGE_SIZE
-        });
-        let copied = batch.iter().take(len);
-        let result = k.tables(to, |tables| {
-            for (done, &(va, entry)) in copied.enumerate() {
-                let Some((table, index)) = pte::make(tables, to, va) else { return Err(done) };
-                tables.write(table, index, entry.as_u64());
-                if let Pte::Page(pfn) | Pte::Migration(pfn) = pte::decode(entry)
-                    && !k.is_zero_page(pfn)
-                {
-                    to.add_rss(zap::kind_of(k, pfn), 1);
-                }
-            }
-            Ok(())
-        });
-        if let Err(done) = result {
-            // The counts of what did not arrive.
-            for &(_, entry) in batch.iter().take(len).skip(done) {
-                if let Pte::Page(pfn) = pte::decode(entry)
-                    && !k.is_zero_page(pfn)
-                {
-                    page::remove_rmap(k, pfn);
-                    page::put(k, pfn);
-                }
-            }
-            return Err(Errno::Enomem);
-        }
-        va = next;
+        let mut step = || copy_batch(k, (from, to), vma, va, gather);
+        // Whoever unmaps pages of a file finds them in the parent or in both, never on the way.
+        va = if vma.mapping().is_some() { k.rmap_lock(step) } else { step() }?;
     }
     Ok(())
+}
+
+/// Copies some entries from `va` on; where to go on.
+fn copy_batch<K: Kernel>(
+    k: &K,
+    (from, to): (&Mm, &Mm),
+    vma: &Vma,
+    va: u64,
+    gather: &mut Gather,
+) -> Result<u64, Errno> {
+    let cow = vma.flags().is_cow();
+    let mut batch = [(0, Entry::EMPTY); BATCH];
+    let mut len = 0;
+    let next = k.tables(from, |tables| {
+        let Some(mut run) = pte::next_run(tables, from.page_table(), va, vma.end()) else {
+            return vma.end();
+        };
+        run.count = run.count.min(BATCH);
+        for (index, va) in run.entries() {
+            if let Some(entry) = share_entry(k, tables, run, index, cow) {
+                if entry.1 {
+                    gather.translation(va);
+                }
+                if let Some(slot) = batch.get_mut(len) {
+                    *slot = (va, entry.0);
+                    len += 1;
+                }
+            }
+        }
+        run.va + run.count as u64 * mm_core::PAGE_SIZE
+    });
+    let copied = batch.iter().take(len);
+    let result = k.tables(to, |tables| {
+        for (done, &(va, entry)) in copied.enumerate() {
+            let Some((table, index)) = pte::make(tables, to, va) else { return Err(done) };
+            tables.write(table, index, entry.as_u64());
+            if let Pte::Page(pfn) | Pte::Migration(pfn) = pte::decode(entry)
+                && !k.is_zero_page(pfn)
+            {
+                to.add_rss(zap::kind_of(k, pfn), 1);
+            }
+        }
+        Ok(())
+    });
+    if let Err(done) = result {
+        // The counts of what did not arrive.
+        for &(_, entry) in batch.iter().take(len).skip(done) {
+            if let Pte::Page(pfn) = pte::decode(entry)
+                && !k.is_zero_page(pfn)
+            {
+                page::remove_rmap(k, pfn);
+                page::put(k, pfn);
+            }
+        }
+        return Err(Errno::Enomem);
+    }
+    Ok(next)
 }
 
 /// The child's copy of an entry, with its count, and whether the parent's lost a right (Linux: `copy_present_pte`).

@@ -1,61 +1,13 @@
 //! What an address space needs from the kernel around it.
 
-use core::mem::offset_of;
-
-use memvisor_abi as abi;
 use mm_core::{MemMap, PAGE_SIZE, PageAlloc, Pfn, PhysAddr, PhysMem};
+use mm_filemap::{MappedError, MappedPage, Mapping};
 use mm_pgtable::{FlushRange, TableMem};
 
 use crate::anon::{AnonVma, AnonVmaChain};
-use crate::id::{Id, Link};
+use crate::id::Id;
 use crate::tree::Node;
-use crate::{Errno, Mm, Vma};
-
-/// Objects of one type, by number. An object that was freed stays an object of its type (Linux:
-/// `SLAB_TYPESAFE_BY_RCU`): readers without locks may still look at it.
-pub trait Arena<T> {
-    /// The object. Panics for a number that never came from [`Arena::alloc`].
-    fn at(&self, id: Id<T>) -> &T;
-
-    /// An object in whatever state its last user left it; all zero the first time. `None` without memory.
-    fn alloc(&self) -> Option<Id<T>>;
-
-    /// Takes an object back.
-    fn free(&self, id: Id<T>);
-}
-
-/// What shared mappings map: the pages of a file or of shared anonymous memory, and who maps them (Linux: `struct
-/// address_space`).
-#[derive(Debug, Default)]
-#[repr(C)]
-pub struct Mapping {
-    /// VMAs that map it (Linux: `i_mmap`). The kernel guards it with a lock of its own.
-    pub(crate) vmas: Link<Vma>,
-}
-
-// What the kernel adds begins at `references`.
-const _: () = assert!(
-    offset_of!(Mapping, vmas) == offset_of!(abi::Mapping, vmas)
-        && size_of::<Mapping>() == offset_of!(abi::Mapping, references)
-);
-
-/// A page of a mapping, with a reference for the caller.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct MappedPage {
-    /// The frame.
-    pub pfn: Pfn,
-    /// It had to be read from a device.
-    pub major: bool,
-}
-
-/// Why a mapping has no page for an offset.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum MappedError {
-    /// Past the end of the file, or an I/O error.
-    Sigbus,
-    /// No memory.
-    NoMemory,
-}
+use crate::{Arena, Errno, Mm, Vma};
 
 /// The kernel, as address spaces see it.
 pub trait Kernel:
@@ -129,7 +81,7 @@ pub trait Kernel:
     /// Drops a reference to a mapping (Linux: `fput`).
     fn mapping_put(&self, mapping: Id<Mapping>);
 
-    /// The page of a mapping (Linux: `vm_ops->fault`).
+    /// The page of a mapping (Linux: `vm_ops->fault`). It is mapped only if it says then that it is at `pgoff` of the mapping.
     ///
     /// # Errors
     /// See [`MappedError`].
@@ -137,4 +89,11 @@ pub trait Kernel:
 
     /// The page, if it is in memory, without a reference (Linux: `filemap_get_incore_folio`).
     fn mapping_has_page(&self, mapping: Id<Mapping>, pgoff: u64) -> bool;
+
+    /// Frees the bytes `offset..offset + len` of a mapping, which read as zeroes then; mmap_lock is not held (Linux: `vfs_fallocate` with
+    /// `FALLOC_FL_PUNCH_HOLE`).
+    ///
+    /// # Errors
+    /// `EOPNOTSUPP`, or another of the file system's.
+    fn mapping_punch_hole(&self, mapping: Id<Mapping>, offset: u64, len: u64) -> Result<(), Errno>;
 }

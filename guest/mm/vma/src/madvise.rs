@@ -1,12 +1,14 @@
 //! madvise (Linux: mm/madvise.c).
 
+use mm_core::PAGE_SHIFT;
+use mm_filemap::Cows;
 use mm_pgtable::{Entry, PteFlags};
 
 use crate::gather::Gather;
 use crate::id::Id;
 use crate::pte::{self, Pte};
 use crate::space::{Populate, is_page_aligned, page_align};
-use crate::{Errno, Kernel, Space, VmFlags, Vma, zap};
+use crate::{Errno, Kernel, Mapping, Mm, Space, VmFlags, Vma, zap};
 
 /// `MADV_*`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,6 +20,7 @@ pub enum Advice {
     WillNeed = 3,
     DontNeed = 4,
     Free = 8,
+    Remove = 9,
     DontFork = 10,
     DoFork = 11,
     Mergeable = 12,
@@ -39,7 +42,7 @@ impl Advice {
     /// The advice of a number.
     ///
     /// # Errors
-    /// `EINVAL` for one that is not known: REMOVE, HWPOISON, COLLAPSE and guard regions are not.
+    /// `EINVAL` for one that is not known: HWPOISON, COLLAPSE and guard regions are not.
     pub const fn from_raw(raw: u64) -> Result<Advice, Errno> {
         Ok(match raw {
             0 => Advice::Normal,
@@ -48,6 +51,7 @@ impl Advice {
             3 => Advice::WillNeed,
             4 => Advice::DontNeed,
             8 => Advice::Free,
+            9 => Advice::Remove,
             10 => Advice::DontFork,
             11 => Advice::DoFork,
             12 => Advice::Mergeable,
@@ -70,12 +74,14 @@ impl Advice {
 
 /// What remains to be done after mmap_lock was dropped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[must_use = "populating happens without mmap_lock"]
+#[must_use = "the rest happens without mmap_lock"]
 pub enum Advised {
     /// Nothing.
     Done,
     /// Bring the range in, for reading or for writing, with [`crate::populate_exact`].
     Populate(Populate, crate::Access),
+    /// Free what the range maps, with [`madvise_remove`].
+    Remove(Populate),
 }
 
 impl<K: Kernel> Space<'_, K> {
@@ -98,6 +104,7 @@ impl<K: Kernel> Space<'_, K> {
         match advice {
             Advice::PopulateRead => return Ok(Advised::Populate(range, crate::Access::Read)),
             Advice::PopulateWrite => return Ok(Advised::Populate(range, crate::Access::Write)),
+            Advice::Remove => return Ok(Advised::Remove(range)),
             _ => {}
         }
         let mut gather = Gather::new(self.mm);
@@ -169,7 +176,7 @@ impl<K: Kernel> Space<'_, K> {
             Advice::DontNeedLocked if old.contains(VmFlags::PFNMAP) => return Err(Errno::Einval),
             Advice::Free if !vma.is_anonymous() => return Err(Errno::Einval),
             Advice::DontNeed | Advice::DontNeedLocked => {
-                zap::zap(self.k, self.mm, start, end, gather);
+                zap::zap(self.k, self.mm, start..end, Cows::Unmap, gather);
                 return Ok(());
             }
             Advice::Free => {
@@ -182,7 +189,7 @@ impl<K: Kernel> Space<'_, K> {
             }
             // There is nothing to read ahead from.
             Advice::WillNeed => return Ok(()),
-            Advice::PopulateRead | Advice::PopulateWrite => return Err(Errno::Einval),
+            Advice::PopulateRead | Advice::PopulateWrite | Advice::Remove => return Err(Errno::Einval),
         };
         if new == old {
             return Ok(());
@@ -209,4 +216,66 @@ impl<K: Kernel> Space<'_, K> {
             });
         });
     }
+}
+
+/// Part of a mapping.
+struct Hole {
+    mapping: Id<Mapping>,
+    offset: u64,
+    len: u64,
+    /// First address behind it.
+    end: u64,
+}
+
+/// Frees the pages of files and shared memory that a range maps; without mmap_lock (Linux: `madvise_remove`). It is not held while a
+/// mapping is changed, so that another call may change what lies behind.
+///
+/// # Errors
+/// `EINVAL` for anonymous or locked memory, `EACCES` for what is not shared or may not be written, `ENOMEM` for holes after everything
+/// else was done, or what the file system says.
+pub fn madvise_remove<K: Kernel>(k: &K, mm: Id<Mm>, range: Populate) -> Result<(), Errno> {
+    let at: &Mm = k.at(mm);
+    let (mut next, end) = (range.start, range.start + range.len);
+    let mut holes = Ok(());
+    while next < end {
+        k.mmap_read_lock(at);
+        let found = next_hole(k, at, next, end, &mut holes);
+        if let Ok(Some(hole)) = &found {
+            k.mapping_get(hole.mapping);
+        }
+        k.mmap_read_unlock(at);
+        let Some(hole) = found? else { break };
+        let punched = k.mapping_punch_hole(hole.mapping, hole.offset, hole.len);
+        k.mapping_put(hole.mapping);
+        punched?;
+        next = hole.end;
+    }
+    holes
+}
+
+/// What the first VMA in `start..end` maps there; mmap_lock is held.
+fn next_hole<K: Kernel>(
+    k: &K,
+    mm: &Mm,
+    start: u64,
+    end: u64,
+    holes: &mut Result<(), Errno>,
+) -> Result<Option<Hole>, Errno> {
+    let vma: &Vma = k.at(mm.find(k, start).ok_or(Errno::Enomem)?);
+    if vma.start() > start {
+        *holes = Err(Errno::Enomem);
+    }
+    let (start, end) = (start.max(vma.start()), end.min(vma.end()));
+    if start >= end {
+        return Ok(None);
+    }
+    let flags = vma.flags();
+    if flags.contains(VmFlags::LOCKED) {
+        return Err(Errno::Einval);
+    }
+    let mapping = vma.mapping().ok_or(Errno::Einval)?;
+    if !flags.contains(VmFlags::SHARED | VmFlags::MAYWRITE) {
+        return Err(Errno::Eacces);
+    }
+    Ok(Some(Hole { mapping, offset: vma.index_of(start) << PAGE_SHIFT, len: end - start, end }))
 }

@@ -1,6 +1,7 @@
 //! munmap (Linux: mm/vma.c, `do_vmi_munmap`).
 
 use mm_core::Event;
+use mm_filemap::Cows;
 
 use crate::gather::Gather;
 use crate::space::{is_page_aligned, page_align};
@@ -55,7 +56,7 @@ impl<K: Kernel> Space<'_, K> {
             let (from, to) = (vma.start(), vma.end());
             self.forget(id);
             self.remove(id);
-            zap::zap(self.k, self.mm, from, to, &mut gather);
+            zap::zap(self.k, self.mm, from..to, Cows::Unmap, &mut gather);
             zap::free_tables(self.k, self.mm, from, to, &mut gather);
             self.free(id);
         }

@@ -5,7 +5,7 @@ use core::sync::atomic::Ordering::{Relaxed, Release};
 use mm_core::{Event, PAGE_SIZE};
 
 use crate::id::Id;
-use crate::{Arena, Errno, Kernel, Limits, Mapping, Mm, VmFlags, Vma, anon};
+use crate::{Arena, Errno, Kernel, Limits, Mapping, Mm, VmFlags, Vma, anon, rmap};
 
 /// An address space whose mmap_lock is held for writing, until this is dropped.
 #[derive(Debug)]
@@ -117,7 +117,7 @@ impl<'k, K: Kernel> Space<'k, K> {
         if let Some(above) = above {
             self.vma(above).prev.store(Some(id));
         }
-        self.share(id);
+        rmap::share(self.k, id);
         // Locked before anybody can find it.
         vma.lock_seq.store(self.mm.lock_seq.load(Relaxed), Relaxed);
         vma.attach(self.id);
@@ -147,7 +147,7 @@ impl<'k, K: Kernel> Space<'k, K> {
     pub(crate) fn free(&self, id: Id<Vma>) {
         anon::unlink(self.k, id);
         let mapping = self.vma(id).mapping();
-        self.unshare(id);
+        rmap::unshare(self.k, id);
         self.k.free(id);
         if let Some(mapping) = mapping {
             self.k.mapping_put(mapping);
@@ -208,44 +208,6 @@ impl<'k, K: Kernel> Space<'k, K> {
             return Err(Errno::Enomem);
         }
         self.split_unlimited(id, addr)
-    }
-
-    /// Puts a VMA on its mapping's list.
-    fn share(&self, id: Id<Vma>) {
-        let vma = self.vma(id);
-        let Some(mapping) = vma.mapping() else { return };
-        let list = self.k.at(mapping);
-        self.k.rmap_lock(|| {
-            let first = list.vmas.load();
-            vma.shared_prev.store(None);
-            vma.shared_next.store(first);
-            if let Some(first) = first {
-                self.vma(first).shared_prev.store(Some(id));
-            }
-            list.vmas.store(Some(id));
-        });
-    }
-
-    /// Takes a VMA off its mapping's list, if it is there.
-    fn unshare(&self, id: Id<Vma>) {
-        let vma = self.vma(id);
-        let Some(mapping) = vma.mapping() else { return };
-        let list = self.k.at(mapping);
-        self.k.rmap_lock(|| {
-            let (prev, next) = (vma.shared_prev.load(), vma.shared_next.load());
-            match prev {
-                Some(prev) => self.vma(prev).shared_next.store(next),
-                None if list.vmas.load() == Some(id) => list.vmas.store(next),
-                // Never inserted.
-                None => return,
-            }
-            if let Some(next) = next {
-                self.vma(next).shared_prev.store(prev);
-            }
-        });
-        vma.shared_prev.store(None);
-        vma.shared_next.store(None);
-        vma.mapping.store(None);
     }
 }
 

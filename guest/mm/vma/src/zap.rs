@@ -1,6 +1,9 @@
 //! Removing translations and the tables that held them (Linux: `zap_page_range`, `unmap_region`, `free_pgtables`).
 
+use core::ops::Range;
+
 use mm_core::{PageFlags, VirtAddr};
+use mm_filemap::Cows;
 use mm_pgtable::{Entry, KeepTables, PteFlags, TABLE_ENTRIES, TableMem};
 
 use crate::gather::Gather;
@@ -8,9 +11,9 @@ use crate::mm::RssKind;
 use crate::pte::{self, Pte};
 use crate::{Kernel, Mm, page};
 
-/// Removes what is mapped in `start..end` and puts it on the gather; tables stay.
-pub(crate) fn zap<K: Kernel>(k: &K, mm: &Mm, start: u64, end: u64, gather: &mut Gather) {
-    let mut va = start;
+/// Removes what is mapped in the range and puts it on the gather; tables stay. Pages of its own stay too if `cows` says so.
+pub(crate) fn zap<K: Kernel>(k: &K, mm: &Mm, range: Range<u64>, cows: Cows, gather: &mut Gather) {
+    let Range { start: mut va, end } = range;
     while va < end {
         let room = gather.room(k, TABLE_ENTRIES);
         if room == 0 {
@@ -21,7 +24,8 @@ pub(crate) fn zap<K: Kernel>(k: &K, mm: &Mm, start: u64, end: u64, gather: &mut 
             let Some(mut run) = pte::next_run(tables, mm.page_table(), va, end) else { return end };
             run.count = run.count.min(room);
             for (index, va) in run.entries() {
-                if tables.read(run.table, index) != 0 {
+                let seen = Entry::new(tables.read(run.table, index));
+                if !seen.is_empty() && (cows == Cows::Unmap || !is_own(k, seen)) {
                     let old = pte::update(tables, run.table, index, |_| Entry::EMPTY);
                     release(k, mm, va, old, gather);
                 }
@@ -29,6 +33,14 @@ pub(crate) fn zap<K: Kernel>(k: &K, mm: &Mm, start: u64, end: u64, gather: &mut 
             run.va + run.count as u64 * mm_core::PAGE_SIZE
         });
         va = next;
+    }
+}
+
+/// Whether an entry is that of an anonymous page.
+fn is_own<K: Kernel>(k: &K, entry: Entry) -> bool {
+    match pte::decode(entry) {
+        Pte::Page(pfn) | Pte::Migration(pfn) => k.page(pfn).is_some_and(page::is_anon),
+        Pte::Empty => false,
     }
 }
 

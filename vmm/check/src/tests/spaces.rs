@@ -75,7 +75,7 @@ pub(super) fn publish(memory: &mut SparseMemory, pgd_pfn: u64, levels: u32) -> A
     };
     memory.write_value(ANON, &AnonVma { num_active_vmas: 1, ..anon }).unwrap();
     memory.write_value(CHAIN, &AnonVmaChain { vma: DATA, anon_vma: ANON, ..Default::default() }).unwrap();
-    memory.write_value(MAPPING, &Mapping { vmas: TEXT, references: 1, flags: 0 }).unwrap();
+    memory.write_value(MAPPING, &Mapping { vmas: TEXT, references: 1, ..Mapping::default() }).unwrap();
     let table_pages = u64::from(levels);
     let mm = Mm {
         tree_root: NODE,
@@ -245,7 +245,10 @@ fn rmap_refcount_sees_a_reference_too_many_and_counts_what_a_mapping_holds() {
     let mut guest = healthy();
     guest
         .memory
-        .write_value(MAPPING, &Mapping { vmas: TEXT, references: 1, flags: Mapping::HOLDS_PAGES })
+        .write_value(
+            MAPPING,
+            &Mapping { vmas: TEXT, references: 1, flags: Mapping::HOLDS_PAGES, ..Mapping::default() },
+        )
         .unwrap();
     assert_eq!(only(&guest, "rmap.refcount").frame, Some(USER_PFN));
     guest.edit_page(USER_PFN, |page| page.refcount = 2);

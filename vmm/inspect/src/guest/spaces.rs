@@ -7,8 +7,8 @@ use std::collections::HashSet;
 
 use memvisor_abi as abi;
 use memvisor_abi::{
-    AddressSpace, AnonVma, AnonVmaChain, CpuTlb, MAX_MAP_COUNT, Mapping, Mm, VMA_FANOUT, VMA_TREE_MAX_HEIGHT,
-    Vma, VmaNode,
+    AddressSpace, AnonVma, AnonVmaChain, CpuTlb, MAX_MAP_COUNT, Mapping, MappingNode, Mm, VMA_FANOUT,
+    VMA_TREE_MAX_HEIGHT, Vma, VmaNode,
 };
 use serde::Serialize;
 use thiserror::Error;
@@ -200,6 +200,22 @@ impl<S: MemorySource + ?Sized> Guest<'_, S> {
     /// It cannot be there.
     pub fn mapping(&self, gpa: u64) -> Result<Mapping, LinkProblem> {
         self.object("address_space", gpa)
+    }
+
+    /// The frame that the tree of a mapping has at a page offset, if the mapping holds pages and it has one (Linux: `xa_load`).
+    pub fn cached_page(&self, mapping: u64, index: u64) -> Option<u64> {
+        let at = self.mapping(mapping).ok().filter(|at| at.flags & Mapping::HOLDS_PAGES != 0)?;
+        let (mut entry, mut bits) = (at.root, u64::BITS);
+        let mut covered = index == 0;
+        while entry & 3 == 2 {
+            let node: MappingNode = self.object("xa_node", entry & !3).ok()?;
+            // Each level resolves 6 bits less than the one above, and the first all that are left.
+            let above = node.shift.checked_add(6).filter(|_| node.shift < bits && node.shift <= 60)?;
+            covered |= index.checked_shr(above).is_none_or(|rest| rest == 0);
+            bits = node.shift;
+            entry = node.slots.get(usize::try_from(index >> node.shift & 63).ok()?).copied()?;
+        }
+        (covered && entry != 0 && entry & 3 == 0).then_some(entry >> abi::PAGE_SHIFT)
     }
 
     /// The VMAs that an [`AnonVma`] leads to (Linux: `anon_vma_interval_tree_foreach`).

@@ -166,7 +166,7 @@ impl SyntheticProcess {
             ..TaskInfo::default()
         };
         let tlb = CpuTlb { mm: self.mm(), flush_requested: 3, flush_done: 3 };
-        let mapping = Mapping { vmas: text, references: 1, flags: 0 };
+        let mapping = Mapping { vmas: text, references: 1, ..Mapping::default() };
         let memory = &mut guest.memory;
         let mut put = |gpa, bytes: &[u8]| memory.write(gpa, bytes).expect("in RAM");
         use zerocopy::IntoBytes;

@@ -1,186 +1,243 @@
-//! Bytes of files (Linux: mm/shmem.c), each page in a frame that the file owns.
-//!
-//! Differs from Linux: a fault copies the page, so that a mapping does not see what is written to the file afterwards; shared
-//! mappings are refused.
+//! The page cache of this machine: mappings with what the kernel adds to them, and calls on shared memory (Linux: mm/filemap.c,
+//! mm/shmem.c).
 
-use alloc::collections::BTreeMap;
-use alloc::vec::Vec;
-use core::sync::atomic::Ordering;
+use core::ops::Range;
+use core::sync::atomic::{AtomicU64, Ordering};
 
-use mm_core::{Gfp, Order, PAGE_SIZE, PageAlloc, Pfn};
-use mm_vma::{Arena, Errno, Id, Mapping};
+use mm_core::{PAGE_SIZE, Pfn};
+use mm_filemap::shmem::{self, FallocFlags};
+use mm_filemap::{Bound, Cache, CacheError, read_cache_page, truncate_inode_pages_range};
+use mm_vma::{
+    Arena, Cows, Errno, Id, Kernel, MappedError, MappedPage, Mapping, put_page, unmap_mapping_range,
+};
 
 use super::{Spaces, objects};
+use crate::elf;
 use crate::mm::kmap;
-use crate::sync::Lock;
 
-/// A file.
-#[derive(Debug, Default)]
-struct File {
-    size: u64,
-    pages: Vec<Option<Pfn>>,
+/// Where the contents of a mapping come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub(super) enum Source {
+    /// From nowhere: shared memory.
+    Shmem = 0,
+    /// The program inside the kernel image.
+    Program = 1,
 }
 
-static FILES: Lock<BTreeMap<u64, File>> = Lock::new(BTreeMap::new());
+/// Pages in mappings (Linux: `NR_FILE_PAGES`).
+static NR_FILE_PAGES: AtomicU64 = AtomicU64::new(0);
+/// Pages of shared memory (Linux: `NR_SHMEM`).
+static NR_SHMEM: AtomicU64 = AtomicU64::new(0);
+/// The program's mapping, once it was asked for; it keeps one reference.
+static PROGRAM: AtomicU64 = AtomicU64::new(0);
+static ZEROES: [u8; PAGE_SIZE as usize] = [0; PAGE_SIZE as usize];
 
-/// Largest file: its table of pages must fit into one block.
-const LARGEST: u64 = 1 << 30;
+/// Pages in mappings, those of shared memory included.
+pub fn nr_file_pages() -> u64 {
+    NR_FILE_PAGES.load(Ordering::Relaxed)
+}
 
-/// A file of that size, without pages yet, with a reference for the caller.
-///
-/// # Errors
-/// `ENOMEM`.
-pub fn shmem_file_setup(bytes: u64) -> Result<Id<Mapping>, Errno> {
+/// Pages of shared memory (`Shmem` in /proc/meminfo).
+pub fn nr_shmem() -> u64 {
+    NR_SHMEM.load(Ordering::Relaxed)
+}
+
+/// A mapping with a reference for the caller.
+fn new_mapping(source: Source, bytes: u64) -> Result<Id<Mapping>, Errno> {
     let id = Arena::<Mapping>::alloc(&Spaces).ok_or(Errno::Enomem)?;
-    objects::of_mapping(id).references.store(1, Ordering::Relaxed);
-    FILES.lock().insert(id.as_u64(), File { size: bytes, pages: Vec::new() });
+    let mapping: &Mapping = Spaces.at(id);
+    mapping.init(bytes);
+    objects::of_mapping(id).init(source);
     Ok(id)
 }
 
-/// Frees what the mapping's file has, if it has one.
-pub(super) fn free_mapping(id: Id<Mapping>) {
-    let file = FILES.lock().remove(&id.as_u64());
-    for pfn in file.into_iter().flat_map(|file| file.pages).flatten() {
-        Spaces.free_pages(pfn, Order::ZERO);
-    }
-}
-
-/// Whether the mapping is a file of this kind, and the frame of a page below its end; `None` inside for a hole.
-pub(super) fn page(id: Id<Mapping>, index: u64) -> Option<Result<Option<Pfn>, Errno>> {
-    let files = FILES.lock();
-    let file = files.get(&id.as_u64())?;
-    if index >= file.size.div_ceil(PAGE_SIZE) {
-        return Some(Err(Errno::Einval));
-    }
-    Some(Ok(usize::try_from(index).ok().and_then(|index| file.pages.get(index).copied().flatten())))
-}
-
-/// Reads; how many bytes, 0 past the end.
-pub fn read(id: Id<Mapping>, offset: u64, to: &mut [u8]) -> usize {
-    let left = size(id).saturating_sub(offset);
-    let len = usize::try_from(left).map_or(to.len(), |left| left.min(to.len()));
-    let mut done = 0;
-    while done < len {
-        let at = offset + done as u64;
-        let room = usize::try_from(PAGE_SIZE - at % PAGE_SIZE).unwrap_or(0).min(len - done);
-        let Some(part) = to.get_mut(done..done + room) else { break };
-        match page(id, at / PAGE_SIZE) {
-            Some(Ok(Some(pfn))) => kmap::copy_from_page(pfn, at % PAGE_SIZE, part),
-            _ => part.fill(0),
-        }
-        done += room;
-    }
-    done
-}
-
-/// Writes; how many bytes.
+/// Shared memory of that size, without pages yet, with a reference for the caller (Linux: `shmem_file_setup`).
 ///
 /// # Errors
-/// `EFBIG`, `ENOMEM`, if not a byte was written.
-pub fn write(id: Id<Mapping>, offset: u64, from: &[u8]) -> Result<usize, Errno> {
-    let mut done = 0;
-    while done < from.len() {
-        let at = offset + done as u64;
-        let room = usize::try_from(PAGE_SIZE - at % PAGE_SIZE).unwrap_or(0).min(from.len() - done);
-        let Some(part) = from.get(done..done + room) else { break };
-        let pfn = match page_to_write(id, at / PAGE_SIZE) {
-            Ok(pfn) => pfn,
-            Err(_) if done > 0 => break,
-            Err(error) => return Err(error),
-        };
-        kmap::copy_to_page(pfn, at % PAGE_SIZE, part);
-        done += room;
-        if let Some(file) = FILES.lock().get_mut(&id.as_u64()) {
-            file.size = file.size.max(offset + done as u64);
-        }
+/// `ENOMEM`; `EINVAL` for more than a file can have.
+pub fn shmem_file_setup(bytes: u64) -> Result<Id<Mapping>, Errno> {
+    if bytes > shmem::MAX_BYTES {
+        return Err(Errno::Einval);
     }
-    Ok(done)
+    new_mapping(Source::Shmem, bytes)
 }
 
-fn page_to_write(id: Id<Mapping>, index: u64) -> Result<Pfn, Errno> {
-    let at = usize::try_from(index).ok().filter(|_| index < LARGEST / PAGE_SIZE).ok_or(Errno::Efbig)?;
-    {
-        let mut files = FILES.lock();
-        let file = files.get_mut(&id.as_u64()).ok_or(Errno::Eio)?;
-        if let Some(Some(pfn)) = file.pages.get(at) {
-            return Ok(*pfn);
+/// The program inside the kernel image as a mapping, with a reference for the caller. All processes share it.
+///
+/// # Errors
+/// `ENOMEM`.
+pub fn program_mapping() -> Result<Id<Mapping>, Errno> {
+    loop {
+        if let Some(id) = Id::new(PROGRAM.load(Ordering::Acquire)) {
+            Spaces.mapping_get(id);
+            return Ok(id);
         }
-        if at >= file.pages.len() {
-            file.pages.try_reserve(at + 1 - file.pages.len()).map_err(|_| Errno::Enomem)?;
-            file.pages.resize(at + 1, None);
-        }
-    }
-    let pfn = Spaces.alloc_pages(Gfp::HIGHUSER, Order::ZERO, None).ok_or(Errno::Enomem)?;
-    kmap::clear_highpage(pfn);
-    let mut files = FILES.lock();
-    let slot = files.get_mut(&id.as_u64()).and_then(|file| file.pages.get_mut(at));
-    match slot {
-        Some(slot @ None) => {
-            *slot = Some(pfn);
-            Ok(pfn)
-        }
-        Some(Some(other)) => {
-            let other = *other;
-            drop(files);
-            Spaces.free_pages(pfn, Order::ZERO);
-            Ok(other)
-        }
-        None => {
-            drop(files);
-            Spaces.free_pages(pfn, Order::ZERO);
-            Err(Errno::Eio)
+        let id = new_mapping(Source::Program, elf::file_len())?;
+        let (success, failure) = (Ordering::AcqRel, Ordering::Relaxed);
+        if PROGRAM.compare_exchange(0, id.as_u64(), success, failure).is_err() {
+            Spaces.mapping_put(id);
         }
     }
+}
+
+/// Frees the mapping of whoever dropped the last reference.
+pub(super) fn free_mapping(id: Id<Mapping>) {
+    match objects::of_mapping(id).source() {
+        Source::Shmem => shmem::evict(&Spaces, id),
+        Source::Program => {
+            truncate_inode_pages_range(&Spaces, id, 0..u64::MAX);
+        }
+    }
+    Arena::<Mapping>::free(&Spaces, id);
+}
+
+/// Linux: `filemap_fault`, `shmem_fault`.
+pub(super) fn fault(id: Id<Mapping>, index: u64) -> Result<MappedPage, MappedError> {
+    let read = |pfn| {
+        let bytes = elf::file_page(index).ok_or(CacheError::PastEnd)?;
+        kmap::copy_to_page(pfn, 0, bytes);
+        Ok(())
+    };
+    match objects::of_mapping(id).source() {
+        Source::Shmem => shmem::fault(&Spaces, id, index),
+        Source::Program => match read_cache_page(&Spaces, id, index, Bound::Size, read) {
+            Ok((pfn, _)) => Ok(MappedPage { pfn, major: false }),
+            Err(CacheError::NoMemory) => Err(MappedError::NoMemory),
+            Err(_) => Err(MappedError::Sigbus),
+        },
+    }
+}
+
+/// Calls `f` alone among those that write to the mapping or change its size (Linux: `inode_lock`).
+fn with_inode<R>(id: Id<Mapping>, f: impl FnOnce() -> R) -> R {
+    let lock = &objects::of_mapping(id).inode_lock;
+    while lock.compare_exchange(0, 1, Ordering::Acquire, Ordering::Relaxed).is_err() {
+        Spaces.relax();
+    }
+    let result = f();
+    lock.store(0, Ordering::Release);
+    result
+}
+
+/// Reads from shared memory; how many bytes, 0 past the end (Linux: `shmem_file_read_iter`).
+pub fn read(id: Id<Mapping>, offset: u64, to: &mut [u8]) -> usize {
+    let mapping: &Mapping = Spaces.at(id);
+    let left = mapping.size().saturating_sub(offset);
+    let len = usize::try_from(left).map_or(to.len(), |left| left.min(to.len()));
+    let mut at = offset;
+    for part in parts(offset, to.get_mut(..len).unwrap_or_default()) {
+        let step = part.len() as u64;
+        match shmem::read_page(&Spaces, id, at / PAGE_SIZE) {
+            Some(pfn) => {
+                kmap::copy_from_page(pfn, at % PAGE_SIZE, part);
+                put_page(&Spaces, pfn);
+            }
+            None => part.fill(0),
+        }
+        at += step;
+    }
+    len
+}
+
+/// Cuts a buffer where the pages of a file end.
+fn parts(offset: u64, buffer: &mut [u8]) -> impl Iterator<Item = &mut [u8]> {
+    let head = usize::try_from(PAGE_SIZE - offset % PAGE_SIZE).unwrap_or(0).min(buffer.len());
+    let (head, rest) = buffer.split_at_mut(head);
+    core::iter::once(head).chain(rest.chunks_mut(ZEROES.len())).filter(|part| !part.is_empty())
+}
+
+/// Writes to shared memory; how many bytes (Linux: `shmem_file_write_iter`).
+///
+/// # Errors
+/// `EFBIG`, `ENOMEM`, `ENOSPC`, if not a byte was written.
+pub fn write(id: Id<Mapping>, offset: u64, mut from: &[u8]) -> Result<usize, Errno> {
+    with_inode(id, || {
+        let (mut at, mut done) = (offset, 0);
+        while !from.is_empty() {
+            let room = usize::try_from(PAGE_SIZE - at % PAGE_SIZE).unwrap_or(0).min(from.len());
+            let (part, rest) = from.split_at(room);
+            let pfn = match shmem::write_begin(&Spaces, id, at / PAGE_SIZE) {
+                Ok(pfn) => pfn,
+                Err(_) if done > 0 => break,
+                Err(error) => return Err(errno(error)),
+            };
+            kmap::copy_to_page(pfn, at % PAGE_SIZE, part);
+            at += room as u64;
+            done += room;
+            shmem::write_end(&Spaces, id, at, pfn);
+            from = rest;
+        }
+        Ok(done)
+    })
 }
 
 /// Bytes.
 pub fn size(id: Id<Mapping>) -> u64 {
-    FILES.lock().get(&id.as_u64()).map_or(0, |file| file.size)
+    Arena::<Mapping>::at(&Spaces, id).size()
 }
 
-/// Pages that it takes.
+/// Pages that shared memory takes.
 pub fn nr_pages(id: Id<Mapping>) -> u64 {
-    FILES.lock().get(&id.as_u64()).map_or(0, |file| file.pages.iter().flatten().count() as u64)
+    Arena::<Mapping>::at(&Spaces, id).nrpages()
 }
 
-/// Makes it longer or shorter.
+/// Makes shared memory longer or shorter; what lies behind is unmapped (Linux: `do_truncate`).
 ///
 /// # Errors
 /// `EFBIG`.
 pub fn truncate(id: Id<Mapping>, bytes: u64) -> Result<(), Errno> {
-    if bytes > i64::MAX.cast_unsigned() {
-        return Err(Errno::Efbig);
-    }
-    let keep = usize::try_from(bytes.div_ceil(PAGE_SIZE)).unwrap_or(usize::MAX);
-    let mut gone = Vec::new();
-    let mut last = None;
-    if let Some(file) = FILES.lock().get_mut(&id.as_u64()) {
-        file.size = bytes;
-        if keep < file.pages.len() {
-            gone = file.pages.split_off(keep);
-        }
-        last = file.pages.get(keep.wrapping_sub(1)).copied().flatten();
-    }
-    // What is behind the end reads as zeroes if the file grows again.
-    if let Some(pfn) = last.filter(|_| !bytes.is_multiple_of(PAGE_SIZE)) {
-        const ZEROES: [u8; 256] = [0; 256];
-        let mut at = bytes % PAGE_SIZE;
-        while at < PAGE_SIZE {
-            let len = usize::try_from(PAGE_SIZE - at).unwrap_or(0).min(ZEROES.len());
-            kmap::copy_to_page(pfn, at, ZEROES.get(..len).unwrap_or(&ZEROES));
-            at += len as u64;
-        }
-    }
-    gone.into_iter().flatten().for_each(|pfn| Spaces.free_pages(pfn, Order::ZERO));
-    Ok(())
+    with_inode(id, || shmem::set_size(&Spaces, id, bytes)).map_err(errno)
 }
 
-/// Pages in files.
-pub fn nr_file_pages() -> u64 {
-    FILES.lock().values().map(|file| file.pages.iter().flatten().count() as u64).sum()
+/// Linux: `vfs_fallocate`.
+///
+/// # Errors
+/// `ENODEV` for what has no such call, else those of [`shmem::fallocate`].
+pub fn fallocate(id: Id<Mapping>, mode: FallocFlags, offset: u64, len: u64) -> Result<(), Errno> {
+    match objects::of_mapping(id).source() {
+        Source::Shmem => with_inode(id, || shmem::fallocate(&Spaces, id, mode, offset, len)).map_err(errno),
+        Source::Program => Err(Errno::Eopnotsupp),
+    }
 }
 
-/// Pages of shared memory: all are.
-pub fn nr_shmem() -> u64 {
-    nr_file_pages()
+fn errno(error: CacheError) -> Errno {
+    match error {
+        CacheError::NoMemory => Errno::Enomem,
+        CacheError::NoSpace => Errno::Enospc,
+        CacheError::Exists => Errno::Eexist,
+        CacheError::PastEnd | CacheError::Invalid => Errno::Einval,
+        CacheError::Io => Errno::Eio,
+        CacheError::TooBig => Errno::Efbig,
+        CacheError::NotSupported => Errno::Eopnotsupp,
+    }
+}
+
+impl Cache for Spaces {
+    fn pages_lock<R>(&self, mapping: Id<Mapping>, f: impl FnOnce() -> R) -> R {
+        let _held = objects::of_mapping(mapping).pages_lock.lock();
+        f()
+    }
+
+    fn unmap_mapping_range(&self, mapping: Id<Mapping>, pages: Range<u64>, cows: Cows) {
+        unmap_mapping_range(self, mapping, pages, cows);
+    }
+
+    fn zero_user(&self, pfn: Pfn, bytes: Range<u64>) {
+        let len = usize::try_from(bytes.end.saturating_sub(bytes.start)).unwrap_or(ZEROES.len());
+        kmap::copy_to_page(pfn, bytes.start, ZEROES.get(..len).unwrap_or(&ZEROES));
+    }
+
+    fn count_file_pages(&self, pages: i64) {
+        NR_FILE_PAGES.fetch_add(pages.cast_unsigned(), Ordering::Relaxed);
+    }
+
+    fn shmem_acct_blocks(&self, _mapping: Id<Mapping>, pages: u64) -> bool {
+        NR_SHMEM.fetch_add(pages, Ordering::Relaxed);
+        true
+    }
+
+    fn shmem_unacct_blocks(&self, _mapping: Id<Mapping>, pages: u64) {
+        NR_SHMEM.fetch_sub(pages, Ordering::Relaxed);
+    }
 }

@@ -8,22 +8,23 @@ mod objects;
 mod published;
 pub mod tlb;
 
+pub use cache::program_mapping;
 pub use published::{publish_tlbs, tlb_table};
 
-use core::sync::atomic::{AtomicBool, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use mm_core::{Gfp, MemMap, Order, PAGE_SIZE, Page, PageAlloc, Pageblock, Pfn, PhysAddr, PhysMem, VirtAddr};
+use mm_core::{Gfp, MemMap, Order, Page, PageAlloc, Pageblock, Pfn, PhysAddr, PhysMem, VirtAddr};
+use mm_filemap::shmem::FallocFlags;
 use mm_pgtable::{FlushRange, PageTable};
-use mm_vma::{Arena, Errno, Id, Kernel, Layout, MappedError, MappedPage, Mapping, Mm, Space, set_mapped};
+use mm_vma::{Arena, Errno, Id, Kernel, Layout, MappedError, MappedPage, Mapping, Mm, Space};
 
-use crate::elf;
 use crate::mm::layout::levels;
 use crate::mm::memmap::Vmemmap;
 use crate::mm::paging::{self, Tables};
 use crate::mm::phys::DirectMap;
 use crate::mm::{kmap, page_alloc};
 use crate::sync::Lock;
-use crate::{println, sched, smp};
+use crate::{introspect, sched, smp};
 
 /// All address spaces of this machine.
 #[derive(Clone, Copy, Debug)]
@@ -43,9 +44,16 @@ pub fn losing_flushes<R>(f: impl FnOnce() -> R) -> R {
     result
 }
 
-/// Makes the caches. Slabs can be had.
+/// The frame of zeroes that read faults map (Linux: `empty_zero_page`); 0 before [`init`].
+static ZERO_PFN: AtomicU64 = AtomicU64::new(0);
+
+/// Makes the caches and the zero page. Slabs can be had.
 pub fn init() {
     objects::init();
+    if let Some(pfn) = page_alloc::alloc_here(Gfp::KERNEL | Gfp::ZERO, Order::ZERO, None) {
+        introspect::publish_zero_page(pfn);
+        ZERO_PFN.store(pfn.as_u64(), Ordering::Release);
+    }
 }
 
 /// An empty address space with the kernel's half in its tables (Linux: `mm_alloc`).
@@ -108,16 +116,6 @@ pub fn shape_of(id: Id<Mm>) -> Layout {
 /// Whether an address is one that programs may have (Linux: `TASK_SIZE_MAX`).
 pub fn is_user_address(va: u64) -> bool {
     va < mm_pgtable::layout::task_size(levels())
-}
-
-/// The program inside the kernel image as a mapping, with a reference for the caller; whoever has the last one puts it back.
-///
-/// # Errors
-/// `ENOMEM`.
-pub fn program_mapping() -> Result<Id<Mapping>, Errno> {
-    let id = Arena::<Mapping>::alloc(&Spaces).ok_or(Errno::Enomem)?;
-    objects::of_mapping(id).references.store(1, Ordering::Relaxed);
-    Ok(id)
 }
 
 impl MemMap for Spaces {
@@ -211,9 +209,8 @@ impl Kernel for Spaces {
         }
     }
 
-    /// Differs from Linux: none yet. Whoever audits from outside must know the frame before it is mapped: it has an owner and no counts.
     fn zero_page(&self) -> Option<Pfn> {
-        None
+        Some(ZERO_PFN.load(Ordering::Relaxed)).filter(|&pfn| pfn != 0).map(Pfn::new)
     }
 
     fn copy_page(&self, to: Pfn, from: Pfn) {
@@ -221,8 +218,7 @@ impl Kernel for Spaces {
     }
 
     fn shmem_zero_setup(&self, bytes: u64) -> Result<Id<Mapping>, Errno> {
-        println!("mmap: shared anonymous memory ({bytes:#x} bytes) is not there yet");
-        Err(Errno::Enomem)
+        cache::shmem_file_setup(bytes)
     }
 
     fn mapping_get(&self, mapping: Id<Mapping>) {
@@ -232,53 +228,19 @@ impl Kernel for Spaces {
     fn mapping_put(&self, mapping: Id<Mapping>) {
         if objects::of_mapping(mapping).references.fetch_sub(1, Ordering::AcqRel) == 1 {
             cache::free_mapping(mapping);
-            Arena::<Mapping>::free(self, mapping);
         }
     }
 
-    /// Differs from Linux: a page for each fault. The program's file is in memory anyway, and there is no page cache before there are file
-    /// systems; so two processes do not share their text, and the mapping holds no reference.
     fn mapping_page(&self, mapping: Id<Mapping>, pgoff: u64) -> Result<MappedPage, MappedError> {
-        if let Some(page) = cache::page(mapping, pgoff) {
-            return self.copy_of_page(mapping, pgoff, page.map_err(|_| MappedError::Sigbus)?);
-        }
-        let bytes = elf::file_page(pgoff).ok_or(MappedError::Sigbus)?;
-        let pfn = self.alloc_pages(Gfp::HIGHUSER_MOVABLE, Order::ZERO, None).ok_or(MappedError::NoMemory)?;
-        if (bytes.len() as u64) < PAGE_SIZE {
-            kmap::clear_highpage(pfn);
-        }
-        kmap::copy_to_page(pfn, 0, bytes);
-        if let Some(page) = self.page(pfn) {
-            set_mapped(page, mapping, pgoff);
-        }
-        Ok(MappedPage { pfn, major: false })
+        cache::fault(mapping, pgoff)
     }
 
     fn mapping_has_page(&self, mapping: Id<Mapping>, pgoff: u64) -> bool {
-        match cache::page(mapping, pgoff) {
-            Some(page) => matches!(page, Ok(Some(_))),
-            None => elf::file_page(pgoff).is_some(),
-        }
+        mm_filemap::has_page(self, mapping, pgoff)
     }
-}
 
-impl Spaces {
-    /// A copy of a file's page for one fault; of a hole zeroes.
-    fn copy_of_page(
-        &self,
-        mapping: Id<Mapping>,
-        pgoff: u64,
-        from: Option<Pfn>,
-    ) -> Result<MappedPage, MappedError> {
-        let pfn = self.alloc_pages(Gfp::HIGHUSER_MOVABLE, Order::ZERO, None).ok_or(MappedError::NoMemory)?;
-        match from {
-            Some(from) => kmap::copy_highpage(pfn, from),
-            None => kmap::clear_highpage(pfn),
-        }
-        if let Some(page) = self.page(pfn) {
-            set_mapped(page, mapping, pgoff);
-        }
-        Ok(MappedPage { pfn, major: false })
+    fn mapping_punch_hole(&self, mapping: Id<Mapping>, offset: u64, len: u64) -> Result<(), Errno> {
+        cache::fallocate(mapping, FallocFlags::PUNCH_HOLE | FallocFlags::KEEP_SIZE, offset, len)
     }
 }
 

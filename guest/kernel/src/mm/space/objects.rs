@@ -20,6 +20,7 @@ use mm_slab::{CacheArgs, CacheId, Object, SlabFlags};
 use mm_vma::{AnonVma, AnonVmaChain, Arena, Id, Mapping, Mm, Node, Vma};
 
 use super::Spaces;
+use super::cache::Source;
 use crate::mm::layout::levels;
 use crate::mm::phys;
 use crate::mm::slab::{CTOR_ZERO, KMEM};
@@ -60,6 +61,29 @@ pub struct MappingObject {
     pub(super) references: AtomicU32,
     /// See [`abi::Mapping`].
     flags: AtomicU32,
+    source: AtomicU32,
+    /// 1 while somebody writes or changes the size (Linux: `inode->i_rwsem`).
+    pub(super) inode_lock: AtomicU32,
+    /// Linux: `xa_lock` of `i_pages`.
+    pub(super) pages_lock: Lock<()>,
+}
+
+impl MappingObject {
+    /// A mapping with one reference.
+    pub(super) fn init(&self, source: Source) {
+        self.references.store(1, Ordering::Relaxed);
+        self.flags.store(abi::Mapping::HOLDS_PAGES, Ordering::Relaxed);
+        self.source.store(source as u32, Ordering::Relaxed);
+        self.inode_lock.store(0, Ordering::Relaxed);
+    }
+
+    /// Where its contents come from.
+    pub(super) fn source(&self) -> Source {
+        match self.source.load(Ordering::Relaxed) {
+            1 => Source::Program,
+            _ => Source::Shmem,
+        }
+    }
 }
 
 const _: () = assert!(
@@ -159,4 +183,5 @@ arenas! {
     AnonVma, AnonVma, ANON_VMAS, "anon_vma";
     AnonVmaChain, AnonVmaChain, ANON_VMA_CHAINS, "anon_vma_chain";
     Mapping, MappingObject, MAPPINGS, "address_space";
+    mm_filemap::Node, mm_filemap::Node, CACHE_NODES, "radix_tree_node";
 }

@@ -1,6 +1,7 @@
 //! A kernel on the host: frames, objects, locks that refuse misuse, and a TLB that keeps what nobody flushed.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, OnceLock};
 
@@ -8,9 +9,12 @@ use mm_core::{
     Gfp, MemMap, Order, PAGE_SIZE, Page, PageAlloc, PageKind, Pageblock, Pfn, PhysAddr, PhysMem, Trace,
 };
 use mm_core::{Migratetype, ZoneKind};
+use mm_filemap::Cache;
+use mm_filemap::shmem::{self, FallocFlags};
 use mm_pgtable::{Entry, FlushRange, Levels, PageTable, TABLE_ENTRIES, TableMem};
 use mm_vma::{
-    AnonVma, AnonVmaChain, Arena, Errno, Id, Kernel, Layout, MappedError, MappedPage, Mapping, Mm, Node, Vma,
+    AnonVma, AnonVmaChain, Arena, Cows, Errno, Id, Kernel, Layout, MappedError, MappedPage, Mapping, Mm,
+    Node, Vma, unmap_mapping_range,
 };
 
 const FRAMES: usize = 1 << 14;
@@ -149,13 +153,6 @@ impl<T: Default> Pool<T> {
     }
 }
 
-#[derive(Debug, Default)]
-struct Shm {
-    references: usize,
-    bytes: u64,
-    pages: BTreeMap<u64, Pfn>,
-}
-
 /// The kernel.
 #[derive(Debug)]
 pub struct TestKernel {
@@ -167,7 +164,11 @@ pub struct TestKernel {
     pub anons: Pool<AnonVma>,
     pub chains: Pool<AnonVmaChain>,
     pub mappings: Pool<Mapping>,
-    shms: Mutex<HashMap<u64, Shm>>,
+    pub cache_nodes: Pool<mm_filemap::Node>,
+    references: Mutex<HashMap<u64, usize>>,
+    pages_lock: Mutex<()>,
+    /// Pages of shared memory.
+    pub shmem: AtomicU64,
     locks: Mutex<HashMap<usize, i32>>,
     rmap: Mutex<()>,
     /// What a CPU remembers: by root table and page.
@@ -175,6 +176,8 @@ pub struct TestKernel {
     pub flushes: AtomicU64,
     /// Read faults get pages of their own.
     pub forbids_zero_page: AtomicBool,
+    /// The next fault's page leaves the file between its lookup and its mapping.
+    pub truncates_on_fault: AtomicBool,
 }
 
 impl TestKernel {
@@ -198,12 +201,16 @@ impl TestKernel {
             anons: Pool::new(),
             chains: Pool::new(),
             mappings: Pool::new(),
-            shms: Mutex::default(),
+            cache_nodes: Pool::new(),
+            references: Mutex::default(),
+            pages_lock: Mutex::default(),
+            shmem: AtomicU64::new(0),
             locks: Mutex::default(),
             rmap: Mutex::default(),
             tlb: Mutex::default(),
             flushes: AtomicU64::new(0),
             forbids_zero_page: AtomicBool::new(false),
+            truncates_on_fault: AtomicBool::new(false),
         }
     }
 
@@ -216,7 +223,8 @@ impl TestKernel {
     }
 
     pub fn is_empty(&self) -> bool {
-        self.vmas.live() + self.anons.live() + self.chains.live() + self.mappings.live() == 0
+        let objects = [self.vmas.live(), self.anons.live(), self.chains.live(), self.mappings.live()];
+        objects.iter().sum::<usize>() + self.cache_nodes.live() == 0 && self.shmem.load(Relaxed) == 0
     }
 }
 
@@ -290,6 +298,7 @@ arena! {
     AnonVma, anons;
     AnonVmaChain, chains;
     Mapping, mappings;
+    mm_filemap::Node, cache_nodes;
 }
 
 impl TestKernel {
@@ -351,50 +360,74 @@ impl Kernel for TestKernel {
 
     fn shmem_zero_setup(&self, bytes: u64) -> Result<Id<Mapping>, Errno> {
         let id = Arena::<Mapping>::alloc(self).ok_or(Errno::Enomem)?;
-        let shm = Shm { references: 1, bytes, pages: BTreeMap::new() };
-        self.shms.lock().unwrap().insert(id.as_u64(), shm);
+        self.mappings.at(id).init(bytes);
+        self.references.lock().unwrap().insert(id.as_u64(), 1);
         Ok(id)
     }
 
     fn mapping_get(&self, mapping: Id<Mapping>) {
-        self.shms.lock().unwrap().get_mut(&mapping.as_u64()).unwrap().references += 1;
+        *self.references.lock().unwrap().get_mut(&mapping.as_u64()).unwrap() += 1;
     }
 
     fn mapping_put(&self, mapping: Id<Mapping>) {
-        let mut shms = self.shms.lock().unwrap();
-        let shm = shms.get_mut(&mapping.as_u64()).unwrap();
-        shm.references -= 1;
-        if shm.references == 0 {
-            let shm = shms.remove(&mapping.as_u64()).unwrap();
-            for pfn in shm.pages.into_values() {
-                assert_eq!(self.page(pfn).unwrap().mapcount(), -1);
-                mm_vma::put_page(self, pfn);
-            }
+        let left = {
+            let mut references = self.references.lock().unwrap();
+            let count = references.get_mut(&mapping.as_u64()).unwrap();
+            *count -= 1;
+            *count
+        };
+        if left == 0 {
+            self.references.lock().unwrap().remove(&mapping.as_u64());
+            shmem::evict(self, mapping);
             Arena::<Mapping>::free(self, mapping);
         }
     }
 
     fn mapping_page(&self, mapping: Id<Mapping>, pgoff: u64) -> Result<MappedPage, MappedError> {
-        let mut shms = self.shms.lock().unwrap();
-        let shm = shms.get_mut(&mapping.as_u64()).unwrap();
-        if pgoff >= shm.bytes.div_ceil(PAGE_SIZE) {
-            return Err(MappedError::Sigbus);
+        if self.truncates_on_fault.swap(false, Relaxed) {
+            let found = shmem::fault(self, mapping, pgoff);
+            shmem::set_size(self, mapping, 0).unwrap();
+            return found;
         }
-        let pfn = match shm.pages.get(&pgoff) {
-            Some(&pfn) => pfn,
-            None => {
-                let pfn = self.alloc_pages(Gfp::HIGHUSER | Gfp::ZERO, Order::ZERO, None);
-                let pfn = pfn.ok_or(MappedError::NoMemory)?;
-                mm_vma::set_mapped(self.page(pfn).unwrap(), mapping, pgoff);
-                shm.pages.insert(pgoff, pfn);
-                pfn
-            }
-        };
-        self.page(pfn).unwrap().references().fetch_add(1, Relaxed);
-        Ok(MappedPage { pfn, major: false })
+        shmem::fault(self, mapping, pgoff)
     }
 
     fn mapping_has_page(&self, mapping: Id<Mapping>, pgoff: u64) -> bool {
-        self.shms.lock().unwrap().get(&mapping.as_u64()).unwrap().pages.contains_key(&pgoff)
+        mm_filemap::has_page(self, mapping, pgoff)
+    }
+
+    fn mapping_punch_hole(&self, mapping: Id<Mapping>, offset: u64, len: u64) -> Result<(), Errno> {
+        shmem::fallocate(self, mapping, FallocFlags::PUNCH_HOLE | FallocFlags::KEEP_SIZE, offset, len)
+            .map_err(|_| Errno::Einval)
+    }
+}
+
+impl Cache for TestKernel {
+    fn pages_lock<R>(&self, _mapping: Id<Mapping>, f: impl FnOnce() -> R) -> R {
+        let _held = self.pages_lock.try_lock().expect("the mapping's lock is not held");
+        f()
+    }
+
+    fn unmap_mapping_range(&self, mapping: Id<Mapping>, pages: Range<u64>, cows: Cows) {
+        unmap_mapping_range(self, mapping, pages, cows);
+    }
+
+    fn zero_user(&self, pfn: Pfn, bytes: Range<u64>) {
+        for at in bytes {
+            let addr = PhysAddr::new(pfn.phys().as_u64() + at / 8 * 8);
+            let word = self.read_u64(addr) & !(0xff << (at % 8 * 8));
+            self.write_u64(addr, word);
+        }
+    }
+
+    fn count_file_pages(&self, _pages: i64) {}
+
+    fn shmem_acct_blocks(&self, _mapping: Id<Mapping>, pages: u64) -> bool {
+        self.shmem.fetch_add(pages, Relaxed);
+        true
+    }
+
+    fn shmem_unacct_blocks(&self, _mapping: Id<Mapping>, pages: u64) {
+        self.shmem.fetch_sub(pages, Relaxed);
     }
 }

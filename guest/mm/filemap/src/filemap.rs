@@ -1,0 +1,186 @@
+//! Pages of mappings: finding, adding and taking out (Linux: mm/filemap.c).
+
+use mm_core::{Arena, Gfp, Id, MemMap, Order, PageKind, Pfn, refcount};
+
+use crate::lookup::{self, Tried};
+use crate::tree::Spare;
+use crate::{Cache, CacheError, Entry, Mapping, Missing, get_page, put_page};
+
+/// Tries without the lock.
+const TRIES: usize = 8;
+
+/// Where a page may be added.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bound {
+    /// Below the end of the file only.
+    Size,
+    /// Anywhere: the caller makes the file longer, or allocates past its end.
+    None,
+}
+
+/// What is at `index`; of a page the caller gets a reference (Linux: `filemap_get_entry`). Takes no lock unless the mapping is
+/// changed all the time.
+pub fn find_get_entry<K: Cache>(k: &K, id: Id<Mapping>, index: u64) -> Entry {
+    let mapping: &Mapping = k.at(id);
+    for _ in 0..TRIES {
+        match mapping.i_pages().load_unlocked(k, index) {
+            None => break,
+            Some(Entry::Frame(pfn)) => {
+                let Some(page) = MemMap::page(k, pfn) else { break };
+                match lookup::try_get(page, (id.as_u64(), index)) {
+                    Tried::Got => return Entry::Frame(pfn),
+                    Tried::Free => {}
+                    Tried::Other => put_page(k, pfn),
+                }
+            }
+            Some(other) => return other,
+        }
+    }
+    k.pages_lock(id, || {
+        let entry = mapping.i_pages().load(k, index);
+        if let Entry::Frame(pfn) = entry {
+            get_page(k, pfn);
+        }
+        entry
+    })
+}
+
+/// The page at `index`, with a reference (Linux: `find_get_page`).
+pub fn find_get_page<K: Cache>(k: &K, id: Id<Mapping>, index: u64) -> Option<Pfn> {
+    match find_get_entry(k, id, index) {
+        Entry::Frame(pfn) => Some(pfn),
+        Entry::Empty | Entry::Value(_) => None,
+    }
+}
+
+/// Whether there is a page at `index` (Linux: `filemap_get_incore_folio`, for mincore).
+pub fn has_page<K: Cache>(k: &K, id: Id<Mapping>, index: u64) -> bool {
+    let tree = Arena::<Mapping>::at(k, id).i_pages();
+    let entry = tree.load_unlocked(k, index).unwrap_or_else(|| k.pages_lock(id, || tree.load(k, index)));
+    matches!(entry, Entry::Frame(_))
+}
+
+/// The first index in `from..=last` with something at it (Linux: `mapping_seek_hole_data`).
+pub fn next_page<K: Cache>(k: &K, id: Id<Mapping>, from: u64, last: u64) -> Option<u64> {
+    let tree = Arena::<Mapping>::at(k, id).i_pages();
+    let found = tree.next_unlocked(k, from, last);
+    found.unwrap_or_else(|()| k.pages_lock(id, || tree.next(k, from, last))).map(|(index, _)| index)
+}
+
+/// Puts a page of the caller's, with its contents, at `index`; the cache takes a reference of its own (Linux: `filemap_add_folio`). A
+/// value that is there gives way.
+///
+/// # Errors
+/// [`CacheError::Exists`], [`CacheError::PastEnd`] or [`CacheError::NoMemory`]; the page is only the caller's then.
+pub fn add_to_page_cache<K: Cache>(
+    k: &K,
+    id: Id<Mapping>,
+    index: u64,
+    pfn: Pfn,
+    bound: Bound,
+) -> Result<(), CacheError> {
+    let mapping: &Mapping = k.at(id);
+    let page = MemMap::page(k, pfn).ok_or(CacheError::NoMemory)?;
+    page.set_kind(PageKind::User);
+    let mut spare = Spare::default();
+    let done = loop {
+        let tried = k.pages_lock(id, || {
+            if bound == Bound::Size && index >= mapping.end_index() {
+                return Ok(Err(CacheError::PastEnd));
+            }
+            let tree = mapping.i_pages();
+            if matches!(tree.load(k, index), Entry::Frame(_)) {
+                return Ok(Err(CacheError::Exists));
+            }
+            // Before anybody finds it.
+            page.set_owner(id.as_u64(), index);
+            tree.store(k, index, Entry::Frame(pfn), &mut spare).inspect_err(|_| page.set_owner(0, 0))?;
+            refcount::get(page.references());
+            mapping.add_nrpages(1);
+            Ok(Ok(()))
+        });
+        match tried {
+            Ok(done) => break done,
+            Err(Missing(nodes)) => {
+                if spare.fill(k, Missing(nodes)).is_none() {
+                    break Err(CacheError::NoMemory);
+                }
+            }
+        }
+    };
+    spare.free(k);
+    if done.is_ok() {
+        k.count_file_pages(1);
+    }
+    done
+}
+
+/// Takes a page, which the caller has a reference of, out of its mapping; false if it is not at `index` (Linux:
+/// `filemap_remove_folio`). Who still maps it keeps it.
+pub fn delete_from_page_cache<K: Cache>(k: &K, id: Id<Mapping>, index: u64, pfn: Pfn) -> bool {
+    let mapping: &Mapping = k.at(id);
+    let deleted = k.pages_lock(id, || {
+        let found = mapping.i_pages().load(k, index) == Entry::Frame(pfn);
+        if found {
+            erase(k, mapping, index);
+        }
+        found
+    });
+    if deleted {
+        k.count_file_pages(-1);
+        put_page(k, pfn);
+    }
+    deleted
+}
+
+/// Takes what is at `index` out, under the lock; the cache's reference of a page goes to the caller.
+pub(crate) fn erase<K: Cache>(k: &K, mapping: &Mapping, index: u64) -> Option<Pfn> {
+    match mapping.i_pages().erase(k, index) {
+        Entry::Frame(pfn) => {
+            if let Some(page) = MemMap::page(k, pfn) {
+                page.set_mapping(0);
+            }
+            mapping.add_nrpages(-1);
+            Some(pfn)
+        }
+        Entry::Empty | Entry::Value(_) => None,
+    }
+}
+
+/// The page at `index` with a reference; one that is not there yet is allocated, zero, and completed by `fill` (Linux:
+/// `read_cache_page`, `filemap_fault`). True beside it if it came in by this call.
+///
+/// # Errors
+/// [`CacheError::PastEnd`], [`CacheError::NoMemory`], or what `fill` says.
+pub fn read_cache_page<K: Cache>(
+    k: &K,
+    id: Id<Mapping>,
+    index: u64,
+    bound: Bound,
+    fill: impl FnOnce(Pfn) -> Result<(), CacheError>,
+) -> Result<(Pfn, bool), CacheError> {
+    let mapping: &Mapping = k.at(id);
+    if bound == Bound::Size && index >= mapping.end_index() {
+        return Err(CacheError::PastEnd);
+    }
+    if let Some(pfn) = find_get_page(k, id, index) {
+        return Ok((pfn, false));
+    }
+    let fresh = k.alloc_pages(Gfp::HIGHUSER_MOVABLE | Gfp::ZERO, Order::ZERO, None);
+    let fresh = fresh.ok_or(CacheError::NoMemory)?;
+    let mut done = fill(fresh);
+    while done.is_ok() {
+        match add_to_page_cache(k, id, index, fresh, bound) {
+            Ok(()) => return Ok((fresh, true)),
+            Err(CacheError::Exists) => {
+                if let Some(pfn) = find_get_page(k, id, index) {
+                    put_page(k, fresh);
+                    return Ok((pfn, false));
+                }
+            }
+            Err(error) => done = Err(error),
+        }
+    }
+    put_page(k, fresh);
+    Err(done.err().unwrap_or(CacheError::NoMemory))
+}

@@ -1,0 +1,55 @@
+//! The page cache: which frame holds which page of a file or of shared memory (Linux: lib/xarray.c, mm/filemap.c,
+//! mm/truncate.c, mm/shmem.c).
+//!
+//! What can be mapped is a [`Mapping`]: a tree from page offsets to frames, a size, and the list of who maps it. Whoever
+//! changes the tree holds the mapping's lock ([`Cache::pages_lock`]); lookups take no lock. Objects are in arenas and are linked by
+//! number.
+//!
+//! Invariants:
+//! C1  the mapping's lock is held while a frame comes into the tree or leaves it; from the one to the other the page's `mapping` and
+//!     `index` say where it is, the cache has one reference of it, and `nrpages` counts it;
+//! C2  a lookup believes what it found only after it has a reference, and the page still says that it is where it was looked for;
+//! C3  a page table entry of a cached page is made with the page tables locked, and only while the page says so (mm-vma). Whoever
+//!     takes pages out lets go of their `mapping` first and unmaps them then, so that no entry stays behind;
+//! C4  `size` shrinks before pages are taken out, and a page for a fault comes in only below it, both under the lock: no
+//!     page past the end stays.
+//!
+//! Invariants of the tree (X) are in `tree.rs`. Lock order: the mapping's lock comes below page-table locks and takes nothing
+//! but an arena's.
+
+#![no_std]
+#![forbid(unsafe_code)]
+
+#[cfg(test)]
+extern crate std;
+
+mod cache;
+mod entry;
+mod error;
+mod filemap;
+mod lookup;
+mod mapping;
+mod marks;
+mod node;
+mod page;
+mod scan;
+pub mod shmem;
+mod tree;
+mod truncate;
+
+#[cfg(test)]
+mod tests;
+
+pub use cache::{Cache, Cows, MappedError, MappedPage};
+pub use entry::Entry;
+pub use error::CacheError;
+pub use filemap::{
+    Bound, add_to_page_cache, delete_from_page_cache, find_get_entry, find_get_page, has_page, next_page,
+    read_cache_page,
+};
+pub use mapping::{Broken, Mapping};
+pub use marks::Mark;
+pub use node::Node;
+pub use page::{get_page, put_page};
+pub use tree::{Missing, Spare, Tree};
+pub use truncate::{invalidate_mapping_pages, truncate_inode_pages_range, truncate_pagecache};

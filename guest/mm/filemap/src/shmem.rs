@@ -1,0 +1,151 @@
+//! Memory that is a file without a disk: shared anonymous memory, memfd, tmpfs (Linux: mm/shmem.c).
+//!
+//! The caller serializes calls that set the size or write, as an inode's lock does in Linux. Faults and reads may run beside them.
+
+use bitflags::bitflags;
+use mm_core::{Id, MemMap, PAGE_SIZE, PageFlags, Pfn};
+
+use crate::filemap::{Bound, find_get_page, read_cache_page};
+use crate::{
+    Cache, CacheError, Cows, MappedError, MappedPage, Mapping, put_page, truncate_inode_pages_range,
+    truncate_pagecache,
+};
+
+/// The most bytes (Linux: `MAX_LFS_FILESIZE`).
+pub const MAX_BYTES: u64 = i64::MAX.cast_unsigned();
+
+bitflags! {
+    /// `FALLOC_FL_*`.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub struct FallocFlags: u32 {
+        /// The size stays.
+        const KEEP_SIZE = 1;
+        /// Frees what is there.
+        const PUNCH_HOLE = 2;
+        const _ = !0;
+    }
+}
+
+/// The page for a fault (Linux: `shmem_fault`).
+///
+/// # Errors
+/// [`MappedError`].
+pub fn fault<K: Cache>(k: &K, id: Id<Mapping>, index: u64) -> Result<MappedPage, MappedError> {
+    match get(k, id, index, Bound::Size) {
+        Ok(pfn) => Ok(MappedPage { pfn, major: false }),
+        Err(CacheError::NoMemory) => Err(MappedError::NoMemory),
+        Err(_) => Err(MappedError::Sigbus),
+    }
+}
+
+/// The page, with a reference, for a read; `None` for a hole, which reads as zeroes. The caller looks at the size.
+pub fn read_page<K: Cache>(k: &K, id: Id<Mapping>, index: u64) -> Option<Pfn> {
+    find_get_page(k, id, index)
+}
+
+/// The page to write to, with a reference that [`write_end`] takes (Linux: `shmem_write_begin`).
+///
+/// # Errors
+/// [`CacheError::NoMemory`], [`CacheError::NoSpace`]; [`CacheError::TooBig`] past [`MAX_BYTES`].
+pub fn write_begin<K: Cache>(k: &K, id: Id<Mapping>, index: u64) -> Result<Pfn, CacheError> {
+    if index > MAX_BYTES / PAGE_SIZE {
+        return Err(CacheError::TooBig);
+    }
+    get(k, id, index, Bound::None)
+}
+
+/// The caller has written to the page up to byte `end` of the file (Linux: `shmem_write_end`).
+pub fn write_end<K: Cache>(k: &K, id: Id<Mapping>, end: u64, pfn: Pfn) {
+    let mapping: &Mapping = k.at(id);
+    if end > mapping.size() {
+        mapping.set_size(end);
+    }
+    if let Some(page) = MemMap::page(k, pfn) {
+        page.insert(PageFlags::DIRTY);
+    }
+    put_page(k, pfn);
+}
+
+/// Linux: `shmem_get_folio`.
+fn get<K: Cache>(k: &K, id: Id<Mapping>, index: u64, bound: Bound) -> Result<Pfn, CacheError> {
+    let mut counted = false;
+    let got = read_cache_page(k, id, index, bound, |_| {
+        counted = k.shmem_acct_blocks(id, 1);
+        if counted { Ok(()) } else { Err(CacheError::NoSpace) }
+    });
+    if counted && !matches!(got, Ok((_, true))) {
+        // Another was faster, or it did not fit.
+        k.shmem_unacct_blocks(id, 1);
+    }
+    got.map(|(pfn, _)| pfn)
+}
+
+/// Makes the file `bytes` long (Linux: `shmem_setattr` with `ATTR_SIZE`).
+///
+/// # Errors
+/// [`CacheError::TooBig`].
+pub fn set_size<K: Cache>(k: &K, id: Id<Mapping>, bytes: u64) -> Result<(), CacheError> {
+    if bytes > MAX_BYTES {
+        return Err(CacheError::TooBig);
+    }
+    let mapping: &Mapping = k.at(id);
+    let old = mapping.size();
+    mapping.set_size(bytes);
+    if bytes <= old {
+        let removed = truncate_pagecache(k, id, bytes);
+        k.shmem_unacct_blocks(id, removed);
+    }
+    Ok(())
+}
+
+/// Allocates pages, or frees them (Linux: `shmem_fallocate` after `vfs_fallocate`).
+///
+/// Differs from Linux: pages that were allocated before memory ran out stay.
+///
+/// # Errors
+/// [`CacheError`].
+pub fn fallocate<K: Cache>(
+    k: &K,
+    id: Id<Mapping>,
+    mode: FallocFlags,
+    offset: u64,
+    len: u64,
+) -> Result<(), CacheError> {
+    if len == 0 || offset > MAX_BYTES || len > MAX_BYTES {
+        return Err(CacheError::Invalid);
+    }
+    if !(FallocFlags::KEEP_SIZE | FallocFlags::PUNCH_HOLE).contains(mode)
+        || mode & (FallocFlags::KEEP_SIZE | FallocFlags::PUNCH_HOLE) == FallocFlags::PUNCH_HOLE
+    {
+        return Err(CacheError::NotSupported);
+    }
+    let end = offset.checked_add(len).filter(|end| *end <= MAX_BYTES).ok_or(CacheError::TooBig)?;
+    if mode.contains(FallocFlags::PUNCH_HOLE) {
+        punch_hole(k, id, offset, end);
+        return Ok(());
+    }
+    for index in offset / PAGE_SIZE..end.div_ceil(PAGE_SIZE) {
+        let pfn = get(k, id, index, Bound::None)?;
+        put_page(k, pfn);
+    }
+    let mapping: &Mapping = k.at(id);
+    if !mode.contains(FallocFlags::KEEP_SIZE) && end > mapping.size() {
+        mapping.set_size(end);
+    }
+    Ok(())
+}
+
+fn punch_hole<K: Cache>(k: &K, id: Id<Mapping>, start: u64, end: u64) {
+    let removed = truncate_inode_pages_range(k, id, start..end);
+    k.shmem_unacct_blocks(id, removed);
+    let pages = start.div_ceil(PAGE_SIZE)..end / PAGE_SIZE;
+    if pages.start < pages.end {
+        k.unmap_mapping_range(id, pages, Cows::Keep);
+    }
+}
+
+/// The last user of the mapping is gone: frees all pages (Linux: `shmem_evict_inode`). Nobody maps them.
+pub fn evict<K: Cache>(k: &K, id: Id<Mapping>) {
+    let removed = truncate_inode_pages_range(k, id, 0..u64::MAX);
+    k.shmem_unacct_blocks(id, removed);
+}

@@ -1,0 +1,7 @@
+//! Tests of the page cache on frames and objects of the host.
+
+mod cache;
+mod lookup_model;
+mod machine;
+mod shmem;
+mod tree;

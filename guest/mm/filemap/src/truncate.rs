@@ -1,0 +1,95 @@
+//! Taking ranges of pages out (Linux: mm/truncate.c).
+
+use core::ops::Range;
+
+use mm_core::{Id, MemMap, PAGE_SIZE, PageFlags, Pfn, refcount};
+
+use crate::filemap::{erase, find_get_page};
+use crate::{Cache, Cows, Entry, Mapping, put_page};
+
+/// Pages that are taken out in one holding of the lock (Linux: `PAGEVEC_SIZE`).
+const BATCH: usize = 32;
+
+/// Takes every page out that lies in these bytes, and zeroes the bytes in pages that lie there in part. Returns how
+/// many pages went. `u64::MAX` ends nowhere. What is mapped stays so: see [`truncate_pagecache`] (Linux:
+/// `truncate_inode_pages_range`).
+pub fn truncate_inode_pages_range<K: Cache>(k: &K, id: Id<Mapping>, bytes: Range<u64>) -> u64 {
+    let (start, end) = (bytes.start, bytes.end);
+    if start >= end {
+        return 0;
+    }
+    let whole = start.div_ceil(PAGE_SIZE)..if end == u64::MAX { u64::MAX } else { end / PAGE_SIZE };
+    if start % PAGE_SIZE != 0 {
+        let page = start / PAGE_SIZE;
+        zero(k, id, page, start % PAGE_SIZE..(end - page * PAGE_SIZE).min(PAGE_SIZE));
+    }
+    if end != u64::MAX && end % PAGE_SIZE != 0 && whole.start <= whole.end {
+        zero(k, id, whole.end, 0..end % PAGE_SIZE);
+    }
+    remove(k, id, whole, |_| true)
+}
+
+fn zero<K: Cache>(k: &K, id: Id<Mapping>, index: u64, bytes: Range<u64>) {
+    let Some(pfn) = find_get_page(k, id, index) else { return };
+    k.zero_user(pfn, bytes);
+    if let Some(page) = MemMap::page(k, pfn) {
+        page.insert(PageFlags::DIRTY);
+    }
+    put_page(k, pfn);
+}
+
+/// Takes pages out for which `wanted` says so under the lock, and values; how many pages went.
+fn remove<K: Cache>(k: &K, id: Id<Mapping>, pages: Range<u64>, wanted: impl Fn(Pfn) -> bool) -> u64 {
+    let mapping: &Mapping = k.at(id);
+    let Some(last) = pages.end.checked_sub(1).filter(|last| pages.start <= *last) else { return 0 };
+    let (mut next, mut all) = (Some(pages.start), 0);
+    while let Some(from) = next {
+        let mut taken = [None; BATCH];
+        next = k.pages_lock(id, || {
+            let mut from = Some(from);
+            for slot in &mut taken {
+                let (index, entry) = mapping.i_pages().next(k, from?, last)?;
+                from = index.checked_add(1);
+                match entry {
+                    Entry::Frame(pfn) if !wanted(pfn) => {}
+                    _ => *slot = erase(k, mapping, index),
+                }
+            }
+            from
+        });
+        let mut count = 0;
+        for pfn in taken.into_iter().flatten() {
+            put_page(k, pfn);
+            count += 1;
+        }
+        if count > 0 {
+            k.count_file_pages(-count);
+            all += count.cast_unsigned();
+        }
+    }
+    all
+}
+
+/// Ends the file at `size`: what lies behind leaves the cache and all address spaces, private copies too (Linux:
+/// `truncate_pagecache`). The caller has set the size. Returns how many pages went.
+pub fn truncate_pagecache<K: Cache>(k: &K, id: Id<Mapping>, size: u64) -> u64 {
+    let removed = truncate_inode_pages_range(k, id, size..u64::MAX);
+    // After it: no page comes back, and none of those that went is mapped any more (C3).
+    k.unmap_mapping_range(id, size.div_ceil(PAGE_SIZE)..u64::MAX, Cows::Unmap);
+    removed
+}
+
+/// Takes the pages out that nobody has but the cache, and that are as they were read; how many went (Linux:
+/// `invalidate_mapping_pages`).
+pub fn invalidate_mapping_pages<K: Cache>(k: &K, id: Id<Mapping>, pages: Range<u64>) -> u64 {
+    remove(k, id, pages, |pfn| {
+        let Some(page) = MemMap::page(k, pfn) else { return false };
+        // Frozen, nobody finds it until it has left.
+        if page.has(PageFlags::DIRTY) || !refcount::freeze(page.references(), 1) {
+            return false;
+        }
+        page.set_mapping(0);
+        refcount::unfreeze(page.references(), 1);
+        true
+    })
+}
