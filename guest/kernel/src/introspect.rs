@@ -88,8 +88,11 @@ const NO_SPACE: AddressSpace =
 /// Live user address spaces.
 pub static ADDRESS_SPACES: Lock<[AddressSpace; SPACES]> = Lock::new([NO_SPACE; SPACES]);
 
+/// A process id and its address space.
+type Added = Option<(u32, Id<Mm>)>;
+
 /// Address spaces that belong to no task: published at the table's end, beside whatever processes there are.
-static ADDED: Lock<[Option<(u32, Id<Mm>)>; 2]> = Lock::new([None; 2]);
+static ADDED: Lock<[Added; 2]> = Lock::new([None; 2]);
 
 /// Publishes an address space that belongs to no task as that of `pid`, from the next checkpoint on.
 pub fn add_space(pid: u32, mm: Id<Mm>) {
