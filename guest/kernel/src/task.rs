@@ -112,6 +112,8 @@ pub struct Process {
     zombie: AtomicBool,
     /// Its parent wants no word of its end: nobody finds the zombie (Linux: EXIT_DEAD).
     unwanted: AtomicBool,
+    /// Its parent got the signal of its end: only then does a wait return, as on Linux.
+    told: AtomicBool,
     /// Nobody waits for it.
     released: AtomicBool,
     /// Number of the thread of the first task, for as long as it has a slot.

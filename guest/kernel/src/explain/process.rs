@@ -161,18 +161,19 @@ pub fn segv() -> Outcome {
 pub fn load_program() -> Outcome {
     let process = Shown::new(PID)?;
     let limits = Limits::default();
-    let no_memory = |_| "no memory for the program's strings";
-    let program = Bundled::open().map_err(no_memory)?;
-    let strings = elf::strings(limits.stack).map_err(no_memory)?;
-    let frame = part(c"before: execve: segments become VMAs", c"after: execve: segments become VMAs", || {
+    let missing = "no memory for the program's file";
+    let program = Bundled::open().map_err(|_| missing)?;
+    let strings = elf::strings(limits.stack).map_err(|_| missing)?;
+    let begin = part(c"before: execve: segments become VMAs", c"after: execve: segments become VMAs", || {
         exec::load(process.id, &limits, &program, &strings)
     })
     .map_err(|_| "the program cannot be loaded")?;
     let mut met = part(c"before: the first instruction", c"after: the first instruction", || {
-        process.fault(frame.rip, Access::Fetch, false)
+        process.fault(begin.rip, Access::Fetch, false)
     });
-    met &= part(c"before: the first push", c"after: the first push", || {
-        process.fault(frame.rsp - 8, Access::Write, false)
+    // The arguments' page is there; the next one below it comes by a fault.
+    met &= part(c"before: the first page of the stack", c"after: the first page of the stack", || {
+        process.fault(begin.rsp - PAGE_SIZE, Access::Write, false)
     });
     process.end();
     if met { Ok(()) } else { Err("the program could not run") }

@@ -157,8 +157,10 @@ fn exit_notify(task: &Current, status: u32) {
         if process.unwanted.load(Ordering::Acquire) {
             super::wait::release(&process);
         }
+        process.told.store(true, Ordering::Release);
         parent.children.wake_up_all();
     }
+    process.told.store(true, Ordering::Release);
     process.ended.wake_up_all();
 }
 

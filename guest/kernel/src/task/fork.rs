@@ -261,6 +261,7 @@ impl Process {
             status: AtomicU32::new(0),
             zombie: AtomicBool::new(false),
             unwanted: AtomicBool::new(false),
+            told: AtomicBool::new(false),
             released: AtomicBool::new(false),
             leader: AtomicUsize::new(0),
             exit_signal: AtomicU32::new(SIGCHLD),

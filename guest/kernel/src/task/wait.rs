@@ -81,6 +81,10 @@ pub fn do_wait(which: Selector, flags: WaitFlags) -> Result<Option<Waited>, Errn
         match look(process, which, flags) {
             Found::NoChild => return Err(Errno::Echild),
             Found::Child(child, waited, ended) => {
+                // It is on its way, and sleeps no more before that.
+                while ended && !child.told.load(Ordering::Acquire) {
+                    sched::yield_now(&sched::task_context());
+                }
                 if !ended || flags.contains(WaitFlags::NOWAIT) || reap(process, &child) {
                     return Ok(Some(waited));
                 }
