@@ -6,7 +6,7 @@ use std::mem::offset_of;
 
 use memvisor_abi::{PFN_NONE, Root, TableRef};
 use memvisor_check::{Evidence, audit};
-use memvisor_inspect::testing::{Machine, SyntheticGuest};
+use memvisor_inspect::testing::{Machine, SyntheticGuest, SyntheticProcess};
 use memvisor_inspect::{
     Guest, GuestError, Levels, MemorySource, RamRegion, SparseMemory, Walker, find_root, ptdump, views,
 };
@@ -16,6 +16,9 @@ use crate::{Input, Watched, check_error};
 
 /// What one reader may spend on a guest of 12 MiB: about ten times what a healthy one costs.
 const BUDGET: u64 = 512 << 20;
+
+/// Where the guest's process is: at the end of its RAM below 4 GiB.
+const PROCESS: u64 = 0xb0_0000 - SyntheticProcess::LEN;
 
 thread_local! {
     /// Building takes longer than reading: damage is undone instead.
@@ -34,7 +37,8 @@ fn build(levels: Levels) -> Healthy {
         (0, RamRegion { gpa: 0x10_0000, len: 0xa0_0000 }),
         (1, RamRegion { gpa: 5 << 30, len: 0x10_0000 }),
     ];
-    let guest = SyntheticGuest::new(&Machine { memory, cpus: vec![0, 1], levels });
+    let mut guest = SyntheticGuest::new(&Machine { memory, cpus: vec![0, 1], levels });
+    SyntheticProcess::add(&mut guest, PROCESS);
     Healthy { memmap: guest.page_gpa(0), guest }
 }
 
@@ -91,7 +95,10 @@ fn place_of(healthy: &Healthy, place: u8) -> (u64, u64) {
     let Healthy { guest, memmap } = healthy;
     let root = &guest.root;
     let table = |table: TableRef| (table.gpa, u64::from(table.count) * u64::from(table.stride));
-    match place % 16 {
+    match place % 18 {
+        16 => (PROCESS, 4096),
+        // Its page tables.
+        17 => (PROCESS + 4096, 13 * 4096),
         // Not what identifies it: that is one choice of many below.
         0 => (
             guest.root_gpa + offset_of!(Root, stage) as u64,
@@ -156,6 +163,21 @@ fn read_views(reader: &Guest<'_, Watched<&SparseMemory>>, guest: &SyntheticGuest
     show(views::LayoutView::new(reader));
     for pfn in [0, 0x100, 0x50_0000 / 4096, (5 << 30) >> 12, u64::MAX] {
         show(views::PageView::new(reader, pfn));
+        show(views::RmapView::new(reader, pfn));
+    }
+    for pfn in PROCESS >> 12..(PROCESS + SyntheticProcess::LEN) >> 12 {
+        show(views::RmapView::new(reader, pfn));
+    }
+    show(views::PsView::new(reader));
+    show(views::TlbView::new(reader, &guest.registers));
+    for smaps in [false, true] {
+        if let Some(view) = views::MapsView::new(reader, SyntheticProcess::PID, smaps).transpose() {
+            // A process whose VMAs are lost has no line.
+            view.map_or_else(
+                |error| check_error(&error),
+                |view| drop(to_string(&view).expect("a view is JSON")),
+            );
+        }
     }
     let layout = reader.layout().unwrap_or_default();
     let dump = ptdump::PtDump::new(&reader.kernel_walker(), reader.source(), ptdump::Span::ALL, &layout);

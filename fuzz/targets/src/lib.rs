@@ -12,6 +12,7 @@ mod e820;
 mod firmware;
 mod guest;
 mod import;
+mod initramfs;
 mod input;
 mod kernel;
 mod machine;
@@ -28,6 +29,7 @@ pub use e820::e820_memblock;
 pub use firmware::firmware;
 pub use guest::guest_descriptors;
 pub use import::{SEPARATOR as IMPORT_SEPARATOR, import};
+pub use initramfs::initramfs;
 pub use input::Input;
 pub use kernel::kernel_image;
 pub use machine::machine_file;
@@ -53,6 +55,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("trace_rings", trace_rings),
     ("alloc_api", alloc_api),
     ("slab_api", slab_api),
+    ("initramfs", initramfs),
 ];
 
 /// An error as a person gets it: words, one line, no longer than a screen.

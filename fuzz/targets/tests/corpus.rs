@@ -68,5 +68,6 @@ replays!(
     import,
     trace_rings,
     alloc_api,
-    slab_api
+    slab_api,
+    initramfs
 );

@@ -49,5 +49,7 @@ pub struct AddressSpace {
     pub rss_pages: u64,
     /// Page-table pages below and including the top level that belong to this space alone.
     pub table_pages: u64,
+    /// Guest-physical address of its [`crate::Mm`], which is exact where the counts above are of the last checkpoint.
+    pub mm: u64,
 }
-const _: () = assert!(size_of::<AddressSpace>() == 32);
+const _: () = assert!(size_of::<AddressSpace>() == 40);

@@ -22,6 +22,7 @@ mod compaction;
 mod cpu;
 mod event;
 mod layout;
+mod mm;
 mod page;
 mod pcp;
 pub mod port;
@@ -40,6 +41,10 @@ pub use compaction::{Kcompactd, MAX_MOVABLE_OWNERS, MovableOwner};
 pub use cpu::{AddressSpace, CpuInfo, CpuState};
 pub use event::{CpuEvents, NR_NUMA_EVENTS, NR_VM_EVENTS, NumaEvent, VmEvent};
 pub use layout::{LayoutKind, LayoutRange, fnv1a};
+pub use mm::{
+    AnonVma, AnonVmaChain, CpuTlb, MAX_MAP_COUNT, MM_CPU_WORDS, Mapping, Mm, PTE_MIGRATION, PTE_PROTNONE,
+    STACK_GUARD_PAGES, VMA_FANOUT, VMA_TREE_MAX_HEIGHT, Vma, VmaNode, vm_flags,
+};
 pub use page::{Page, PageFlags, PageKind};
 pub use pcp::{NR_PCP_LISTS, PCP_HUGE_ORDER, PCP_MAX_ORDER, PcpList, PerCpuPages};
 pub use root::{BootProtocol, BootStage, Counters, LAYOUT_HASH, Root, TableRef};

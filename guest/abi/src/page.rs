@@ -23,13 +23,16 @@ pub struct Page {
     /// its owner's; behind a vmalloc area the area's address. Else 0.
     pub mapping: u64,
     /// Page offset inside the owner: of an anonymous page the virtual page number where its VMA was first mapped, which
-    /// mremap does not change (Linux: `page->index`).
+    /// mremap does not change (Linux: `page->index`). A VMA maps a user page, if it does, at
+    /// `start + (index - pgoff) * 4096`.
     pub index: u64,
     /// For the owner's use (Linux: `page->private`).
     pub private: u64,
-    /// Page-table entries that map this frame, minus one (Linux: `page->_mapcount`).
+    /// Page-table entries of user space that map this frame, minus one; entries marked [`crate::PTE_PROTNONE`] count, those
+    /// marked [`crate::PTE_MIGRATION`] do not (Linux: `page->_mapcount`).
     pub mapcount: i32,
-    /// References; 0 when free (Linux: `page->_refcount`).
+    /// References; 0 when free. Of a user page: one for each entry that `mapcount` counts, and one if its mapping holds it
+    /// ([`crate::Mapping::HOLDS_PAGES`]) (Linux: `page->_refcount`).
     pub refcount: i32,
     /// See [`PageKind`]: who owns the frame, as the guest believes.
     pub kind: u8,

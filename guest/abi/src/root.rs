@@ -112,6 +112,10 @@ pub struct Root {
     pub movable_owners: TableRef,
     /// [`crate::Kcompactd`], indexed by node.
     pub kcompactds: TableRef,
+    /// [`crate::CpuTlb`], indexed by CPU.
+    pub cpu_tlbs: TableRef,
+    /// The frame of zeroes that read faults map, which nobody counts, or [`crate::PFN_NONE`] (Linux: `zero_pfn`).
+    pub zero_pfn: u64,
     /// Event counters.
     pub counters: Counters,
 }
@@ -120,7 +124,7 @@ impl Root {
     /// First bytes of the structure.
     pub const MAGIC: [u8; 16] = *b"memvisor-root\x00\x0d\x0a";
     /// Version of this interface. Any change of a layout raises it.
-    pub const VERSION: u32 = 4;
+    pub const VERSION: u32 = 5;
     /// `size_of::<Root>()`, as [`Root::size`] has it.
     #[expect(clippy::cast_possible_truncation, reason = "pinned by an assert below")]
     pub const SIZE: u32 = size_of::<Root>() as u32;
@@ -212,12 +216,20 @@ pub const LAYOUT_HASH: u64 = fnv1a(&[
     size_of::<crate::CmaArea>() as u64,
     size_of::<crate::MovableOwner>() as u64,
     size_of::<crate::Kcompactd>() as u64,
+    size_of::<crate::Mm>() as u64,
+    offset_of!(crate::Mm, mmap_lock) as u64,
+    size_of::<crate::Vma>() as u64,
+    size_of::<crate::VmaNode>() as u64,
+    size_of::<crate::AnonVma>() as u64,
+    size_of::<crate::AnonVmaChain>() as u64,
+    size_of::<crate::Mapping>() as u64,
+    size_of::<crate::CpuTlb>() as u64,
 ]);
 
 const _: () = assert!(
     offset_of!(Root, layout_hash) == 24
         && offset_of!(Root, self_gpa) == 32
         && offset_of!(Root, layout) == 120
-        && offset_of!(Root, counters) == 536
-        && size_of::<Root>() == 568
+        && offset_of!(Root, counters) == 560
+        && size_of::<Root>() == 592
 );

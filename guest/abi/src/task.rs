@@ -28,8 +28,14 @@ pub struct TaskInfo {
     pub pinned: u32,
     /// Name, padded with NUL (Linux: `comm`).
     pub name: [u8; 16],
+    /// Guest-physical address of its address space, a [`crate::Mm`]; 0 for a task of the kernel.
+    pub mm: u64,
+    /// Process that it is a thread of; 0 for a task of the kernel.
+    pub tgid: u32,
+    /// Process that made that one; 0 if the kernel did.
+    pub ppid: u32,
 }
-const _: () = assert!(size_of::<TaskInfo>() == 72);
+const _: () = assert!(size_of::<TaskInfo>() == 88);
 
 /// Values of [`TaskInfo::state`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

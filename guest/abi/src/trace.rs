@@ -107,19 +107,22 @@ pub enum Group {
     Vmalloc,
     /// Interrupts, faults and tasks, which the others happen in.
     Task,
+    /// Memory of processes: faults, mappings, forks.
+    Fault,
     /// Marks that `explain` sets.
     Explain,
 }
 
 impl Group {
     /// All groups.
-    pub const ALL: [Group; 7] = [
+    pub const ALL: [Group; 8] = [
         Group::Alloc,
         Group::Slab,
         Group::Compaction,
         Group::Reclaim,
         Group::Vmalloc,
         Group::Task,
+        Group::Fault,
         Group::Explain,
     ];
 
@@ -132,6 +135,7 @@ impl Group {
             Group::Reclaim => "reclaim",
             Group::Vmalloc => "vmalloc",
             Group::Task => "task",
+            Group::Fault => "fault",
             Group::Explain => "explain",
         }
     }

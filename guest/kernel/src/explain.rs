@@ -7,6 +7,7 @@ mod buddy;
 mod highuser;
 mod interrupt;
 mod pages;
+mod process;
 mod sizes;
 mod slab;
 mod slow_path;
@@ -27,7 +28,7 @@ use crate::{cmdline, init, println};
 type Walk = fn() -> Result<(), &'static str>;
 
 /// Names as the command line gives them. The VMM lists the same.
-const WALKS: [(&str, Walk); 10] = [
+const WALKS: [(&str, Walk); 17] = [
     ("alloc-pages", pages::alloc_pages),
     ("get-zeroed-page", pages::get_zeroed_page),
     ("atomic-in-interrupt", interrupt::atomic_in_interrupt),
@@ -38,6 +39,13 @@ const WALKS: [(&str, Walk); 10] = [
     ("kmem-cache", slab::kmem_cache),
     ("kmalloc-vs-vmalloc", sizes::kmalloc_vs_vmalloc),
     ("slow-path", slow_path::slow_path),
+    ("first-touch", process::first_touch),
+    ("cow", process::cow),
+    ("fork", process::fork),
+    ("stack-growth", process::stack_growth),
+    ("mmap", process::mmap),
+    ("segv", process::segv),
+    ("load-program", process::load_program),
 ];
 
 /// What became of the request.

@@ -11,6 +11,7 @@ use crate::arch::{apic, cpu, percpu, regs, trap, user};
 use crate::drivers::{memvisor, power, serial};
 use crate::mm::layout::{APIC_VA, levels, percpu_area};
 use crate::mm::phys::DirectMap;
+use crate::mm::space::tlb;
 use crate::mm::{
     early, kcompactd, kmap, layout, limits, memmap, page_alloc, paging, phys, slab, space, vmalloc,
 };
@@ -119,8 +120,12 @@ extern "C" fn start_on_own_stack() -> ! {
 /// to its `pause`, so that an audit sees a living process. `None` if a seeded fault has a wrong name.
 fn run_init() -> Option<bool> {
     // What the program is to do: see guest/user.
-    let processes = cmdline::value("user", |value| value == "process") == Some(true);
-    let ended = run_program(1, if processes { 2 } else { 0 });
+    let mode = cmdline::value("user", |value| match value {
+        "process" => 2,
+        "signal" => 3,
+        _ => 0,
+    });
+    let ended = run_program(1, mode.unwrap_or(0));
     introspect::stage(BootStage::Running);
     checkpoint(1, c"exited");
     let paused = run_program(2, 1);
@@ -156,6 +161,10 @@ pub fn checkpoint(number: u32, name: &'static core::ffi::CStr) {
         kcompactd::wait_idle(&context);
     }
     task::publish_all();
+    if let Some(mm) = task::living_mm() {
+        // Readers that follow this CPU's CR3 see a process, as they would if one ran here.
+        tlb::use_mm(mm);
+    }
     introspect::publish_counters();
     let text = name.to_str().unwrap_or("?");
     if memvisor::present() {

@@ -5,11 +5,13 @@ use core::sync::atomic::Ordering;
 
 use guest_firmware::BootInfo;
 use memvisor_abi::{
-    AddressSpace, BootStage, Counters, CpuInfo, KmapWindow, LAYOUT_HASH, MAX_NR_ZONES, Node, Root, TableRef,
+    AddressSpace, BootStage, Counters, CpuInfo, KmapWindow, LAYOUT_HASH, MAX_NR_ZONES, Node, PFN_NONE, Root,
+    TableRef,
 };
 use mm_core::{PAGE_SIZE, Pfn, Ring};
 use mm_page_alloc::Zone;
 use mm_pgtable::layout as va_layout;
+use mm_vma::{Id, Mm, RssKind};
 use mm_vmalloc::DIRECTORY_FRAMES;
 
 use crate::drivers::memvisor;
@@ -17,7 +19,7 @@ use crate::init::E820;
 use crate::mm::layout::levels;
 use crate::mm::page_alloc::{self, NODES, ZONES};
 use crate::mm::vmalloc::AREAS;
-use crate::mm::{cma, early, kcompactd, kmap, memmap, movable, paging, pcp, phys, slab, sysctl};
+use crate::mm::{cma, early, kcompactd, kmap, memmap, movable, paging, pcp, phys, slab, space, sysctl};
 use crate::sched;
 use crate::sync::Lock;
 use crate::task::{FAULTS, SYSCALLS};
@@ -74,14 +76,55 @@ static MEMVISOR_ROOT: RootPage = RootPage(Lock::new(Root {
     vm_sysctl: NO_TABLE,
     movable_owners: NO_TABLE,
     kcompactds: NO_TABLE,
+    cpu_tlbs: NO_TABLE,
+    zero_pfn: PFN_NONE,
     counters: Counters { pgfault: 0, pgalloc: 0, pgfree: 0, syscalls: 0 },
 }));
 
 /// Address spaces that exist at once.
 const SPACES: usize = 256;
-const NO_SPACE: AddressSpace = AddressSpace { pgd_pfn: 0, pid: 0, reserved: 0, rss_pages: 0, table_pages: 0 };
+const NO_SPACE: AddressSpace =
+    AddressSpace { pgd_pfn: 0, pid: 0, reserved: 0, rss_pages: 0, table_pages: 0, mm: 0 };
 /// Live user address spaces.
 pub static ADDRESS_SPACES: Lock<[AddressSpace; SPACES]> = Lock::new([NO_SPACE; SPACES]);
+
+/// An address space and the number that it is published under.
+type Added = Option<(u32, Id<Mm>)>;
+/// Address spaces that belong to no task: published at the table's end, beside whatever processes there are.
+static ADDED: Lock<[Added; 2]> = Lock::new([None; 2]);
+
+/// Publishes an address space that belongs to no task as that of `pid`, from the next checkpoint on.
+pub fn add_space(pid: u32, mm: Id<Mm>) {
+    if let Some(free) = ADDED.lock().iter_mut().find(|slot| slot.is_none()) {
+        *free = Some((pid, mm));
+    }
+}
+
+/// Publishes it no more: it is about to go.
+pub fn remove_space(pid: u32) {
+    for slot in ADDED.lock().iter_mut().filter(|slot| slot.is_some_and(|(other, _)| other == pid)) {
+        *slot = None;
+    }
+    for space in ADDRESS_SPACES.lock().iter_mut().filter(|space| space.pid == pid) {
+        *space = NO_SPACE;
+    }
+}
+
+fn publish_added() {
+    let added = *ADDED.lock();
+    let mut spaces = ADDRESS_SPACES.lock();
+    for (slot, (pid, id)) in spaces.iter_mut().rev().zip(added.into_iter().flatten()) {
+        let mm = space::mm_of(id);
+        *slot = AddressSpace {
+            pgd_pfn: mm.page_table().root.as_u64(),
+            pid,
+            reserved: 0,
+            rss_pages: mm.rss(RssKind::Anon) + mm.rss(RssKind::File),
+            table_pages: mm.table_pages(),
+            mm: id.as_u64(),
+        };
+    }
+}
 
 struct Extra {
     pfns: [u64; 4],
@@ -192,6 +235,7 @@ pub fn publish_zones() {
         root.cache_nodes = slab::node_table();
         root.movable_owners = movable::table();
         root.kcompactds = kcompactd::table(nodes);
+        root.cpu_tlbs = slice(space::tlb_table(cpus.count));
     });
     stage(BootStage::Buddy);
 }
@@ -223,6 +267,8 @@ pub fn add_extra_table(pfn: Pfn) {
 
 /// Copies the counters to where readers see them.
 pub fn publish_counters() {
+    space::publish_tlbs();
+    publish_added();
     let (pgalloc, pgfree) = page_alloc::pgalloc_pgfree();
     update(|root| {
         root.counters = Counters {

@@ -3,11 +3,14 @@
 
 mod buddy;
 mod compaction;
+mod entries;
 mod owners;
 mod pcp;
 mod slab;
+mod spaces;
 mod tables;
 mod topology;
+mod victim;
 mod vmalloc;
 
 use crate::{cmdline, println};
@@ -84,6 +87,34 @@ const FAULTS: &[(&str, Fault)] = &[
     ("stack-guard", vmalloc::stack_guard),
     ("kmap-count", vmalloc::kmap_count),
     ("fixmap-stale", vmalloc::fixmap_stale),
+    ("pte-outside-vma", entries::outside_vma),
+    ("pte-meaningless", entries::meaningless),
+    ("pte-writable", entries::writable),
+    ("pte-executable", entries::executable),
+    ("pte-no-access", entries::no_access),
+    ("mapcount-lost", entries::mapcount_lost),
+    ("mapcount-extra", entries::mapcount_extra),
+    ("refcount-lost", entries::refcount_lost),
+    ("refcount-leaked", entries::refcount_leaked),
+    ("anon-index", entries::anon_index),
+    ("anon-list", entries::anon_list),
+    ("cow-writable", entries::cow_writable),
+    ("foreign-frame", entries::foreign_frame),
+    ("vma-overlap", spaces::overlap),
+    ("vma-tree", spaces::tree),
+    ("vma-merged", spaces::merged),
+    ("map-count", spaces::map_count),
+    ("total-vm", spaces::total_vm),
+    ("locked-vm", spaces::locked_vm),
+    ("brk-below-heap", spaces::brk),
+    ("stack-gap", spaces::stack_gap),
+    ("rss-anon", spaces::rss_anon),
+    ("rss-file", spaces::rss_file),
+    ("table-pages", spaces::table_pages),
+    ("kernel-half", spaces::kernel_half),
+    ("mmap-lock", spaces::mmap_lock),
+    ("flush-pending", spaces::flush_pending),
+    ("cpumask", spaces::cpumask),
 ];
 
 /// Applies the fault that the command line names, if it names one. `false` if it cannot.

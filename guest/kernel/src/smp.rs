@@ -290,6 +290,12 @@ pub fn flush_others() {
     }
 }
 
+/// Flushes that others asked a CPU for, and how many of them it did.
+pub fn flushes(cpu: usize) -> (u64, u64) {
+    let done = mailbox(cpu).flush_done.load(Ordering::Acquire);
+    (mailbox(cpu).flush_requested.load(Ordering::Acquire), done)
+}
+
 /// Does the flushes that others asked this CPU for.
 pub fn answer_flush() {
     let Some(percpu) = percpu::current() else { return };

@@ -2,8 +2,10 @@
 //! that knows its numbers.
 
 mod fs;
+mod futex;
 mod mm;
 mod process;
+mod resources;
 mod signal;
 mod time;
 
@@ -13,7 +15,7 @@ use mm_vma::Errno;
 
 use crate::arch::trap::TrapFrame;
 use crate::println;
-use crate::task::{SYSCALLS, current_pid};
+use crate::task::{SYSCALLS, current, current_pid, work};
 
 /// Numbers below this are counted each, all others together behind them.
 const NUMBERS: usize = 512;
@@ -42,15 +44,25 @@ const fn arguments(frame: &TrapFrame) -> [u64; 6] {
 pub fn dispatch(frame: &mut TrapFrame) {
     SYSCALLS.fetch_add(1, Ordering::Relaxed);
     let number = frame.rax;
+    // A system call has no error code: there its number is kept, for calls that begin again.
+    frame.error = number;
     let result = mm::call(number, frame)
         .or_else(|| process::call(number, frame))
         .or_else(|| fs::call(number, frame))
         .or_else(|| signal::call(number, frame))
+        .or_else(|| futex::call(number, frame))
         .or_else(|| time::call(number, frame))
+        .or_else(|| resources::call(number, frame))
         .unwrap_or_else(|| unknown(number));
     frame.rax = match result {
         Ok(value) => value,
-        Err(errno) => i64::from(errno.number()).cast_unsigned().wrapping_neg(),
+        Err(errno) => {
+            if let (true, Some(task)) = (errno.number() >= Errno::Erestartsys.number(), current()) {
+                // No program sees these: delivery makes EINTR of them, or begins again.
+                task.set_work(work::SIGPENDING);
+            }
+            errno.result()
+        }
     };
 }
 

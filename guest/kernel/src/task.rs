@@ -17,6 +17,7 @@ mod publish;
 mod registry;
 mod run;
 mod switch;
+mod usage;
 mod wait;
 
 use alloc::sync::Arc;
@@ -32,15 +33,16 @@ use crate::arch::fpu::{self, FpuState};
 use crate::arch::percpu::{self, PerCpu};
 use crate::arch::regs;
 use crate::sched::WaitQueue;
+use crate::signal::{Signals, TaskSignals};
 use crate::sync::Lock;
 
 #[expect(unused_imports, reason = "SIGKILL will use it")]
 pub use exit::kill_process;
-pub use exit::{do_exit, do_group_exit};
+pub use exit::{do_exit, do_group_exit, end_others};
 pub use fault::{exit_to_user, page_fault, trap};
 pub use fork::{CloneArgs, CloneFlags, clone};
-pub use hooks::{Files, Signals, TaskSignals};
-pub use publish::{publish_all, user_table};
+pub use hooks::Files;
+pub use publish::{living_mm, publish_all, user_table};
 pub use registry::{alloc_pid, find_process, find_task, with_relations};
 pub use run::{End, pause, run_init, wait_init};
 pub use switch::switch_to;
@@ -90,8 +92,10 @@ pub struct Task {
     dead: AtomicBool,
     /// Its descriptors, root and working directory.
     pub files: Files,
-    /// Its blocked and pending signals.
+    /// What a signal's handler asks for, and how interrupted calls go on.
     pub signals: TaskSignals,
+    /// CPU time.
+    time: usage::TaskTime,
 }
 
 /// What the tasks of a thread group share.
@@ -108,6 +112,8 @@ pub struct Process {
     /// Status as wait4 gives it.
     status: AtomicU32,
     zombie: AtomicBool,
+    /// Its parent wants no word of its end: nobody finds the zombie (Linux: EXIT_DEAD).
+    unwanted: AtomicBool,
     /// Nobody waits for it.
     released: AtomicBool,
     /// Number of the thread of the first task, for as long as it has a slot.
@@ -134,6 +140,10 @@ pub struct Process {
     child_faults: [AtomicU64; 2],
     /// Page faults of its address spaces that are gone.
     faults: [AtomicU64; 2],
+    /// Cycles of its tasks that ended.
+    dead_cycles: AtomicU64,
+    /// Cycles of its children that were waited for.
+    child_cycles: AtomicU64,
     /// Handlers, signals pending for all tasks, timers.
     pub signals: Signals,
 }
@@ -176,8 +186,12 @@ impl Task {
         crate::sched::poke(self.number());
     }
 
+    /// Sets bits of [`work`] of the current task, or of one that does not run yet.
+    pub fn set_work(&self, work: u32) {
+        self.work.fetch_or(work, Ordering::SeqCst);
+    }
+
     /// Clears bits of [`work`].
-    #[expect(dead_code, reason = "signals will use it")]
     pub fn clear_work(&self, work: u32) {
         self.work.fetch_and(!work, Ordering::SeqCst);
     }
@@ -207,6 +221,45 @@ impl Task {
     pub fn set_fs_base(this: &Current, base: u64) {
         this.fs_base.store(base, Ordering::Relaxed);
         with_percpu(|percpu| fpu::set_fs_base(percpu, base));
+    }
+
+    /// Registers of the FPU of the current task, as FXSAVE writes them.
+    pub fn saved_fpu(&self) -> [u64; fpu::FXSAVE_WORDS] {
+        with_percpu(|percpu| self.fpu.save(percpu));
+        self.fpu.words()
+    }
+
+    /// `si_code` of a floating-point trap: what happened and is not masked (Linux: `fpu__exception_code`).
+    fn fpu_code(&self, vector: u64) -> i32 {
+        const X87: u64 = 16;
+        let words = self.saved_fpu();
+        // The control word is the first half, the status word the second; MXCSR has both in word 3.
+        let events = if vector == X87 { words[0] >> 16 & !words[0] } else { words[3] & !(words[3] >> 7) };
+        match events {
+            // FPE_FLTINV, FPE_FLTDIV, FPE_FLTOVF, FPE_FLTUND, FPE_FLTRES
+            events if events & 0x01 != 0 => 7,
+            events if events & 0x04 != 0 => 3,
+            events if events & 0x08 != 0 => 4,
+            events if events & 0x12 != 0 => 5,
+            events if events & 0x20 != 0 => 6,
+            _ => 0,
+        }
+    }
+
+    /// Gives the current task registers of the FPU that a program made.
+    pub fn load_fpu(&self, words: &[u64; fpu::FXSAVE_WORDS]) {
+        with_percpu(|percpu| {
+            self.fpu.set_words(words);
+            self.fpu.restore(percpu);
+        });
+    }
+
+    /// Gives the current task the FPU of a program that begins.
+    pub fn reset_fpu(&self) {
+        with_percpu(|percpu| {
+            self.fpu.reset();
+            self.fpu.restore(percpu);
+        });
     }
 
     /// Sets the GS base of the current task.
@@ -252,6 +305,11 @@ impl Process {
         self.zombie.load(Ordering::Acquire)
     }
 
+    /// A zombie on its way out.
+    fn is_unwanted_zombie(&self) -> bool {
+        self.is_zombie() && self.unwanted.load(Ordering::Acquire)
+    }
+
     /// Tasks that have not ended.
     #[expect(dead_code, reason = "/proc will tell it")]
     pub fn nr_threads(&self) -> u32 {
@@ -259,12 +317,10 @@ impl Process {
     }
 
     /// Changes the limits of memory.
-    #[expect(dead_code, reason = "setrlimit will use it")]
     pub fn with_limits<R>(&self, f: impl FnOnce(&mut Limits) -> R) -> R {
         f(&mut self.limits.lock())
     }
 
-    #[expect(dead_code, reason = "job control will use it")]
     /// Tells wait4 that it stopped by `signal`, or with 0 that it goes on, and wakes its parent (Linux: `do_notify_parent_cldstop`).
     pub fn report_stop(&self, signal: u32) {
         self.stopped.store(signal, Ordering::Release);

@@ -69,6 +69,16 @@ pub fn read_text(va: u64, buffer: &mut [u8]) -> Result<Option<usize>, Errno> {
     Ok(None)
 }
 
+/// Where a word of the process that runs here is, once it may use it so.
+///
+/// # Errors
+/// `EFAULT`.
+pub fn locate(va: u64, access: Access) -> Result<PhysAddr, Errno> {
+    let task = task::current().ok_or(Errno::Efault)?;
+    let mm = task.mm().ok_or(Errno::Efault)?;
+    fault_in(mm, &task.limits(), va, access).ok_or(Errno::Efault)
+}
+
 /// Where the byte at `va` is once the process may use it so; `None` where it may not.
 fn fault_in(mm: Id<Mm>, limits: &Limits, va: u64, access: Access) -> Option<PhysAddr> {
     let at = space::mm_of(mm);

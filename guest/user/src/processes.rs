@@ -7,9 +7,9 @@ use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::SeqCst};
 use crate::program::Checks;
 use crate::sys::{self, Out};
 
-const ECHILD: u64 = 10_u64.wrapping_neg();
-const EINVAL: u64 = 22_u64.wrapping_neg();
-const ESRCH: u64 = 3_u64.wrapping_neg();
+pub const ECHILD: u64 = 10_u64.wrapping_neg();
+pub const EINVAL: u64 = 22_u64.wrapping_neg();
+pub const ESRCH: u64 = 3_u64.wrapping_neg();
 const NOHANG: u64 = 1;
 const WNOWAIT: u64 = 0x0100_0000;
 const WEXITED: u64 = 4;
@@ -49,7 +49,7 @@ pub fn run(checks: &mut Checks) {
 }
 
 /// Runs `f` in a child, which ends with what it returns.
-fn child(f: impl FnOnce() -> u64) -> u64 {
+pub fn child(f: impl FnOnce() -> u64) -> u64 {
     match sys::fork() {
         0 => sys::exit_group(f()),
         pid => pid,
@@ -69,13 +69,13 @@ fn go(pid: u64) {
 }
 
 /// wait4 for `pid`: who it was and the status.
-fn wait(pid: u64, options: u64) -> (u64, u32) {
+pub fn wait(pid: u64, options: u64) -> (u64, u32) {
     let mut status = 0xdead;
     let who = sys::wait4(pid, Some(&mut status), options);
     (who, status)
 }
 
-const ANY: u64 = u64::MAX;
+pub const ANY: u64 = u64::MAX;
 
 fn statuses(checks: &mut Checks) {
     checks.check("without children wait4 is ECHILD", wait(ANY, 0).0 == ECHILD);
@@ -180,7 +180,7 @@ fn many(checks: &mut Checks) {
 }
 
 /// Starts thread `number`, which runs `f(number)`.
-fn thread(number: usize, f: extern "C" fn(u64) -> !) -> u64 {
+pub fn thread(number: usize, f: extern "C" fn(u64) -> !) -> u64 {
     // SAFETY: an address one past the stack, which is aligned.
     let top = unsafe { STACKS.0.get().cast::<u8>().add((number + 1) * STACK) } as u64;
     let block = &BLOCKS[number];
@@ -189,7 +189,7 @@ fn thread(number: usize, f: extern "C" fn(u64) -> !) -> u64 {
     sys::clone_thread(top, f, number as u64, TIDS[number].as_ptr() as u64, block.as_ptr() as u64)
 }
 
-fn join(number: usize) {
+pub fn join(number: usize) {
     while TIDS[number].load(SeqCst) != 0 {
         sys::sched_yield();
     }

@@ -3,10 +3,11 @@
 use core::arch::{asm, global_asm};
 use core::fmt;
 
-// The kernel enters with RSP = 16n + 8, as after a call.
-global_asm!(".globl _start", "_start:", "xor ebp, ebp", "jmp {main}", main = sym crate::program::main);
+// The kernel enters with RSP a multiple of 16, and the number of arguments there.
+global_asm!(".globl _start", "_start:", "xor ebp, ebp", "mov rsi, rsp", "call {main}", "ud2", main = sym crate::program::main);
 
-fn call(number: u64, arguments: [u64; 6]) -> u64 {
+/// Any call.
+pub fn call(number: u64, arguments: [u64; 6]) -> u64 {
     let result;
     // SAFETY: the calls of this program read its own live buffers, and change its address space only where
     // nothing is or where the caller mapped something for that.
@@ -252,6 +253,76 @@ pub fn vfork_store(word: *mut u64, value: u64, status: u64) -> u64 {
         );
     }
     result
+}
+
+// What a handler returns to.
+global_asm!(".globl signal_return", "signal_return:", "mov eax, 15", "syscall", "ud2");
+
+unsafe extern "C" {
+    fn signal_return();
+}
+
+/// Address of what a handler returns to.
+pub fn restorer() -> u64 {
+    signal_return as *const () as u64
+}
+
+/// Whether an SSE register keeps a value over `tgkill` of this thread with a signal whose handler changes it.
+pub fn sse_keeps_over_signal(value: u64, pid: u64, tid: u64, signal: u64) -> bool {
+    let found: u64;
+    // SAFETY: as for `sse_keeps`; the handler comes back with all registers.
+    unsafe {
+        asm!(
+            "movq xmm7, {value}",
+            "syscall",
+            "movq {found}, xmm7",
+            value = in(reg) value,
+            found = lateout(reg) found,
+            inout("rax") 234_u64 => _,
+            in("rdi") pid,
+            in("rsi") tid,
+            in("rdx") signal,
+            out("rcx") _,
+            out("r11") _,
+        );
+    }
+    found == value
+}
+
+/// Changes the SSE register that the others look at.
+pub fn spoil_sse() {
+    // SAFETY: SSE registers are not used otherwise.
+    unsafe { asm!("pcmpeqd xmm7, xmm7", options(nostack, nomem)) };
+}
+
+/// An instruction that traps.
+#[derive(Clone, Copy, Debug)]
+pub enum Trap {
+    /// Reads this address; two bytes long.
+    Read(u64),
+    /// Divides by zero; two bytes long.
+    Divide,
+    /// Undefined; two bytes long.
+    Undefined,
+    /// A breakpoint; one byte long, and the trap comes behind it.
+    Breakpoint,
+}
+
+/// Executes it. A handler goes on behind the instruction.
+pub fn trap(what: Trap) {
+    // SAFETY (all arms): a handler is there and changes no register but RIP.
+    match what {
+        // SAFETY: as above; the instruction reads to a register that is given up.
+        Trap::Read(address) => unsafe { asm!("mov al, [rdi]", in("rdi") address, out("rax") _) },
+        // SAFETY: as above.
+        Trap::Divide => unsafe {
+            asm!("div ecx", inout("rax") 1_u64 => _, inout("rdx") 0_u64 => _, in("rcx") 0_u64);
+        },
+        // SAFETY: as above.
+        Trap::Undefined => unsafe { asm!("ud2") },
+        // SAFETY: as above.
+        Trap::Breakpoint => unsafe { asm!("int3") },
+    }
 }
 
 /// Whether an SSE register keeps a value for so many turns of a loop.

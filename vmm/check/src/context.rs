@@ -205,8 +205,11 @@ impl<'a> Context<'a> {
             text.push_str(&format!(", slab of cache {}", page.mapping));
         } else if page.page_flags().contains(PageFlags::MOVABLE) {
             text.push_str(&format!(", movable, page {} of owner {}", page.index, page.mapping));
+        } else if page.mapping & Page::MAPPING_ANON != 0 {
+            let anon_vma = page.mapping & !Page::MAPPING_ANON;
+            text.push_str(&format!(", index {:#x} of anon_vma {anon_vma:#x}", page.index));
         } else if page.mapping != 0 {
-            text.push_str(&format!(", mapped by pid {} at {:#x}", page.mapping, page.index << 12));
+            text.push_str(&format!(", page {} of mapping {:#x}", page.index, page.mapping));
         }
         Some(text)
     }

@@ -19,6 +19,7 @@ mod claims;
 mod cma;
 mod compaction;
 mod context;
+mod cow;
 mod cpu;
 mod direct_map;
 mod e820;
@@ -26,15 +27,21 @@ mod frames;
 mod ledger;
 mod machine;
 mod memmap;
+mod mm;
 mod owner;
 mod pageblock;
 mod paging;
 mod pcp;
 mod pgtable;
+mod processes;
+mod pte;
+mod rmap;
 mod slab;
 #[cfg(test)]
 mod tests;
+mod tlb;
 mod topology;
+mod vma;
 mod vmalloc;
 mod watermark;
 mod zoneinfo;
@@ -54,6 +61,7 @@ use ledger::Ledger;
 pub use ledger::Rule;
 use machine::Machine;
 use paging::{Paging, write_back_frames};
+use processes::Processes;
 pub use zoneinfo::{LINUX_DEFAULTS, ZoneNumbers, linux_min_free_kbytes, zone_numbers};
 
 /// Every rule, in the order of reports.
@@ -131,6 +139,24 @@ pub const RULES: &[&Rule] = &[
     &vmalloc::OWNER,
     &vmalloc::STACK,
     &vmalloc::SLOTS,
+    &vma::LIST,
+    &vma::TREE,
+    &vma::COUNTS,
+    &vma::HEAP,
+    &vma::GUARD,
+    &pte::VMA,
+    &pte::WRITE,
+    &pte::EXEC,
+    &pte::ACCESS,
+    &rmap::REFCOUNT,
+    &rmap::LISTS,
+    &rmap::FINDS,
+    &cow::READ_ONLY,
+    &mm::RSS,
+    &mm::TABLES,
+    &mm::LOCKS,
+    &tlb::CPUMASK,
+    &tlb::PENDING,
     &owner::SINGLE,
     &owner::NONE,
     &owner::SUM,
@@ -209,7 +235,9 @@ fn audit_guest(context: &Context<'_>, mut ledger: Ledger) -> AuditReport {
         Paging::default()
     };
     vmalloc::run(context, &paging, ledger_ref);
-    let owners = owner::run(context, &paging, ledger_ref);
+    let processes = Processes::load(context);
+    processes::run(context, &processes, ledger_ref);
+    let owners = owner::run(context, &paging, &processes.uncounted, ledger_ref);
     memmap::run(context, &paging, owners.as_ref(), ledger_ref);
     let frames = count(&context.machine.ram);
     let stand_in =

@@ -11,7 +11,7 @@
 //! O4  `owner.agrees`: where a descriptor is initialised, its kind is the owner derived here. Frames
 //!     that break O1 or O2 are not counted twice.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use memvisor_abi::{NR_ORDERS, PAGE_SHIFT, PFN_NONE, Page, PageKind};
 use memvisor_inspect::section_start_pfn;
@@ -22,7 +22,7 @@ use crate::context::{Context, section_frames};
 use crate::frames::{Frames, clip, count, find, gaps, normalize};
 use crate::ledger::{Ledger, finding};
 use crate::paging::Paging;
-use crate::{Rule, vmalloc};
+use crate::{Rule, rmap, vmalloc};
 
 pub(crate) const SINGLE: Rule = Rule {
     name: "owner.single",
@@ -62,12 +62,22 @@ pub(crate) struct Owners {
 }
 
 /// Derives all owners and runs O1 to O4.
-pub(crate) fn run(context: &Context<'_>, paging: &Paging, ledger: &mut Ledger) -> Option<Owners> {
+pub(crate) fn run(
+    context: &Context<'_>,
+    paging: &Paging,
+    uncounted: &BTreeSet<u64>,
+    ledger: &mut Ledger,
+) -> Option<Owners> {
     if !context.needs_zones(ledger, &[&SINGLE, &NONE, &SUM, &AGREES]) {
         return None;
     }
-    let mut deriver =
-        Deriver { context, ledger, map: OwnerMap::new(&context.machine.ram), disputed: Vec::new() };
+    let mut deriver = Deriver {
+        context,
+        uncounted,
+        ledger,
+        map: OwnerMap::new(&context.machine.ram),
+        disputed: Vec::new(),
+    };
     deriver.claim_exact(paging);
     deriver.claim_allocated();
     deriver.claim_reserved();
@@ -91,6 +101,7 @@ impl Owners {
 
 struct Deriver<'d, 'a> {
     context: &'d Context<'a>,
+    uncounted: &'d BTreeSet<u64>,
     ledger: &'d mut Ledger,
     map: OwnerMap,
     disputed: Vec<Frames>,
@@ -119,10 +130,7 @@ impl Deriver<'_, '_> {
         for table in &paging.tables {
             self.claim_in_ram(Frames::from_count(table.gpa >> PAGE_SHIFT, 1), Owner::Table);
         }
-        for run in paging.runs.iter().filter(|run| run.access.user && !run.upper) {
-            // A device mapped for a program is no frame of RAM.
-            self.claim_in_ram(run.frames, Owner::User);
-        }
+        self.claim_user(paging);
         for (frames, owner) in vmalloc::owned(context, paging) {
             self.claim_in_ram(frames, owner);
         }
@@ -138,7 +146,23 @@ impl Deriver<'_, '_> {
         }
     }
 
-    /// Blocks that descriptors call allocated. Their owner is not published, so the descriptor is
+    /// What programs map, but for `uncounted` frames, which belong to others: the zero page, and what devices map.
+    fn claim_user(&mut self, paging: &Paging) {
+        let uncounted = self.uncounted;
+        let present = paging.runs.iter().filter(|run| run.access.user && !run.upper).map(|run| run.frames);
+        let absent = paging.absent_user.iter().map(|&pfn| Frames::from_count(pfn, 1));
+        for frames in present.chain(absent) {
+            let mut start = frames.start;
+            // A device mapped for a program is no frame of RAM.
+            for &pfn in uncounted.range(frames.start..frames.end.max(frames.start)) {
+                self.claim_in_ram(Frames::new(start, pfn), Owner::User);
+                start = pfn + 1;
+            }
+            self.claim_in_ram(Frames::new(start, frames.end), Owner::User);
+        }
+    }
+
+    /// Blocks that descriptors call allocated, and pages that mappings hold. Their owner is not published, so the descriptor is
     /// all there is; it still must not collide with what is derived from structures.
     fn claim_allocated(&mut self) {
         let context = self.context;
@@ -147,6 +171,8 @@ impl Deriver<'_, '_> {
             let owner = match PageKind::from_raw(page.kind) {
                 Some(PageKind::Allocated) => Owner::Allocated,
                 Some(PageKind::Slab) => Owner::Slab,
+                // A page of a cache that nobody maps.
+                Some(PageKind::User) if rmap::is_cached(context, page) => Owner::User,
                 _ => return,
             };
             if page.refcount > 0 {

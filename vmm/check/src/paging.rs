@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 
-use memvisor_abi::{E820Type, PAGE_SHIFT};
+use memvisor_abi::{E820Type, PAGE_SHIFT, PTE_MIGRATION, PTE_PROTNONE};
 use memvisor_inspect::ptdump::{Leaf, Span, Table, TreeProblem, Visitor, walk_tree};
 use memvisor_inspect::{Access, CpuRegisters, Entry, Levels, MemorySource, Walker};
 
@@ -77,8 +77,10 @@ pub(crate) struct Paging {
     pub tables: Vec<Table>,
     pub runs: Vec<Run>,
     pub problems: Vec<TreeProblem>,
-    /// Page-table entries in the user half that give ring 3 access, by frame.
+    /// Page-table entries in the user half that give ring 3 access, or would if their VMA allowed any, by frame.
     pub user_ptes: HashMap<u64, u32>,
+    /// Frames that entries of the user half name without being present.
+    pub absent_user: Vec<u64>,
     pub leaves: u64,
     pub entries: u64,
     /// Some root shares tables so much that its enumeration was given up.
@@ -219,6 +221,20 @@ impl Visitor for Gatherer<'_> {
                 self.close();
                 self.open = Some(run);
             }
+        }
+    }
+
+    fn absent(&mut self, va: u64, level: u32, entry: Entry) {
+        let raw = entry.as_u64();
+        let marked = level == 1 && raw & (PTE_PROTNONE | PTE_MIGRATION) != 0;
+        if !marked || va >> (self.levels.va_bits() - 1) & 1 == 1 {
+            return;
+        }
+        let pfn = (raw & Entry::ADDRESS) >> PAGE_SHIFT;
+        self.paging.absent_user.push(pfn);
+        if raw & PTE_PROTNONE != 0 {
+            let ptes = self.paging.user_ptes.entry(pfn).or_default();
+            *ptes = ptes.saturating_add(1);
         }
     }
 

@@ -99,7 +99,7 @@ pub(crate) const SHARED_KERNEL: Rule = Rule {
     name: "pgtable.shared-kernel",
     invariant: "all address spaces share the kernel's top-level entries",
     reads: "page tables, address_spaces",
-    seeded: &[],
+    seeded: &["kernel-half"],
     hint: "pgd_alloc; a kernel top-level entry made after it",
 };
 

@@ -4,12 +4,13 @@ use std::process::ExitCode;
 
 use anyhow::{Context, bail};
 use clap::Args;
-use memvisor_inspect::{Guest, trace::Names};
+use memvisor_inspect::{Guest, trace::Names, views::AddressView};
 use memvisor_report::Table;
 
 use super::{
-    out::{self, BadInput},
+    out::{self, BadInput, parse_address},
     run::{self, RunArgs},
+    source::SourceArgs,
 };
 use crate::{
     devices::ConsoleTarget,
@@ -26,7 +27,10 @@ Examples:
   memvisor explain --list                       the operations
   memvisor explain alloc-pages                  on the default machine
   memvisor explain zone-fallback -- numa4       on another
-  memvisor explain buddy-split --json           for a program";
+  memvisor explain buddy-split --json           for a program
+  memvisor explain cow                          copy on write after a fork
+  memvisor explain address 0x7ffff7ffa123       an address: indices a level, sign extension; and its walk in a running guest
+  memvisor explain address 0x400000 --pid 2 --vm lab";
 
 /// Arguments of `explain`.
 #[derive(Clone, Debug, Args)]
@@ -35,6 +39,14 @@ pub(super) struct ExplainArgs {
     /// The operation
     #[arg(required_unless_present = "list")]
     name: Option<String>,
+    /// With `address`: the virtual address to take apart
+    #[arg(value_parser = parse_address, required_if_eq("name", "address"))]
+    va: Option<u64>,
+    /// With `address`: walk the tables of this process
+    #[arg(long)]
+    pid: Option<u32>,
+    #[command(flatten)]
+    source: SourceArgs,
     /// List the operations
     #[arg(long)]
     list: bool,
@@ -51,6 +63,9 @@ pub(super) fn run(args: &ExplainArgs) -> anyhow::Result<ExitCode> {
         list(args.json)?;
         return Ok(ExitCode::SUCCESS);
     };
+    if let ("address", Some(va)) = (name, args.va) {
+        return address(args, va);
+    }
     let walk = explain::find(name).ok_or_else(|| {
         BadInput(format!("no operation is called {name:?}: `memvisor explain --list` names them"))
     })?;
@@ -100,6 +115,18 @@ fn look(vm: &Vm, name: &str, names: &mut Names, collector: &mut Collector) -> an
     collector.checkpoint(name, &guest, names)
 }
 
+/// What an address is made of, and where it leads in the guest that the arguments choose or that runs alone.
+fn address(args: &ExplainArgs, va: u64) -> anyhow::Result<ExitCode> {
+    let walk = match args.source.open() {
+        Ok(source) => Some(source.walker_of(args.pid)?.translate(source.memory(), va)),
+        Err(error) if args.source.is_chosen() || args.pid.is_some() => return Err(error),
+        // No guest runs: what an address is made of needs none.
+        Err(_) => None,
+    };
+    out::show(&AddressView::new(va, walk), args.json)?;
+    Ok(ExitCode::SUCCESS)
+}
+
 fn list(json: bool) -> std::io::Result<()> {
     if json {
         return out::json(&WALKS);
@@ -108,5 +135,9 @@ fn list(json: bool) -> std::io::Result<()> {
     for walk in WALKS {
         table.row([walk.name, walk.about]);
     }
+    table.row([
+        "address VA",
+        "an address: indices by level, sign extension, 48 and 57 bits; and its walk in a guest that runs",
+    ]);
     out::text(&table)
 }

@@ -7,9 +7,9 @@ use clap::{Args, Subcommand};
 use memvisor_inspect::{
     ptdump::{PtDump, Span},
     views::{
-        BuddyView, CmaView, CompactionView, CpusView, E820View, LayoutView, MapView, MemblockView, NumaView,
-        NumastatView, PageView, PagetypesView, PcpView, ProcView, SlabView, StacksView, TasksView,
-        TranslateView, VmallocView, VmstatView, ZonelistsView, ZonesView,
+        BuddyView, CmaView, CompactionView, CpusView, E820View, LayoutView, MapView, MapsView, MemblockView,
+        NumaView, NumastatView, PageView, PagetypesView, PcpView, ProcView, PsView, RmapView, SlabView,
+        StacksView, TasksView, TlbView, TranslateView, VmallocView, VmstatView, ZonelistsView, ZonesView,
     },
 };
 use serde::Serialize;
@@ -17,7 +17,7 @@ use serde::Serialize;
 use super::{
     map::{self, Canvas},
     out::{self, parse_address},
-    source::{Source, SourceArgs},
+    source::{self, Source, SourceArgs},
 };
 
 const AFTER_HELP: &str = "\
@@ -27,6 +27,8 @@ Examples:
   memvisor inspect pagetables --va 0xffff800000000000..0xffff900000000000
   memvisor inspect page 0x1a400 --dump guest.core --json
   memvisor inspect map --svg frames.svg --vm lab
+  memvisor inspect maps 2 --smaps                            what a process maps, and what of it is resident
+  memvisor inspect page 0x1a400 --rmap                       every entry of every process that maps the frame
   memvisor inspect pagetables --mem ram.mem --mem high.mem@0x100000000 --cr3 0x2000 --la57";
 
 /// Arguments of `inspect`.
@@ -106,18 +108,40 @@ enum View {
         /// Page frame number
         #[arg(value_parser = parse_address)]
         pfn: u64,
+        /// Every entry of user space that maps it instead: found by a walk of all page tables, and by the lists that the
+        /// guest itself follows from the page (anon_vma or mapping); differences are named
+        #[arg(long)]
+        rmap: bool,
     },
+    /// Tasks and processes: state, CPU, size, resident pages, page tables, faults
+    Ps,
+    /// Memory of a process, as the guest's /proc/PID/maps must read
+    Maps {
+        /// Process
+        pid: u32,
+        /// What of each VMA is resident, shared, dirty and referenced, counted from the page tables of all processes
+        #[arg(long)]
+        smaps: bool,
+    },
+    /// What each CPU may hold translations of: its CR3, what the guest believes of it, flushes that wait
+    Tlb,
     /// Mapped ranges, merged by attributes, with findings
     Pagetables {
         /// Only these addresses, both ends included
         #[arg(long, value_name = "A..B", value_parser = parse_span)]
         va: Option<Span>,
+        /// Tables of this process instead of a CPU's
+        #[arg(long, conflicts_with_all = ["cr3", "vcpu"])]
+        pid: Option<u32>,
     },
     /// The walk of a virtual address, with the host behind each table
     Translate {
         /// Virtual address
         #[arg(value_parser = parse_address)]
         va: u64,
+        /// Tables of this process instead of a CPU's
+        #[arg(long, conflicts_with_all = ["cr3", "vcpu"])]
+        pid: Option<u32>,
     },
 }
 
@@ -175,14 +199,20 @@ pub(super) fn run(args: &InspectArgs) -> anyhow::Result<ExitCode> {
                 map::show(&view, canvas, *layer, svg.as_deref())?;
             }
         }
-        View::Page { pfn } => show(source, json, |s| Ok(PageView::new(&s.guest()?, *pfn)?))?,
-        View::Pagetables { va } => show(source, json, |s| {
+        View::Ps => show(source, json, |s| Ok(PsView::new(&s.guest()?)?))?,
+        View::Maps { pid, smaps } => show(source, json, |s| {
+            MapsView::new(&s.guest()?, *pid, *smaps)?.with_context(|| source::no_process(*pid))
+        })?,
+        View::Tlb => show(source, json, |s| Ok(TlbView::new(&s.guest()?, &s.registers)?))?,
+        View::Page { pfn, rmap: true } => show(source, json, |s| Ok(RmapView::new(&s.guest()?, *pfn)?))?,
+        View::Page { pfn, rmap: false } => show(source, json, |s| Ok(PageView::new(&s.guest()?, *pfn)?))?,
+        View::Pagetables { va, pid } => show(source, json, |s| {
             // Where the layout is not published, ranges have no names; they are as right.
             let layout = s.guest().and_then(|guest| Ok(guest.layout()?)).unwrap_or_default();
-            Ok(PtDump::new(&s.walker()?, s.memory(), va.unwrap_or(Span::ALL), &layout))
+            Ok(PtDump::new(&s.walker_of(*pid)?, s.memory(), va.unwrap_or(Span::ALL), &layout))
         })?,
-        View::Translate { va } => show(source, json, |s| {
-            Ok(TranslateView::new(s.walker()?.translate(s.memory(), *va), s.stage2()))
+        View::Translate { va, pid } => show(source, json, |s| {
+            Ok(TranslateView::new(s.walker_of(*pid)?.translate(s.memory(), *va), s.stage2()))
         })?,
     }
     Ok(ExitCode::SUCCESS)

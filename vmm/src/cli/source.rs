@@ -58,6 +58,11 @@ enum Memory {
 }
 
 impl SourceArgs {
+    /// Whether a source was asked for, rather than the only guest that runs.
+    pub(super) fn is_chosen(&self) -> bool {
+        self.vm.is_some() || self.dump.is_some() || !self.mem.is_empty()
+    }
+
     pub(super) fn open(&self) -> anyhow::Result<Source> {
         let depth = if self.la57 { 5 } else { 4 };
         let cr3 = self.cr3.zip(Levels::new(depth));
@@ -115,6 +120,11 @@ fn parse_mem(text: &str) -> Result<(PathBuf, u64), BadInput> {
     }
 }
 
+/// Nobody has that number.
+pub(super) fn no_process(pid: u32) -> String {
+    format!("no process {pid} has an address space: `memvisor inspect ps` lists those that have")
+}
+
 impl Source {
     pub(super) fn memory(&self) -> &dyn MemorySource {
         match &self.memory {
@@ -138,6 +148,14 @@ impl Source {
             "this guest publishes no root descriptor: only the page-table views (pagetables, translate) and, with the VMM's facts, e820 and numa can be shown",
         )?;
         Ok(Guest::attach(self.memory(), root)?)
+    }
+
+    /// A walker of the tables of a process, or of those that were asked for.
+    pub(super) fn walker_of(&self, pid: Option<u32>) -> anyhow::Result<Walker> {
+        let Some(pid) = pid else { return self.walker() };
+        let guest = self.guest()?;
+        let space = guest.address_spaces()?.into_iter().find(|space| space.pid == pid);
+        Ok(guest.space_walker(space.with_context(|| no_process(pid))?.pgd_pfn))
     }
 
     /// A walker of the page tables that were asked for.

@@ -83,6 +83,41 @@ pub const WALKS: &[Walk] = &[
         about: "alloc_pages(GFP_KERNEL, 2) below the min watermarks: kswapd, compaction, reclaim, retry; then the failure",
         events: "reclaim,compaction,alloc,explain,!__free*,!free_*,!mm_page_free*,!buddy_*,!mm_page_pcpu_drain",
     },
+    Walk {
+        name: "first-touch",
+        about: "malloc(4096): brk makes a VMA and no page; the first write faults, and a frame of zeroes is mapped",
+        events: "fault,alloc_pages,mm_page_alloc,mm_page_free,explain",
+    },
+    Walk {
+        name: "cow",
+        about: "a page that a child shares after fork: its write copies it, the parent's finds it alone",
+        events: "fault,alloc_pages,mm_page_alloc,mm_page_free,explain",
+    },
+    Walk {
+        name: "fork",
+        about: "dup_mmap: VMAs and entries are copied and lose the right to write, pages stay; the child ends",
+        events: "fault,mm_page_alloc,mm_page_free,explain",
+    },
+    Walk {
+        name: "stack-growth",
+        about: "a write below the stack moves its start down; one below RLIMIT_STACK is refused",
+        events: "fault,mm_page_alloc,explain",
+    },
+    Walk {
+        name: "mmap",
+        about: "two mappings side by side are one VMA; mprotect of one page splits it; munmap takes all",
+        events: "fault,explain",
+    },
+    Walk {
+        name: "segv",
+        about: "a read where nothing is mapped (SEGV_MAPERR), a write to read-only memory (SEGV_ACCERR)",
+        events: "fault,explain",
+    },
+    Walk {
+        name: "load-program",
+        about: "execve: segments of the file become VMAs, and pages come with the first instruction and the first push",
+        events: "fault,mm_page_alloc,explain",
+    },
 ];
 
 /// The operation of a name.

@@ -251,6 +251,52 @@ const SENTENCES: &[(EventId, &str)] = &[
     (PageFaultRet, "{ok?Frame {pfn} is there now.|It may not: a signal follows.}"),
     (SchedSwitch, "Task {next_pid} runs instead of {prev_pid}."),
     (ExplainMark, "Part {part}, stage {stage}."),
+    (
+        HandleMmFault,
+        "A fault at {address}: {write?a write|{exec?a fetch of an instruction|a read}}{present?, which an entry that is there refused.|.}",
+    ),
+    (HandleMmFaultRet, "The fault ends so: {outcome}."),
+    (
+        VmaFound,
+        "{address} lies in the VMA {start} to {end}, which {write?may be written|may not be written} and {exec?may be executed|may not be executed}.",
+    ),
+    (
+        AnonVmaPrepare,
+        "The VMA at {start} gets an anon_vma, from which its pages' entries can be found again.",
+    ),
+    (DoAnonymousPage, "Private memory that nobody touched yet: a page of zeroes is needed at {address}."),
+    (DoAnonymousPageRet, "{pfn?Frame {pfn} is mapped.|Nothing is mapped.}"),
+    (DoFault, "Page {pgoff} of a mapping is needed at {address}{write?, as a copy that can be written.|.}"),
+    (DoFaultRet, "{pfn?Frame {pfn} is mapped.|Nothing is mapped.}"),
+    (
+        DoWpPage,
+        "The VMA may be written, the entry of {address} not yet: frame {pfn} is mapped {mappings} times.",
+    ),
+    (
+        DoWpPageRet,
+        "{reused?Nobody else has it: it is written in place.|The writer has a copy of its own now, frame {pfn}.}",
+    ),
+    (SetPte, "The entry of {address} leads to frame {pfn}, {write?writable|read-only}."),
+    (
+        ExpandStack,
+        "{ok?The stack that began at {start} begins at {address} now.|The stack at {start} may not grow down to {address}.}",
+    ),
+    (
+        MmapRegion,
+        "{len} from {address} on become a VMA, {write?writable|not writable}, {exec?executable|not executable}.",
+    ),
+    (
+        MmapRegionRet,
+        "{ok?{merged?A neighbour of the same kind took them: there is no VMA more.|It is a VMA of its own.}|It failed.}",
+    ),
+    (UnmapRegion, "What is mapped from {start} to {end} goes: entries, then translations, then pages."),
+    (SplitVma, "The VMA {start} to {end} is split at {address}."),
+    (DupMmap, "The address space is copied: {vmas} VMAs."),
+    (DupMmapRet, "{ok?The copy is complete.|There was no memory for all of it.}"),
+    (
+        CopyPageRange,
+        "Entries from {start} to {end} are copied; {cow?both sides lose the right to write, so that the first write makes a copy|writes of one are seen by the other}.",
+    ),
 ];
 
 /// What a record says, in a sentence.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use memvisor_abi::{FreeArea, VmEvent, Zone, ZoneKind};
 use memvisor_inspect::{
-    Guest, GuestError, MemorySource,
+    Guest, GuestError, MemorySource, MmSpace,
     views::{PcpRow, PcpView, SlabView, VmallocView},
 };
 use serde::Serialize;
@@ -42,6 +42,7 @@ impl Snapshot {
             numbers.insert(format!("node {node} zone {zone}: pages on CPU {cpu}'s lists"), count.into());
         }
         add_vmalloc(&mut numbers, &VmallocView::new(guest)?);
+        add_spaces(&mut numbers, &guest.mm_spaces()?);
         for cache in SlabView::new(guest, None, false)?.caches {
             let mut add = |what: &str, value| numbers.insert(format!("cache {}: {what}", cache.name), value);
             add("slabs", cache.num_slabs);
@@ -94,6 +95,19 @@ fn add_vmalloc(numbers: &mut BTreeMap<String, u64>, view: &VmallocView) {
         };
         add("mapped", window.mapped);
         add("in use", window.used);
+    }
+}
+
+fn add_spaces(numbers: &mut BTreeMap<String, u64>, spaces: &[MmSpace]) {
+    for space in spaces {
+        let mm = &space.mm;
+        let mut add = |what: &str, value| numbers.insert(format!("pid {}: {what}", space.space.pid), value);
+        add("VMAs", mm.map_count.into());
+        add("pages of address space", mm.total_vm);
+        add("resident pages, anonymous", mm.rss.first().copied().unwrap_or(0));
+        add("resident pages, of mappings", mm.rss.last().copied().unwrap_or(0));
+        add("page tables", mm.table_pages);
+        add("minor faults", mm.min_flt);
     }
 }
 

@@ -23,6 +23,17 @@ pub(super) fn is_mark(line: &str) -> bool {
         || line.trim() == "node distances:"
 }
 
+/// Whether the kernel stamped this line with seconds since its start, as in `[ 6062.319619] `: a log that may have lost its
+/// beginning.
+pub(super) fn is_stamped(line: &str) -> bool {
+    let stamp =
+        line.strip_prefix('[').and_then(|rest| rest.split_once("] ")).map(|(stamp, _)| stamp.trim_start());
+    stamp.and_then(|stamp| stamp.split_once('.')).is_some_and(|(seconds, fraction)| {
+        let digits = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+        digits(seconds) && digits(fraction) && fraction.len() == 6
+    })
+}
+
 /// Takes all claims of a log.
 pub(super) fn read(file: &Arc<str>, text: &str, claims: &mut Claims) {
     let mut log = Log::default();

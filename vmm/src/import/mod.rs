@@ -62,7 +62,7 @@ pub enum ImportError {
     },
     /// No source says where RAM is.
     #[error(
-        "no source has a memory map; add a dmesg from the start of the boot (lines BIOS-e820), /sys/firmware/memmap, or /proc/iomem read as root"
+        "no source has a memory map; add /sys/firmware/memmap, /proc/iomem read as root, or a dmesg with the start of the boot (lines BIOS-e820): where the kernel's log has lost it, /var/log/dmesg or `journalctl -kb` may have it"
     )]
     NoMap,
     /// The machine is one that memvisor cannot build, even bent.

@@ -117,7 +117,7 @@ fn detect(text: &str) -> Option<Kind> {
     if text.lines().any(dmesg::is_mark) {
         return Some(Kind::Dmesg);
     }
-    text.lines().find_map(|line| {
+    let known = text.lines().find_map(|line| {
         if acpi::dump_header(line).is_some() {
             Some(Kind::Acpidump)
         } else if line.contains("/memmap/") || sysfs::is_memmap(line) {
@@ -129,7 +129,8 @@ fn detect(text: &str) -> Option<Kind> {
         } else {
             None
         }
-    })
+    });
+    known.or_else(|| text.lines().any(dmesg::is_stamped).then_some(Kind::Dmesg))
 }
 
 fn read_directory(path: &Path, name: &str, claims: &mut Claims) -> Result<Kind, ImportError> {

@@ -242,7 +242,9 @@ SRAT: Node 3 PXM 7 [mem 0x00000000-0xffffffffffffffff] hotplug
 fn unknown_and_empty_sources_are_refused_by_name() {
     for (text, wanted) in [
         ("hello\nworld\n", "x is nothing that can be imported"),
+        ("[1] hello\n", "x is nothing that can be imported"),
         ("smpboot: x\n", "no source has a memory map"),
+        ("[ 6062.319619] eth0: link up\n", "journalctl -kb"),
     ] {
         let error = import(&texts(&[("x", text)]), "m.toml").expect_err(text);
         assert!(error.to_string().contains(wanted), "{error}");

@@ -99,9 +99,8 @@ impl Qmp {
     pub fn registers(&mut self, cpus: u32) -> Result<Vec<CpuRegisters>, QmpError> {
         let mut all = Vec::new();
         for index in 0..cpus {
-            self.monitor(&format!("cpu {index}"))?;
             let command = "info registers".to_owned();
-            let answer = self.monitor(&command)?;
+            let answer = self.monitor_of(&command, index)?;
             match read_registers(index, &answer) {
                 Some(registers) => all.push(registers),
                 None => {
@@ -110,13 +109,17 @@ impl Qmp {
                 }
             }
         }
-        // `gva2gpa` means the CPU that was chosen last.
-        self.monitor("cpu 0")?;
         Ok(all)
     }
 
     fn monitor(&mut self, line: &str) -> Result<String, QmpError> {
-        let answer = self.execute("human-monitor-command", &json!({ "command-line": line }))?;
+        self.monitor_of(line, 0)
+    }
+
+    /// Each command has a monitor of its own, so the monitor's `cpu N` would choose for nobody.
+    fn monitor_of(&mut self, line: &str, cpu: u32) -> Result<String, QmpError> {
+        let command = json!({ "command-line": line, "cpu-index": cpu });
+        let answer = self.execute("human-monitor-command", &command)?;
         match answer {
             Value::String(text) => Ok(text),
             other => Err(QmpError::Answer { command: line.to_owned(), answer: other.to_string() }),

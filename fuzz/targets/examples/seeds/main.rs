@@ -3,6 +3,7 @@
 //!     cargo run -p memvisor-fuzz-targets --example seeds
 
 mod import;
+mod initramfs;
 
 use std::fs;
 use std::io::Cursor;
@@ -44,6 +45,9 @@ fn main() {
     }
     for (name, bytes) in import::seeds() {
         put("import", name, &bytes);
+    }
+    for (name, bytes) in initramfs::seeds() {
+        put("initramfs", name, &bytes);
     }
     for (name, bytes) in GUESTS {
         put("guest_descriptors", name, bytes);

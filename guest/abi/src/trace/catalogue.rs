@@ -394,6 +394,47 @@ macro_rules! for_each_event {
     139 AllocPagesRetry "alloc_pages_retry" "" Reclaim Point {
         round: Count, reason: Byte, no_progress_loops: Int, reclaimed: Pages
     }
+
+    // Memory of processes (Linux: mm/memory.c, mm/mmap.c, mm/rmap.c, kernel/fork.c).
+
+    /// A fault in user space is to be met; `present` if the entry was there and refused the access.
+    140 HandleMmFault "handle_mm_fault" "" Fault Enter { address: Addr, write: Bool, exec: Bool, present: Bool }
+    /// How: 1 minor, 2 major, 3 nothing to do, 4 the page is being moved, 5 SEGV_MAPERR, 6 SEGV_ACCERR, 7 BUS_ADRERR, 8 no memory.
+    141 HandleMmFaultRet "handle_mm_fault" "" Fault Exit { outcome: Byte }
+    /// The VMA that holds the address, and what it allows.
+    142 VmaFound "find_vma" "" Fault Point { address: Addr, start: Addr, end: Addr, write: Bool, exec: Bool }
+    /// A VMA gets what its own pages are found from.
+    143 AnonVmaPrepare "anon_vma_prepare" "" Fault Point { start: Addr }
+    /// Private memory without a page yet.
+    144 DoAnonymousPage "do_anonymous_page" "" Fault Enter { address: Addr }
+    /// The page.
+    145 DoAnonymousPageRet "do_anonymous_page" "" Fault Exit { pfn: MaybePfn }
+    /// Memory of a mapping without an entry yet.
+    146 DoFault "do_fault" "" Fault Enter { address: Addr, pgoff: Count, write: Bool }
+    /// The page, the mapping's or a copy of it.
+    147 DoFaultRet "do_fault" "" Fault Exit { pfn: MaybePfn }
+    /// A write to a page whose entry does not allow it, although the VMA does.
+    148 DoWpPage "do_wp_page" "" Fault Enter { address: Addr, pfn: Pfn, mappings: Count }
+    /// The page that is written to now: the same one, or a copy.
+    149 DoWpPageRet "do_wp_page" "" Fault Exit { reused: Bool, pfn: MaybePfn }
+    /// An entry is written.
+    150 SetPte "set_pte_at" "" Fault Point { address: Addr, pfn: Pfn, write: Bool }
+    /// A stack begins lower, or may not.
+    151 ExpandStack "expand_stack" "" Fault Point { start: Addr, address: Addr, ok: Bool }
+    /// A range of addresses gets a VMA.
+    152 MmapRegion "mmap_region" "" Fault Enter { address: Addr, len: Bytes, write: Bool, exec: Bool }
+    /// Whether a neighbour took it.
+    153 MmapRegionRet "mmap_region" "" Fault Exit { ok: Bool, merged: Bool }
+    /// A range of addresses is unmapped.
+    154 UnmapRegion "unmap_region" "" Fault Point { start: Addr, end: Addr }
+    /// A VMA becomes two.
+    155 SplitVma "split_vma" "" Fault Point { start: Addr, address: Addr, end: Addr }
+    /// An address space is copied for a fork.
+    156 DupMmap "dup_mmap" "" Fault Enter { vmas: Count }
+    /// Whether there was memory enough.
+    157 DupMmapRet "dup_mmap" "" Fault Exit { ok: Bool }
+    /// Entries of a VMA are copied; of a private one both sides lose the right to write.
+    158 CopyPageRange "copy_page_range" "" Fault Point { start: Addr, end: Addr, cow: Bool }
         }
     };
 }

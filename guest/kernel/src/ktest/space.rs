@@ -2,23 +2,26 @@
 
 use core::sync::atomic::Ordering;
 
-use mm_core::{Gfp, MemMap, Order, PAGE_SIZE, PageAlloc, Pfn, PhysAddr};
+use mm_core::{Gfp, MemMap, Order, PAGE_SIZE, PageAlloc, Pfn, PhysAddr, VirtAddr};
 use mm_vma::{
     Errno, Fault, Id, Kernel, Layout, Limits, MapFlags, Mm, MmapRequest, ProtFlags, Space, Unmapped, audit,
     dup_mmap, for_each_pte, handle_fault, put_page, remove_migration_ptes, try_to_migrate,
 };
 
 use super::{Failure, Test, check};
+use crate::arch::regs;
 use crate::mm::layout::levels;
 use crate::mm::page_alloc;
-use crate::mm::space::{self, Spaces};
+use crate::mm::phys;
+use crate::mm::space::{self, Spaces, tlb};
 use crate::uaccess;
 
-pub const TESTS: [(&str, Test); 4] = [
+pub const TESTS: [(&str, Test); 5] = [
     ("fork_shares_pages_until_one_side_writes", fork_shares_pages_until_one_side_writes),
     ("a_page_moves_under_two_address_spaces", a_page_moves_under_two_address_spaces),
     ("a_stack_grows_to_its_limit_and_no_further", a_stack_grows_to_its_limit_and_no_further),
     ("address_spaces_give_everything_back", address_spaces_give_everything_back),
+    ("a_lost_flush_shows_a_page_of_the_past", a_lost_flush_shows_a_page_of_the_past),
 ];
 
 const PAGES: u64 = 8;
@@ -143,6 +146,45 @@ fn a_stack_grows_to_its_limit_and_no_further() -> Outcome {
     sound(mm)?;
     space::mm_free(mm);
     Ok(())
+}
+
+/// Pages that were unmapped and mapped anew without a flush: the CPU still reads the old ones, which by then are somebody else's. Here
+/// they are held back.
+fn a_lost_flush_shows_a_page_of_the_past() -> Outcome {
+    let mm = new()?;
+    // The second page keeps the page tables.
+    let va = map(mm, 0, 2, MapFlags::empty())?;
+    write(mm, va, 1)?;
+    write(mm, va + PAGE_SIZE, 1)?;
+    let old = frame(mm, va)?;
+    let held = MemMap::page(&Spaces, old).ok_or(Failure::Wrong("a page has a descriptor"))?;
+    held.references().fetch_add(1, Ordering::Relaxed);
+    let look = || regs::with_user_access(|| phys::read_mapped(VirtAddr::new(va)) & 0xff);
+    let flags = regs::irq_save();
+    tlb::use_mm(mm);
+    let before = look();
+    let replaced = space::losing_flushes(|| {
+        lock(mm).munmap(va, PAGE_SIZE).map_err(wrong("munmap failed"))?;
+        map(mm, va, 1, MapFlags::FIXED)?;
+        write(mm, va, 2)
+    });
+    let without_flush = look();
+    regs::invlpg(va);
+    let after = look();
+    tlb::leave_mm();
+    regs::irq_restore(flags);
+    replaced?;
+    let moved = frame(mm, va)? != old;
+    put_page(&Spaces, old);
+    sound(mm)?;
+    space::mm_free(mm);
+    check(moved && before == 1, "the page is not the one that was written")?;
+    check(after == 2, "a flush did not drop the translation")?;
+    match without_flush {
+        1 => Ok(()),
+        2 => Err(Failure::Skip("this CPU walks the tables at every access, so nothing is ever stale")),
+        _ => Err(Failure::Wrong("the read gave neither the old page nor the new one")),
+    }
 }
 
 fn free_pages() -> u64 {

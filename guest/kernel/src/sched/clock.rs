@@ -88,11 +88,15 @@ fn by_apic() -> (u64, u64) {
 
 /// Nanoseconds since boot; never goes back on one CPU (Linux: `ktime_get`).
 pub fn now() -> u64 {
+    ns_of(regs::rdtsc().saturating_sub(BOOT.load(Ordering::Relaxed)))
+}
+
+/// Nanoseconds of so many cycles of the time-stamp counter.
+pub fn ns_of(cycles: u64) -> u64 {
     let mult = match MULT.load(Ordering::Acquire) {
         0 => measure(),
         mult => mult,
     };
-    let cycles = regs::rdtsc().saturating_sub(BOOT.load(Ordering::Relaxed));
     u64::try_from((u128::from(cycles) * u128::from(mult)) >> SHIFT).unwrap_or(u64::MAX)
 }
 

@@ -89,6 +89,9 @@ const UNUSED: TaskInfo = TaskInfo {
     kmap_depth: 0,
     pinned: 0,
     name: [0; 16],
+    mm: 0,
+    tgid: 0,
+    ppid: 0,
 };
 const NO_INFO: TaskInfo = TaskInfo { pinned: ANY_CPU, ..UNUSED };
 
@@ -417,6 +420,12 @@ pub fn set_allowed(number: usize, allowed: CpuMask) {
 /// Name of a task, as it is published (Linux: `comm`).
 pub fn comm(number: usize) -> [u8; 16] {
     SCHED.lock().slots[number].info.name
+}
+
+/// Publishes whose task it is: its address space (0 for none), its process and that one's parent.
+pub fn publish_process(number: usize, mm: u64, tgid: u32, ppid: u32) {
+    let info = &mut SCHED.lock().slots[number].info;
+    (info.mm, info.tgid, info.ppid) = (mm, tgid, ppid);
 }
 
 /// Gives a task a name of at most 15 bytes.

@@ -38,7 +38,6 @@ impl WaitQueue {
         self.wait(condition, || None);
     }
 
-    #[expect(dead_code, reason = "for device waits")]
     /// [`WaitQueue::wait_event`] until `deadline` at most, in nanoseconds since boot (Linux: `wait_event_timeout`).
     pub fn wait_timeout(
         &self,

@@ -3,13 +3,13 @@
 use alloc::sync::Arc;
 use core::sync::atomic::Ordering;
 
-use mm_vma::{Id, Mm};
+use mm_vma::{Errno, Id, Mm};
 
 use super::registry::REGISTRY;
-use super::{Current, GROUP_EXIT, Process, Task, current, hooks, registry, work};
+use super::{Current, GROUP_EXIT, Process, Task, current, find_process, hooks, registry, work};
 use crate::arch::{fpu, regs};
 use crate::mm::space::{self, tlb};
-use crate::{sched, uaccess};
+use crate::{futex, sched, signal, uaccess};
 
 /// Number of the process that adopts orphans.
 const INIT: u32 = 1;
@@ -17,28 +17,28 @@ const INIT: u32 = 1;
 /// Ends the process with a status as wait4 gives it: all its tasks end (Linux: `do_group_exit`).
 pub fn do_group_exit(status: u32) -> ! {
     if let Some(task) = current() {
-        let wanted = GROUP_EXIT | u64::from(status);
-        // Whoever is first decides the status.
-        let first =
-            task.process.group_exit.compare_exchange(0, wanted, Ordering::AcqRel, Ordering::Acquire).is_ok();
-        if first {
-            zap_other_threads(&task);
-        }
+        signal::group_exit(&task, status);
     }
     do_exit(status)
 }
 
-/// Makes all other tasks of the process end; they have not when this returns (Linux: `zap_other_threads`).
-pub fn zap_other_threads(task: &Task) {
-    kick_tasks(task.process.pid, |other| other.tid != task.tid);
+/// Ends the other tasks of the process and waits until they have, because the current one begins another program (Linux:
+/// `de_thread`).
+///
+/// # Errors
+/// `EAGAIN` if the process ends, or another task was first.
+pub fn end_others(task: &Current) -> Result<(), Errno> {
+    let process = &task.process;
+    signal::begin_exec(task)?;
+    let alone = || process.live.load(Ordering::Acquire) == 1;
+    process.ended.wait_killable(&sched::task_context(), alone);
+    if alone() { Ok(()) } else { Err(Errno::Eagain) }
 }
 
 #[expect(dead_code, reason = "SIGKILL will use it")]
 /// Ends a process from outside with a status as wait4 gives it, as SIGKILL does (Linux: `complete_signal` for a fatal signal).
 pub fn kill_process(process: &Process, status: u32) {
-    let wanted = GROUP_EXIT | u64::from(status);
-    // Whoever was first decided the status.
-    let _ = process.group_exit.compare_exchange(0, wanted, Ordering::AcqRel, Ordering::Acquire);
+    process.decide_exit(status);
     kick_tasks(process.pid, |_| true);
 }
 
@@ -58,6 +58,9 @@ fn kick_tasks(pid: u32, which: impl Fn(&Task) -> bool) {
 /// `do_exit`).
 pub fn do_exit(status: u32) -> ! {
     if let Some(task) = current() {
+        if task.mm().is_some() {
+            futex::exit_robust_list(&task);
+        }
         exit_mm(&task);
         task.files.exit(&task);
         exit_notify(&task, status);
@@ -93,6 +96,15 @@ pub(super) fn release_mm(task: &Task) {
     complete_vfork(task);
 }
 
+impl Process {
+    /// Decides how the process ends, as wait4 gives it, if that is not decided.
+    pub fn decide_exit(&self, status: u32) {
+        let wanted = GROUP_EXIT | u64::from(status);
+        // Whoever was first decided.
+        let _ = self.group_exit.compare_exchange(0, wanted, Ordering::AcqRel, Ordering::Acquire);
+    }
+}
+
 impl Task {
     /// Gives the current task another address space for the one it has, if it has one (Linux: `exec_mmap`). The registers of ring 3 are
     /// those of a program that begins.
@@ -110,6 +122,7 @@ impl Task {
         });
         self.clear_child_tid.store(0, Ordering::Relaxed);
         self.robust_list.store(0, Ordering::Relaxed);
+        self.process.signals.exec(self.tid, self.tid);
         self.process.has_execed.store(true, Ordering::Relaxed);
     }
 }
@@ -124,16 +137,23 @@ pub(super) fn complete_vfork(task: &Task) {
 /// Tells everybody who must know (Linux: `exit_notify`).
 fn exit_notify(task: &Current, status: u32) {
     let process = Arc::clone(&task.process);
+    signal::task_ends(task);
     if !task.is_leader() {
         drop(registry::forget_task(task.tid));
     }
+    process.add_dead(task);
     task.dead.store(true, Ordering::Release);
     if process.live.fetch_sub(1, Ordering::AcqRel) != 1 {
+        // Who begins a new program waits for that.
+        process.ended.wake_up_all();
         return;
     }
     let group = process.group_exit.load(Ordering::Acquire);
     #[expect(clippy::cast_possible_truncation, reason = "the low half is the status")]
     let status = if group & GROUP_EXIT != 0 { group as u32 } else { status };
+    // Asked before anybody can find the zombie: one that nobody waits for is never found.
+    let end = find_process(process.parent()).map(|parent| signal::end_of_child(&parent, &process));
+    process.unwanted.store(end.is_some_and(|end| end.reap), Ordering::Release);
     let parent = {
         let registry = REGISTRY.lock();
         let heir = heir(&registry, &process);
@@ -150,7 +170,10 @@ fn exit_notify(task: &Current, status: u32) {
         registry.process(process.parent()).cloned()
     };
     if let Some(parent) = parent {
-        if parent.signals.child_ended(&parent, &process) {
+        if let Some(end) = end {
+            signal::child_ended(&parent, &process, status, end);
+        }
+        if process.unwanted.load(Ordering::Acquire) {
             super::wait::release(&process);
         }
         parent.children.wake_up_all();

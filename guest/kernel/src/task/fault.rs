@@ -3,22 +3,14 @@
 
 use core::sync::atomic::Ordering;
 
+use guest_process::signal::{SigInfo, Signal, code};
 use mm_vma::{Access, Done, Fault, Kernel, handle_fault};
 
-use super::{FAULTS, current, do_exit, do_group_exit, hooks, work};
+use super::{Current, FAULTS, current, do_exit, do_group_exit, work};
 use crate::arch::regs;
 use crate::arch::trap::{self, TrapFrame};
 use crate::mm::space::Spaces;
-use crate::{println, sched};
-
-const SIGILL: u32 = 4;
-const SIGTRAP: u32 = 5;
-const SIGBUS: u32 = 7;
-const SIGFPE: u32 = 8;
-const SIGKILL: u32 = 9;
-const SIGSEGV: u32 = 11;
-/// `si_code` of a signal from the kernel that says no more.
-const SI_KERNEL: i32 = 0x80;
+use crate::{println, sched, signal};
 
 /// A page fault from ring 3 (Linux: `do_user_addr_fault`).
 pub fn page_fault(frame: &mut TrapFrame, address: u64) {
@@ -38,65 +30,59 @@ pub fn page_fault(frame: &mut TrapFrame, address: u64) {
     match handle_fault(&Spaces, mm, &task.limits(), address, access, frame.error & PRESENT != 0) {
         Ok(Done::Wait) => Spaces.relax(),
         Ok(Done::Minor | Done::Major | Done::Spurious) => {}
-        Err(fault) => bad_area(frame, address, fault),
+        Err(fault) => bad_area(&task, frame, address, fault),
     }
 }
 
 /// Linux: `bad_area`, `show_signal_msg`.
-fn bad_area(frame: &mut TrapFrame, address: u64, fault: Fault) {
-    println!(
-        "task[{}]: {} at {address:x} ip {:x} sp {:x} error {:x} (si_code {})",
-        super::current_pid(),
-        match fault {
-            Fault::NoMemory => "out of memory",
-            Fault::AdrErr => "bus error",
-            Fault::MapErr | Fault::AccErr => "segfault",
-        },
-        frame.rip,
-        frame.rsp,
-        frame.error,
-        fault.code(),
-    );
-    let signal = match fault {
-        Fault::NoMemory => SIGKILL,
-        Fault::AdrErr => SIGBUS,
-        Fault::MapErr | Fault::AccErr => SIGSEGV,
+fn bad_area(task: &Current, frame: &TrapFrame, address: u64, fault: Fault) {
+    let (signal, what) = match fault {
+        Fault::NoMemory => (Signal::KILL, "out of memory"),
+        Fault::AdrErr => (Signal::BUS, "bus error"),
+        Fault::MapErr | Fault::AccErr => (Signal::SEGV, "segfault"),
     };
-    force_signal(signal, fault.code(), address);
+    if !signal::is_handled(task, signal) {
+        println!(
+            "task[{}]: {what} at {address:x} ip {:x} sp {:x} error {:x} (si_code {})",
+            task.process.pid,
+            frame.rip,
+            frame.rsp,
+            frame.error,
+            fault.code(),
+        );
+    }
+    task.signals.set_trap(frame.error, frame.vector, address);
+    match fault {
+        Fault::NoMemory => do_group_exit(Signal::KILL.number()),
+        _ => signal::force(task, SigInfo::fault(signal, fault.code(), address)),
+    }
 }
 
-/// Any other trap from ring 3.
+/// Any other trap from ring 3 (Linux: `do_error_trap` and its likes).
 pub fn trap(frame: &mut TrapFrame) {
-    println!(
-        "task[{}]: {} ip {:x} sp {:x} error {:x}",
-        super::current_pid(),
-        trap::name(frame.vector),
-        frame.rip,
-        frame.rsp,
-        frame.error
-    );
-    let (signal, code) = match frame.vector {
-        // FPE_INTDIV
-        0 => (SIGFPE, 1),
-        // TRAP_TRACE
-        1 => (SIGTRAP, 2),
-        3 => (SIGTRAP, SI_KERNEL),
-        // ILL_ILLOPN
-        6 => (SIGILL, 2),
-        11 | 12 => (SIGBUS, SI_KERNEL),
-        16 | 19 => (SIGFPE, 0),
-        // BUS_ADRALN
-        17 => (SIGBUS, 1),
-        _ => (SIGSEGV, SI_KERNEL),
+    let task = current().expect("ring 3 is a task's");
+    let at = frame.rip;
+    let info = match frame.vector {
+        0 => SigInfo::fault(Signal::FPE, code::FPE_INTDIV, at),
+        1 => SigInfo::fault(Signal::TRAP, code::TRAP_TRACE, at),
+        3 => SigInfo::kernel(Signal::TRAP),
+        6 => SigInfo::fault(Signal::ILL, code::ILL_ILLOPN, at),
+        11 | 12 => SigInfo::kernel(Signal::BUS),
+        16 | 19 => SigInfo::fault(Signal::FPE, task.fpu_code(frame.vector), at),
+        17 => SigInfo::fault(Signal::BUS, code::BUS_ADRALN, 0),
+        _ => SigInfo::kernel(Signal::SEGV),
     };
-    force_signal(signal, code, frame.rip);
-}
-
-/// Sends the current task a signal that it cannot ignore (Linux: `force_sig_fault`).
-///
-/// Differs from Linux: until there are handlers, the process ends.
-pub fn force_signal(signal: u32, _code: i32, _address: u64) {
-    do_group_exit(signal)
+    if !signal::is_handled(&task, info.signal) {
+        println!(
+            "task[{}]: {} ip {at:x} sp {:x} error {:x}",
+            task.process.pid,
+            trap::name(frame.vector),
+            frame.rsp,
+            frame.error
+        );
+    }
+    task.signals.set_trap(frame.error, frame.vector, 0);
+    signal::force(&task, info);
 }
 
 /// What is left to do before ring 3 goes on with `frame`: give up the CPU, end, deliver signals. Interrupts are off before and after
@@ -112,7 +98,7 @@ pub fn exit_to_user(frame: &mut TrapFrame) {
         if task.has_work(work::KILLED) {
             do_exit(0);
         }
-        hooks::deliver_signals(frame);
+        signal::deliver(frame);
         regs::irq_save();
     }
 }

@@ -6,14 +6,14 @@ use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering
 use bitflags::bitflags;
 use mm_vma::{Errno, Id, Limits, Mm, Space, dup_mmap};
 
-use super::{
-    Current, Files, Process, SIGCHLD, Signals, Task, TaskSignals, current, new_arc, registry, with_percpu,
-};
+use super::usage::TaskTime;
+use super::{Current, Files, Process, SIGCHLD, Task, current, new_arc, registry, with_percpu};
 use crate::arch::fpu::FpuState;
 use crate::arch::trap::TrapFrame;
 use crate::arch::user;
 use crate::mm::space::{self, Spaces};
 use crate::sched::{self, CpuMask, UserThread, WaitQueue};
+use crate::signal::{self, Signals, TaskSignals};
 use crate::sync::Lock;
 use crate::uaccess;
 
@@ -86,6 +86,8 @@ impl CloneArgs {
         let wrong = flags.intersects(CloneFlags::PIDFD | CloneFlags::NEWNS | CloneFlags::NEW)
             || flags.contains(CloneFlags::THREAD) && !flags.contains(CloneFlags::SIGHAND)
             || flags.contains(CloneFlags::SIGHAND) && !flags.contains(CloneFlags::VM)
+            // Differs from Linux: handlers are shared by the tasks of a process and by nobody else.
+            || flags.contains(CloneFlags::SIGHAND) && !flags.contains(CloneFlags::THREAD)
             || flags.contains(CloneFlags::PARENT) && process.pid == 1
             || flags.contains(CloneFlags::SETTLS) && !space::is_user_address(self.tls);
         if wrong { Err(Errno::Einval) } else { Ok(()) }
@@ -107,6 +109,7 @@ pub fn clone(frame: &TrapFrame, args: &CloneArgs) -> Result<u32, Errno> {
     }
     let (name, allowed) = (sched::comm(parent.number()), sched::allowed(parent.number()));
     if let Err(error) = begin(&child, &registers, schedule_tail, name, allowed) {
+        child.process.signals.forget_task(child.tid);
         undo(&child);
         return Err(error);
     }
@@ -177,9 +180,13 @@ fn copy_task(parent: &Current, args: &CloneArgs) -> Result<Arc<Task>, Errno> {
         vfork_done: WaitQueue::new(),
         dead: AtomicBool::new(false),
         files,
-        signals: parent.signals.fork(),
+        signals: TaskSignals::default(),
+        time: TaskTime::default(),
     };
     let task = new_arc(task).ok_or(Errno::Enomem).inspect_err(|_| space::mm_put(mm))?;
+    if flags.contains(CloneFlags::THREAD) {
+        task.process.signals.add_task(parent.tid, tid).inspect_err(|_| undo(&task))?;
+    }
     if parent_tid != 0 {
         // What cannot be stored is not stored (Linux: `put_user` without a look at its result).
         let _ = uaccess::put_user(parent_tid, tid);
@@ -195,7 +202,8 @@ fn copy_process(parent: &Current, pid: u32, args: &CloneArgs) -> Result<Arc<Proc
     } else {
         args.exit_signal
     };
-    let process = Process { signals: of.signals.fork(args.flags)?, ..Process::new(pid, *of.limits.lock()) };
+    let signals = of.signals.fork(parent.tid, pid, args.flags)?;
+    let process = Process { signals, ..Process::new(pid, *of.limits.lock()) };
     process.parent.store(parent_pid, Ordering::Release);
     process.exit_signal.store(exit_signal, Ordering::Relaxed);
     process.set_pgid(of.pgid());
@@ -232,6 +240,7 @@ fn undo(child: &Task) {
 /// Where every user task begins, with the address of its frame (Linux: `ret_from_fork`, `schedule_tail`).
 fn schedule_tail(frame: u64) {
     let Some(task) = current() else { return };
+    signal::task_begins(&task);
     let tid_address = task.set_child_tid.load(Ordering::Relaxed);
     if tid_address != 0 {
         let _ = uaccess::put_user(tid_address, task.tid);
@@ -251,6 +260,7 @@ impl Process {
             group_exit: AtomicU64::new(0),
             status: AtomicU32::new(0),
             zombie: AtomicBool::new(false),
+            unwanted: AtomicBool::new(false),
             released: AtomicBool::new(false),
             leader: AtomicUsize::new(0),
             exit_signal: AtomicU32::new(SIGCHLD),
@@ -264,7 +274,9 @@ impl Process {
             paused: AtomicBool::new(false),
             child_faults: [const { AtomicU64::new(0) }; 2],
             faults: [const { AtomicU64::new(0) }; 2],
-            signals: Signals,
+            dead_cycles: AtomicU64::new(0),
+            child_cycles: AtomicU64::new(0),
+            signals: Signals::default(),
         }
     }
 }
@@ -273,6 +285,8 @@ impl Process {
 /// called on its thread.
 pub(super) fn kernel_task(pid: u32) -> Option<Arc<Task>> {
     let process = new_arc(Process::new(pid, Limits::default()))?;
+    // Nobody but the first process is spared what it does not handle.
+    process.signals.begin(pid, pid == 1).ok()?;
     new_arc(Task {
         tid: pid,
         process,
@@ -290,5 +304,6 @@ pub(super) fn kernel_task(pid: u32) -> Option<Arc<Task>> {
         dead: AtomicBool::new(false),
         files: Files,
         signals: TaskSignals::default(),
+        time: TaskTime::default(),
     })
 }

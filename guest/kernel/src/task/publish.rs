@@ -1,18 +1,17 @@
 //! What readers from outside see of address spaces (guest/abi, `AddressSpace`).
 
 use memvisor_abi::AddressSpace;
-use mm_core::VirtAddr;
 use mm_pgtable::PageTable;
-use mm_vma::{Id, Kernel, Mm, RssKind};
+use mm_vma::{Id, Mm, RssKind};
 
 use super::registry::REGISTRY;
 use crate::introspect::ADDRESS_SPACES;
-use crate::mm::paging::Tables;
 use crate::mm::space::{self, Spaces};
-use crate::println;
+use crate::{println, sched};
 
 /// Publishes all address spaces with their counts, after a look whether each is as it must be.
 pub fn publish_all() {
+    publish_tasks();
     let mut slot = 0;
     let mut after = 0;
     // One at a time: the look takes long, and nobody else runs at a checkpoint.
@@ -49,27 +48,33 @@ fn check(pid: u32, mm: Id<Mm>) {
     }
 }
 
-fn describe(pid: u32, mm: Id<Mm>) -> AddressSpace {
-    let mm = space::mm_of(mm);
-    let table = mm.page_table();
-    let mut tables = 1;
-    Spaces
-        .tables(mm, |mem: &mut Tables| {
-            table.for_each_table(mem, VirtAddr::new(0), mm.task_size(), |_, _| tables += 1)
-        })
-        .expect("the lower half is canonical");
+fn describe(pid: u32, id: Id<Mm>) -> AddressSpace {
+    let mm = space::mm_of(id);
     AddressSpace {
-        pgd_pfn: table.root.as_u64(),
+        pgd_pfn: mm.page_table().root.as_u64(),
         pid,
         reserved: 0,
         rss_pages: mm.rss(RssKind::Anon) + mm.rss(RssKind::File),
-        table_pages: tables,
+        table_pages: mm.table_pages(),
+        mm: id.as_u64(),
     }
 }
 
-/// The page tables of a process that lives, the last one that began.
-pub fn user_table() -> Option<PageTable> {
+/// Tells the tasks' table whose they are.
+fn publish_tasks() {
     let registry = REGISTRY.lock();
-    let mm = registry.tasks.iter().rev().find_map(|task| task.mm())?;
-    Some(space::mm_of(mm).page_table())
+    for task in &registry.tasks {
+        let mm = task.mm().map_or(0, Id::as_u64);
+        sched::publish_process(task.number(), mm, task.process.pid, task.process.parent());
+    }
+}
+
+/// The address space of a process that lives, the last one that began.
+pub fn living_mm() -> Option<Id<Mm>> {
+    REGISTRY.lock().tasks.iter().rev().find_map(|task| task.mm())
+}
+
+/// Its page tables.
+pub fn user_table() -> Option<PageTable> {
+    living_mm().map(|mm| space::mm_of(mm).page_table())
 }

@@ -5,9 +5,10 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use mm_vma::Errno;
 
-use super::{Process, current, do_exit, fork, wait};
+use super::{Current, Process, current, do_exit, fork, wait};
 use crate::arch::trap::TrapFrame;
 use crate::arch::user;
+use crate::elf::{self, Bundled};
 use crate::sched::{self, CpuMask, WaitQueue};
 use crate::{exec, println};
 
@@ -41,10 +42,18 @@ pub fn run_init(pid: u32, argument: u64) -> Result<Arc<Process>, Errno> {
     Ok(process)
 }
 
+/// Gives the task the program of the kernel image, with its argument in RDI.
+fn load(task: &Current) -> Result<TrapFrame, Errno> {
+    let program = Bundled::open()?;
+    let mut frame = exec::exec(task, &program, &elf::strings(task.limits().stack)?)?;
+    frame.rdi = ARGUMENT.load(Ordering::Relaxed);
+    Ok(frame)
+}
+
 /// On the new thread.
 fn start(_frame: u64) {
     let Some(task) = current() else { return };
-    match exec::run(&task, ARGUMENT.load(Ordering::Relaxed)) {
+    match load(&task) {
         Ok(mut frame) => user::enter(&mut frame, super::exit_to_user),
         Err(error) => {
             println!("task[{}]: cannot be loaded: {error}", task.process.pid);

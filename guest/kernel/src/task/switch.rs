@@ -14,6 +14,7 @@ use crate::trace;
 pub fn switch_to(percpu: &PerCpu, prev: Option<&Task>, next: Option<&Task>, stack_top: u64) {
     if let Some(prev) = prev {
         prev.fpu.save(percpu);
+        prev.time.end();
     }
     let Some(next) = next else {
         if prev.is_some() {
@@ -29,6 +30,7 @@ pub fn switch_to(percpu: &PerCpu, prev: Option<&Task>, next: Option<&Task>, stac
         tlb::switch_mm(percpu, mm);
     }
     next.fpu.restore(percpu);
+    next.time.begin();
     fpu::set_fs_base(percpu, next.fs_base());
     fpu::set_gs_base(percpu, next.gs_base());
     percpu.user.store(&raw const *next as u64, Ordering::Relaxed);

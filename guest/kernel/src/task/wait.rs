@@ -103,7 +103,8 @@ pub fn do_wait(which: Selector, flags: WaitFlags) -> Result<Option<Waited>, Errn
 fn look(process: &Process, which: Selector, flags: WaitFlags) -> Found {
     let registry = REGISTRY.lock();
     let mut any = false;
-    for child in registry.children_of(process.pid).filter(|child| is_wanted(child, which, flags)) {
+    let found = |child: &&Arc<Process>| is_wanted(child, which, flags) && !child.is_unwanted_zombie();
+    for child in registry.children_of(process.pid).filter(found) {
         any = true;
         if child.is_zombie() {
             if flags.contains(WaitFlags::EXITED) {
@@ -162,6 +163,7 @@ fn reap(parent: &Process, child: &Arc<Process>) -> bool {
     if !release(child) {
         return false;
     }
+    parent.add_child(child);
     for (sum, (own, children)) in parent.child_faults.iter().zip(child.faults.iter().zip(&child.child_faults))
     {
         sum.fetch_add(own.load(Ordering::Relaxed) + children.load(Ordering::Relaxed), Ordering::Relaxed);

@@ -129,9 +129,9 @@ impl Gather {
     }
 
     /// Spends the obligations without a flush: no CPU has these tables in CR3, nor had since it
-    /// last flushed everything.
-    pub fn no_cpu_uses_it<M: TableMem>(mut self, mem: &mut M) {
-        self.release(mem);
+    /// last flushed everything. Returns how many tables were given back.
+    pub fn no_cpu_uses_it<M: TableMem>(mut self, mem: &mut M) -> u64 {
+        self.release(mem)
     }
 
     /// Takes over the obligations and tables of `other`, which worked on the same `mem`.
@@ -196,7 +196,8 @@ impl Gather {
         }
     }
 
-    fn release<M: TableMem>(&mut self, mem: &mut M) {
+    fn release<M: TableMem>(&mut self, mem: &mut M) -> u64 {
+        let mut tables = 0;
         let mut head = self.head;
         while head != 0 {
             let table = Pfn::new(head >> 2);
@@ -208,8 +209,10 @@ impl Gather {
             }
             mem.free_table(table);
             head = next;
+            tables += 1;
         }
         self.forget();
+        tables
     }
 
     fn forget(&mut self) {

@@ -13,7 +13,10 @@
 //! Differs from Linux: an `AnonVma` has a list of its links, not an interval tree by page offset: a walk costs as many
 //! steps as VMAs are linked, which reuse of childless `AnonVma`s keeps to the living descendants.
 
+use core::mem::offset_of;
 use core::sync::atomic::AtomicU32;
+
+use memvisor_abi as abi;
 
 use crate::id::{Id, Link, fields};
 use crate::{Arena, Errno, Kernel, Vma};
@@ -30,6 +33,16 @@ pub struct AnonVma {
     num_active_vmas: AtomicU32,
     reserved: AtomicU32,
 }
+
+const _: () = assert!(
+    size_of::<AnonVma>() == size_of::<abi::AnonVma>()
+        && offset_of!(AnonVma, root) == offset_of!(abi::AnonVma, root)
+        && offset_of!(AnonVma, parent) == offset_of!(abi::AnonVma, parent)
+        && offset_of!(AnonVma, chains) == offset_of!(abi::AnonVma, chains)
+        && offset_of!(AnonVma, refcount) == offset_of!(abi::AnonVma, refcount)
+        && offset_of!(AnonVma, num_children) == offset_of!(abi::AnonVma, num_children)
+        && offset_of!(AnonVma, num_active_vmas) == offset_of!(abi::AnonVma, num_active_vmas)
+);
 
 impl AnonVma {
     fields! {
@@ -55,6 +68,16 @@ pub struct AnonVmaChain {
     anon_next: Link<AnonVmaChain>,
     anon_prev: Link<AnonVmaChain>,
 }
+
+const _: () = assert!(
+    size_of::<AnonVmaChain>() == size_of::<abi::AnonVmaChain>()
+        && offset_of!(AnonVmaChain, vma) == offset_of!(abi::AnonVmaChain, vma)
+        && offset_of!(AnonVmaChain, anon_vma) == offset_of!(abi::AnonVmaChain, anon_vma)
+        && offset_of!(AnonVmaChain, vma_next) == offset_of!(abi::AnonVmaChain, vma_next)
+        && offset_of!(AnonVmaChain, vma_prev) == offset_of!(abi::AnonVmaChain, vma_prev)
+        && offset_of!(AnonVmaChain, anon_next) == offset_of!(abi::AnonVmaChain, anon_next)
+        && offset_of!(AnonVmaChain, anon_prev) == offset_of!(abi::AnonVmaChain, anon_prev)
+);
 
 /// Whether the VMA is linked to exactly one `AnonVma` (Linux: `list_is_singular(&vma->anon_vma_chain)`).
 pub(crate) fn is_singular(vma: &Vma) -> bool {

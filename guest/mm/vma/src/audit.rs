@@ -1,6 +1,6 @@
 //! What must be true of an address space between calls.
 
-use mm_core::{PAGE_SHIFT, PAGE_SIZE};
+use mm_core::{PAGE_SHIFT, PAGE_SIZE, VirtAddr};
 use mm_pgtable::{PteFlags, TableMem};
 
 use crate::id::Id;
@@ -68,6 +68,7 @@ fn check_vmas<K: Kernel>(k: &K, id: Id<Mm>, mm: &Mm) -> Result<(), Broken> {
             check(anon::is_linked(k, vma, own), "A1: a VMA is linked to its AnonVma", start)?;
         }
     }
+    check(mm.flushes_pending() == 0, "G1: removals are flushed", 0)?;
     check(total == mm.total_vm(), "M4: total_vm", 0)?;
     check(locked == mm.locked_vm(), "M4: locked_vm", 0)?;
     check((data, exec, stack) == (mm.data_vm(), mm.exec_vm(), mm.stack_vm()), "M4: data, exec, stack", 0)
@@ -112,7 +113,11 @@ fn check_entries<K: Kernel>(k: &K, mm: &Mm) -> Result<(), Broken> {
         va = run.va + run.count as u64 * PAGE_SIZE;
     }
     let counted = [mm.rss(RssKind::Anon), mm.rss(RssKind::File)];
-    check(rss == counted, "M4: RSS", 0)
+    check(rss == counted, "M4: RSS", 0)?;
+    let mut tables = 1;
+    let walked =
+        k.tables(mm, |mem| pt.for_each_table(mem, VirtAddr::new(0), mm.task_size(), |_, _| tables += 1));
+    check(walked.is_ok() && tables == mm.table_pages(), "M4: page tables", 0)
 }
 
 fn check_owner<K: Kernel>(k: &K, _mm: &Mm, vma: &Vma, va: u64, page: &mm_core::Page) -> Result<(), Broken> {

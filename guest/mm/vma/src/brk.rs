@@ -1,6 +1,6 @@
 //! brk: the heap (Linux: mm/mmap.c, `brk`; mm/vma.c, `do_brk_flags`).
 
-use mm_core::{PAGE_SHIFT, PAGE_SIZE};
+use mm_core::{Event, PAGE_SHIFT, PAGE_SIZE};
 
 use crate::merge::Merge;
 use crate::mm::STACK_GUARD_GAP;
@@ -49,7 +49,11 @@ impl<K: Kernel> Space<'_, K> {
         {
             return Err(Errno::Enomem);
         }
-        self.brk_region(old, len)?;
+        self.k.emit(Event::MmapRegion { address: old, len, write: true, exec: false });
+        let before = mm.map_count();
+        let grown = self.brk_region(old, len);
+        self.k.emit(Event::MmapRegionRet { ok: grown.is_ok(), merged: mm.map_count() <= before });
+        grown?;
         mm.set_brk(brk);
         let populate = mm.def_flags().contains(VmFlags::LOCKED);
         Ok(Populate { start: old, len: if populate { len } else { 0 } })

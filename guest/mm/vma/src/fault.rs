@@ -3,7 +3,7 @@
 //! A fault first tries to go on with the lock of its VMA alone; it takes mmap_lock when a writer is in the way, when the
 //! stack must grow, or when the VMA needs its first `AnonVma`.
 
-use mm_core::{Gfp, Order, PAGE_SIZE, Pfn};
+use mm_core::{Event, Gfp, Order, PAGE_SIZE, Pfn};
 use mm_pgtable::{Entry, FlushRange, PteFlags, TableMem};
 
 use crate::id::Id;
@@ -89,6 +89,12 @@ pub fn handle_fault<K: Kernel>(
     present: bool,
 ) -> Result<Done, Fault> {
     let at: &Mm = k.at(mm);
+    k.emit(Event::HandleMmFault {
+        address: addr,
+        write: access == Access::Write,
+        exec: access == Access::Fetch,
+        present,
+    });
     let result = match fault_unlocked(k, mm, addr, access, present) {
         Ok(done) => Ok(done),
         Err(Stop::Fault(fault)) => Err(fault),
@@ -97,7 +103,22 @@ pub fn handle_fault<K: Kernel>(
     if let Ok(done @ (Done::Minor | Done::Major | Done::Spurious)) = result {
         at.count_fault(done == Done::Major);
     }
+    k.emit(Event::HandleMmFaultRet { outcome: outcome(result) });
     result
+}
+
+/// As the event `handle_mm_fault` has it.
+const fn outcome(result: Result<Done, Fault>) -> u8 {
+    match result {
+        Ok(Done::Minor) => 1,
+        Ok(Done::Major) => 2,
+        Ok(Done::Spurious) => 3,
+        Ok(Done::Wait) => 4,
+        Err(Fault::MapErr) => 5,
+        Err(Fault::AccErr) => 6,
+        Err(Fault::AdrErr) => 7,
+        Err(Fault::NoMemory) => 8,
+    }
 }
 
 fn fault_unlocked<K: Kernel>(
@@ -109,6 +130,7 @@ fn fault_unlocked<K: Kernel>(
 ) -> Result<Done, Stop> {
     let at: &Mm = k.at(mm);
     let read = at.lock_vma(k, mm, addr).ok_or(Stop::NeedsLock)?;
+    found(k, read.vma(), addr);
     check_access(read.vma(), access, present).map_err(Stop::Fault)?;
     let fault = VmFault { k, mm: at, vma: read.vma(), addr, access };
     if read.vma().anon_vma().is_none() && fault.needs_anon_vma() {
@@ -171,12 +193,27 @@ pub(crate) fn in_vma<K: Kernel>(
 ) -> Result<Done, Fault> {
     let id = id.ok_or(Fault::MapErr)?;
     let vma: &Vma = k.at(id);
+    found(k, vma, addr);
     check_access(vma, access, present)?;
     let fault = VmFault { k, mm, vma, addr, access };
     if fault.needs_anon_vma() {
+        if vma.anon_vma().is_none() {
+            k.emit(Event::AnonVmaPrepare { start: vma.start() });
+        }
         anon::prepare(k, id).map_err(|_| Fault::NoMemory)?;
     }
     fault.handle()
+}
+
+fn found<K: Kernel>(k: &K, vma: &Vma, address: u64) {
+    let flags = vma.flags();
+    k.emit(Event::VmaFound {
+        address,
+        start: vma.start(),
+        end: vma.end(),
+        write: flags.contains(VmFlags::WRITE),
+        exec: flags.contains(VmFlags::EXEC),
+    });
 }
 
 /// Linux: `access_error`.
@@ -220,12 +257,43 @@ impl<K: Kernel> VmFault<'_, K> {
         let old = self.k.tables(self.mm, |tables| pte::read(tables, self.mm.page_table(), self.page_addr()));
         match pte::decode(old) {
             Pte::Empty => match self.vma.mapping() {
-                None => self.anonymous_page(),
-                Some(mapping) => self.mapped_page(mapping),
+                None => {
+                    self.k.emit(Event::DoAnonymousPage { address: self.page_addr() });
+                    let result = self.anonymous_page();
+                    self.k.emit(Event::DoAnonymousPageRet { pfn: self.mapped() });
+                    result
+                }
+                Some(mapping) => {
+                    let (pgoff, write) = (self.vma.index_of(self.addr), self.is_write());
+                    self.k.emit(Event::DoFault { address: self.page_addr(), pgoff, write });
+                    let result = self.mapped_page(mapping);
+                    self.k.emit(Event::DoFaultRet { pfn: self.mapped() });
+                    result
+                }
             },
             Pte::Migration(_) => Ok(Done::Wait),
-            Pte::Page(pfn) if self.is_write() && !old.has(PteFlags::WRITE) => self.write_protected(old, pfn),
+            Pte::Page(pfn) if self.is_write() && !old.has(PteFlags::WRITE) => {
+                let mappings = self.k.page(pfn).map_or(0, |page| page.mapcount() + 1).cast_unsigned();
+                self.k.emit(Event::DoWpPage { address: self.page_addr(), pfn, mappings: mappings.into() });
+                let result = self.write_protected(old, pfn);
+                let now = self.mapped();
+                self.k.emit(Event::DoWpPageRet { reused: now == Some(pfn), pfn: now });
+                result
+            }
             Pte::Page(_) => self.touch(old),
+        }
+    }
+
+    /// What is mapped at the address by now, for those who trace.
+    fn mapped(&self) -> Option<Pfn> {
+        if !self.k.is_tracing() {
+            return None;
+        }
+        let entry =
+            self.k.tables(self.mm, |tables| pte::read(tables, self.mm.page_table(), self.page_addr()));
+        match pte::decode(entry) {
+            Pte::Page(pfn) => Some(pfn),
+            _ => None,
         }
     }
 
@@ -250,7 +318,7 @@ impl<K: Kernel> VmFault<'_, K> {
     /// Maps a page where nothing is; false if something is by now.
     fn install(&self, new: Entry, kind: Option<RssKind>, counted: impl FnOnce()) -> Result<bool, Fault> {
         self.k.tables(self.mm, |tables| {
-            let slot = pte::make(tables, self.mm.page_table(), self.page_addr());
+            let slot = pte::make(tables, self.mm, self.page_addr());
             let (table, index) = slot.ok_or(Fault::NoMemory)?;
             if tables.compare_exchange(table, index, 0, new.as_u64()).is_err() {
                 return Ok(false);
@@ -258,6 +326,7 @@ impl<K: Kernel> VmFault<'_, K> {
             if let Some(kind) = kind {
                 self.mm.add_rss(kind, 1);
             }
+            self.k.emit(set_pte(self.page_addr(), new));
             counted();
             Ok(true)
         })
@@ -370,6 +439,7 @@ impl<K: Kernel> VmFault<'_, K> {
                 page::add_new_anon(page, anon, self.vma.index_of(self.page_addr()));
             }
             tables.write(table, index, new.as_u64());
+            self.k.emit(set_pte(self.page_addr(), new));
             if was_zero {
                 self.mm.add_rss(RssKind::Anon, 1);
             } else {
@@ -391,6 +461,11 @@ impl<K: Kernel> VmFault<'_, K> {
     }
 }
 
+/// An entry was written.
+fn set_pte(address: u64, entry: Entry) -> Event {
+    Event::SetPte { address, pfn: entry.table_pfn(), write: entry.has(PteFlags::WRITE) }
+}
+
 impl<K: Kernel> Space<'_, K> {
     /// Grows the stack above `addr` down to it (Linux: `expand_downwards`).
     ///
@@ -398,6 +473,13 @@ impl<K: Kernel> Space<'_, K> {
     /// `EFAULT` without a stack, `EPERM` below `mmap_min_addr`, `ENOMEM` where limits or another mapping are in the way,
     /// `EAGAIN` for RLIMIT_MEMLOCK.
     pub fn expand_stack(&self, addr: u64) -> Result<(), Errno> {
+        let start = self.find(addr).map_or(0, |id| self.vma(id).start());
+        let result = self.expand_downwards(addr);
+        self.k.emit(Event::ExpandStack { start, address: addr, ok: result.is_ok() });
+        result
+    }
+
+    fn expand_downwards(&self, addr: u64) -> Result<(), Errno> {
         let addr = addr & !(PAGE_SIZE - 1);
         let id = self.find(addr).ok_or(Errno::Efault)?;
         let vma = self.vma(id);

@@ -1,7 +1,7 @@
 //! fork: a copy of an address space whose pages are shared until one side writes (Linux: kernel/fork.c, `dup_mmap`;
 //! mm/memory.c, `copy_page_range`).
 
-use mm_core::PAGE_SHIFT;
+use mm_core::{Event, PAGE_SHIFT};
 use mm_pgtable::{Entry, PteFlags, TableMem};
 
 use crate::gather::Gather;
@@ -18,11 +18,12 @@ const BATCH: usize = 32;
 /// `ENOMEM`; the child is empty again.
 pub fn dup_mmap<K: Kernel>(parent: &Space<'_, K>, child: &Space<'_, K>) -> Result<(), Errno> {
     let (from, to) = (parent.mm, child.mm);
+    parent.k.emit(Event::DupMmap { vmas: from.map_count().into() });
     to.set_program(from.start_data(), from.end_data(), from.start_brk());
     to.set_brk(from.brk());
     to.set_def_flags(from.def_flags() - VmFlags::LOCKED_MASK);
     // Translations of the parent that allowed writing.
-    let mut gather = Gather::new();
+    let mut gather = Gather::new(from);
     let mut result = Ok(());
     for (id, _) in from.vmas(parent.k) {
         result = dup_vma(parent, child, id, &mut gather);
@@ -31,6 +32,7 @@ pub fn dup_mmap<K: Kernel>(parent: &Space<'_, K>, child: &Space<'_, K>) -> Resul
         }
     }
     gather.finish(parent.k, from);
+    parent.k.emit(Event::DupMmapRet { ok: result.is_ok() });
     if result.is_err() {
         child.unmap_range(0, to.task_size())?;
     }
@@ -74,6 +76,7 @@ fn copy_page_range<K: Kernel>(
     gather: &mut Gather,
 ) -> Result<(), Errno> {
     let cow = vma.flags().is_cow();
+    k.emit(Event::CopyPageRange { start: vma.start(), end: vma.end(), cow });
     let mut va = vma.start();
     while va < vma.end() {
         let mut batch = [(0, Entry::EMPTY); BATCH];
@@ -99,7 +102,7 @@ fn copy_page_range<K: Kernel>(
         let copied = batch.iter().take(len);
         let result = k.tables(to, |tables| {
             for (done, &(va, entry)) in copied.enumerate() {
-                let Some((table, index)) = pte::make(tables, to.page_table(), va) else { return Err(done) };
+                let Some((table, index)) = pte::make(tables, to, va) else { return Err(done) };
                 tables.write(table, index, entry.as_u64());
                 if let Pte::Page(pfn) | Pte::Migration(pfn) = pte::decode(entry)
                     && !k.is_zero_page(pfn)

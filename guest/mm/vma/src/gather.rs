@@ -2,11 +2,13 @@
 //! `struct mmu_gather`, mm/mmu_gather.c).
 //!
 //! Invariants:
-//! G1  a page whose last translation was removed goes here, and is freed by [`Gather::finish`] after
+//! G1  a page whose last translation was removed goes here, and is freed by [`Gather::flush`] after
 //!     [`Kernel::flush_tlb`] returned;
 //! G2  so does a table that was unlinked;
 //! G3  between the removal and the flush the range is not mapped again: the caller holds mmap_lock for writing, or
 //!     keeps the tables and replaces entries that stay the same pages.
+//!
+//! `Mm::tlb_flush_pending` counts the gathers that are not finished, for whoever looks from outside.
 //!
 //! Pages are kept in a few words here and then in frames of 511 each; if there is no frame, the gather is
 //! finished early and goes on empty.
@@ -40,7 +42,8 @@ pub(crate) struct Gather {
 }
 
 impl Gather {
-    pub(crate) fn new() -> Gather {
+    pub(crate) fn new(mm: &Mm) -> Gather {
+        mm.begin_removal();
         Gather {
             tables: ManuallyDrop::new(TableGather::new()),
             start: u64::MAX,
@@ -99,15 +102,22 @@ impl Gather {
         }
     }
 
-    /// Flushes, then frees all that waited. The gather may go on.
-    pub(crate) fn finish<K: Kernel>(&mut self, k: &K, mm: &Mm) {
+    /// Flushes, then frees all that waited, for the last time; `mm` is the one that it was made for.
+    pub(crate) fn finish<K: Kernel>(mut self, k: &K, mm: &Mm) {
+        self.flush(k, mm);
+        mm.end_removal();
+    }
+
+    /// Flushes, then frees all that waited. The gather goes on.
+    pub(crate) fn flush<K: Kernel>(&mut self, k: &K, mm: &Mm) {
         if let Some(range) = self.range() {
             k.flush_tlb(mm, range);
         }
         let tables = core::mem::take(&mut *self.tables);
         if !tables.is_empty() {
             // Flushed above, with everything else.
-            k.tables(mm, |mem| tables.no_cpu_uses_it(mem));
+            let freed = k.tables(mm, |mem| tables.no_cpu_uses_it(mem));
+            mm.add_tables(-freed.cast_signed());
         }
         self.drain(k);
         (self.start, self.last) = (u64::MAX, 0);

@@ -1,5 +1,8 @@
 //! What an address space needs from the kernel around it.
 
+use core::mem::offset_of;
+
+use memvisor_abi as abi;
 use mm_core::{MemMap, PAGE_SIZE, PageAlloc, Pfn, PhysAddr, PhysMem};
 use mm_pgtable::{FlushRange, TableMem};
 
@@ -29,6 +32,12 @@ pub struct Mapping {
     /// VMAs that map it (Linux: `i_mmap`). The kernel guards it with a lock of its own.
     pub(crate) vmas: Link<Vma>,
 }
+
+// What the kernel adds begins at `references`.
+const _: () = assert!(
+    offset_of!(Mapping, vmas) == offset_of!(abi::Mapping, vmas)
+        && size_of::<Mapping>() == offset_of!(abi::Mapping, references)
+);
 
 /// A page of a mapping, with a reference for the caller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -100,7 +100,7 @@ impl<K: Kernel> Space<'_, K> {
             Advice::PopulateWrite => return Ok(Advised::Populate(range, crate::Access::Write)),
             _ => {}
         }
-        let mut gather = Gather::new();
+        let mut gather = Gather::new(self.mm);
         let result = self.walk_advised(start, end, advice, &mut gather);
         gather.finish(self.k, self.mm);
         result.map(|()| Advised::Done)

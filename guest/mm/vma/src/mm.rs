@@ -1,7 +1,9 @@
 //! An address space (Linux: `struct mm_struct`).
 
+use core::mem::offset_of;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 
+use memvisor_abi as abi;
 use mm_core::{PAGE_SHIFT, PAGE_SIZE, Pfn};
 use mm_pgtable::{Levels, PageTable, layout};
 
@@ -39,7 +41,40 @@ pub struct Mm {
     rss: [AtomicU64; 2],
     min_flt: AtomicU64,
     maj_flt: AtomicU64,
+    table_pages: AtomicU64,
+    tlb_flush_pending: AtomicU32,
+    reserved: AtomicU32,
 }
+
+// What the kernel adds begins at `mmap_lock`.
+const _: () = assert!(
+    size_of::<Mm>() == offset_of!(abi::Mm, mmap_lock)
+        && offset_of!(Mm, tree) == offset_of!(abi::Mm, tree_root)
+        && offset_of!(Mm, lock_seq) == offset_of!(abi::Mm, lock_seq)
+        && offset_of!(Mm, first) == offset_of!(abi::Mm, first)
+        && offset_of!(Mm, root) == offset_of!(abi::Mm, pgd_pfn)
+        && offset_of!(Mm, levels) == offset_of!(abi::Mm, levels)
+        && offset_of!(Mm, map_count) == offset_of!(abi::Mm, map_count)
+        && offset_of!(Mm, mmap_base) == offset_of!(abi::Mm, mmap_base)
+        && offset_of!(Mm, mmap_legacy_base) == offset_of!(abi::Mm, mmap_legacy_base)
+        && offset_of!(Mm, task_size) == offset_of!(abi::Mm, task_size)
+        && offset_of!(Mm, total_vm) == offset_of!(abi::Mm, total_vm)
+        && offset_of!(Mm, data_vm) == offset_of!(abi::Mm, data_vm)
+        && offset_of!(Mm, exec_vm) == offset_of!(abi::Mm, exec_vm)
+        && offset_of!(Mm, stack_vm) == offset_of!(abi::Mm, stack_vm)
+        && offset_of!(Mm, locked_vm) == offset_of!(abi::Mm, locked_vm)
+        && offset_of!(Mm, def_flags) == offset_of!(abi::Mm, def_flags)
+        && offset_of!(Mm, start_data) == offset_of!(abi::Mm, start_data)
+        && offset_of!(Mm, end_data) == offset_of!(abi::Mm, end_data)
+        && offset_of!(Mm, start_brk) == offset_of!(abi::Mm, start_brk)
+        && offset_of!(Mm, brk) == offset_of!(abi::Mm, brk)
+        && offset_of!(Mm, rss) == offset_of!(abi::Mm, rss)
+        && offset_of!(Mm, min_flt) == offset_of!(abi::Mm, min_flt)
+        && offset_of!(Mm, maj_flt) == offset_of!(abi::Mm, maj_flt)
+        && offset_of!(Mm, table_pages) == offset_of!(abi::Mm, table_pages)
+        && offset_of!(Mm, tlb_flush_pending) == offset_of!(abi::Mm, tlb_flush_pending)
+        && STACK_GUARD_GAP == abi::STACK_GUARD_PAGES * PAGE_SIZE
+);
 
 /// What a resident page counts as (Linux: `mm_counter`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -119,6 +154,8 @@ impl Mm {
             count.store(0, Relaxed);
         }
         self.set_map_count(0);
+        self.table_pages.store(1, Relaxed);
+        self.tlb_flush_pending.store(0, Relaxed);
         self.set_program(0, 0, 0);
         self.root.store(tables.root.as_u64(), Relaxed);
         self.levels.store(u32::from(tables.levels.count()), Relaxed);
@@ -159,6 +196,31 @@ impl Mm {
         if let Some(count) = self.rss.get(kind as usize) {
             count.fetch_add(pages.cast_unsigned(), Relaxed);
         }
+    }
+
+    /// Page tables, the top-level one included (Linux: `mm_pgtables_bytes`).
+    pub fn table_pages(&self) -> u64 {
+        self.table_pages.load(Relaxed)
+    }
+
+    /// Under the page-table lock or not: only the sum matters.
+    pub(crate) fn add_tables(&self, tables: i64) {
+        self.table_pages.fetch_add(tables.cast_unsigned(), Relaxed);
+    }
+
+    /// Removals whose flush has not been done yet (Linux: `mm_tlb_flush_pending`).
+    pub fn flushes_pending(&self) -> u32 {
+        self.tlb_flush_pending.load(Relaxed)
+    }
+
+    /// A removal begins, whose flush comes later (Linux: `inc_tlb_flush_pending`).
+    pub(crate) fn begin_removal(&self) {
+        self.tlb_flush_pending.fetch_add(1, Relaxed);
+    }
+
+    /// Its flush is done (Linux: `dec_tlb_flush_pending`).
+    pub(crate) fn end_removal(&self) {
+        self.tlb_flush_pending.fetch_sub(1, Relaxed);
     }
 
     /// Faults that needed no I/O.

@@ -1,6 +1,6 @@
 //! mmap (Linux: mm/mmap.c, `do_mmap`; mm/vma.c, `mmap_region`).
 
-use mm_core::{PAGE_SHIFT, PAGE_SIZE};
+use mm_core::{Event, PAGE_SHIFT, PAGE_SIZE};
 
 use crate::flags::MapType;
 use crate::id::Id;
@@ -94,7 +94,12 @@ impl<K: Kernel> Space<'_, K> {
             },
         };
         flags.set(VmFlags::NORESERVE, map.contains(MapFlags::NORESERVE));
-        self.map_region(addr, len, flags, pgoff, request.file.map(|file| file.mapping))?;
+        let (write, exec) = (flags.contains(VmFlags::WRITE), flags.contains(VmFlags::EXEC));
+        self.k.emit(Event::MmapRegion { address: addr, len, write, exec });
+        let before = self.mm.map_count();
+        let mapped = self.map_region(addr, len, flags, pgoff, request.file.map(|file| file.mapping));
+        self.k.emit(Event::MmapRegionRet { ok: mapped.is_ok(), merged: self.mm.map_count() <= before });
+        mapped?;
         let populate = flags.contains(VmFlags::LOCKED)
             || map & (MapFlags::POPULATE | MapFlags::NONBLOCK) == MapFlags::POPULATE;
         Ok((addr, Populate { start: addr, len: if populate { len } else { 0 } }))

@@ -52,7 +52,7 @@ impl<K: Kernel> Space<'_, K> {
             }
             start
         };
-        let mut gather = Gather::new();
+        let mut gather = Gather::new(self.mm);
         let result = self.protect_vmas(first, start, end, prot, &mut gather);
         gather.finish(self.k, self.mm);
         result

@@ -325,7 +325,7 @@ impl<K: Kernel> Space<'_, K> {
     /// Moves the entries of the old range to the new one (Linux: `move_page_tables`).
     fn move_page_tables(&self, call: &Remap) -> Result<(), Errno> {
         let pt = self.mm.page_table();
-        let mut gather = Gather::new();
+        let mut gather = Gather::new(self.mm);
         let mut result = Ok(());
         let len = call.old_len.min(call.new_len);
         // Whoever looks for the pages sees them in one place or the other.
@@ -338,7 +338,7 @@ impl<K: Kernel> Space<'_, K> {
                             continue;
                         }
                         let new_va = old_va - call.addr + call.new_addr;
-                        let Some((table, slot)) = pte::make(tables, pt, new_va) else {
+                        let Some((table, slot)) = pte::make(tables, self.mm, new_va) else {
                             result = Err(Errno::Enomem);
                             return;
                         };

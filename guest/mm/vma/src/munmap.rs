@@ -1,5 +1,7 @@
 //! munmap (Linux: mm/vma.c, `do_vmi_munmap`).
 
+use mm_core::Event;
+
 use crate::gather::Gather;
 use crate::space::{is_page_aligned, page_align};
 use crate::{Errno, Kernel, Mm, Space, VmFlags, zap};
@@ -40,7 +42,8 @@ impl<K: Kernel> Space<'_, K> {
         {
             self.split_unlimited(last, end)?;
         }
-        let mut gather = Gather::new();
+        self.k.emit(Event::UnmapRegion { start, end });
+        let mut gather = Gather::new(self.mm);
         // Tables between what stays on both sides; what is mapped there goes with them.
         let mut next = Some(id);
         while let Some(id) = next {

@@ -7,8 +7,11 @@
 use mm_core::{PAGE_SIZE, Pfn, VirtAddr};
 use mm_pgtable::{Entry, Levels, PageTable, PteFlags, TABLE_ENTRIES, TableMem};
 
+use crate::Mm;
+
 const PROTNONE: u64 = PteFlags::SOFT1.bits();
 const MIGRATION: u64 = PteFlags::SOFT2.bits();
+const _: () = assert!(PROTNONE == memvisor_abi::PTE_PROTNONE && MIGRATION == memvisor_abi::PTE_MIGRATION);
 
 /// What an entry is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,7 +72,8 @@ pub(crate) fn locate<M: TableMem>(tables: &M, pt: PageTable, va: u64) -> Result<
 }
 
 /// The entry of `va`, whose tables are made if need be; `None` without memory. What is made on the way stays.
-pub(crate) fn make<M: TableMem>(tables: &mut M, pt: PageTable, va: u64) -> Option<(Pfn, usize)> {
+pub(crate) fn make<M: TableMem>(tables: &mut M, mm: &Mm, va: u64) -> Option<(Pfn, usize)> {
+    let pt = mm.page_table();
     loop {
         let mut last = None;
         pt.walk(tables, VirtAddr::new(va), |level, table, index, entry| {
@@ -84,6 +88,7 @@ pub(crate) fn make<M: TableMem>(tables: &mut M, pt: PageTable, va: u64) -> Optio
             return None;
         }
         let child = tables.alloc_table()?;
+        mm.add_tables(1);
         tables.write(table, index, Entry::table(child, true).as_u64());
     }
 }

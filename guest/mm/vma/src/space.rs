@@ -2,7 +2,7 @@
 
 use core::sync::atomic::Ordering::{Relaxed, Release};
 
-use mm_core::PAGE_SIZE;
+use mm_core::{Event, PAGE_SIZE};
 
 use crate::id::Id;
 use crate::{Arena, Errno, Kernel, Limits, Mapping, Mm, VmFlags, Vma, anon};
@@ -194,6 +194,7 @@ impl<'k, K: Kernel> Space<'k, K> {
         let vma = self.vma(id);
         let (start, end) = (vma.start(), vma.end());
         debug_assert!(start < addr && addr < end && is_page_aligned(addr));
+        self.k.emit(Event::SplitVma { start, address: addr, end });
         self.mm.tree.reserve(self.k, 1)?;
         let upper = self.duplicate(id, addr, end, vma.index_of(addr))?;
         self.resize(id, start, addr, vma.pgoff());

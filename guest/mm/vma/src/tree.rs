@@ -17,17 +17,20 @@
 //! Differs from Linux: one kind of node, both bounds kept, and writers move entries in place, where a maple tree replaces
 //! nodes for readers under RCU. A reader here may miss a VMA that is being moved; it then takes mmap_lock.
 
+use core::mem::offset_of;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+
+use memvisor_abi as abi;
 
 use crate::id::{Id, Link};
 use crate::{Arena, Errno, Vma};
 
 /// Entries of a node.
-pub const FANOUT: usize = 16;
+pub const FANOUT: usize = abi::VMA_FANOUT;
 /// A node with fewer entries takes some from its neighbour, or joins it.
 pub const MINIMUM: usize = 6;
 /// More levels than `max_map_count` VMAs can need.
-const MAX_HEIGHT: u32 = 8;
+const MAX_HEIGHT: u32 = abi::VMA_TREE_MAX_HEIGHT;
 
 /// A node.
 #[derive(Debug, Default)]
@@ -39,6 +42,15 @@ pub struct Node {
     gap: [AtomicU64; FANOUT],
     len: AtomicU32,
 }
+
+const _: () = assert!(
+    size_of::<Node>() >= size_of::<abi::VmaNode>()
+        && offset_of!(Node, end) == offset_of!(abi::VmaNode, end)
+        && offset_of!(Node, start) == offset_of!(abi::VmaNode, start)
+        && offset_of!(Node, slot) == offset_of!(abi::VmaNode, slot)
+        && offset_of!(Node, gap) == offset_of!(abi::VmaNode, gap)
+        && offset_of!(Node, len) == offset_of!(abi::VmaNode, len)
+);
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Entry {
@@ -129,6 +141,14 @@ pub struct Tree {
     height: AtomicU32,
     spares: AtomicU32,
 }
+
+const _: () = assert!(
+    offset_of!(Tree, root) == offset_of!(abi::Mm, tree_root)
+        && offset_of!(Tree, spare) == offset_of!(abi::Mm, tree_spare)
+        && offset_of!(Tree, height) == offset_of!(abi::Mm, tree_height)
+        && offset_of!(Tree, spares) == offset_of!(abi::Mm, tree_spares)
+        && size_of::<Tree>() == offset_of!(abi::Mm, lock_seq)
+);
 
 /// Bounds of a gap search.
 #[derive(Clone, Copy, Debug)]

@@ -1,7 +1,9 @@
 //! A virtual memory area (Linux: `struct vm_area_struct`).
 
+use core::mem::offset_of;
 use core::sync::atomic::{AtomicU32, AtomicU64};
 
+use memvisor_abi as abi;
 use mm_core::PAGE_SHIFT;
 use mm_pgtable::Prot;
 
@@ -38,6 +40,25 @@ pub struct Vma {
     pub(crate) shared_next: Link<Vma>,
     pub(crate) shared_prev: Link<Vma>,
 }
+
+const _: () = assert!(
+    size_of::<Vma>() == size_of::<abi::Vma>()
+        && offset_of!(Vma, start) == offset_of!(abi::Vma, start)
+        && offset_of!(Vma, end) == offset_of!(abi::Vma, end)
+        && offset_of!(Vma, mm) == offset_of!(abi::Vma, mm)
+        && offset_of!(Vma, flags) == offset_of!(abi::Vma, flags)
+        && offset_of!(Vma, lock_seq) == offset_of!(abi::Vma, lock_seq)
+        && offset_of!(Vma, refcount) == offset_of!(abi::Vma, refcount)
+        && offset_of!(Vma, pgoff) == offset_of!(abi::Vma, pgoff)
+        && offset_of!(Vma, mapping) == offset_of!(abi::Vma, mapping)
+        && offset_of!(Vma, anon_vma) == offset_of!(abi::Vma, anon_vma)
+        && offset_of!(Vma, chain_first) == offset_of!(abi::Vma, chain_first)
+        && offset_of!(Vma, chain_last) == offset_of!(abi::Vma, chain_last)
+        && offset_of!(Vma, next) == offset_of!(abi::Vma, next)
+        && offset_of!(Vma, prev) == offset_of!(abi::Vma, prev)
+        && offset_of!(Vma, shared_next) == offset_of!(abi::Vma, shared_next)
+        && offset_of!(Vma, shared_prev) == offset_of!(abi::Vma, shared_prev)
+);
 
 impl Vma {
     fields! {

@@ -14,7 +14,7 @@ pub(crate) fn zap<K: Kernel>(k: &K, mm: &Mm, start: u64, end: u64, gather: &mut 
     while va < end {
         let room = gather.room(k, TABLE_ENTRIES);
         if room == 0 {
-            gather.finish(k, mm);
+            gather.flush(k, mm);
             continue;
         }
         let next = k.tables(mm, |tables| {

@@ -53,7 +53,7 @@ fn send_to(group: &mut ThreadGroup, tid: Tid, info: SigInfo) {
 }
 
 fn next(group: &mut ThreadGroup, tid: Tid) -> Option<Delivery> {
-    let next = group.next(tid, false, &mut |_, _| {});
+    let next = group.next(tid, || false, &mut |_, _| {});
     assert_eq!(group.audit(), Ok(()));
     next
 }
@@ -250,7 +250,7 @@ fn a_child_keeps_actions_and_mask_and_has_nothing_pending() {
     group.set_sigaction(Signal::INT, ignore()).unwrap();
     group.set_blocked(MAIN, SigSet::EMPTY.with(Signal::HUP), &mut |_, _| {});
     send(&mut group, kill(Signal::HUP));
-    group.set_altstack(MAIN, AltStack { start: 0x1000, len: 0x4000, autodisarm: false });
+    group.set_altstack(MAIN, AltStack { start: 0x1000, len: 0x4000, ..AltStack::default() });
     let child = group.fork(MAIN, 50, Keeps::default()).unwrap();
     assert_eq!(child.blocked(50), SigSet::EMPTY.with(Signal::HUP));
     assert_eq!((child.all_pending(50), child.has_pending(50)), ((SigSet::EMPTY, SigSet::EMPTY), false));

@@ -17,6 +17,9 @@ fn strings(args: &[&[u8]], env: &[&[u8]], path: &[u8]) -> Strings {
     strings
 }
 
+/// What C's `main` is given: argv, envp, auxv.
+type Given = (Vec<Vec<u8>>, Vec<Vec<u8>>, Vec<(u64, u64)>);
+
 /// The bytes of a stack, written once each.
 struct Written {
     sp: u64,
@@ -45,8 +48,7 @@ impl Written {
         (at..).map(|at| self.bytes[&at]).take_while(|&byte| byte != 0).collect()
     }
 
-    /// What C's `main` is given: argv, envp, auxv.
-    fn read(&self) -> (Vec<Vec<u8>>, Vec<Vec<u8>>, Vec<(u64, u64)>) {
+    fn read(&self) -> Given {
         let argc = self.word(self.sp);
         let mut at = self.sp + 8;
         let mut lists = [vec![], vec![]];

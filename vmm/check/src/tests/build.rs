@@ -9,7 +9,7 @@ use memvisor_inspect::{
 use zerocopy::FromZeros;
 
 use super::guest::*;
-use super::{pcp, slab, vmalloc};
+use super::{pcp, slab, spaces, vmalloc};
 use crate::watermark::{Sums, Tuning, lowmem_reserves, min_free_kbytes, watermarks};
 
 /// The page of code on which application processors start.
@@ -200,10 +200,7 @@ impl Builder {
             if self.table_frames.contains(&pfn) {
                 (page.kind, page.refcount) = (PageKind::Table as u8, 1);
             }
-            if (USER_PFN..USER_PFN + 4).contains(&pfn) {
-                (page.kind, page.refcount, page.mapcount) = (PageKind::User as u8, 1, 0);
-                (page.mapping, page.index) = (PID.into(), USER_VA / 4096 + pfn - USER_PFN);
-            }
+            spaces::describe(pfn, &mut page);
             if let Some((kind, mapping, index)) = vmalloc::frame_of(pfn) {
                 (page.kind, page.refcount) = (kind as u8, 1);
                 (page.mapping, page.index) = (mapping, index);
@@ -347,7 +344,7 @@ impl Builder {
             percpu_gpa: 37 * MIB + u64::from(index) * 0x1_0000,
             percpu_len: 0x1_0000,
         };
-        let space = AddressSpace { pgd_pfn: user_pgd, pid: PID, reserved: 0, rss_pages: 4, table_pages: 4 };
+        let space = spaces::publish(&mut self.memory, user_pgd, self.levels);
         let range = |start: u64, last: u64, kind: LayoutKind| LayoutRange {
             start,
             last,
@@ -416,6 +413,8 @@ impl Builder {
             sections: publish!(sections, Section),
             cpus: publish!([cpu(0), cpu(1)], CpuInfo),
             address_spaces: publish!([space], AddressSpace),
+            cpu_tlbs: publish!(spaces::tlbs(), CpuTlb),
+            zero_pfn: PFN_NONE,
             extra_tables,
             vm_areas,
             kmaps,

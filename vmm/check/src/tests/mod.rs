@@ -8,6 +8,7 @@ mod guest;
 mod hostile;
 mod pcp;
 mod slab;
+mod spaces;
 mod vmalloc;
 
 use guest::{healthy, healthy_with_five_levels};

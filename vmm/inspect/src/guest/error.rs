@@ -39,6 +39,7 @@ pub enum TableName {
     CmaBitmap,
     MovableOwners,
     Kcompactds,
+    CpuTlbs,
 }
 
 impl TableName {
@@ -72,6 +73,7 @@ impl TableName {
             TableName::CmaBitmap => "cma_areas' bitmap",
             TableName::MovableOwners => "movable_owners",
             TableName::Kcompactds => "kcompactds",
+            TableName::CpuTlbs => "cpu_tlbs",
         }
     }
 }

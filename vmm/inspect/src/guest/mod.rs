@@ -12,11 +12,14 @@
 
 mod cma;
 mod consistent;
+mod entries;
 mod error;
 mod free_list;
 mod pages;
 mod pcp;
+mod rmap;
 mod slab;
+mod spaces;
 mod tables;
 mod vmalloc;
 
@@ -30,11 +33,14 @@ use zerocopy::FromZeros;
 use crate::{Levels, MemorySource, Walker};
 
 pub use consistent::{Reading, consistent};
+pub use entries::{EntryKind, MapCounts, UserEntries, UserEntry};
 pub use error::{AttachError, GuestError, TableName};
 pub use free_list::{FreeList, ListProblem};
 pub use pages::section_start_pfn;
 pub use pcp::PcpBlocks;
+pub use rmap::{RmapIndex, RmapPlace, address_of};
 pub use slab::{Keeper, Slab, SlabWalk, Slabs, cache_name};
+pub use spaces::{LinkProblem, Linked, MmSpace, TreeEntry, VmaAt};
 pub use vmalloc::{KmapWindowSlots, VmAreaAt};
 
 #[cfg(test)]

@@ -99,6 +99,11 @@ pub trait Visitor {
         let _ = table;
     }
 
+    /// An entry that is neither present nor 0.
+    fn absent(&mut self, va: u64, level: u32, entry: Entry) {
+        let _ = (va, level, entry);
+    }
+
     /// A part that cannot be walked.
     fn problem(&mut self, problem: &TreeProblem) {
         let _ = problem;
@@ -181,10 +186,13 @@ impl<S: MemorySource + ?Sized, V: Visitor + ?Sized> Tree<'_, S, V> {
             #[expect(clippy::cast_possible_truncation, reason = "below 512")]
             let Some(&raw) = entries.get(index as usize) else { break };
             let entry = Entry::new(u64::from_le(raw));
+            let start = base + (index << shift);
             if !entry.is_present() {
+                if raw != 0 {
+                    self.visitor.absent(levels.canonical(start), level, entry);
+                }
                 continue;
             }
-            let start = base + (index << shift);
             let bits = self.walker.reserved_bits(level, entry);
             if bits != 0 {
                 let va = levels.canonical(start);

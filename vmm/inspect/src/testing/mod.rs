@@ -5,7 +5,9 @@
 //! the test (addresses outside RAM, too little RAM) panic with the reason.
 
 mod guest;
+mod process;
 mod tables;
 
 pub use guest::{Machine, SyntheticGuest};
+pub use process::SyntheticProcess;
 pub use tables::Tables;

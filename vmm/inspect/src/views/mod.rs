@@ -4,6 +4,7 @@
 //! people, `Serialize` the JSON for programs (addresses as strings in hexadecimal, counts and
 //! frame numbers as numbers). The first line of the text says what it is.
 
+mod address;
 mod buddy;
 mod cma;
 mod compaction;
@@ -12,6 +13,7 @@ mod e820;
 mod events;
 mod layout;
 mod map;
+mod maps;
 mod memblock;
 mod numa;
 mod page;
@@ -19,13 +21,19 @@ mod pagetables;
 mod pagetypes;
 mod pcp;
 mod proc;
+mod ps;
+mod rmap;
 mod slab;
+mod smaps;
 mod stacks;
+mod tlb;
 mod translate;
 mod vmalloc;
 mod zonelists;
 mod zones;
 
+#[cfg(test)]
+mod process_tests;
 #[cfg(test)]
 mod tests;
 
@@ -33,6 +41,7 @@ use std::fmt;
 
 use serde::Serialize;
 
+pub use address::{AddressDepth, AddressIndex, AddressView};
 pub use buddy::{BuddyRow, BuddyView};
 pub use cma::{CmaRow, CmaView};
 pub use compaction::{CompactionRow, CompactionView, KcompactdRow, MovableOwnerRow};
@@ -41,14 +50,19 @@ pub use e820::{E820Row, E820View};
 pub use events::{EventRow, NumastatRow, NumastatView, VmstatView};
 pub use layout::{LayoutRow, LayoutView};
 pub use map::{MapCell, MapRegion, MapView, Use};
+pub use maps::{MapsRow, MapsView};
 pub use memblock::{MemblockRow, MemblockView};
 pub use numa::{NodeRow, NumaView};
 pub use page::{MappedAt, Owner, PageRow, PageView, Space};
 pub use pagetypes::{PagetypesRow, PagetypesView, TypeRow};
 pub use pcp::{PcpListRow, PcpRow, PcpView};
 pub use proc::ProcView;
+pub use ps::{PsRow, PsView};
+pub use rmap::{RmapEntry, RmapView};
 pub use slab::{CacheRow, SlabRow, SlabView};
+pub use smaps::Smaps;
 pub use stacks::{StackRow, StacksView, TaskRow, TasksView};
+pub use tlb::{TlbMm, TlbRow, TlbView};
 pub use translate::TranslateView;
 pub use vmalloc::{KmapRow, VmAreaRow, VmallocView};
 pub use zonelists::{ZonelistRow, ZonelistsView};

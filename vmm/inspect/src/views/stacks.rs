@@ -126,7 +126,7 @@ impl TasksView {
     }
 }
 
-fn name(task: &TaskInfo) -> String {
+pub(super) fn name(task: &TaskInfo) -> String {
     let bytes: Vec<u8> = task.name.iter().copied().take_while(|&byte| byte != 0).collect();
     String::from_utf8_lossy(&bytes).into_owned()
 }

@@ -69,7 +69,6 @@ impl FpuState {
     }
 
     /// What is in the area.
-    #[expect(dead_code, reason = "signal frames will hold it")]
     pub fn words(&self) -> [u64; FXSAVE_WORDS] {
         // SAFETY: F1: the caller runs the task, or the task is new.
         unsafe { (*self.area()).0 }

@@ -4,9 +4,12 @@
 //! mmap_lock waits by letting other threads run where the caller may sleep, else by spinning; its holder may sleep.
 
 mod objects;
+mod published;
 pub mod tlb;
 
-use core::sync::atomic::Ordering;
+pub use published::{publish_tlbs, tlb_table};
+
+use core::sync::atomic::{AtomicBool, Ordering};
 
 use mm_core::{Gfp, MemMap, Order, PAGE_SIZE, Page, PageAlloc, Pageblock, Pfn, PhysAddr, PhysMem, VirtAddr};
 use mm_pgtable::{FlushRange, PageTable};
@@ -27,6 +30,17 @@ pub struct Spaces;
 
 /// Guards all trees of `AnonVma`s and all lists of mappings.
 static RMAP: Lock<()> = Lock::new(());
+
+/// For tests of what a lost flush does.
+static LOSE_FLUSHES: AtomicBool = AtomicBool::new(false);
+
+/// Flushes of address spaces are not done while `f` runs: a fault on purpose, which only a CPU with a TLB shows.
+pub fn losing_flushes<R>(f: impl FnOnce() -> R) -> R {
+    LOSE_FLUSHES.store(true, Ordering::Relaxed);
+    let result = f();
+    LOSE_FLUSHES.store(false, Ordering::Relaxed);
+    result
+}
 
 /// Makes the caches. Slabs can be had.
 pub fn init() {
@@ -148,6 +162,9 @@ impl Kernel for Spaces {
     }
 
     fn flush_tlb(&self, mm: &Mm, range: FlushRange) {
+        if LOSE_FLUSHES.load(Ordering::Relaxed) {
+            return;
+        }
         tlb::flush(mm, &range);
     }
 

@@ -10,8 +10,10 @@
 //! Nobody looks at freed objects yet: processes run on one CPU, and their faults keep interrupts off. Before they run on several, a slab
 //! must not go back to the page allocator while a reader without locks may be in it (Linux: `SLAB_TYPESAFE_BY_RCU`).
 
+use core::mem::offset_of;
 use core::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering};
 
+use memvisor_abi as abi;
 use mm_core::{Gfp, PhysAddr};
 use mm_pgtable::layout;
 use mm_slab::{CacheArgs, CacheId, Object, SlabFlags};
@@ -24,7 +26,8 @@ use crate::mm::slab::{CTOR_ZERO, KMEM};
 use crate::sync::Lock;
 
 /// Words of a mask of CPUs.
-const CPU_WORDS: usize = guest_firmware::acpi::MAX_CPUS.div_ceil(64);
+const CPU_WORDS: usize = abi::MM_CPU_WORDS;
+const _: () = assert!(guest_firmware::acpi::MAX_CPUS <= CPU_WORDS * 64);
 
 /// An address space, with what the kernel adds to it (Linux: `struct mm_struct`).
 #[derive(Debug)]
@@ -35,11 +38,18 @@ pub struct MmObject {
     pub(super) mmap_lock: AtomicI32,
     /// Tasks that use it, and others that need it to stay (Linux: `mm_users`).
     pub(super) users: AtomicU32,
-    /// Linux: `page_table_lock`.
-    pub(super) page_table_lock: Lock<()>,
     /// CPUs that may hold translations of it (Linux: `mm_cpumask`).
     pub(super) cpus: [AtomicU64; CPU_WORDS],
+    /// Linux: `page_table_lock`.
+    pub(super) page_table_lock: Lock<()>,
 }
+
+// What mm-vma has of it, it checks itself.
+const _: () = assert!(
+    offset_of!(MmObject, mmap_lock) == offset_of!(abi::Mm, mmap_lock)
+        && offset_of!(MmObject, cpus) == offset_of!(abi::Mm, cpus)
+        && size_of::<MmObject>() >= size_of::<abi::Mm>()
+);
 
 /// A mapping, with what the kernel adds to it (Linux: `struct address_space`).
 #[derive(Debug)]
@@ -48,8 +58,15 @@ pub struct MappingObject {
     mapping: Mapping,
     /// VMAs and programs that use it.
     pub(super) references: AtomicU32,
-    reserved: AtomicU32,
+    /// See [`abi::Mapping`].
+    flags: AtomicU32,
 }
+
+const _: () = assert!(
+    size_of::<MappingObject>() >= size_of::<abi::Mapping>()
+        && offset_of!(MappingObject, references) == offset_of!(abi::Mapping, references)
+        && offset_of!(MappingObject, flags) == offset_of!(abi::Mapping, flags)
+);
 
 /// The object at a number.
 fn object<T>(raw: u64) -> &'static T {

@@ -11,7 +11,7 @@ use core::sync::atomic::{Ordering, fence};
 use mm_pgtable::FlushRange;
 use mm_vma::{Id, Mm};
 
-use super::{mm_of, objects};
+use super::{mm_of, objects, published};
 use crate::arch::percpu::{self, PerCpu};
 use crate::arch::regs;
 use crate::mm::paging;
@@ -33,9 +33,20 @@ pub fn switch_mm(percpu: &PerCpu, id: Id<Mm>) {
         word.fetch_or(1 << (cpu % 64), Ordering::SeqCst);
     }
     percpu.loaded_mm.store(id.as_u64(), Ordering::Relaxed);
+    published::loads(cpu, id.as_u64());
     // SAFETY: the upper half is the kernel's.
     unsafe { regs::write_cr3(mm.page_table().root.phys().as_u64()) };
     forget(old, cpu);
+}
+
+/// Makes this CPU use an address space that none of its tasks has, until [`leave_mm`], the next task, or a flush from another CPU.
+pub fn use_mm(id: Id<Mm>) {
+    let flags = regs::irq_save();
+    if let Some(percpu) = percpu::current() {
+        switch_mm(percpu, id);
+        enter_lazy(percpu);
+    }
+    regs::irq_restore(flags);
 }
 
 /// No task of the loaded address space runs here from now on (Linux: `enter_lazy_tlb`).
@@ -52,7 +63,9 @@ pub fn leave_mm() {
     }
     // SAFETY: the kernel's own tables.
     unsafe { regs::write_cr3(paging::kernel().root.phys().as_u64()) };
-    forget(old, percpu.cpu.load(Ordering::Relaxed));
+    let cpu = percpu.cpu.load(Ordering::Relaxed);
+    published::loads(cpu, 0);
+    forget(old, cpu);
 }
 
 /// [`leave_mm`] if no task here needs the address space: part of answering a flush.

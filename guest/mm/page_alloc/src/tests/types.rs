@@ -30,6 +30,8 @@ pub(super) fn types(mem: &SimMem, pageblocks: u64) -> Vec<Migratetype> {
 pub(super) fn sound(mem: &SimMem, zone: &Zone) {
     assert_eq!(zone.audit(mem), Ok(()));
     assert_eq!(zone.audit_range(mem, Pfn::new(0), zone.end_pfn()), Ok(()));
+    let middle = Pfn::new(zone.end_pfn().as_u64() / 2);
+    assert_eq!(zone.audit_range(mem, Pfn::new(0), middle), Ok(()), "a part of it");
 }
 
 #[test]

@@ -51,6 +51,9 @@ proptest! {
         for op in ops {
             let tid = |thread: u8| MAIN + u32::from(thread);
             match op {
+                // A thread that stopped does nothing until it goes on.
+                Op::Next(thread) | Op::Block(thread, _) | Op::Suspend(thread, _) | Op::Take(thread, _)
+                    if group.is_stopped(tid(thread)) => {}
                 // A run of the model ends with the process.
                 Op::Send(9, _) | Op::Send(19..=22, _) => {}
                 Op::Send(number, to) => {
@@ -74,7 +77,7 @@ proptest! {
                     }
                 }
                 Op::Next(thread) if threads.contains(&tid(thread)) => {
-                    match group.next(tid(thread), false, &mut nobody) {
+                    match group.next(tid(thread), || false, &mut nobody) {
                         Some(Delivery::Handler(handled)) => {
                             group.handled(tid(thread), &handled, &mut nobody);
                             got(&mut sent, tid(thread), &handled.info);
@@ -114,7 +117,7 @@ proptest! {
             group.set_blocked(thread, SigSet::EMPTY, &mut nobody);
             group.restore(thread, &mut nobody);
             group.set_blocked(thread, SigSet::EMPTY, &mut nobody);
-            while let Some(delivery) = group.next(thread, false, &mut nobody) {
+            while let Some(delivery) = group.next(thread, || false, &mut nobody) {
                 if let Delivery::Handler(handled) = delivery {
                     got(&mut sent, thread, &handled.info);
                 }

@@ -117,11 +117,34 @@ fn asynchronous_compaction_gives_a_block_up_at_the_first_page_that_stays() {
     let all: Vec<u64> = machine.movable.pages.borrow().keys().copied().collect();
     machine.movable.pinned.borrow_mut().extend(all.iter().step_by(32));
     let token = MaySleep::checked_by_scheduler();
-    let gfp = Gfp::KERNEL | Gfp::NORETRY | Gfp::NOWARN;
+    // For a movable request: others skip movable blocks while they do not wait.
+    let gfp = Gfp::KERNEL | Gfp::MOVABLE | Gfp::NORETRY | Gfp::NOWARN;
     assert_eq!(pages.alloc_pages(Context::task(&token), gfp, order(9), None), None);
     let tried = |call: &Call| *call == Call::Compact(CompactPriority::Async);
     assert!(machine.script.calls.borrow().iter().any(tried));
     assert_eq!(machine.event(VmEvent::PgmigrateSuccess), 0, "nothing was moved in vain");
+    verify(machine);
+    machine.audit();
+}
+
+#[test]
+fn asynchronous_compaction_leaves_a_block_when_a_page_in_it_refuses() {
+    let pages = sieve(8);
+    let machine = pages.machine();
+    // One page of each block, so that none becomes free whatever else moves.
+    let first: Vec<u64> = machine.movable.pages.borrow().keys().copied().step_by(128).collect();
+    machine
+        .movable
+        .stubborn
+        .borrow_mut()
+        .extend(first.into_iter().map(|number| (number, MigrateError::Busy)));
+    let token = MaySleep::checked_by_scheduler();
+    // For a movable request: others skip movable blocks while they do not wait.
+    let gfp = Gfp::KERNEL | Gfp::MOVABLE | Gfp::NORETRY | Gfp::NOWARN;
+    assert_eq!(pages.alloc_pages(Context::task(&token), gfp, order(9), None), None);
+    let (failed, moved) = (machine.event(VmEvent::PgmigrateFail), machine.event(VmEvent::PgmigrateSuccess));
+    // A pass meets each of the eight pages that refuse once, and leaves its block; a request makes a few passes.
+    assert!(moved > 0 && (1..=4 * 8).contains(&failed), "{moved} moved, {failed} refused");
     verify(machine);
     machine.audit();
 }

@@ -1,11 +1,12 @@
 //! The short paths do what the whole ones do.
 
 use memvisor_abi::{MAX_NR_ZONES, NR_VM_EVENTS, PerCpuPages};
-use mm_core::{Gfp, MemMap, Order, Pfn};
+use mm_core::{Gfp, MaySleep, MemMap, Migratetype, Order, Pfn, ZoneKind};
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
 
 use super::machine::{TestMachine, order, start, two_nodes};
+use crate::gfp::plain;
 use crate::{Context, FreeError, PageAllocator};
 
 type Pages = PageAllocator<&'static TestMachine>;
@@ -106,6 +107,22 @@ fn counted(machine: &TestMachine) -> (Vec<PerCpuPages>, Vec<[u64; NR_VM_EVENTS]>
         events.push(counts);
     }
     (lists, events)
+}
+
+#[test]
+fn ordinary_requests_are_plain_and_others_are_not() {
+    let token = MaySleep::checked_by_scheduler();
+    let task = Context::task(&token);
+    assert_eq!(plain(task, Gfp::KERNEL), Some((ZoneKind::Normal, Migratetype::Unmovable)));
+    assert_eq!(plain(task, Gfp::HIGHUSER_MOVABLE), Some((ZoneKind::Movable, Migratetype::Movable)));
+    assert_eq!(
+        plain(Context::ATOMIC, Gfp::ATOMIC | Gfp::DMA32),
+        Some((ZoneKind::Dma32, Migratetype::Unmovable))
+    );
+    for special in [Gfp::KERNEL | Gfp::ZERO, Gfp::DMA | Gfp::DMA32, Gfp::MOVABLE | Gfp::RECLAIMABLE] {
+        assert_eq!(plain(task, special), None, "{special:?}");
+    }
+    assert_eq!(plain(Context::ATOMIC, Gfp::KERNEL), None, "it may not sleep");
 }
 
 proptest! {

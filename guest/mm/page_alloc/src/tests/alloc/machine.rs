@@ -101,6 +101,10 @@ impl Trace for Recorded {
         self.events.borrow().is_some()
     }
 
+    fn is_tracing(&self) -> bool {
+        self.events.borrow().is_some() || self.mem.is_tracing()
+    }
+
     fn record(&self, event: &Event) {
         if let Some(events) = self.events.borrow_mut().as_mut() {
             events.push(*event);

@@ -1,12 +1,19 @@
 //! What the slow path tells of its steps.
 
-use memvisor_abi::Phase;
-use mm_core::{Event, Gfp, MaySleep, Order, Pfn};
+use memvisor_abi::{MAX_NR_ZONES, Phase};
+use mm_core::{Event, Gfp, MaySleep, Order, Pfn, ZoneId, ZoneKind};
 
 use super::machine::{TestMachine, one_zone, order, start};
+use crate::alloc::zone_id;
 use crate::{CompactResult, Context, OomOutcome, PageAllocator};
 
 type Pages = PageAllocator<&'static TestMachine>;
+
+#[test]
+fn a_zone_is_told_by_its_node_and_kind() {
+    let zone = zone_id(MAX_NR_ZONES + ZoneKind::Normal as usize);
+    assert_eq!(zone, ZoneId::new(1, ZoneKind::Normal as u32));
+}
 
 /// A machine of which nothing is left above the min watermark, that records from now on.
 fn exhausted() -> (Pages, Vec<Pfn>) {

@@ -1,0 +1,105 @@
+//! Device numbers, and the devices that are nothing but numbers (Linux: drivers/char/mem.c, random.c).
+
+use crate::Errno;
+use crate::random::Random;
+
+/// A device number.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Device {
+    /// Which driver.
+    pub major: u32,
+    /// Which of its devices.
+    pub minor: u32,
+}
+
+impl Device {
+    /// The number of `st_rdev` and mknod (Linux: `new_encode_dev`).
+    pub const fn encode(self) -> u32 {
+        (self.minor & 0xff) | ((self.major & 0xfff) << 8) | ((self.minor & !0xff) << 12)
+    }
+
+    /// From the number that mknod takes (Linux: `new_decode_dev`).
+    pub const fn decode(number: u32) -> Device {
+        Device { major: (number >> 8) & 0xfff, minor: (number & 0xff) | ((number >> 12) & 0xf_ff00) }
+    }
+}
+
+/// Character devices that can be opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Char {
+    /// /dev/null.
+    Null,
+    /// /dev/zero.
+    Zero,
+    /// /dev/full.
+    Full,
+    /// /dev/random.
+    Random,
+    /// /dev/urandom.
+    Urandom,
+    /// /dev/tty: the controlling terminal.
+    Tty,
+    /// /dev/console and /dev/ttyS0.
+    Console,
+}
+
+/// Name in /dev, number, permissions (Linux: `devlist` in drivers/char/mem.c, drivers/tty/tty_io.c).
+pub const NODES: [(&str, Device, u32); 8] = [
+    ("null", Device { major: 1, minor: 3 }, 0o666),
+    ("zero", Device { major: 1, minor: 5 }, 0o666),
+    ("full", Device { major: 1, minor: 7 }, 0o666),
+    ("random", Device { major: 1, minor: 8 }, 0o666),
+    ("urandom", Device { major: 1, minor: 9 }, 0o666),
+    ("tty", Device { major: 5, minor: 0 }, 0o666),
+    ("console", Device { major: 5, minor: 1 }, 0o600),
+    ("ttyS0", Device { major: 4, minor: 64 }, 0o600),
+];
+
+impl Char {
+    /// The driver of a number; `None` without one (`ENXIO` at open).
+    pub const fn of(device: Device) -> Option<Char> {
+        Some(match (device.major, device.minor) {
+            (1, 3) => Char::Null,
+            (1, 5) => Char::Zero,
+            (1, 7) => Char::Full,
+            (1, 8) => Char::Random,
+            (1, 9) => Char::Urandom,
+            (5, 0) => Char::Tty,
+            (5, 1) | (4, 64) => Char::Console,
+            _ => return None,
+        })
+    }
+
+    /// Whether it is a terminal, which is read and written by [`crate::Tty`].
+    pub const fn is_tty(self) -> bool {
+        matches!(self, Char::Tty | Char::Console)
+    }
+
+    /// Reads from a device that is not a terminal: the number of bytes, 0 at the end.
+    ///
+    /// # Errors
+    /// `EIO` for a terminal.
+    pub fn read(self, buffer: &mut [u8], random: &mut Random) -> Result<usize, Errno> {
+        match self {
+            Char::Null => return Ok(0),
+            Char::Zero | Char::Full => buffer.fill(0),
+            Char::Random | Char::Urandom => random.fill(buffer),
+            Char::Tty | Char::Console => return Err(Errno::Eio),
+        }
+        Ok(buffer.len())
+    }
+
+    /// Writes to a device that is not a terminal; the number of bytes taken.
+    ///
+    /// # Errors
+    /// `ENOSPC` of /dev/full, `EIO` for a terminal.
+    pub fn write(self, bytes: &[u8], random: &mut Random) -> Result<usize, Errno> {
+        match self {
+            Char::Full if !bytes.is_empty() => return Err(Errno::Enospc),
+            Char::Full | Char::Null | Char::Zero => {}
+            Char::Random | Char::Urandom => random.mix(bytes),
+            Char::Tty | Char::Console => return Err(Errno::Eio),
+        }
+        Ok(bytes.len())
+    }
+}

@@ -1,0 +1,61 @@
+//! /proc: its tree, and the texts of its files (Linux: fs/proc/).
+//!
+//! The tree is computed from [`Processes`] at every call, so a process's directory is there as long as the process is. Texts
+//! are printed from [`Source`], which is asked outside of the file system's lock.
+
+mod node;
+mod process;
+mod source;
+mod system;
+#[cfg(test)]
+mod tests;
+
+pub use node::{Access, Link, NoProcesses, Node, PidFile, Processes, SystemFile, Target, Who};
+pub use source::{
+    CpuInfo, CpuTime, MapInfo, MapPages, MemInfo, ProcessInfo, Rlimit, Source, SystemInfo, VmInfo,
+};
+
+use alloc::vec::Vec;
+use core::fmt::{self, Write};
+
+use crate::Errno;
+
+/// Text that grows until there is no memory.
+struct Text {
+    bytes: Vec<u8>,
+    full: bool,
+}
+
+impl Write for Text {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        if self.bytes.try_reserve(text.len()).is_err() {
+            self.full = true;
+            return Err(fmt::Error);
+        }
+        self.bytes.extend_from_slice(text.as_bytes());
+        Ok(())
+    }
+}
+
+/// What a file of /proc says now.
+///
+/// # Errors
+/// `ESRCH` if the process is gone, `ENOMEM`.
+pub fn render(node: Node, source: &dyn Source) -> Result<Vec<u8>, Errno> {
+    let mut text = Text { bytes: Vec::new(), full: false };
+    let result = match node {
+        Node::System(file) => system::show(file, source, &mut text),
+        Node::File(who, PidFile::Cmdline) => return source.cmdline_of(who),
+        Node::File(who, PidFile::Environ) => return source.environ_of(who),
+        Node::File(who, file) => {
+            let info = source.process(who).ok_or(Errno::Esrch)?;
+            process::show(file, who, &info, source, &mut text)
+        }
+        _ => return Err(Errno::Einval),
+    };
+    match result {
+        Ok(()) => Ok(text.bytes),
+        Err(_) if text.full => Err(Errno::Enomem),
+        Err(_) => Err(Errno::Esrch),
+    }
+}

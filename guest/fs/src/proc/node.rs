@@ -1,0 +1,457 @@
+//! The tree of /proc (Linux: fs/proc/root.c, base.c, fd.c, generic.c).
+
+use alloc::format;
+use alloc::vec::Vec;
+
+use crate::Errno;
+use crate::flags::mode;
+use crate::inode::Timespec;
+use crate::stat::{Dirent, Stat, dirent_type};
+use crate::vfs::Place;
+
+/// A process or a thread.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Who {
+    /// Number of the process.
+    pub pid: u32,
+    /// Number of the thread in /proc/PID/task; `None` in /proc/PID.
+    pub tid: Option<u32>,
+}
+
+/// Links in a process's directory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Link {
+    /// Its working directory.
+    Cwd,
+    /// Its program.
+    Exe,
+    /// Its root.
+    Root,
+    /// An open file.
+    Fd(u32),
+}
+
+/// How a file is open, for the permissions of /proc/PID/fd/N.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Access {
+    /// For reading.
+    pub reads: bool,
+    /// For writing.
+    pub writes: bool,
+}
+
+/// Processes, as the tree needs them. Called under the file system's lock: nothing here may wait for that.
+pub trait Processes {
+    /// Number of the calling process and thread; `None` for the kernel's own.
+    fn current(&self) -> Option<(u32, u32)>;
+    /// Whether the process, or the thread of it, exists.
+    fn exists(&self, who: Who) -> bool;
+    /// The process with the lowest number from `from` on.
+    fn next(&self, from: u32) -> Option<u32>;
+    /// The thread of `pid` with the lowest number from `from` on.
+    fn next_thread(&self, pid: u32, from: u32) -> Option<u32>;
+    /// The lowest descriptor from `from` on.
+    fn next_fd(&self, who: Who, from: u32) -> Option<u32>;
+    /// How the descriptor is open.
+    fn fd_access(&self, who: Who, fd: u32) -> Option<Access>;
+    /// Where a link leads; `None` if it leads nowhere (kernel threads have no program).
+    fn link(&self, who: Who, link: Link) -> Option<Place>;
+}
+
+/// No processes: before the first one, and in tests.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct NoProcesses;
+
+impl Processes for NoProcesses {
+    fn current(&self) -> Option<(u32, u32)> {
+        None
+    }
+
+    fn exists(&self, _: Who) -> bool {
+        false
+    }
+
+    fn next(&self, _: u32) -> Option<u32> {
+        None
+    }
+
+    fn next_thread(&self, _: u32, _: u32) -> Option<u32> {
+        None
+    }
+
+    fn next_fd(&self, _: Who, _: u32) -> Option<u32> {
+        None
+    }
+
+    fn fd_access(&self, _: Who, _: u32) -> Option<Access> {
+        None
+    }
+
+    fn link(&self, _: Who, _: Link) -> Option<Place> {
+        None
+    }
+}
+
+macro_rules! files {
+    ($(#[$doc:meta])* $name:ident { $($variant:ident = $text:literal, $mode:literal, $words:literal;)* }) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        pub enum $name {
+            $(#[doc = $words] $variant,)*
+        }
+
+        impl $name {
+            /// All, in the order in which they are listed.
+            pub const ALL: &[$name] = &[$($name::$variant,)*];
+
+            /// Its name.
+            pub const fn name(self) -> &'static str {
+                match self {
+                    $($name::$variant => $text,)*
+                }
+            }
+
+            const fn permissions(self) -> u32 {
+                match self {
+                    $($name::$variant => $mode,)*
+                }
+            }
+        }
+    };
+}
+
+files! {
+    /// Files in /proc.
+    SystemFile {
+        Buddyinfo = "buddyinfo", 0o444, "Free blocks by zone and order.";
+        Cmdline = "cmdline", 0o444, "The kernel's command line.";
+        Cpuinfo = "cpuinfo", 0o444, "Processors.";
+        Filesystems = "filesystems", 0o444, "Kinds of file system.";
+        Iomem = "iomem", 0o400, "Physical addresses and what is there.";
+        Loadavg = "loadavg", 0o444, "Load.";
+        Meminfo = "meminfo", 0o444, "Memory.";
+        Pagetypeinfo = "pagetypeinfo", 0o400, "Free blocks by migratetype.";
+        Slabinfo = "slabinfo", 0o400, "Slab caches.";
+        Stat = "stat", 0o444, "Time of the processors, and counts.";
+        Swaps = "swaps", 0o444, "Swap areas.";
+        Uptime = "uptime", 0o444, "Time since boot.";
+        Version = "version", 0o444, "Release.";
+        Vmallocinfo = "vmallocinfo", 0o400, "Areas of vmalloc.";
+        Vmstat = "vmstat", 0o444, "Memory's events.";
+        Zoneinfo = "zoneinfo", 0o444, "Zones.";
+    }
+}
+
+files! {
+    /// Files in /proc/PID and /proc/PID/task/TID.
+    PidFile {
+        Cmdline = "cmdline", 0o444, "Arguments.";
+        Comm = "comm", 0o644, "Name.";
+        Environ = "environ", 0o400, "Environment.";
+        Limits = "limits", 0o444, "Resource limits.";
+        Maps = "maps", 0o444, "Mappings.";
+        Mounts = "mounts", 0o444, "Mounts that it sees.";
+        OomScore = "oom_score", 0o444, "Badness for the OOM killer.";
+        OomScoreAdj = "oom_score_adj", 0o644, "What is added to it.";
+        Smaps = "smaps", 0o444, "Mappings with their pages.";
+        Stat = "stat", 0o444, "All in one line.";
+        Statm = "statm", 0o444, "Memory in pages.";
+        Status = "status", 0o444, "All, for people.";
+    }
+}
+
+/// A file of /proc.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Node {
+    /// /proc.
+    Root,
+    /// A file in it.
+    System(SystemFile),
+    /// /proc/self.
+    Own,
+    /// /proc/thread-self.
+    OwnThread,
+    /// /proc/mounts.
+    Mounts,
+    /// The directory of a process or thread.
+    Process(Who),
+    /// A file in it.
+    File(Who, PidFile),
+    /// A link in it or in its fd.
+    Link(Who, Link),
+    /// Its directory of open files.
+    Fds(Who),
+    /// Its directory of threads.
+    Threads(u32),
+}
+
+/// Where a link leads.
+#[derive(Debug)]
+pub enum Target {
+    /// By a path.
+    Text(Vec<u8>),
+    /// To this place, whatever its path.
+    Place(Place),
+}
+
+/// A decimal number without signs or zeroes in front.
+fn number(name: &[u8]) -> Option<u32> {
+    let plain = name.first()? != &b'0' || name.len() == 1;
+    let text = core::str::from_utf8(name).ok().filter(|_| plain && name.iter().all(u8::is_ascii_digit))?;
+    text.parse().ok()
+}
+
+const LINKS: [(&str, Link); 3] = [("cwd", Link::Cwd), ("exe", Link::Exe), ("root", Link::Root)];
+const PLACES: [(&str, Node); 3] =
+    [("mounts", Node::Mounts), ("self", Node::Own), ("thread-self", Node::OwnThread)];
+/// First position of a process in /proc, as in Linux (`FIRST_PROCESS_ENTRY`).
+const FIRST_PROCESS: u64 = 256;
+/// Positions 0 and 1 are `.` and `..`.
+const FIRST: u64 = 2;
+
+/// Puts an entry; `false` if there was no room.
+pub(crate) type Put<'a> = &'a mut dyn FnMut(&Dirent<'_>) -> Result<bool, Errno>;
+
+impl Node {
+    /// Whether names can be looked up in it.
+    pub const fn is_dir(self) -> bool {
+        matches!(self, Node::Root | Node::Process(_) | Node::Fds(_) | Node::Threads(_))
+    }
+
+    const fn is_link(self) -> bool {
+        matches!(self, Node::Own | Node::OwnThread | Node::Mounts | Node::Link(..))
+    }
+
+    /// `st_mode`.
+    pub const fn mode(self) -> u32 {
+        match self {
+            Node::Root | Node::Process(_) | Node::Threads(_) => mode::S_IFDIR | 0o555,
+            Node::Fds(_) => mode::S_IFDIR | 0o500,
+            Node::System(file) => mode::S_IFREG | file.permissions(),
+            Node::File(_, file) => mode::S_IFREG | file.permissions(),
+            Node::Own | Node::OwnThread | Node::Mounts | Node::Link(..) => mode::S_IFLNK | 0o777,
+        }
+    }
+
+    /// The directory that it is in.
+    pub(crate) const fn parent(self) -> Node {
+        match self {
+            Node::Root | Node::System(_) | Node::Own | Node::OwnThread | Node::Mounts => Node::Root,
+            Node::Process(Who { pid, tid: Some(_) }) => Node::Threads(pid),
+            Node::Process(_) => Node::Root,
+            Node::Link(who, Link::Fd(_)) => Node::Fds(who),
+            Node::File(who, _) | Node::Link(who, _) | Node::Fds(who) => Node::Process(who),
+            Node::Threads(pid) => Node::Process(Who { pid, tid: None }),
+        }
+    }
+
+    /// Its name in that directory.
+    ///
+    /// # Errors
+    /// None today; `ENOMEM` once names are built without infallible allocation.
+    pub(crate) fn name(self) -> Result<Vec<u8>, Errno> {
+        let text = match self {
+            Node::Root => "",
+            Node::System(file) => file.name(),
+            Node::File(_, file) => file.name(),
+            Node::Own => "self",
+            Node::OwnThread => "thread-self",
+            Node::Mounts => "mounts",
+            Node::Fds(_) => "fd",
+            Node::Threads(_) => "task",
+            Node::Link(_, Link::Cwd) => "cwd",
+            Node::Link(_, Link::Exe) => "exe",
+            Node::Link(_, Link::Root) => "root",
+            Node::Process(Who { pid, tid }) => return Ok(format!("{}", tid.unwrap_or(pid)).into_bytes()),
+            Node::Link(_, Link::Fd(fd)) => return Ok(format!("{fd}").into_bytes()),
+        };
+        crate::dir::copy(text.as_bytes())
+    }
+
+    /// `st_ino`: the same for as long as the file is there.
+    pub(crate) fn number(self) -> u64 {
+        // Beyond the numbers of processes and their files.
+        const SYSTEM: u64 = 0xf000_0000;
+        let of = |who: Who| u64::from(who.tid.unwrap_or(who.pid)) << 24 | u64::from(who.tid.is_some()) << 20;
+        match self {
+            Node::Root => 1,
+            Node::System(file) => SYSTEM + file as u64,
+            Node::Own => SYSTEM + 0x100,
+            Node::OwnThread => SYSTEM + 0x101,
+            Node::Mounts => SYSTEM + 0x102,
+            Node::Process(who) => of(who) + 0x8_0000,
+            Node::File(who, file) => of(who) + 0x8_0001 + file as u64,
+            Node::Link(who, Link::Cwd) => of(who) + 0x8_0101,
+            Node::Link(who, Link::Exe) => of(who) + 0x8_0102,
+            Node::Link(who, Link::Root) => of(who) + 0x8_0103,
+            Node::Fds(who) => of(who) + 0x8_0104,
+            Node::Threads(pid) => of(Who { pid, tid: None }) + 0x8_0105,
+            Node::Link(who, Link::Fd(fd)) => of(who) + u64::from(fd) % 0x8_0000,
+        }
+    }
+
+    /// What stat tells.
+    pub(crate) fn stat(self, dev: u64, processes: &impl Processes) -> Stat {
+        let nlink = match self {
+            Node::Root => 2,
+            Node::Process(_) => 4,
+            Node::Fds(_) | Node::Threads(_) => 2,
+            _ => 1,
+        };
+        let mut bits = self.mode();
+        if let Node::Link(who, Link::Fd(fd)) = self
+            && let Some(access) = processes.fd_access(who, fd)
+        {
+            // Linux: `tid_fd_update_inode`.
+            let rights = if access.reads { 0o500 } else { 0 } | if access.writes { 0o300 } else { 0 };
+            bits = mode::S_IFLNK | rights;
+        }
+        let size = if matches!(self, Node::Link(_, Link::Fd(_))) { 64 } else { 0 };
+        let (zero, nobody) = (Timespec::default(), 0);
+        Stat {
+            dev,
+            ino: self.number(),
+            nlink,
+            mode: bits,
+            uid: nobody,
+            gid: nobody,
+            size,
+            atime: zero,
+            mtime: zero,
+            ctime: zero,
+            ..Stat::default()
+        }
+    }
+
+    /// Where it leads; `None` if it is no link.
+    ///
+    /// # Errors
+    /// `ENOENT` if it leads nowhere.
+    pub(crate) fn follow(self, processes: &impl Processes) -> Result<Option<Target>, Errno> {
+        if !self.is_link() {
+            return Ok(None);
+        }
+        let text = match self {
+            Node::Own => format!("{}", processes.current().ok_or(Errno::Enoent)?.0),
+            Node::OwnThread => {
+                let (pid, tid) = processes.current().ok_or(Errno::Enoent)?;
+                format!("{pid}/task/{tid}")
+            }
+            Node::Mounts => "self/mounts".into(),
+            Node::Link(who, link) => {
+                return Ok(Some(Target::Place(processes.link(who, link).ok_or(Errno::Enoent)?)));
+            }
+            _ => return Ok(None),
+        };
+        Ok(Some(Target::Text(text.into_bytes())))
+    }
+
+    /// An entry of the directory.
+    pub(crate) fn child(self, name: &[u8], processes: &impl Processes) -> Option<Node> {
+        match self {
+            Node::Root => {
+                let named = |(text, _): &&(&str, Node)| text.as_bytes() == name;
+                if let Some((_, node)) = PLACES.iter().find(named) {
+                    return (*node == Node::Mounts || processes.current().is_some()).then_some(*node);
+                }
+                let file = SystemFile::ALL.iter().find(|file| file.name().as_bytes() == name);
+                file.map(|file| Node::System(*file)).or_else(|| {
+                    let who = Who { pid: number(name)?, tid: None };
+                    processes.exists(who).then_some(Node::Process(who))
+                })
+            }
+            Node::Process(who) => {
+                if !processes.exists(who) {
+                    return None;
+                }
+                match name {
+                    b"fd" => return Some(Node::Fds(who)),
+                    b"task" if who.tid.is_none() => return Some(Node::Threads(who.pid)),
+                    _ => {}
+                }
+                let link = LINKS.iter().find(|(text, _)| text.as_bytes() == name);
+                let file = PidFile::ALL.iter().find(|file| file.name().as_bytes() == name);
+                link.map(|(_, link)| Node::Link(who, *link)).or(file.map(|file| Node::File(who, *file)))
+            }
+            Node::Fds(who) => {
+                let fd = number(name)?;
+                processes.fd_access(who, fd).map(|_| Node::Link(who, Link::Fd(fd)))
+            }
+            Node::Threads(pid) => {
+                let who = Who { pid, tid: Some(number(name)?) };
+                processes.exists(who).then_some(Node::Process(who))
+            }
+            _ => None,
+        }
+    }
+
+    /// Lists the directory from `pos` on, after `.` and `..`; whether there was no room for all.
+    pub(crate) fn list(self, processes: &impl Processes, pos: &mut u64, put: Put<'_>) -> Result<bool, Errno> {
+        match self {
+            Node::Root => {
+                let files = SystemFile::ALL.iter().map(|file| Node::System(*file));
+                let fixed = PLACES.iter().map(|(_, node)| *node).chain(files);
+                if list_fixed(fixed, pos, put)? {
+                    return Ok(true);
+                }
+                *pos = (*pos).max(FIRST_PROCESS);
+                let next = |from| processes.next(from);
+                list_numbers(FIRST_PROCESS, pos, next, |pid| Node::Process(Who { pid, tid: None }), put)
+            }
+            Node::Process(who) => {
+                if !processes.exists(who) {
+                    return Err(Errno::Enoent);
+                }
+                let threads = who.tid.is_none().then_some(Node::Threads(who.pid));
+                let links = LINKS.iter().map(|(_, link)| Node::Link(who, *link));
+                let files = PidFile::ALL.iter().map(|file| Node::File(who, *file));
+                list_fixed([Node::Fds(who)].into_iter().chain(threads).chain(links).chain(files), pos, put)
+            }
+            Node::Fds(who) => {
+                let next = |from| processes.next_fd(who, from);
+                list_numbers(FIRST, pos, next, |fd| Node::Link(who, Link::Fd(fd)), put)
+            }
+            Node::Threads(pid) => {
+                let next = |from| processes.next_thread(pid, from);
+                list_numbers(FIRST, pos, next, |tid| Node::Process(Who { pid, tid: Some(tid) }), put)
+            }
+            _ => Err(Errno::Enotdir),
+        }
+    }
+}
+
+fn put_node(node: Node, next: u64, put: Put<'_>) -> Result<bool, Errno> {
+    let name = node.name()?;
+    put(&Dirent { ino: node.number(), next, kind: dirent_type(node.mode()), name: &name })
+}
+
+fn list_fixed(nodes: impl Iterator<Item = Node>, pos: &mut u64, put: Put<'_>) -> Result<bool, Errno> {
+    for (at, node) in (FIRST..).zip(nodes) {
+        if at < *pos {
+            continue;
+        }
+        if !put_node(node, at + 1, put)? {
+            return Ok(true);
+        }
+        *pos = at + 1;
+    }
+    Ok(false)
+}
+
+/// Entries that are numbers: number N is at position `first` + N.
+fn list_numbers(
+    first: u64,
+    pos: &mut u64,
+    next: impl Fn(u32) -> Option<u32>,
+    node: impl Fn(u32) -> Node,
+    put: Put<'_>,
+) -> Result<bool, Errno> {
+    while let Some(found) = u32::try_from(pos.saturating_sub(first)).ok().and_then(&next) {
+        let after = first + u64::from(found) + 1;
+        if !put_node(node(found), after, put)? {
+            return Ok(true);
+        }
+        *pos = after;
+    }
+    Ok(false)
+}

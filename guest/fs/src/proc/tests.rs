@@ -1,0 +1,275 @@
+//! The texts, compared with those of this machine's Linux: its own numbers, printed again, must give its own lines.
+
+use core::fmt;
+use std::format;
+use std::fs;
+use std::string::String;
+use std::vec::Vec;
+
+use super::{
+    CpuInfo, CpuTime, MapInfo, MemInfo, Node, PidFile, ProcessInfo, Rlimit, Source, SystemFile, SystemInfo,
+    VmInfo, Who, render,
+};
+use crate::{Device, Errno};
+
+const ME: Who = Who { pid: 5, tid: None };
+
+/// A mapping, with its name.
+type Map = (u64, u64, String, u64, u64, u64, Vec<u8>);
+
+/// What the host said.
+#[derive(Default)]
+struct Host {
+    info: Option<ProcessInfo>,
+    maps: Vec<Map>,
+    memory: MemInfo,
+}
+
+impl Source for Host {
+    fn process(&self, _: Who) -> Option<ProcessInfo> {
+        self.info
+    }
+    fn maps(&self, _: Who, f: &mut dyn FnMut(&MapInfo<'_>) -> fmt::Result) -> fmt::Result {
+        self.maps.iter().try_for_each(|(start, end, flags, offset, dev, ino, name)| {
+            let has = |letter| flags.contains(letter);
+            f(&MapInfo {
+                start: *start,
+                end: *end,
+                read: has('r'),
+                write: has('w'),
+                exec: has('x'),
+                shared: has('s'),
+                offset: *offset,
+                dev: *dev,
+                ino: *ino,
+                name,
+                ..MapInfo::default()
+            })
+        })
+    }
+    fn cmdline_of(&self, _: Who) -> Result<Vec<u8>, Errno> {
+        Ok(b"sh\0-c\0".to_vec())
+    }
+    fn environ_of(&self, _: Who) -> Result<Vec<u8>, Errno> {
+        Err(Errno::Esrch)
+    }
+    fn mounts(&self, _: Who, out: &mut dyn fmt::Write) -> fmt::Result {
+        out.write_str("mounts\n")
+    }
+    fn system(&self) -> SystemInfo {
+        SystemInfo {
+            uptime: 12_345,
+            load: [5, 110, 0],
+            running: 2,
+            tasks: 40,
+            last_pid: 77,
+            cpus: 2,
+            ..Default::default()
+        }
+    }
+    fn cpu_time(&self, cpu: u32) -> CpuTime {
+        CpuTime { user: 10, nice: 0, system: 20, idle: 100 + u64::from(cpu) }
+    }
+    fn cpu_info(&self, cpu: u32, f: &mut dyn FnMut(&CpuInfo<'_>) -> fmt::Result) -> fmt::Result {
+        f(&CpuInfo {
+            vendor: "Vendor",
+            khz: 2_400_500,
+            apic: cpu,
+            siblings: 2,
+            flags: "fpu sse2",
+            ..CpuInfo::default()
+        })
+    }
+    fn memory(&self) -> MemInfo {
+        self.memory
+    }
+    fn text(&self, file: SystemFile, out: &mut dyn fmt::Write) -> fmt::Result {
+        out.write_str(file.name())
+    }
+}
+
+fn info() -> ProcessInfo {
+    let mut comm = [0; 16];
+    comm[..5].copy_from_slice(b"a (b)");
+    ProcessInfo {
+        pid: 5,
+        tgid: 5,
+        comm,
+        state: 'S',
+        ppid: 1,
+        pgrp: 5,
+        session: 1,
+        tty: 0,
+        tpgid: -1,
+        flags: 0,
+        faults: (10, 1),
+        child_faults: (0, 0),
+        time: (3, 4),
+        child_time: (0, 0),
+        priority: 20,
+        nice: 0,
+        threads: 1,
+        start: 99,
+        vm: Some(VmInfo {
+            total: 100,
+            anon: 10,
+            file: 5,
+            data: 30,
+            stack: 33,
+            code: (0x1000, 0x3001),
+            ..Default::default()
+        }),
+        limits: [Rlimit { soft: u64::MAX, hard: u64::MAX }; 16],
+        pending: 0,
+        shared_pending: 0,
+        blocked: 0,
+        ignored: 6,
+        caught: 0x1_0000_0000,
+        exit_signal: 17,
+        cpu: 1,
+        exit_code: 0,
+        umask: 0o22,
+        fd_size: 64,
+        uids: [0; 4],
+        gids: [0; 4],
+        cpus_allowed: 0b1011,
+        mems_allowed: 1,
+        switches: (8, 9),
+    }
+}
+
+fn text(source: &Host, file: PidFile) -> String {
+    String::from_utf8(render(Node::File(ME, file), source).expect("a text")).expect("UTF-8")
+}
+
+fn system(source: &Host, file: SystemFile) -> String {
+    String::from_utf8(render(Node::System(file), source).expect("a text")).expect("UTF-8")
+}
+
+#[test]
+fn maps_are_printed_as_linux_prints_them() {
+    let hex = |text: &str| u64::from_str_radix(text, 16).expect("hexadecimal");
+    let theirs = fs::read_to_string("/proc/self/maps").expect("maps");
+    let parse = |line: &str| -> Map {
+        let mut rest = line.splitn(6, ' ');
+        let mut word = || rest.next().expect("a word");
+        let (start, end) = word().split_once('-').expect("a range");
+        let flags = word().into();
+        let offset = hex(word());
+        let (major, minor) = word().split_once(':').expect("a device");
+        let number = |text| u32::try_from(hex(text)).expect("a number");
+        let dev = Device { major: number(major), minor: number(minor) }.encode();
+        let ino = word().parse().expect("a number");
+        (hex(start), hex(end), flags, offset, u64::from(dev), ino, word().trim_start().into())
+    };
+    let maps = theirs.lines().map(parse).collect();
+    let host = Host { info: Some(info()), maps, ..Host::default() };
+    assert_eq!(text(&host, PidFile::Maps), theirs);
+}
+
+#[test]
+fn limits_are_printed_as_linux_prints_them() {
+    let theirs = fs::read_to_string("/proc/self/limits").expect("limits");
+    let value = |line: &str, at: usize| {
+        line[at..].split(' ').next().and_then(|word| word.parse().ok()).unwrap_or(u64::MAX)
+    };
+    let mut info = info();
+    for (limit, line) in info.limits.iter_mut().zip(theirs.lines().skip(1)) {
+        *limit = Rlimit { soft: value(line, 26), hard: value(line, 47) };
+    }
+    assert_eq!(text(&Host { info: Some(info), ..Host::default() }, PidFile::Limits), theirs);
+}
+
+/// The text with numbers of one form: digits with the blanks before them.
+fn form(line: &str) -> String {
+    let (key, rest) = line.split_once(':').unwrap_or((line, ""));
+    let blank = |letter: char| if letter.is_ascii_digit() { ' ' } else { letter };
+    format!("{key}:{}", rest.chars().map(blank).collect::<String>())
+}
+
+#[test]
+fn meminfo_has_linux_lines_in_linux_order() {
+    let theirs = fs::read_to_string("/proc/meminfo").expect("meminfo");
+    let ours = system(&Host::default(), SystemFile::Meminfo);
+    let mut at = theirs.lines();
+    let mut same = 0;
+    for line in ours.lines() {
+        // Which lines there are depends on how a kernel was configured.
+        if theirs.lines().any(|other| other.split(':').next() == line.split(':').next()) {
+            let other = at.find(|other| other.split(':').next() == line.split(':').next());
+            let other = other.unwrap_or_else(|| panic!("not in this order: {line}"));
+            if other.len() == line.len() {
+                assert_eq!(form(line), form(other));
+            }
+            same += 1;
+        }
+    }
+    assert!(same > 30, "{same} lines are in both");
+}
+
+#[test]
+fn status_has_linux_lines_in_linux_order() {
+    let theirs = fs::read_to_string("/proc/self/status").expect("status");
+    let ours = text(&Host { info: Some(info()), ..Host::default() }, PidFile::Status);
+    let mut at = theirs.lines();
+    let mut same = 0;
+    for line in ours.lines() {
+        let key = line.split('\t').next();
+        if theirs.lines().any(|other| other.split('\t').next() == key) {
+            let other = at.find(|other| other.split('\t').next() == key);
+            let other = other.unwrap_or_else(|| panic!("not in this order: {line}"));
+            assert_eq!(line.matches('\t').count(), other.matches('\t').count(), "{line}");
+            same += 1;
+        }
+    }
+    assert!(same > 45, "{same} lines are in both");
+    assert!(ours.contains("Name:\ta (b)\nUmask:\t0022\nState:\tS (sleeping)\n"), "{ours}");
+    assert!(ours.contains("VmRSS:\t      60 kB\n") && ours.contains("Cpus_allowed_list:\t0-1,3\n"), "{ours}");
+    assert!(ours.contains("SigCgt:\t0000000100000000\n"), "{ours}");
+}
+
+#[test]
+fn stat_has_52_fields_behind_any_name() {
+    let theirs = fs::read_to_string("/proc/self/stat").expect("stat");
+    let fields = |line: &str| line.rsplit_once(") ").expect("a name").1.split(' ').count() + 2;
+    let ours = text(&Host { info: Some(info()), ..Host::default() }, PidFile::Stat);
+    assert_eq!((fields(&ours), fields(&theirs)), (52, 52));
+    assert!(ours.starts_with(
+        "5 (a (b)) S 1 5 1 0 -1 0 10 0 1 0 3 4 0 0 20 0 1 0 99 409600 15 18446744073709551615 4096 12289 "
+    ));
+    assert!(ours.contains(" 0 0 6 0 1 0 0 17 1 0 0 0 0 0 "), "{ours}");
+}
+
+#[test]
+fn the_machine_is_told_in_linux_words() {
+    let host = Host::default();
+    assert_eq!(system(&host, SystemFile::Uptime), "123.45 2.01\n");
+    assert_eq!(system(&host, SystemFile::Loadavg), "0.05 1.10 0.00 2/40 77\n");
+    let stat = system(&host, SystemFile::Stat);
+    assert!(stat.starts_with("cpu  20 0 40 201 0 0 0 0 0 0\ncpu0 10 0 20 100 0"), "{stat}");
+    let theirs = fs::read_to_string("/proc/stat").expect("stat");
+    assert_eq!(
+        stat.lines().next().map(|line| line.split(' ').count()),
+        theirs.lines().next().map(|line| line.split(' ').count())
+    );
+    let cpuinfo = system(&host, SystemFile::Cpuinfo);
+    assert_eq!(cpuinfo.matches("processor\t: ").count(), 2);
+    assert!(
+        cpuinfo.contains("cpu MHz\t\t: 2400.500\n") && cpuinfo.contains("bogomips\t: 4801.00\n"),
+        "{cpuinfo}"
+    );
+    let theirs = fs::read_to_string("/proc/cpuinfo").expect("cpuinfo");
+    for line in cpuinfo.lines().filter(|line| !line.is_empty()) {
+        let key = line.split(':').next().expect("a key");
+        assert!(theirs.contains(key), "Linux has no {key:?}");
+    }
+    assert_eq!(system(&host, SystemFile::Zoneinfo), "zoneinfo");
+}
+
+#[test]
+fn a_process_that_is_gone_has_no_texts() {
+    assert_eq!(render(Node::File(ME, PidFile::Stat), &Host::default()), Err(Errno::Esrch));
+    assert_eq!(render(Node::File(ME, PidFile::Environ), &Host::default()), Err(Errno::Esrch));
+    assert_eq!(render(Node::File(ME, PidFile::Cmdline), &Host::default()), Ok(b"sh\0-c\0".to_vec()));
+    assert_eq!(render(Node::Root, &Host::default()), Err(Errno::Einval));
+}

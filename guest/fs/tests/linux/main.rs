@@ -1,0 +1,61 @@
+//! Random sequences of calls on the crate and on the Linux of this machine, in a directory that starts empty: every result, errno, length,
+//! byte and entry must be the same. `MEMVISOR_SEQUENCES=10000 cargo test --release -p guest-fs --test linux` runs more.
+//!
+//! The directory is in /dev/shm where that is a tmpfs, so that counts of links and sizes of directories are compared, too.
+
+mod guest;
+mod host;
+mod op;
+
+use guest::Guest;
+use host::Host;
+use op::{Op, ops};
+use proptest::prelude::*;
+use proptest::test_runner::{Config, TestRunner};
+
+/// What a call gave.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// A number.
+    Number(u64),
+    /// Bytes.
+    Bytes(Vec<u8>),
+    /// What the stat family tells.
+    #[expect(missing_docs, reason = "the names say it")]
+    Stat { mode: u32, nlink: Option<u64>, size: Option<u64> },
+    /// Names and types, sorted.
+    Names(Vec<(Vec<u8>, u8)>),
+    /// Nothing is open there: no call.
+    Nothing,
+    /// An errno.
+    Failed(i32),
+}
+
+/// Directories above the one that the sequences start in: `..` cannot leave them.
+pub const ABOVE: usize = 24;
+
+fn sequences() -> u32 {
+    std::env::var("MEMVISOR_SEQUENCES").ok().and_then(|text| text.parse().ok()).unwrap_or(200)
+}
+
+fn agree(ops: &[Op]) -> Result<(), TestCaseError> {
+    let mut host = Host::new();
+    let mut guest = Guest::new(host::UMASK);
+    for (number, op) in ops.iter().enumerate() {
+        let linux = host.run(op);
+        let ours = guest.run(op);
+        prop_assert_eq!(&ours, &linux, "ours, Linux's: call {} of {:?}", number, ops);
+        guest
+            .audit()
+            .map_err(|what| TestCaseError::fail(format!("{what:?} after call {number} of {ops:?}")))?;
+    }
+    prop_assert!(guest.is_clean_after_closing(), "inodes or bytes are left of {:?}", ops);
+    Ok(())
+}
+
+#[test]
+fn random_sequences_are_as_on_linux() {
+    let mut runner =
+        TestRunner::new(Config { cases: sequences(), failure_persistence: None, ..Config::default() });
+    runner.run(&ops(), |ops| agree(&ops)).unwrap_or_else(|error| panic!("{error}"));
+}

@@ -1,0 +1,84 @@
+//! Address spaces as wholes: counters and locks.
+//!
+//! S1  `mm.rss`: the resident pages, anonymous and of mappings, are the entries that map or wait for such pages, the zero page and
+//!     devices' frames left out.
+//! S2  `mm.tables`: `table_pages` is the page tables below and including the top-level one, which no other address space
+//!     has; tables and depth that are published in two places are the same.
+//! S3  `mm.locks`: at a checkpoint nobody holds mmap_lock.
+
+use std::collections::HashMap;
+
+use memvisor_abi::Page;
+
+use crate::Rule;
+use crate::context::Context;
+use crate::ledger::{Ledger, finding};
+use crate::processes::Processes;
+
+pub(crate) const RSS: Rule = Rule {
+    name: "mm.rss",
+    invariant: "RSS counters are the entries of each kind",
+    reads: "Mm, page tables, descriptors",
+    seeded: &["rss-anon", "rss-file"],
+    hint: "add_mm_counter: install, zap, copy on write, fork, migration",
+};
+pub(crate) const TABLES: Rule = Rule {
+    name: "mm.tables",
+    invariant: "table_pages are the page tables, each in one address space",
+    reads: "Mm, address_spaces, page tables",
+    seeded: &["table-pages"],
+    hint: "mm_inc_nr_ptes, free_pgtables",
+};
+pub(crate) const LOCKS: Rule = Rule {
+    name: "mm.locks",
+    invariant: "nobody holds mmap_lock at a checkpoint",
+    reads: "Mm",
+    seeded: &["mmap-lock"],
+    hint: "a path out of a system call or fault without mmap_read_unlock",
+};
+
+/// Runs S1 to S3.
+pub(crate) fn run(context: &Context<'_>, processes: &Processes, ledger: &mut Ledger) {
+    let mut owners: HashMap<u64, u32> = HashMap::new();
+    for process in processes.list.iter().filter(|process| process.at.problem.is_none()) {
+        let (pid, mm, space) = (process.pid(), &process.at.mm, &process.at.space);
+        let mut rss = [0_u64; 2];
+        for entry in process.entries.entries.iter().filter(|entry| processes.is_counted(entry)) {
+            // A page on the move has no entry that maps it, so its descriptor was not kept.
+            let page = processes.page(entry.pfn).copied().or_else(|| context.page(entry.pfn));
+            let anon = page.is_none_or(|page| page.mapping & Page::MAPPING_ANON != 0);
+            let [anonymous, file] = &mut rss;
+            *if anon { anonymous } else { file } += entry.frames;
+        }
+        let names = ["anonymous", "of mappings"];
+        for ((name, guest), outside) in names.iter().zip(mm.rss).zip(rss) {
+            ledger.expect_eq(&RSS, format_args!("pid {pid} resident pages, {name}"), guest, outside);
+        }
+
+        let tables = &process.entries.tables;
+        if process.entries.complete {
+            let outside = tables.len() as u64 + 1;
+            ledger.expect_eq(&TABLES, format_args!("pid {pid} table_pages"), mm.table_pages, outside);
+        }
+        ledger.expect_eq(&TABLES, format_args!("pid {pid} top-level table"), mm.pgd_pfn, space.pgd_pfn);
+        let levels = context.guest.levels().count();
+        ledger.expect_eq(&TABLES, format_args!("pid {pid} paging levels"), mm.levels, levels);
+        for &pfn in tables.iter().chain([&space.pgd_pfn]) {
+            if let Some(other) = owners.insert(pfn, pid) {
+                let claim = format!("a table of pid {pid}");
+                let what = finding(&TABLES, format!("pfn {pfn:#x}"), claim, format!("pid {other} uses it"));
+                ledger.report(&TABLES, what.frame(pfn));
+            }
+        }
+
+        ledger.checked(&LOCKS, 1);
+        if mm.mmap_lock != 0 || mm.lock_seq % 2 == 1 {
+            let outside = match mm.mmap_lock {
+                readers @ 1.. => format!("{readers} readers hold it"),
+                _ => "a writer holds it".to_owned(),
+            };
+            let what = finding(&LOCKS, format!("pid {pid} mmap_lock"), "nobody holds it", outside);
+            ledger.report(&LOCKS, what);
+        }
+    }
+}

@@ -1,0 +1,104 @@
+//! Views of a process's memory.
+
+use memvisor_abi::{AnonVma, Mm, Page};
+
+use super::*;
+use crate::testing::{Machine, SyntheticGuest, SyntheticProcess};
+use crate::{CpuRegisters, Guest, Levels, SparseMemory};
+
+const PID: u32 = SyntheticProcess::PID;
+
+fn guest(levels: Levels) -> (SyntheticGuest, SyntheticProcess) {
+    let mut guest = SyntheticGuest::new(&Machine::pc(64 << 20, levels));
+    let process = SyntheticProcess::add(&mut guest, 0x380_0000);
+    (guest, process)
+}
+
+fn reader(guest: &SyntheticGuest) -> Guest<'_, SparseMemory> {
+    Guest::attach(&guest.memory, guest.root_gpa).expect("a good root")
+}
+
+#[test]
+fn maps_reads_as_in_proc() {
+    for levels in [Levels::Four, Levels::Five] {
+        let (guest, process) = guest(levels);
+        let view = MapsView::new(&reader(&guest), PID, false).expect("readable").expect("it lives");
+        let line = |head: &str, name: &str| format!("{head:<73}{name}\n");
+        let wanted = [
+            line("00400000-00401000 r-xp 00000000 00:00 0 ", &format!("mapping:{:#x}", process.mapping())),
+            line("00600000-00602000 rw-p 00000000 00:00 0 ", "[heap]"),
+            line("7ffffffde000-7ffffffff000 rw-p 00000000 00:00 0 ", "[stack]"),
+        ];
+        assert_eq!(view.to_string(), wanted.concat());
+        assert_eq!(MapsView::new(&reader(&guest), 9, false).expect("readable"), None);
+    }
+}
+
+#[test]
+fn smaps_counts_what_the_page_tables_have() {
+    let (guest, _) = guest(Levels::Four);
+    let view = MapsView::new(&reader(&guest), PID, true).expect("readable").expect("it lives");
+    let [text, heap, stack] = view.vmas.as_slice() else { panic!("three VMAs") };
+    let (text, heap) = (text.smaps.as_ref().expect("asked for"), heap.smaps.as_ref().expect("asked for"));
+    assert_eq!((text.size, text.rss, text.pss, text.private_clean, text.anonymous), (4, 4, 4, 4, 0));
+    assert_eq!((heap.size, heap.rss, heap.private_dirty, heap.anonymous, heap.referenced), (8, 4, 4, 4, 4));
+    assert_eq!(stack.smaps.as_ref().map(|smaps| (smaps.size, smaps.rss)), Some((132, 0)));
+    assert!(view.to_string().contains("Private_Dirty:         4 kB\n"), "{view}");
+    assert!(view.to_string().contains("VmFlags: rd wr mr mw me gd \n"), "{view}");
+}
+
+#[test]
+fn ps_joins_tasks_and_address_spaces() {
+    let (mut guest, process) = guest(Levels::Four);
+    let view = PsView::new(&reader(&guest)).expect("readable");
+    let [row] = view.tasks.as_slice() else { panic!("one task") };
+    assert_eq!((row.pid, row.ppid, row.name.as_str(), row.state), (7, 1, "sh", Some("running")));
+    assert_eq!((row.vsz_kib, row.rss_kib), (144, 8));
+    // Without a task the address space is still there.
+    guest.root.tasks.count = 0;
+    guest.write_root();
+    let view = PsView::new(&reader(&guest)).expect("readable");
+    assert_eq!((view.tasks[0].pid, view.tasks[0].state, view.tasks[0].mm), (7, None, process.mm()));
+}
+
+#[test]
+fn rmap_finds_an_entry_both_ways_and_names_one_that_the_lists_miss() {
+    let (mut guest, process) = guest(Levels::Five);
+    let view = RmapView::new(&reader(&guest), process.heap).expect("readable");
+    let [entry] = view.entries.as_slice() else { panic!("one entry: {view}") };
+    assert_eq!((entry.pid, entry.va), (PID, SyntheticProcess::HEAP));
+    assert!(entry.by_walk && entry.by_lists && view.problems.is_empty(), "{view}");
+    assert!(!view.to_string().contains('!'), "{view}");
+    guest.edit_page(process.heap, |page: &mut Page| page.index += 1);
+    let view = RmapView::new(&reader(&guest), process.heap).expect("readable");
+    assert!(view.to_string().contains("! the guest's own lists do not lead here"), "{view}");
+    let chains = process.anon_vma() + std::mem::offset_of!(AnonVma, chains) as u64;
+    guest.memory.write_u64(chains, 0xdead_0000).expect("in RAM");
+    let view = RmapView::new(&reader(&guest), process.heap).expect("readable");
+    assert!(view.problems[0].contains("where no anon_vma_chain can be"), "{view}");
+}
+
+#[test]
+fn tlb_compares_what_the_guest_says_with_cr3() {
+    let (mut guest, process) = guest(Levels::Four);
+    let mut registers = CpuRegisters { cr3: process.pgd << 12, ..guest.registers[0].clone() };
+    let view = TlbView::new(&reader(&guest), std::slice::from_ref(&registers)).expect("readable");
+    assert_eq!((view.cpus[0].cr3_pid, view.cpus[0].says_pid), (Some(PID), Some(PID)));
+    assert_eq!(view.spaces[0].cpus, [0]);
+    assert!(!view.to_string().contains('!'), "{view}");
+    guest.edit(process.mm(), |mm: &mut Mm| (mm.tlb_flush_pending, mm.cpus[1]) = (2, 1 << 3));
+    registers.cr3 = guest.root.pgd_pfn << 12;
+    let view = TlbView::new(&reader(&guest), std::slice::from_ref(&registers)).expect("readable");
+    assert_eq!((view.cpus[0].cr3_pid, view.spaces[0].cpus.as_slice()), (None, &[0, 67][..]));
+    assert!(view.to_string().contains("! 2 removals not flushed"), "{view}");
+}
+
+#[test]
+fn a_list_that_comes_back_to_itself_ends() {
+    let (mut guest, process) = guest(Levels::Four);
+    let next = std::mem::offset_of!(memvisor_abi::Vma, next) as u64;
+    guest.memory.write_u64(process.objects + 0x280 + next, process.objects + 0x200).expect("in RAM");
+    let view = MapsView::new(&reader(&guest), PID, true).expect("readable").expect("it lives");
+    assert_eq!(view.vmas.len(), 2);
+    assert!(view.problems[0].contains("twice"), "{view}");
+}
