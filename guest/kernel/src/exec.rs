@@ -120,8 +120,16 @@ fn read_image(source: &impl Source, task_size: u64) -> Result<Image, ElfError> {
     Image::parse(&header, table.get(..len).unwrap_or_default(), task_size)
 }
 
-/// Fills an empty address space with the program.
-fn load(mm: Id<Mm>, limits: &Limits, source: &impl Source, strings: &Strings) -> Result<TrapFrame, Errno> {
+/// Fills an empty address space with the program; returns the registers that it begins with.
+///
+/// # Errors
+/// As [`exec`]; the address space is to be thrown away then.
+pub fn load(
+    mm: Id<Mm>,
+    limits: &Limits,
+    source: &impl Source,
+    strings: &Strings,
+) -> Result<TrapFrame, Errno> {
     let image = read_image(source, STACK_TOP).map_err(|error| {
         if let ElfError::Interpreter { .. } | ElfError::Machine { .. } = error {
             println!("task[{}]: exec: {error}", task::current_pid());

@@ -159,16 +159,19 @@ pub fn segv() -> Outcome {
 /// A program: segments become VMAs, and its pages come when they are touched.
 pub fn load_program() -> Outcome {
     let process = Shown::new(PID)?;
-    let program = elf::program();
-    part(c"before: execve: segments become VMAs", c"after: execve: segments become VMAs", || {
-        exec::load(process.id, &Limits::default(), &program)
+    let limits = Limits::default();
+    let program = elf::Bundled::open().map_err(|_| "no memory for the program's mapping")?;
+    let strings = elf::strings(limits.stack).map_err(|_| "no memory for arguments")?;
+    let frame = part(c"before: execve: segments become VMAs", c"after: execve: segments become VMAs", || {
+        exec::load(process.id, &limits, &program, &strings)
     })
     .map_err(|_| "the program cannot be loaded")?;
     let mut met = part(c"before: the first instruction", c"after: the first instruction", || {
-        process.fault(program.entry, Access::Fetch, false)
+        process.fault(frame.rip, Access::Fetch, false)
     });
     met &= part(c"before: the first push", c"after: the first push", || {
-        process.fault(exec::STACK_TOP - 8, Access::Write, false)
+        // Arguments have the pages above.
+        process.fault((frame.rsp & !(PAGE_SIZE - 1)) - 8, Access::Write, false)
     });
     process.end();
     if met { Ok(()) } else { Err("the program could not run") }
