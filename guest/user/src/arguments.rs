@@ -15,7 +15,9 @@ const ASKED: &CStr = c"look";
 /// The word at `index` of the stack that the program began with.
 fn word(stack: *const u64, index: usize) -> u64 {
     // SAFETY: the kernel's words, up to the auxiliary vector's end.
-    unsafe { stack.add(index).read() }
+    let word = unsafe { stack.add(index) };
+    // SAFETY: as above.
+    unsafe { word.read() }
 }
 
 fn text(address: u64) -> &'static CStr {
