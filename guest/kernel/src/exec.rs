@@ -120,7 +120,7 @@ fn read_image(source: &impl Source, task_size: u64) -> Result<Image, ElfError> {
     Image::parse(&header, table.get(..len).unwrap_or_default(), task_size)
 }
 
-/// Fills an empty address space with the program; returns the registers that it begins with.
+/// Fills an empty address space with the program; returns the registers that it begins with (Linux: `load_elf_binary`).
 ///
 /// # Errors
 /// As [`exec`]; the address space is to be thrown away then.

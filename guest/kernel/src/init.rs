@@ -1,5 +1,7 @@
 //! Boot, in order (Linux: init/main.c `start_kernel`, arch/x86/kernel/setup.c `setup_arch`).
 
+use alloc::vec::Vec;
+
 use guest_firmware::BootInfo;
 use memvisor_abi::port::ExitCode;
 use memvisor_abi::{BootProtocol, BootStage, E820Type, LayoutKind};
@@ -18,8 +20,8 @@ use crate::mm::{
 use crate::sync::Lock;
 use crate::task::End;
 use crate::{
-    cmdline, console, crash, explain, introspect, ktest, println, proc, sched, seeded, smp, task, topology,
-    trace,
+    cmdline, console, crash, explain, fs, introspect, ktest, println, proc, sched, seeded, smp, task,
+    topology, trace,
 };
 
 /// The memory map.
@@ -45,6 +47,7 @@ extern "C" fn start_kernel(protocol: u64, info: u64, image: u64) -> ! {
     introspect::init();
     println!("memvisor guest kernel {} ({} levels)", env!("CARGO_PKG_VERSION"), levels().count());
     let boot = read_boot_info(protocol, info);
+    fs::initrd::remember(boot.initrd);
     println!("Boot protocol: {:?}", boot.protocol);
     power::init();
     cmdline::with(|line| println!("Command line: {line}"));
@@ -104,6 +107,10 @@ extern "C" fn start_on_own_stack() -> ! {
         explain::Outcome::Done => power::power_off(),
         explain::Outcome::Failed => power::exit(ExitCode::BadMachine),
     }
+    fs::init();
+    if let Some(program) = fs::initrd::load() {
+        run_file(program);
+    }
     let passed = ktest::run();
     let clean = run_init().map(|clean| clean && passed);
     match clean {
@@ -114,6 +121,20 @@ extern "C" fn start_on_own_stack() -> ! {
         }
         None => power::exit(ExitCode::BadMachine),
     }
+}
+
+/// Runs the first process from an initramfs. Its end is the machine's (Linux panics: "Attempted to kill init!").
+fn run_file(program: Vec<u8>) -> ! {
+    introspect::stage(BootStage::Running);
+    match fs::initrd::run(program) {
+        Ok(End::Exited(0)) => {
+            println!("init: ended; power down");
+            power::power_off()
+        }
+        Ok(end) => println!("init: ended: {end:?}"),
+        Err(error) => println!("init: {error}"),
+    }
+    power::exit(ExitCode::TestFailed)
 }
 
 /// Runs the ring-3 program twice: once to its end, after which everything must be free again, and once

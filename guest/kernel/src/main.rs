@@ -26,6 +26,8 @@ mod exec;
 #[cfg(target_os = "none")]
 mod explain;
 #[cfg(target_os = "none")]
+mod fs;
+#[cfg(target_os = "none")]
 mod futex;
 #[cfg(target_os = "none")]
 mod init;

@@ -225,7 +225,6 @@ pub fn choose(which: impl Fn(&Process) -> bool) -> Result<Vec<Arc<Process>>, Err
     })
 }
 
-#[expect(dead_code, reason = "the terminal will use it")]
 /// Sends a signal of the kernel's to every process of a group, as the terminal does for its keys (Linux: `kill_pgrp`). For
 /// threads of the kernel, too, with no lock held.
 ///
@@ -348,7 +347,6 @@ fn is_orphaned(process: &Process) -> bool {
     })
 }
 
-#[expect(dead_code, reason = "/proc/PID/status will tell it")]
 /// What is blocked, pending, ignored and handled, as `/proc/PID/status` has it: SigPnd, ShdPnd, SigBlk, SigIgn, SigCgt.
 pub fn sets(task: &Task) -> [SigSet; 5] {
     let sets = task.process.signals.with(|group| {

@@ -11,6 +11,7 @@ mod time;
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
+pub use fs::open_console;
 use mm_vma::Errno;
 
 use crate::arch::trap::TrapFrame;

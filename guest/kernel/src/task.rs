@@ -36,15 +36,13 @@ use crate::sched::WaitQueue;
 use crate::signal::{Signals, TaskSignals};
 use crate::sync::Lock;
 
-#[expect(unused_imports, reason = "SIGKILL will use it")]
-pub use exit::kill_process;
 pub use exit::{do_exit, do_group_exit, end_others};
 pub use fault::{exit_to_user, page_fault, trap};
 pub use fork::{CloneArgs, CloneFlags, clone};
 pub use hooks::Files;
 pub use publish::{living_mm, publish_all, user_table};
 pub use registry::{alloc_pid, find_process, find_task, with_relations};
-pub use run::{End, pause, run_init, wait_init};
+pub use run::{End, enter, pause, run_file, run_init, wait_init};
 pub use switch::switch_to;
 pub use wait::{Selector, WaitFlags, Waited, do_wait};
 
@@ -311,7 +309,6 @@ impl Process {
     }
 
     /// Tasks that have not ended.
-    #[expect(dead_code, reason = "/proc will tell it")]
     pub fn nr_threads(&self) -> u32 {
         self.live.load(Ordering::Acquire)
     }

@@ -7,9 +7,10 @@ use mm_vma::{
 };
 
 use super::part;
+use crate::elf::{self, Bundled};
 use crate::mm::layout::levels;
 use crate::mm::space::{self, Spaces};
-use crate::{elf, exec, introspect, uaccess};
+use crate::{exec, introspect, uaccess};
 
 type Outcome<T = ()> = Result<T, &'static str>;
 
@@ -160,8 +161,9 @@ pub fn segv() -> Outcome {
 pub fn load_program() -> Outcome {
     let process = Shown::new(PID)?;
     let limits = Limits::default();
-    let program = elf::Bundled::open().map_err(|_| "no memory for the program's mapping")?;
-    let strings = elf::strings(limits.stack).map_err(|_| "no memory for arguments")?;
+    let no_memory = |_| "no memory for the program's strings";
+    let program = Bundled::open().map_err(no_memory)?;
+    let strings = elf::strings(limits.stack).map_err(no_memory)?;
     let frame = part(c"before: execve: segments become VMAs", c"after: execve: segments become VMAs", || {
         exec::load(process.id, &limits, &program, &strings)
     })
@@ -170,8 +172,7 @@ pub fn load_program() -> Outcome {
         process.fault(frame.rip, Access::Fetch, false)
     });
     met &= part(c"before: the first push", c"after: the first push", || {
-        // Arguments have the pages above.
-        process.fault((frame.rsp & !(PAGE_SIZE - 1)) - 8, Access::Write, false)
+        process.fault(frame.rsp - 8, Access::Write, false)
     });
     process.end();
     if met { Ok(()) } else { Err("the program could not run") }

@@ -73,17 +73,25 @@ fn nothing(result: Result<(), Errno>) -> Result<u64, Errno> {
     result.map(|()| 0)
 }
 
-/// mmap. There are no files yet: every descriptor is a bad one.
-pub fn mmap(addr: u64, len: u64, prot: u64, flags: u64, _fd: u64, offset: u64) -> Result<u64, Errno> {
+/// mmap.
+pub fn mmap(addr: u64, len: u64, prot: u64, flags: u64, fd: u64, offset: u64) -> Result<u64, Errno> {
     let prot = ProtFlags::from_bits_retain(prot);
     let flags = MapFlags::from_bits_retain(flags);
     if offset & (PAGE_SIZE - 1) != 0 {
         return Err(Errno::Einval);
     }
-    if !flags.contains(MapFlags::ANONYMOUS) {
-        return Err(Errno::Ebadf);
+    if flags.contains(MapFlags::ANONYMOUS) {
+        return change_and_populate(|space| {
+            space.mmap(&MmapRequest { addr, len, prot, flags, file: None, offset })
+        });
     }
-    change_and_populate(|space| space.mmap(&MmapRequest { addr, len, prot, flags, file: None, offset }))
+    let file = task::current().ok_or(Errno::Ebadf)?.files.get(int(fd))?;
+    let map = file.map()?;
+    if !flags.contains(MapFlags::PRIVATE) {
+        // Until faults share the pages of files.
+        return Err(Errno::Enodev);
+    }
+    change_and_populate(|space| space.mmap(&MmapRequest { addr, len, prot, flags, file: Some(map), offset }))
 }
 
 /// munmap.

@@ -8,9 +8,8 @@ use mm_vma::Errno;
 
 use super::{int, signed};
 use crate::arch::trap::TrapFrame;
-use crate::elf::Bundled;
 use crate::task::{self, CloneArgs, CloneFlags, SIGCHLD, Selector, WaitFlags, Waited, current};
-use crate::{exec, uaccess};
+use crate::uaccess;
 
 /// The calls of this file and its parts.
 pub fn call(number: u64, frame: &mut TrapFrame) -> Option<Result<u64, Errno>> {
@@ -19,7 +18,6 @@ pub fn call(number: u64, frame: &mut TrapFrame) -> Option<Result<u64, Errno>> {
         56 => clone(frame, [a, b, c, d, e]),
         57 => fork(frame, CloneFlags::empty()),
         58 => fork(frame, CloneFlags::VFORK | CloneFlags::VM),
-        59 => execve(frame, [a, b, c]),
         60 => task::do_exit((int(a) & 0xff) << 8),
         61 => wait4(signed(a), b, int(c), d),
         231 => task::do_group_exit((int(a) & 0xff) << 8),
@@ -53,17 +51,6 @@ fn clone(frame: &TrapFrame, [flags, stack, parent_tid, child_tid, tls]: [u64; 5]
         tls,
     };
     task::clone(frame, &args).map(u64::from)
-}
-
-/// execve. There are no files yet: the one program that there is has the name `init`.
-fn execve(frame: &mut TrapFrame, [path, argv, envp]: [u64; 3]) -> Result<u64, Errno> {
-    let task = current().ok_or(Errno::Enoexec)?;
-    let strings = exec::read_strings(&task.limits(), path, argv, envp)?;
-    if strings.path() != b"init" {
-        return Err(Errno::Enoent);
-    }
-    *frame = exec::exec(&task, &Bundled::open()?, &strings)?;
-    Ok(0)
 }
 
 fn own_group() -> Result<u32, Errno> {

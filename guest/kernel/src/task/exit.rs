@@ -35,25 +35,6 @@ pub fn end_others(task: &Current) -> Result<(), Errno> {
     if alone() { Ok(()) } else { Err(Errno::Eagain) }
 }
 
-#[expect(dead_code, reason = "SIGKILL will use it")]
-/// Ends a process from outside with a status as wait4 gives it, as SIGKILL does (Linux: `complete_signal` for a fatal signal).
-pub fn kill_process(process: &Process, status: u32) {
-    process.decide_exit(status);
-    kick_tasks(process.pid, |_| true);
-}
-
-fn kick_tasks(pid: u32, which: impl Fn(&Task) -> bool) {
-    let mut after = 0;
-    loop {
-        let next = REGISTRY.lock().tasks_of(pid).find(|task| task.tid > after).cloned();
-        let Some(task) = next else { return };
-        after = task.tid;
-        if which(&task) {
-            task.kick(work::KILLED);
-        }
-    }
-}
-
 /// Ends the current task. `status`, as wait4 gives it, is the process's if it is its last task and nobody said otherwise (Linux:
 /// `do_exit`).
 pub fn do_exit(status: u32) -> ! {

@@ -302,7 +302,7 @@ pub(super) fn kernel_task(pid: u32) -> Option<Arc<Task>> {
         vfork: AtomicBool::new(false),
         vfork_done: WaitQueue::new(),
         dead: AtomicBool::new(false),
-        files: Files,
+        files: Files::default(),
         signals: TaskSignals::default(),
         time: TaskTime::default(),
     })

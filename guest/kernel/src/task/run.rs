@@ -10,6 +10,7 @@ use crate::arch::trap::TrapFrame;
 use crate::arch::user;
 use crate::elf::{self, Bundled};
 use crate::sched::{self, CpuMask, WaitQueue};
+use crate::syscall::open_console;
 use crate::{exec, println};
 
 /// Status, as wait4 gives it, of a program that cannot be started: exit(127).
@@ -27,12 +28,36 @@ pub enum End {
 /// What the program gets in RDI.
 static ARGUMENT: AtomicU64 = AtomicU64::new(0);
 
-/// Starts the program as process `pid`.
+/// Starts the program of the kernel image as process `pid`.
 ///
 /// # Errors
 /// `ENOMEM`.
 pub fn run_init(pid: u32, argument: u64) -> Result<Arc<Process>, Errno> {
     ARGUMENT.store(argument, Ordering::Relaxed);
+    first(pid, start)
+}
+
+/// Starts a first process with the program of a file; `start` is called on its thread (Linux: `kernel_init`).
+///
+/// # Errors
+/// `ENOMEM`.
+pub fn run_file(pid: u32, start: fn(u64)) -> Result<Arc<Process>, Errno> {
+    first(pid, start)
+}
+
+/// Goes to ring 3 with the registers of a program that begins, or ends the task.
+pub fn enter(program: Result<TrapFrame, Errno>) {
+    let Some(task) = current() else { return };
+    match program {
+        Ok(mut frame) => user::enter(&mut frame, super::exit_to_user),
+        Err(error) => {
+            println!("task[{}]: cannot be loaded: {error}", task.process.pid);
+            do_exit(NOT_STARTED)
+        }
+    }
+}
+
+fn first(pid: u32, start: fn(u64)) -> Result<Arc<Process>, Errno> {
     let task = fork::kernel_task(pid).ok_or(Errno::Enomem)?;
     let process = Arc::clone(&task.process);
     let mut name = [0; 16];
@@ -53,13 +78,8 @@ fn load(task: &Current) -> Result<TrapFrame, Errno> {
 /// On the new thread.
 fn start(_frame: u64) {
     let Some(task) = current() else { return };
-    match load(&task) {
-        Ok(mut frame) => user::enter(&mut frame, super::exit_to_user),
-        Err(error) => {
-            println!("task[{}]: cannot be loaded: {error}", task.process.pid);
-            do_exit(NOT_STARTED)
-        }
-    }
+    let program = task.files.begin().and_then(|()| open_console()).and_then(|()| load(&task));
+    enter(program);
 }
 
 /// Waits until the process ended, and takes its last traces away, or until it pauses.

@@ -3,6 +3,7 @@
 //! Locks, in their order: mmap_lock of an address space, `RMAP`, its page_table_lock; docs/locking.md has them among the others.
 //! mmap_lock waits by letting other threads run where the caller may sleep, else by spinning; its holder may sleep.
 
+pub mod cache;
 mod objects;
 mod published;
 pub mod tlb;
@@ -230,6 +231,7 @@ impl Kernel for Spaces {
 
     fn mapping_put(&self, mapping: Id<Mapping>) {
         if objects::of_mapping(mapping).references.fetch_sub(1, Ordering::AcqRel) == 1 {
+            cache::free_mapping(mapping);
             Arena::<Mapping>::free(self, mapping);
         }
     }
@@ -237,6 +239,9 @@ impl Kernel for Spaces {
     /// Differs from Linux: a page for each fault. The program's file is in memory anyway, and there is no page cache before there are file
     /// systems; so two processes do not share their text, and the mapping holds no reference.
     fn mapping_page(&self, mapping: Id<Mapping>, pgoff: u64) -> Result<MappedPage, MappedError> {
+        if let Some(page) = cache::page(mapping, pgoff) {
+            return self.copy_of_page(mapping, pgoff, page.map_err(|_| MappedError::Sigbus)?);
+        }
         let bytes = elf::file_page(pgoff).ok_or(MappedError::Sigbus)?;
         let pfn = self.alloc_pages(Gfp::HIGHUSER_MOVABLE, Order::ZERO, None).ok_or(MappedError::NoMemory)?;
         if (bytes.len() as u64) < PAGE_SIZE {
@@ -249,8 +254,31 @@ impl Kernel for Spaces {
         Ok(MappedPage { pfn, major: false })
     }
 
-    fn mapping_has_page(&self, _mapping: Id<Mapping>, pgoff: u64) -> bool {
-        elf::file_page(pgoff).is_some()
+    fn mapping_has_page(&self, mapping: Id<Mapping>, pgoff: u64) -> bool {
+        match cache::page(mapping, pgoff) {
+            Some(page) => matches!(page, Ok(Some(_))),
+            None => elf::file_page(pgoff).is_some(),
+        }
+    }
+}
+
+impl Spaces {
+    /// A copy of a file's page for one fault; of a hole zeroes.
+    fn copy_of_page(
+        &self,
+        mapping: Id<Mapping>,
+        pgoff: u64,
+        from: Option<Pfn>,
+    ) -> Result<MappedPage, MappedError> {
+        let pfn = self.alloc_pages(Gfp::HIGHUSER_MOVABLE, Order::ZERO, None).ok_or(MappedError::NoMemory)?;
+        match from {
+            Some(from) => kmap::copy_highpage(pfn, from),
+            None => kmap::clear_highpage(pfn),
+        }
+        if let Some(page) = self.page(pfn) {
+            set_mapped(page, mapping, pgoff);
+        }
+        Ok(MappedPage { pfn, major: false })
     }
 }
 
