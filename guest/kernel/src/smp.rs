@@ -271,11 +271,17 @@ pub fn run_call() {
 /// Makes every other online CPU drop all its translations, and waits for it (Linux: `flush_tlb_kernel_range`). May be
 /// called with locks held and interrupts off: a CPU that waits for a lock, a call or a flush answers.
 pub fn flush_others() {
+    flush_cpus(&sched::CpuMask::ALL);
+}
+
+/// [`flush_others`] for those in a set (Linux: `flush_tlb_multi`). CPUs whose address space it is and that run none of its tasks leave it.
+pub fn flush_cpus(mask: &sched::CpuMask) {
     let own = percpu::cpu() as usize;
     let count = CPUS.lock().count;
     let online = |number: usize| {
+        let asked = number != own && u32::try_from(number).is_ok_and(|cpu| mask.contains(cpu));
         let cpu = CPUS.lock().table[number];
-        (number != own && cpu.state == CpuState::Online as u32).then_some((number, cpu.apic_id))
+        (asked && cpu.state == CpuState::Online as u32).then_some((number, cpu.apic_id))
     };
     for (number, apic_id) in (0..count).filter_map(online) {
         mailbox(number).flush_requested.fetch_add(1, Ordering::AcqRel);

@@ -11,7 +11,7 @@
 
 use std::collections::BTreeSet;
 
-use memvisor_abi::{Mapping, Page, PageKind};
+use memvisor_abi::{Page, PageKind};
 use memvisor_inspect::{MmSpace, RmapIndex, RmapPlace, VmaAt};
 
 use crate::Rule;

@@ -1,7 +1,7 @@
 //! Time: nanoseconds since boot from the time-stamp counter, and the periodic interrupt that ends slices and sleeps.
 //!
 //! A CPU's timer runs while it has something to do: user tasks that share CPUs, or anybody who sleeps for a time. It is measured
-//! against the PIT when it is needed first; a machine that runs one program and no timeout never does.
+//! when it is needed first, on hardware by the PIT; a machine that runs one program and no timeout never does.
 //!
 //! Differs from Linux: one rate of 100 Hz, no one-shot timers; sleeps end at a tick.
 
@@ -11,7 +11,7 @@ use mm_core::MaySleep;
 
 use super::{SCHED, WaitQueue, Woken};
 use crate::arch::percpu::{self, PerCpu};
-use crate::arch::{apic, regs};
+use crate::arch::{apic, cpu, regs};
 use crate::drivers::pit;
 use crate::println;
 use crate::sync::Lock;
@@ -22,8 +22,8 @@ pub const HZ: u64 = 100;
 const MEASURE: u16 = 11_932;
 /// Units of the counter's rate, for fixed-point arithmetic.
 const SHIFT: u32 = 32;
-/// What is assumed on a machine without a PIT: 1 GHz.
-const ASSUMED_HZ: u64 = 1_000_000_000;
+/// Clock of the APIC's timer before it is divided, under hypervisors.
+const APIC_BUS_HZ: u64 = 1_000_000_000;
 
 /// Nanoseconds of a cycle, times 2^SHIFT; 0 until measured.
 static MULT: AtomicU64 = AtomicU64::new(0);
@@ -50,15 +50,9 @@ fn measure() -> u64 {
     if known != 0 {
         return known;
     }
-    let mut cycles = None;
-    let units = apic::count_timer(|| cycles = pit::count_down(MEASURE));
-    let rate = |count: u64| count * pit::TICK_RATE / u64::from(MEASURE);
-    let (tsc_hz, apic_hz) = match cycles {
-        Some(cycles) => (rate(cycles).max(1), rate(u64::from(units)).max(HZ)),
-        None => {
-            println!("clock: no PIT to measure by: a cycle is taken for a nanosecond");
-            (ASSUMED_HZ, ASSUMED_HZ / 16)
-        }
+    let (tsc_hz, apic_hz) = match cpu::has_hypervisor() {
+        true => by_apic(),
+        false => by_pit().unwrap_or_else(by_apic),
     };
     println!("clock: time-stamp counter {} kHz, APIC timer {} kHz", tsc_hz / 1000, apic_hz / 1000);
     TICK_UNITS.store(u32::try_from(apic_hz / HZ).unwrap_or(u32::MAX), Ordering::Relaxed);
@@ -66,6 +60,30 @@ fn measure() -> u64 {
     let mult = u64::try_from(mult).unwrap_or(u64::MAX).max(1);
     MULT.store(mult, Ordering::Release);
     mult
+}
+
+/// Rates of the time-stamp counter and of the APIC's timer, measured by the PIT; `None` on a machine without one.
+fn by_pit() -> Option<(u64, u64)> {
+    let mut cycles = None;
+    let units = apic::count_timer(|| cycles = pit::count_down(MEASURE));
+    let rate = |count: u64| count * pit::TICK_RATE / u64::from(MEASURE);
+    Some((rate(cycles?).max(1), rate(u64::from(units)).max(HZ)))
+}
+
+/// The same by the APIC's timer alone: its clock is [`APIC_BUS_HZ`] under KVM (`APIC_BUS_CYCLE_NS`) and under QEMU, which both may lack
+/// a PIT.
+fn by_apic() -> (u64, u64) {
+    const APIC_HZ: u64 = APIC_BUS_HZ / 16;
+    let wanted = u32::try_from(APIC_HZ / HZ).unwrap_or(u32::MAX);
+    let mut cycles = 0;
+    let units = apic::count_timer(|| {
+        let begin = regs::rdtsc();
+        while apic::timer_units() < wanted {
+            core::hint::spin_loop();
+        }
+        cycles = regs::rdtsc() - begin;
+    });
+    (cycles.saturating_mul(APIC_HZ) / u64::from(units.max(1)), APIC_HZ)
 }
 
 /// Nanoseconds since boot; never goes back on one CPU (Linux: `ktime_get`).

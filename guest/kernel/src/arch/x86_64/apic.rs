@@ -97,6 +97,11 @@ pub fn stop_timer() {
     write(TIMER_INITIAL, 0);
 }
 
+/// Units of this CPU's timer that passed since [`count_timer`] began.
+pub fn timer_units() -> u32 {
+    u32::MAX - read(TIMER_CURRENT)
+}
+
 /// How many units of this CPU's timer pass while `f` runs. The timer is not in use.
 pub fn count_timer(f: impl FnOnce()) -> u32 {
     write(TIMER_DIVIDE, DIVIDE_BY_16);

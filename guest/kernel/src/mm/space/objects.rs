@@ -7,8 +7,8 @@
 //! B3  a number reaches [`Arena::at`] only if it came from [`Arena::alloc`]: numbers are kept in objects, in `Page::mapping`, and in
 //!     the kernel's own variables.
 //!
-//! Nobody looks at freed objects yet: processes run on one CPU, and their faults keep interrupts off. Before they run on several, a slab
-//! must not go back to the page allocator while a reader without locks may be in it (Linux: `SLAB_TYPESAFE_BY_RCU`).
+//! Differs from Linux: not yet `SLAB_TYPESAFE_BY_RCU`. A slab may go back to the page allocator while a reader without locks on another
+//! CPU is in it; see docs/processes.md.
 
 use core::mem::offset_of;
 use core::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering};

@@ -15,6 +15,7 @@ use super::{mm_of, objects, published};
 use crate::arch::percpu::{self, PerCpu};
 use crate::arch::regs;
 use crate::mm::paging;
+use crate::sched::CpuMask;
 use crate::smp;
 
 /// Pages that are flushed one by one; more are flushed all at once (Linux: `tlb_single_page_flush_ceiling`).
@@ -99,10 +100,16 @@ pub fn flush(mm: &Mm, range: &FlushRange) {
     if paging::current().root == mm.page_table().root {
         flush_local(range);
     }
-    if is_elsewhere(mm, percpu::cpu()) {
-        smp::flush_others();
-    }
+    flush_elsewhere(mm);
     regs::irq_restore(flags);
+}
+
+/// Asks the other CPUs of the mask, and no others. One that joins it meanwhile loads the entries as they are now.
+fn flush_elsewhere(mm: &Mm) {
+    if is_elsewhere(mm, percpu::cpu()) {
+        let words = objects::of_mm(mm).cpus.each_ref().map(|word| word.load(Ordering::SeqCst));
+        smp::flush_cpus(&CpuMask::from_words(words));
+    }
 }
 
 /// Makes every CPU leave the tables of an address space that no task uses any more.
@@ -111,9 +118,7 @@ pub(super) fn leave_everywhere(mm: &Mm) {
     if paging::current().root == mm.page_table().root {
         leave_mm();
     }
-    if is_elsewhere(mm, percpu::cpu()) {
-        smp::flush_others();
-    }
+    flush_elsewhere(mm);
     regs::irq_restore(flags);
     debug_assert!(!is_elsewhere(mm, u32::MAX), "a CPU still uses the tables of a dead address space");
 }
