@@ -15,7 +15,7 @@ use crate::mm::page_alloc;
 use crate::mm::phys::{self, DirectMap};
 use crate::sync::Lock;
 use crate::topology::CPUS;
-use crate::{cmdline, panic, println, task};
+use crate::{cmdline, panic, println, smp, task};
 
 /// The caches of the kernel.
 pub static KMEM: Kmem<Kernel> = Kmem::new(Kernel);
@@ -203,6 +203,11 @@ impl Machine for Kernel {
         let result = f();
         MUTEX.store(false, Ordering::Release);
         result
+    }
+
+    /// Readers keep interrupts off ([`crate::mm::space::Spaces`]), so a CPU that answers an interrupt has none.
+    fn synchronize_rcu(&self) {
+        smp::flush_others();
     }
 
     fn construct(&self, ctor: u32, object: Object, size: u32) {

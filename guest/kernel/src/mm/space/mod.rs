@@ -13,11 +13,12 @@ pub use published::{publish_tlbs, tlb_table};
 
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use mm_core::{Gfp, MemMap, Order, Page, PageAlloc, Pageblock, Pfn, PhysAddr, PhysMem, VirtAddr};
+use mm_core::{Gfp, MemMap, Order, Page, PageAlloc, Pageblock, Pfn, PhysAddr, PhysMem, Rcu, VirtAddr};
 use mm_filemap::shmem::FallocFlags;
 use mm_pgtable::{FlushRange, PageTable};
 use mm_vma::{Arena, Errno, Id, Kernel, Layout, MappedError, MappedPage, Mapping, Mm, Space};
 
+use crate::arch::regs;
 use crate::mm::layout::levels;
 use crate::mm::memmap::Vmemmap;
 use crate::mm::paging::{self, Tables};
@@ -149,6 +150,16 @@ impl PhysMem for Spaces {
 
     fn zero_frame(&self, pfn: Pfn) {
         kmap::clear_highpage(pfn);
+    }
+}
+
+impl Rcu for Spaces {
+    fn rcu_read<R>(&self, f: impl FnOnce() -> R) -> R {
+        // Whoever waits for readers waits for an answer to an interrupt.
+        let flags = regs::irq_save();
+        let result = f();
+        regs::irq_restore(flags);
+        result
     }
 }
 

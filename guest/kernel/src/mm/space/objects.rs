@@ -7,8 +7,8 @@
 //! B3  a number reaches [`Arena::at`] only if it came from [`Arena::alloc`]: numbers are kept in objects, in `Page::mapping`, and in
 //!     the kernel's own variables.
 //!
-//! Differs from Linux: not yet `SLAB_TYPESAFE_BY_RCU`. A slab may go back to the page allocator while a reader without locks on another
-//! CPU is in it; see docs/processes.md.
+//! Readers without locks keep interrupts off (`Rcu::rcu_read`), and slabs go back to the page allocator once every CPU has answered an
+//! interrupt (`SLAB_TYPESAFE_BY_RCU`).
 
 use core::mem::offset_of;
 use core::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering};
@@ -124,7 +124,7 @@ impl Slot {
             name,
             size: u32::try_from(size_of::<T>()).unwrap_or(u32::MAX),
             align: u32::try_from(align_of::<T>()).unwrap_or(u32::MAX),
-            flags: SlabFlags::NO_MERGE | SlabFlags::PANIC,
+            flags: SlabFlags::TYPESAFE_BY_RCU | SlabFlags::NO_MERGE | SlabFlags::PANIC,
             ctor: Some(CTOR_ZERO),
         };
         match KMEM.create(&args) {
