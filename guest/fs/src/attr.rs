@@ -6,7 +6,7 @@ use crate::inode::{Content, Inode, Timespec};
 use crate::proc::Processes;
 use crate::stat::{Stat, Statfs};
 use crate::vfs::{Context, FsKind, Node, Place, Vfs};
-use crate::{Data, Errno};
+use crate::{Data, Errno, no_memory};
 
 /// A time that utimensat sets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -248,7 +248,7 @@ impl<D: Data, P: Processes> Vfs<D, P> {
                     let found = self.path_of(context, place)?;
                     let mut path = found.path;
                     if found.state == crate::walk::PathState::Deleted {
-                        path.try_reserve(16)?;
+                        path.try_reserve(16).map_err(no_memory)?;
                         path.extend_from_slice(b" (deleted)");
                     }
                     Ok(path)

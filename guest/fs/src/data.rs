@@ -3,7 +3,7 @@
 use alloc::vec::Vec;
 use core::fmt::Debug;
 
-use crate::Errno;
+use crate::{Errno, no_memory};
 
 /// Bytes of regular files. The file system calls this for metadata only; what a program reads and writes goes past it, by
 /// [`Data::Id`], outside of the file system's lock.
@@ -64,7 +64,7 @@ impl Data for Vecs {
     type Id = usize;
 
     fn create(&mut self) -> Result<usize, Errno> {
-        self.files.try_reserve(1)?;
+        self.files.try_reserve(1).map_err(no_memory)?;
         self.files.push(Some(Vec::new()));
         Ok(self.files.len() - 1)
     }

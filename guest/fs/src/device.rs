@@ -1,7 +1,6 @@
 //! Device numbers, and the devices that are nothing but numbers (Linux: drivers/char/mem.c, random.c).
 
 use crate::Errno;
-use crate::random::Random;
 
 /// A device number.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -78,29 +77,29 @@ impl Char {
         matches!(self, Char::Tty | Char::Console | Char::Serial)
     }
 
-    /// Reads from a device that is not a terminal: the number of bytes, 0 at the end.
+    /// Reads from a device that is not a terminal: the number of bytes, 0 at the end. `random` fills a buffer.
     ///
     /// # Errors
     /// `EIO` for a terminal.
-    pub fn read(self, buffer: &mut [u8], random: &mut Random) -> Result<usize, Errno> {
+    pub fn read(self, buffer: &mut [u8], random: impl FnOnce(&mut [u8])) -> Result<usize, Errno> {
         match self {
             Char::Null => return Ok(0),
             Char::Zero | Char::Full => buffer.fill(0),
-            Char::Random | Char::Urandom => random.fill(buffer),
+            Char::Random | Char::Urandom => random(buffer),
             Char::Tty | Char::Console | Char::Serial => return Err(Errno::Eio),
         }
         Ok(buffer.len())
     }
 
-    /// Writes to a device that is not a terminal; the number of bytes taken.
+    /// Writes to a device that is not a terminal; the number of bytes taken. `mix` takes what random numbers shall depend on.
     ///
     /// # Errors
     /// `ENOSPC` of /dev/full, `EIO` for a terminal.
-    pub fn write(self, bytes: &[u8], random: &mut Random) -> Result<usize, Errno> {
+    pub fn write(self, bytes: &[u8], mix: impl FnOnce(&[u8])) -> Result<usize, Errno> {
         match self {
             Char::Full if !bytes.is_empty() => return Err(Errno::Enospc),
             Char::Full | Char::Null | Char::Zero => {}
-            Char::Random | Char::Urandom => random.mix(bytes),
+            Char::Random | Char::Urandom => mix(bytes),
             Char::Tty | Char::Console | Char::Serial => return Err(Errno::Eio),
         }
         Ok(bytes.len())

@@ -9,8 +9,8 @@
 
 use alloc::vec::Vec;
 
-use crate::Errno;
 use crate::inode::InodeId;
+use crate::{Errno, no_memory};
 
 /// Number of the first entry: 0 and 1 are `.` and `..`.
 pub const FIRST: u64 = 2;
@@ -37,7 +37,7 @@ pub struct Directory {
 /// A copy of bytes, or `ENOMEM`.
 pub fn copy(bytes: &[u8]) -> Result<Vec<u8>, Errno> {
     let mut copy = Vec::new();
-    copy.try_reserve_exact(bytes.len())?;
+    copy.try_reserve_exact(bytes.len()).map_err(no_memory)?;
     copy.extend_from_slice(bytes);
     Ok(copy)
 }
@@ -87,8 +87,8 @@ impl Directory {
     /// `EEXIST`, `ENOMEM`.
     pub fn insert(&mut self, name: &[u8], inode: InodeId) -> Result<(), Errno> {
         let Err(at) = self.find(name) else { return Err(Errno::Eexist) };
-        self.slots.try_reserve(1)?;
-        self.by_name.try_reserve(1)?;
+        self.slots.try_reserve(1).map_err(no_memory)?;
+        self.by_name.try_reserve(1).map_err(no_memory)?;
         let name = copy(name)?;
         self.slots.push(Slot { number: self.next, name, inode });
         self.by_name.insert(at, self.next);

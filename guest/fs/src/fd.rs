@@ -2,7 +2,7 @@
 
 use alloc::vec::Vec;
 
-use crate::Errno;
+use crate::{Errno, no_memory};
 
 /// An open file in a table.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,7 +56,7 @@ impl<F> FdTable<F> {
     /// Opens a slot at `fd` and says where it is.
     fn room(&mut self, fd: usize) -> Result<&mut Option<Descriptor<F>>, Errno> {
         if fd >= self.slots.len() {
-            self.slots.try_reserve(fd + 1 - self.slots.len())?;
+            self.slots.try_reserve(fd + 1 - self.slots.len()).map_err(no_memory)?;
             self.slots.resize_with(fd + 1, || None);
         }
         self.slots.get_mut(fd).ok_or(Errno::Emfile)
@@ -145,7 +145,7 @@ impl<F: Clone> FdTable<F> {
     /// `ENOMEM`.
     pub fn try_clone(&self) -> Result<FdTable<F>, Errno> {
         let mut slots = Vec::new();
-        slots.try_reserve_exact(self.slots.len())?;
+        slots.try_reserve_exact(self.slots.len()).map_err(no_memory)?;
         slots.extend(self.slots.iter().cloned());
         Ok(FdTable { slots, lowest: self.lowest })
     }

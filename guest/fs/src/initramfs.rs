@@ -11,7 +11,7 @@ use crate::open::Kind;
 use crate::proc::Processes;
 use crate::vfs::{Context, Vfs};
 use crate::walk::Follow;
-use crate::{Data, Errno, SetTime};
+use crate::{Data, Errno, SetTime, no_memory};
 
 /// What was unpacked.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -93,7 +93,7 @@ fn make<'a, D: Data, P: Processes>(
                         }
                     }
                     Err(place) => {
-                        linked.try_reserve(1)?;
+                        linked.try_reserve(1).map_err(no_memory)?;
                         linked.insert(place, Linked { key, name: entry.name });
                     }
                 }

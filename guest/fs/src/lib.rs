@@ -21,7 +21,6 @@ mod cpio;
 mod data;
 mod device;
 mod dir;
-mod errno;
 mod fd;
 mod flags;
 mod initramfs;
@@ -32,7 +31,6 @@ mod open;
 mod pipe;
 mod poll;
 pub mod proc;
-mod random;
 mod stat;
 #[cfg(test)]
 mod tests;
@@ -45,17 +43,21 @@ pub use change::At;
 pub use cpio::{CpioError, Entry, Reader};
 pub use data::{Data, Vecs};
 pub use device::{Char, Device};
-pub use errno::Errno;
 pub use fd::{Descriptor, FdTable};
 pub use flags::{MAX_OFFSET, MAXSYMLINKS, NAME_MAX, OpenFlags, PATH_MAX, RenameFlags, mode};
 pub use initramfs::{Unpacked, unpack};
 pub use inode::{Content, Inode, InodeId, Timespec};
+pub use mm_core::Errno;
 pub use mount::MountRequest;
 pub use open::{File, Kind, Whence};
 pub use pipe::{PIPE_BUF, Pipe, PipeRead, PipeWrite};
 pub use poll::{FdSet, PollFlags, SELECT_EXCEPT, SELECT_READ, SELECT_WRITE};
-pub use random::Random;
 pub use stat::{Dirent, Stat, Statfs};
 pub use tty::{Termios, Tty, TtyRead, TtySignal, Winsize};
 pub use vfs::{Context, FsKind, MountId, Node, Place, Vfs};
 pub use walk::{Follow, PathOf, PathState};
+
+/// What a collection says that cannot grow.
+fn no_memory(_: alloc::collections::TryReserveError) -> Errno {
+    Errno::Enomem
+}

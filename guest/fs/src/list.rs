@@ -9,7 +9,7 @@ use crate::proc::Processes;
 use crate::stat::{Dirent, dirent_type};
 use crate::vfs::{Context, Node, Place, Vfs};
 use crate::walk::PathState;
-use crate::{Data, Errno};
+use crate::{Data, Errno, no_memory};
 
 /// Gathers entries while they fit.
 #[derive(Debug)]
@@ -24,7 +24,7 @@ impl Filler {
         if self.out.len() + entry.len() > self.room {
             return Ok(false);
         }
-        self.out.try_reserve(entry.len())?;
+        self.out.try_reserve(entry.len()).map_err(no_memory)?;
         entry.put(&mut self.out);
         Ok(true)
     }
@@ -101,12 +101,12 @@ impl<D: Data, P: Processes> Vfs<D, P> {
             PathState::Reachable => found.path,
             PathState::Outside => {
                 let mut path = crate::dir::copy(b"(unreachable)")?;
-                path.try_reserve(found.path.len() + 1)?;
+                path.try_reserve(found.path.len() + 1).map_err(no_memory)?;
                 path.extend_from_slice(&found.path);
                 path
             }
         };
-        path.try_reserve(1)?;
+        path.try_reserve(1).map_err(no_memory)?;
         path.push(0);
         if path.len() > PATH_MAX {
             return Err(Errno::Enametoolong);

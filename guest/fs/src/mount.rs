@@ -7,7 +7,7 @@ use crate::dir::copy;
 use crate::proc::Processes;
 use crate::vfs::{Context, FsKind, Mount, MountId, Place, ROOT_MOUNT, SHM_MOUNT, Vfs};
 use crate::walk::PathState;
-use crate::{Data, Errno};
+use crate::{Data, Errno, no_memory};
 
 const MS_REMOUNT: u64 = 1 << 5;
 const MS_BIND: u64 = 1 << 12;
@@ -123,7 +123,7 @@ impl<D: Data, P: Processes> Vfs<D, P> {
     /// Takes the mount and what lies on it out of the tree; each is freed once nothing is in it.
     fn detach(&mut self, id: MountId) -> Result<(), Errno> {
         let mut all = Vec::new();
-        all.try_reserve_exact(self.mounts.len())?;
+        all.try_reserve_exact(self.mounts.len()).map_err(no_memory)?;
         all.push(id);
         let mut next = 0;
         while let Some(&below) = all.get(next) {

@@ -10,8 +10,8 @@
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 
-use crate::Errno;
 use crate::poll::PollFlags;
+use crate::{Errno, no_memory};
 
 /// Bytes of a write that others never see in part.
 pub const PIPE_BUF: usize = 4096;
@@ -66,7 +66,7 @@ impl Pipe {
     /// # Errors
     /// `ENOMEM`.
     pub fn reserve(&mut self) -> Result<(), Errno> {
-        Ok(self.pages.try_reserve_exact(SLOTS - self.pages.len().min(SLOTS))?)
+        self.pages.try_reserve_exact(SLOTS - self.pages.len().min(SLOTS)).map_err(no_memory)
     }
 
     /// Opens an end or both.
@@ -158,7 +158,7 @@ impl Pipe {
         if self.merges(bytes.len())
             && let Some(last) = self.pages.back_mut()
         {
-            last.bytes.try_reserve(bytes.len())?;
+            last.bytes.try_reserve(bytes.len()).map_err(no_memory)?;
             last.bytes.extend_from_slice(&bytes);
             return Ok(PipeWrite::Done);
         }

@@ -4,7 +4,7 @@ use alloc::vec::Vec;
 
 use bitflags::bitflags;
 
-use crate::Errno;
+use crate::{Errno, no_memory};
 
 bitflags! {
     /// Conditions of an open file.
@@ -76,7 +76,7 @@ impl FdSet {
     /// `ENOMEM`.
     pub fn new(count: usize) -> Result<FdSet, Errno> {
         let mut bytes = Vec::new();
-        bytes.try_reserve_exact(FdSet::len_of(count))?;
+        bytes.try_reserve_exact(FdSet::len_of(count)).map_err(no_memory)?;
         bytes.resize(FdSet::len_of(count), 0);
         Ok(FdSet { bytes })
     }

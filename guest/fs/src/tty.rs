@@ -14,8 +14,8 @@ use alloc::vec::Vec;
 pub use settings::{Termios, Winsize};
 use settings::{cc, iflag, lflag, oflag};
 
-use crate::Errno;
 use crate::poll::PollFlags;
+use crate::{Errno, no_memory};
 
 /// A signal for the foreground process group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -107,8 +107,8 @@ impl Tty {
     /// # Errors
     /// `ENOMEM`.
     pub fn reserve(&mut self) -> Result<(), Errno> {
-        self.ready.try_reserve_exact(INPUT_MAX)?;
-        Ok(self.line.try_reserve_exact(INPUT_MAX)?)
+        self.ready.try_reserve_exact(INPUT_MAX).map_err(no_memory)?;
+        self.line.try_reserve_exact(INPUT_MAX).map_err(no_memory)
     }
 
     /// The settings.

@@ -10,7 +10,7 @@ use alloc::vec::Vec;
 use crate::dir::{Directory, copy};
 use crate::inode::{Content, Inode, InodeId, Timespec};
 use crate::proc::{self, Processes};
-use crate::{Data, Errno, device};
+use crate::{Data, Errno, device, no_memory};
 
 /// Number of a mount.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -210,8 +210,8 @@ impl<D: Data, P: Processes> Vfs<D, P> {
             None => {
                 // Room to give it back is taken now: giving back cannot fail.
                 let all = self.inodes.len() + 1;
-                self.free.try_reserve(all - self.free.len())?;
-                self.inodes.try_reserve(1)?;
+                self.free.try_reserve(all - self.free.len()).map_err(no_memory)?;
+                self.inodes.try_reserve(1).map_err(no_memory)?;
                 let id = u32::try_from(self.inodes.len()).map_err(|_| Errno::Enospc)?;
                 self.inodes.push(None);
                 id
@@ -309,7 +309,7 @@ impl<D: Data, P: Processes> Vfs<D, P> {
         let free = self.supers.iter().position(Option::is_none);
         let index = free.unwrap_or(self.supers.len());
         if free.is_none() {
-            self.supers.try_reserve(1)?;
+            self.supers.try_reserve(1).map_err(no_memory)?;
             self.supers.push(None);
         }
         let index = u32::try_from(index).map_err(|_| Errno::Enospc)?;
@@ -361,7 +361,7 @@ impl<D: Data, P: Processes> Vfs<D, P> {
             if index >= MAX_MOUNTS {
                 return Err(Errno::Enospc);
             }
-            self.mounts.try_reserve(1)?;
+            self.mounts.try_reserve(1).map_err(no_memory)?;
             self.mounts.push(None);
         }
         let id = MountId(u32::try_from(index).map_err(|_| Errno::Enospc)?);

@@ -7,7 +7,7 @@ use crate::flags::{MAXSYMLINKS, NAME_MAX, PATH_MAX};
 use crate::inode::{Content, Inode, InodeId};
 use crate::proc::{self, Processes};
 use crate::vfs::{Context, MountId, Node, Place, Vfs};
-use crate::{Data, Errno};
+use crate::{Data, Errno, no_memory};
 
 /// What to do with a symbolic link at the end of a path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,7 +78,7 @@ impl Rest {
     fn put_before(&mut self, target: &[u8]) -> Result<(), Errno> {
         let left = self.bytes.get(self.at..).unwrap_or(&[]);
         let mut bytes = Vec::new();
-        bytes.try_reserve_exact(target.len() + left.len())?;
+        bytes.try_reserve_exact(target.len() + left.len()).map_err(no_memory)?;
         bytes.extend_from_slice(target);
         // What is left begins with a slash, or is empty.
         bytes.extend_from_slice(left);
@@ -301,7 +301,7 @@ impl<D: Data, P: Processes> Vfs<D, P> {
             if reversed.len() + name.len() + 1 > PATH_MAX {
                 return Err(Errno::Enametoolong);
             }
-            reversed.try_reserve(name.len() + 1)?;
+            reversed.try_reserve(name.len() + 1).map_err(no_memory)?;
             reversed.extend(name.iter().rev());
             reversed.push(b'/');
             Ok(())
@@ -346,7 +346,7 @@ impl<D: Data, P: Processes> Vfs<D, P> {
             at = Place { mount: at.mount, node };
         }
         if reversed.is_empty() {
-            reversed.try_reserve(1)?;
+            reversed.try_reserve(1).map_err(no_memory)?;
             reversed.push(b'/');
         }
         reversed.reverse();

@@ -24,6 +24,15 @@ fn mix(word: u64, number: u32) {
     GENERATOR.lock().mix([low, high, number]);
 }
 
+/// Takes bytes that what comes later shall depend on: a write to /dev/random.
+pub fn mix_in(bytes: &[u8]) {
+    for piece in bytes.chunks(8) {
+        let mut word = [0; 8];
+        word[..piece.len()].copy_from_slice(piece);
+        mix(u64::from_le_bytes(word), 3);
+    }
+}
+
 /// Fills `bytes`.
 pub fn fill(bytes: &mut [u8]) {
     if !SEEDED.swap(true, Ordering::AcqRel) {

@@ -25,7 +25,6 @@ extern crate std;
 mod bytes;
 pub mod chacha;
 pub mod elf;
-mod errno;
 pub mod frame;
 pub mod futex;
 pub mod limits;
@@ -34,4 +33,4 @@ pub mod stack;
 pub mod time;
 pub mod wait;
 
-pub use errno::Errno;
+pub use mm_vma::Errno;

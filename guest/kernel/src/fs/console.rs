@@ -26,7 +26,7 @@ const AT_ONCE: usize = 256;
 /// # Errors
 /// `ENOMEM`.
 pub fn start() -> Result<(), Errno> {
-    TTY.lock().reserve().map_err(super::errno)?;
+    TTY.lock().reserve()?;
     sched::spawn_daemon("kconsole", poll_port, 0, &sched::task_context()).map_err(|_| Errno::Enomem)?;
     Ok(())
 }

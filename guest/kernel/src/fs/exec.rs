@@ -27,7 +27,7 @@ pub fn open_exec(base: Place, path: &[u8], follow: Follow) -> Result<ExecFile, E
             Kind::Regular(data) => Ok(ExecFile { place, data }),
             _ => {
                 vfs.put(place);
-                Err(guest_fs::Errno::Eacces)
+                Err(Errno::Eacces)
             }
         }
     })

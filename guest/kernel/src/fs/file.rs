@@ -9,9 +9,9 @@ use mm_vma::{Errno, Id, MapFile, Mapping, VmFlags};
 
 use super::pipe::PipeEnd;
 use super::source::Kernel;
-use super::{Mutex, console, context, with_random, with_vfs};
+use super::{Mutex, console, context, with_vfs};
 use crate::mm::space::cache;
-use crate::uaccess;
+use crate::{random, uaccess};
 
 /// An open file. Its place is held until the last reference is dropped.
 #[derive(Debug)]
@@ -85,9 +85,9 @@ impl OpenFile {
     /// Those of read(2).
     pub fn read(&self, address: u64, len: usize, position: Position) -> Result<usize, Errno> {
         if position != Position::Current {
-            self.state.with(|state| state.check_seek()).map_err(super::errno)?;
+            self.state.with(|state| state.check_seek())?;
         }
-        self.state.with(|state| state.check_read()).map_err(super::errno)?;
+        self.state.with(|state| state.check_read())?;
         match self.kind {
             Kind::Fifo(_) => self.pipe.as_ref().ok_or(Errno::Ebadf)?.read(address, len, self.nonblocking()),
             Kind::Char(device) if device.is_tty() => console::read(address, len, self.nonblocking()),
@@ -128,7 +128,7 @@ impl OpenFile {
         self.state.with(|state| {
             let at = if let Position::At(at) = position { at } else { state.pos };
             if at == 0 || state.text.is_empty() {
-                state.text = proc::render(node, &Kernel).map_err(super::errno)?;
+                state.text = proc::render(node, &Kernel)?;
             }
             let start = usize::try_from(at).unwrap_or(usize::MAX).min(state.text.len());
             let rest = &state.text[start..];
@@ -147,9 +147,9 @@ impl OpenFile {
     /// Those of write(2).
     pub fn write(&self, address: u64, len: usize, position: Position) -> Result<usize, Errno> {
         if position != Position::Current {
-            self.state.with(|state| state.check_seek()).map_err(super::errno)?;
+            self.state.with(|state| state.check_seek())?;
         }
-        self.state.with(|state| state.check_write()).map_err(super::errno)?;
+        self.state.with(|state| state.check_write())?;
         match self.kind {
             Kind::Fifo(_) => self.pipe.as_ref().ok_or(Errno::Ebadf)?.write(address, len, self.nonblocking()),
             Kind::Char(device) if device.is_tty() => console::write(address, len),
@@ -157,7 +157,7 @@ impl OpenFile {
             Kind::Regular(data) => self.state.with(|state| {
                 let at = if let Position::At(at) = position { at } else { state.pos };
                 let size = cache::size(data);
-                let (at, len) = state.write_range(at, len as u64, size, u64::MAX).map_err(super::errno)?;
+                let (at, len) = state.write_range(at, len as u64, size, u64::MAX)?;
                 let done = write_file(data, address, usize::try_from(len).unwrap_or(usize::MAX), at)?;
                 if position == Position::Current {
                     state.pos = at + done as u64;
@@ -289,7 +289,7 @@ fn write_file(data: Id<Mapping>, address: u64, len: usize, at: u64) -> Result<us
 
 fn read_device(device: Char, address: u64, len: usize) -> Result<usize, Errno> {
     in_pieces(len, |done, piece| {
-        let got = with_random(|random| device.read(piece, random)).map_err(super::errno)?;
+        let got = device.read(piece, random::fill)?;
         uaccess::write(address + done as u64, &piece[..got])?;
         Ok(got)
     })
@@ -301,6 +301,6 @@ fn write_device(device: Char, address: u64, len: usize) -> Result<usize, Errno> 
     }
     in_pieces(len, |done, piece| {
         uaccess::read(address + done as u64, piece)?;
-        with_random(|random| device.write(piece, random)).map_err(super::errno)
+        device.write(piece, random::mix_in)
     })
 }

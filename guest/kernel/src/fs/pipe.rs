@@ -51,7 +51,7 @@ impl PipeEnd {
         let nonblocking = flags.contains(OpenFlags::NONBLOCK);
         let before = {
             let mut pipe = object.pipe.lock();
-            pipe.reserve().map_err(super::errno)?;
+            pipe.reserve()?;
             if wait && writes && !reads && nonblocking && pipe.ends().0 == 0 {
                 return Err(Errno::Enxio);
             }
@@ -126,7 +126,7 @@ impl PipeEnd {
                 return if done > 0 { Ok(done) } else { Err(error) };
             }
             loop {
-                let written = self.object.pipe.lock().write(bytes).map_err(super::errno);
+                let written = self.object.pipe.lock().write(bytes);
                 match written {
                     Ok(PipeWrite::Done) => break,
                     Err(_) if done > 0 => return Ok(done),

@@ -98,7 +98,7 @@ impl Files {
         let table = self.table.lock().clone();
         *files.table.lock() = match table {
             Some(table) if !flags.contains(CloneFlags::FILES) => {
-                let copy = table.with(|table| table.try_clone()).map_err(super::errno)?;
+                let copy = table.with(|table| table.try_clone())?;
                 Some(Arc::new(Mutex::new(copy)))
             }
             table => table,
@@ -138,7 +138,7 @@ impl Files {
     /// # Errors
     /// `EBADF`.
     pub fn get(&self, fd: u32) -> Result<Arc<OpenFile>, Errno> {
-        self.table()?.with(|table| table.get(fd).map(|slot| Arc::clone(&slot.file))).map_err(super::errno)
+        self.table()?.with(|table| table.get(fd).map(|slot| Arc::clone(&slot.file)))
     }
 
     /// Where the task is, for calls on paths.

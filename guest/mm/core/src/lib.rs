@@ -9,6 +9,7 @@
 
 mod addr;
 mod context;
+mod errno;
 mod gfp;
 mod id;
 mod migrate;
@@ -25,6 +26,7 @@ mod tests;
 
 pub use addr::{Pfn, PhysAddr, VirtAddr};
 pub use context::MaySleep;
+pub use errno::Errno;
 pub use gfp::Gfp;
 pub use id::{Arena, Id, Link, Rcu};
 pub use migrate::{Migrate, MigrateError, MigrateMode, NoMigrate};

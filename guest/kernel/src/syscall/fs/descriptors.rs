@@ -49,7 +49,7 @@ fn install(file: Arc<OpenFile>, cloexec: bool) -> Result<u32, Errno> {
     let result = table.with(|table| table.insert(file, cloexec, 0, nofile()));
     result.map_err(|(error, file)| {
         drop(file);
-        fs::errno(error)
+        error
     })
 }
 
@@ -63,7 +63,7 @@ fn open(dirfd: i32, path: u64, flags: u32, mode: u32) -> Result<u64, Errno> {
 
 fn close(fd: u32) -> Result<u64, Errno> {
     let table = with_files(|files| files.table())?;
-    let file = table.with(|table| table.remove(fd)).map_err(fs::errno)?;
+    let file = table.with(|table| table.remove(fd))?;
     drop(file);
     Ok(0)
 }
@@ -94,7 +94,7 @@ fn close_range(from: u32, last: u32, flags: u32) -> Result<u64, Errno> {
 
 fn dup(fd: u32, lowest: u32, cloexec: bool) -> Result<u64, Errno> {
     let table = with_files(|files| files.table())?;
-    table.with(|table| table.dup(fd, lowest, cloexec, nofile())).map(u64::from).map_err(fs::errno)
+    table.with(|table| table.dup(fd, lowest, cloexec, nofile())).map(u64::from)
 }
 
 fn dup_to(from: u32, to: u32, flags: Option<u32>) -> Result<u64, Errno> {
@@ -105,9 +105,9 @@ fn dup_to(from: u32, to: u32, flags: Option<u32>) -> Result<u64, Errno> {
         None => false,
     };
     if from == to {
-        return table.with(|table| table.get(from).map(|_| u64::from(to))).map_err(fs::errno);
+        return table.with(|table| table.get(from).map(|_| u64::from(to)));
     }
-    let old = table.with(|table| table.dup_to(from, to, cloexec, nofile())).map_err(fs::errno)?;
+    let old = table.with(|table| table.dup_to(from, to, cloexec, nofile()))?;
     drop(old);
     Ok(u64::from(to))
 }
@@ -126,8 +126,8 @@ fn fcntl(fd: u32, command: u32, argument: u64) -> Result<u64, Errno> {
     let file = with_files(|files| files.get(fd))?;
     match command {
         DUPFD | DUPFD_CLOEXEC => dup(fd, int(argument), command == DUPFD_CLOEXEC),
-        GETFD => table.with(|table| table.get(fd).map(|slot| u64::from(slot.cloexec))).map_err(fs::errno),
-        SETFD => done(table.with(|table| table.set_cloexec(fd, argument & 1 != 0)).map_err(fs::errno)),
+        GETFD => table.with(|table| table.get(fd).map(|slot| u64::from(slot.cloexec))),
+        SETFD => done(table.with(|table| table.set_cloexec(fd, argument & 1 != 0))),
         GETFL => Ok(u64::from(file.flags().bits())),
         SETFL => {
             file.set_flags(OpenFlags::from_bits_retain(int(argument)));

@@ -102,9 +102,9 @@ fn vector(
 
 fn lseek(fd: u32, offset: i64, whence: u32) -> Result<u64, Errno> {
     let file = get(fd)?;
-    let whence = Whence::from_raw(whence).map_err(fs::errno)?;
+    let whence = Whence::from_raw(whence)?;
     let size = with_vfs(|vfs| Ok(vfs.size(file.place)))?;
-    file.state.with(|state| state.seek(offset, whence, size)).map_err(fs::errno)
+    file.state.with(|state| state.seek(offset, whence, size))
 }
 
 fn ftruncate(fd: u32, len: i64) -> Result<u64, Errno> {
@@ -159,7 +159,7 @@ fn ioctl(fd: u32, request: u32, argument: u64) -> Result<u64, Errno> {
     match (request, file.kind) {
         (FIOCLEX | FIONCLEX, _) => {
             let table = with_files(|files| files.table())?;
-            done(table.with(|table| table.set_cloexec(fd, request == FIOCLEX)).map_err(fs::errno))
+            done(table.with(|table| table.set_cloexec(fd, request == FIOCLEX)))
         }
         (FIONBIO, _) => {
             let on = uaccess::get_user::<u32>(argument)? != 0;

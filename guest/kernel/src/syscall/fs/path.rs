@@ -146,7 +146,7 @@ fn getcwd(address: u64, len: u64) -> Result<u64, Errno> {
 fn go(place: Place, root: bool) -> Result<u64, Errno> {
     with_vfs(|vfs| {
         if !vfs.is_dir(place) {
-            return Err(guest_fs::Errno::Enotdir);
+            return Err(Errno::Enotdir);
         }
         vfs.hold(place);
         Ok(())
@@ -252,7 +252,7 @@ fn utimensat(path: (i32, u64), address: u64, flags: u32) -> Result<u64, Errno> {
         [SetTime::Now; 2]
     } else {
         let [a, b, c, d] = uaccess::get_user::<[i64; 4]>(address)?;
-        let time = |sec, nsec| SetTime::from_raw(sec, nsec).map_err(fs::errno);
+        let time = |sec, nsec| SetTime::from_raw(sec, nsec);
         [time(a, b)?, time(c, d)?]
     };
     if path.1 == 0 {
@@ -268,7 +268,7 @@ fn utimensat(path: (i32, u64), address: u64, flags: u32) -> Result<u64, Errno> {
 /// utime (seconds) and utimes (with microseconds); `unit` is 1 or 1000 nanoseconds of the parts.
 fn utime(path: u64, address: u64, unit: i64) -> Result<u64, Errno> {
     let (target, place) = place((AT_FDCWD, path), 0)?;
-    let time = |sec, nsec| SetTime::from_raw(sec, nsec).map_err(fs::errno);
+    let time = |sec, nsec| SetTime::from_raw(sec, nsec);
     let times = match (address, unit) {
         (0, _) => [SetTime::Now; 2],
         (_, 1) => {

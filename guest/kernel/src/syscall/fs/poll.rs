@@ -11,7 +11,7 @@ use mm_vma::Errno;
 
 use super::{ints, with_files};
 use crate::arch::trap::TrapFrame;
-use crate::fs::{self, OpenFile};
+use crate::fs::OpenFile;
 use crate::sched::{self, Woken};
 use crate::syscall::{int, signed};
 use crate::uaccess;
@@ -102,7 +102,7 @@ fn select(count: i32, addresses: [u64; 3], limit: Option<u64>) -> Result<u64, Er
     let count = usize::try_from(count).map_err(|_| Errno::Einval)?.min(1024);
     let mut wanted = [FdSet::default(), FdSet::default(), FdSet::default()];
     for (set, address) in wanted.iter_mut().zip(addresses).filter(|(_, address)| *address != 0) {
-        *set = FdSet::new(count).map_err(fs::errno)?;
+        *set = FdSet::new(count)?;
         uaccess::read(address, set.bytes_mut())?;
     }
     let mut files: Vec<(usize, Arc<OpenFile>)> = Vec::new();
@@ -113,7 +113,7 @@ fn select(count: i32, addresses: [u64; 3], limit: Option<u64>) -> Result<u64, Er
     }
     let mut found = [FdSet::default(), FdSet::default(), FdSet::default()];
     for set in &mut found {
-        *set = FdSet::new(count).map_err(fs::errno)?;
+        *set = FdSet::new(count)?;
     }
     let total = wait(limit, || {
         let mut total = 0;

@@ -1,3 +1,0 @@
-//! Error numbers: the type that the whole guest uses.
-
-pub use mm_vma::Errno;
