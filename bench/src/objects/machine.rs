@@ -342,6 +342,10 @@ impl Machine for Host {
         f()
     }
 
+    fn synchronize_rcu(&self) {
+        // There are no readers without locks.
+    }
+
     fn construct(&self, _: u32, _: Object, _: u32) {}
 
     fn track(&self) -> Track {

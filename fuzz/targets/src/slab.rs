@@ -171,6 +171,10 @@ impl Machine for Sim {
         f()
     }
 
+    fn synchronize_rcu(&self) {
+        // There are no readers without locks.
+    }
+
     fn construct(&self, ctor: u32, object: Object, size: u32) {
         assert_eq!(ctor, CTOR);
         for word in 0..u64::from(size) / 8 {

@@ -326,6 +326,8 @@ pub mod cache_flags {
     pub const RECLAIM_ACCOUNT: u32 = 0x2_0000;
     /// `SLAB_PANIC`: the kernel cannot do without the cache.
     pub const PANIC: u32 = 0x4_0000;
+    /// `SLAB_TYPESAFE_BY_RCU`: readers without locks may look at freed objects.
+    pub const TYPESAFE_BY_RCU: u32 = 0x8_0000;
     /// `SLAB_NO_MERGE`.
     pub const NO_MERGE: u32 = 0x100_0000;
 }

@@ -39,8 +39,10 @@ pub enum Char {
     Urandom,
     /// /dev/tty: the controlling terminal.
     Tty,
-    /// /dev/console and /dev/ttyS0.
+    /// /dev/console: does not become a controlling terminal by being opened.
     Console,
+    /// /dev/ttyS0.
+    Serial,
 }
 
 /// Name in /dev, number, permissions (Linux: `devlist` in drivers/char/mem.c, drivers/tty/tty_io.c).
@@ -65,14 +67,15 @@ impl Char {
             (1, 8) => Char::Random,
             (1, 9) => Char::Urandom,
             (5, 0) => Char::Tty,
-            (5, 1) | (4, 64) => Char::Console,
+            (5, 1) => Char::Console,
+            (4, 64) => Char::Serial,
             _ => return None,
         })
     }
 
     /// Whether it is a terminal, which is read and written by [`crate::Tty`].
     pub const fn is_tty(self) -> bool {
-        matches!(self, Char::Tty | Char::Console)
+        matches!(self, Char::Tty | Char::Console | Char::Serial)
     }
 
     /// Reads from a device that is not a terminal: the number of bytes, 0 at the end.
@@ -84,7 +87,7 @@ impl Char {
             Char::Null => return Ok(0),
             Char::Zero | Char::Full => buffer.fill(0),
             Char::Random | Char::Urandom => random.fill(buffer),
-            Char::Tty | Char::Console => return Err(Errno::Eio),
+            Char::Tty | Char::Console | Char::Serial => return Err(Errno::Eio),
         }
         Ok(buffer.len())
     }
@@ -98,7 +101,7 @@ impl Char {
             Char::Full if !bytes.is_empty() => return Err(Errno::Enospc),
             Char::Full | Char::Null | Char::Zero => {}
             Char::Random | Char::Urandom => random.mix(bytes),
-            Char::Tty | Char::Console => return Err(Errno::Eio),
+            Char::Tty | Char::Console | Char::Serial => return Err(Errno::Eio),
         }
         Ok(bytes.len())
     }

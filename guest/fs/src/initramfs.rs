@@ -37,6 +37,7 @@ struct Linked<'a> {
 pub fn unpack<D: Data, P: Processes>(vfs: &mut Vfs<D, P>, context: &Context, archive: &[u8]) -> Unpacked {
     let mut result = Unpacked::default();
     let mut linked: Vec<Linked<'_>> = Vec::new();
+    let mut dirs: Vec<(&[u8], u32)> = Vec::new();
     for entry in Reader::new(archive) {
         let entry = match entry {
             Ok(entry) => entry,
@@ -47,8 +48,22 @@ pub fn unpack<D: Data, P: Processes>(vfs: &mut Vfs<D, P>, context: &Context, arc
         };
         result.entries += 1;
         match make(vfs, context, &entry, &mut linked) {
-            Ok(()) => result.bytes += entry.data.len() as u64,
+            Ok(()) => {
+                result.bytes += entry.data.len() as u64;
+                // Without memory for this, the directory keeps the time of its last entry.
+                if entry.mode & mode::S_IFMT == mode::S_IFDIR && dirs.try_reserve(1).is_ok() {
+                    dirs.push((entry.name, entry.mtime));
+                }
+            }
             Err(error) => result.failed = Some((result.failed.map_or(0, |(count, _)| count) + 1, error)),
+        }
+    }
+    // What was made in a directory changed its time (Linux: `dir_utime`).
+    for (path, mtime) in dirs {
+        if let Ok(place) = vfs.lookup(context, context.root, path, Follow::No) {
+            let time = SetTime::To(Timespec { sec: i64::from(mtime), nsec: 0 });
+            // It is no file of /proc.
+            let _ = vfs.set_times(context, place, time, time);
         }
     }
     result

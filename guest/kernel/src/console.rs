@@ -58,6 +58,30 @@ pub fn print(arguments: fmt::Arguments<'_>) {
     let _ = CONSOLE.lock().write_fmt(arguments);
 }
 
+/// Writes a program's bytes as they are, at once. The memvisor device makes lines itself: for it carriage returns before line feeds are
+/// left out.
+pub fn write_raw(bytes: &[u8]) {
+    let mut console = CONSOLE.lock();
+    console.flush();
+    if !DEVICE.load(Ordering::Relaxed) {
+        return serial::write_raw(bytes);
+    }
+    let mut rest = bytes.iter().peekable();
+    while let Some(&byte) = rest.next() {
+        if byte == b'\r' && rest.peek() == Some(&&b'\n') {
+            continue;
+        }
+        // The device takes bytes of the kernel's image only.
+        if console.len == BUFFER {
+            console.flush();
+        }
+        let at = console.len;
+        console.buffer[at] = byte;
+        console.len += 1;
+    }
+    console.flush();
+}
+
 /// Writes out what is gathered.
 pub fn flush() {
     CONSOLE.lock().flush();

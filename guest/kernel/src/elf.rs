@@ -1,29 +1,14 @@
-//! The ring-3 program: a static ELF64 inside the kernel image, loaded on demand.
+//! The ring-3 program inside the kernel image, loaded on demand.
 
+use guest_process::stack::Strings;
 use mm_core::PAGE_SIZE;
-use mm_vma::ProtFlags;
+use mm_vma::{Errno, Id, Kernel, MapFile, Mapping, VmFlags};
+
+use crate::exec::Source;
+use crate::mm::space::{self, Spaces};
 
 /// The program's file.
 static FILE: &[u8] = include_bytes!(env!("MEMVISOR_USER_ELF"));
-
-/// A loadable segment.
-#[derive(Clone, Copy, Debug)]
-pub struct Segment {
-    /// First address.
-    pub start: u64,
-    /// End of what the file holds.
-    pub file_end: u64,
-    /// End; zeroes follow the file's bytes.
-    pub end: u64,
-    /// Protection.
-    pub prot: ProtFlags,
-    /// Where the file has its first byte.
-    pub offset: u64,
-}
-
-impl Segment {
-    const EMPTY: Segment = Segment { start: 0, file_end: 0, end: 0, prot: ProtFlags::empty(), offset: 0 };
-}
 
 /// Bytes of the file.
 pub const fn file_len() -> u64 {
@@ -38,59 +23,45 @@ pub fn file_page(pgoff: u64) -> Option<&'static [u8]> {
     rest.get(..len)
 }
 
-/// A program ready to run.
-#[derive(Clone, Copy, Debug)]
-pub struct Program {
-    /// First instruction.
-    pub entry: u64,
-    /// Segments; unused ones are empty.
-    pub segments: [Segment; 4],
-}
+/// The file, with a reference to its mapping.
+#[derive(Debug)]
+pub struct Bundled(Id<Mapping>);
 
-impl Program {
-    /// Segments that are to be mapped.
-    pub fn loaded(&self) -> impl Iterator<Item = &Segment> {
-        self.segments.iter().filter(|segment| segment.end > segment.start)
+impl Bundled {
+    /// # Errors
+    /// `ENOMEM`.
+    pub fn open() -> Result<Bundled, Errno> {
+        space::program_mapping().map(Bundled)
     }
 }
 
-fn word<const N: usize>(at: usize) -> [u8; N] {
-    FILE[at..at + N].try_into().expect("the range has that length")
-}
-
-fn u64_at(at: usize) -> u64 {
-    u64::from_le_bytes(word(at))
-}
-
-/// Parses the program. It is part of this build, so a bad file is a bug of the build.
-pub fn program() -> Program {
-    const PT_LOAD: u32 = 1;
-    const PF_X: u32 = 1;
-    const PF_W: u32 = 2;
-    const PF_R: u32 = 4;
-    assert!(FILE.starts_with(b"\x7fELF\x02\x01"), "the user program is not an ELF64 file");
-    let table = usize::try_from(u64_at(32)).expect("the file is small");
-    let entries = usize::from(u16::from_le_bytes(word(56)));
-    let mut segments = [Segment::EMPTY; 4];
-    let mut used = 0;
-    for header in (0..entries).map(|index| table + 56 * index) {
-        if u32::from_le_bytes(word(header)) != PT_LOAD {
-            continue;
-        }
-        let flags = u32::from_le_bytes(word(header + 4));
-        let start = u64_at(header + 16);
-        let mut prot = ProtFlags::empty();
-        prot.set(ProtFlags::READ, flags & PF_R != 0);
-        prot.set(ProtFlags::WRITE, flags & PF_W != 0);
-        prot.set(ProtFlags::EXEC, flags & PF_X != 0);
-        segments[used] = Segment {
-            start,
-            file_end: start + u64_at(header + 32),
-            end: start + u64_at(header + 40),
-            prot,
-            offset: u64_at(header + 8),
-        };
-        used += 1;
+impl Source for Bundled {
+    fn read(&self, offset: u64, bytes: &mut [u8]) -> usize {
+        let rest = usize::try_from(offset).ok().and_then(|at| FILE.get(at..)).unwrap_or_default();
+        bytes.iter_mut().zip(rest).map(|(to, from)| *to = *from).count()
     }
-    Program { entry: u64_at(24), segments }
+
+    fn map(&self) -> MapFile {
+        MapFile { mapping: self.0, readable: true, writable: false, noexec: false, flags: VmFlags::empty() }
+    }
+}
+
+impl Drop for Bundled {
+    fn drop(&mut self) {
+        // VMAs have references of their own.
+        Spaces.mapping_put(self.0);
+    }
+}
+
+/// What it is told: what Linux tells the first process (init/main.c, `argv_init`, `envp_init`).
+///
+/// # Errors
+/// `ENOMEM`.
+pub fn strings(stack_limit: u64) -> Result<Strings, Errno> {
+    let mut strings = Strings::new(stack_limit);
+    strings.set_path(b"init")?;
+    strings.push_arg(b"init")?;
+    strings.push_env(b"HOME=/")?;
+    strings.push_env(b"TERM=linux")?;
+    Ok(strings)
 }

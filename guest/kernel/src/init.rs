@@ -1,5 +1,7 @@
 //! Boot, in order (Linux: init/main.c `start_kernel`, arch/x86/kernel/setup.c `setup_arch`).
 
+use alloc::vec::Vec;
+
 use guest_firmware::BootInfo;
 use memvisor_abi::port::ExitCode;
 use memvisor_abi::{BootProtocol, BootStage, E820Type, LayoutKind};
@@ -11,14 +13,15 @@ use crate::arch::{apic, cpu, percpu, regs, trap, user};
 use crate::drivers::{memvisor, power, serial};
 use crate::mm::layout::{APIC_VA, levels, percpu_area};
 use crate::mm::phys::DirectMap;
+use crate::mm::space::tlb;
 use crate::mm::{
     early, kcompactd, kmap, layout, limits, memmap, page_alloc, paging, phys, slab, space, vmalloc,
 };
 use crate::sync::Lock;
-use crate::task::PAUSED;
+use crate::task::End;
 use crate::{
-    cmdline, console, crash, explain, introspect, ktest, println, proc, sched, seeded, smp, task, topology,
-    trace,
+    cmdline, console, crash, explain, fs, introspect, ktest, println, proc, sched, seeded, smp, task,
+    topology, trace,
 };
 
 /// The memory map.
@@ -44,6 +47,7 @@ extern "C" fn start_kernel(protocol: u64, info: u64, image: u64) -> ! {
     introspect::init();
     println!("memvisor guest kernel {} ({} levels)", env!("CARGO_PKG_VERSION"), levels().count());
     let boot = read_boot_info(protocol, info);
+    fs::initrd::remember(boot.initrd);
     println!("Boot protocol: {:?}", boot.protocol);
     power::init();
     cmdline::with(|line| println!("Command line: {line}"));
@@ -103,6 +107,10 @@ extern "C" fn start_on_own_stack() -> ! {
         explain::Outcome::Done => power::power_off(),
         explain::Outcome::Failed => power::exit(ExitCode::BadMachine),
     }
+    fs::init();
+    if let Some(program) = fs::initrd::load() {
+        run_file(program);
+    }
     let passed = ktest::run();
     let clean = run_init().map(|clean| clean && passed);
     match clean {
@@ -115,26 +123,56 @@ extern "C" fn start_on_own_stack() -> ! {
     }
 }
 
+/// Runs the first process from an initramfs. Its end is the machine's (Linux panics: "Attempted to kill init!").
+fn run_file(program: Vec<u8>) -> ! {
+    introspect::stage(BootStage::Running);
+    match fs::initrd::run(program) {
+        Ok(End::Exited(0)) => {
+            println!("init: ended; power down");
+            power::power_off()
+        }
+        Ok(end) => println!("init: ended: {end:?}"),
+        Err(error) => println!("init: {error}"),
+    }
+    power::exit(ExitCode::TestFailed)
+}
+
 /// Runs the ring-3 program twice: once to its end, after which everything must be free again, and once
 /// to its `pause`, so that an audit sees a living process. `None` if a seeded fault has a wrong name.
 fn run_init() -> Option<bool> {
-    let status = task::run(1, 0);
+    // What the program is to do: see guest/user.
+    let mode = cmdline::value("user", |value| match value {
+        "process" => 2,
+        "signal" => 3,
+        _ => 0,
+    });
+    let ended = run_program(1, mode.unwrap_or(0));
     introspect::stage(BootStage::Running);
-    println!("task[1]: exit status {status}");
-    task::reap();
     checkpoint(1, c"exited");
-    let paused = task::run(2, 1);
-    if paused == PAUSED {
-        println!("task[2]: paused");
-    } else {
-        println!("task[2]: exit status {paused}, expected it to pause");
-    }
+    let paused = run_program(2, 1);
     if !seeded::apply() {
         return None;
     }
     proc::print();
     checkpoint(2, c"running");
-    Some(status == 0 && paused == PAUSED)
+    Some(ended == Some(End::Exited(0)) && paused == Some(End::Paused))
+}
+
+/// Runs the program to its end or its pause, and says which.
+fn run_program(pid: u32, argument: u64) -> Option<End> {
+    let process = match task::run_init(pid, argument) {
+        Ok(process) => process,
+        Err(error) => {
+            println!("task[{pid}]: cannot be started: {error}");
+            return None;
+        }
+    };
+    let end = task::wait_init(&process);
+    match end {
+        End::Exited(status) => println!("task[{pid}]: exit status {status}"),
+        End::Paused => println!("task[{pid}]: paused"),
+    }
+    Some(end)
 }
 
 /// Asks the VMM to audit. Under another VMM the line on the console is the request, and with
@@ -143,7 +181,11 @@ pub fn checkpoint(number: u32, name: &'static core::ffi::CStr) {
     if let Some(context) = sched::might_sleep() {
         kcompactd::wait_idle(&context);
     }
-    task::publish_current();
+    task::publish_all();
+    if let Some(mm) = task::living_mm() {
+        // Readers that follow this CPU's CR3 see a process, as they would if one ran here.
+        tlb::use_mm(mm);
+    }
     introspect::publish_counters();
     let text = name.to_str().unwrap_or("?");
     if memvisor::present() {

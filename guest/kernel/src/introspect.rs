@@ -82,14 +82,16 @@ static MEMVISOR_ROOT: RootPage = RootPage(Lock::new(Root {
 }));
 
 /// Address spaces that exist at once.
-const SPACES: usize = 16;
+const SPACES: usize = 256;
 const NO_SPACE: AddressSpace =
     AddressSpace { pgd_pfn: 0, pid: 0, reserved: 0, rss_pages: 0, table_pages: 0, mm: 0 };
 /// Live user address spaces.
 pub static ADDRESS_SPACES: Lock<[AddressSpace; SPACES]> = Lock::new([NO_SPACE; SPACES]);
 
+/// An address space and the number that it is published under.
+type Added = Option<(u32, Id<Mm>)>;
 /// Address spaces that belong to no task: published at the table's end, beside whatever processes there are.
-static ADDED: Lock<[Option<(u32, Id<Mm>)>; 2]> = Lock::new([None; 2]);
+static ADDED: Lock<[Added; 2]> = Lock::new([None; 2]);
 
 /// Publishes an address space that belongs to no task as that of `pid`, from the next checkpoint on.
 pub fn add_space(pid: u32, mm: Id<Mm>) {

@@ -26,6 +26,10 @@ mod exec;
 #[cfg(target_os = "none")]
 mod explain;
 #[cfg(target_os = "none")]
+mod fs;
+#[cfg(target_os = "none")]
+mod futex;
+#[cfg(target_os = "none")]
 mod init;
 #[cfg(target_os = "none")]
 mod introspect;
@@ -37,9 +41,13 @@ mod mm;
 mod panic;
 mod proc;
 #[cfg(target_os = "none")]
+mod random;
+#[cfg(target_os = "none")]
 mod sched;
 #[cfg(target_os = "none")]
 mod seeded;
+#[cfg(target_os = "none")]
+mod signal;
 #[cfg(target_os = "none")]
 mod smp;
 #[cfg(target_os = "none")]
@@ -48,6 +56,8 @@ mod sync;
 mod syscall;
 #[cfg(target_os = "none")]
 mod task;
+#[cfg(target_os = "none")]
+mod time;
 #[cfg(target_os = "none")]
 mod topology;
 #[cfg(target_os = "none")]

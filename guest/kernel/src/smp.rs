@@ -11,7 +11,7 @@ use crate::arch::{apic, cpu, percpu, regs, trap};
 use crate::mm::layout::{levels, percpu_area};
 use crate::mm::paging::{self, Tables};
 use crate::mm::phys::{self, DirectMap};
-use crate::mm::{early, page_alloc};
+use crate::mm::{early, page_alloc, space};
 use crate::topology::CPUS;
 use crate::{introspect, println, sched};
 
@@ -271,11 +271,17 @@ pub fn run_call() {
 /// Makes every other online CPU drop all its translations, and waits for it (Linux: `flush_tlb_kernel_range`). May be
 /// called with locks held and interrupts off: a CPU that waits for a lock, a call or a flush answers.
 pub fn flush_others() {
+    flush_cpus(&sched::CpuMask::ALL);
+}
+
+/// [`flush_others`] for those in a set (Linux: `flush_tlb_multi`). CPUs whose address space it is and that run none of its tasks leave it.
+pub fn flush_cpus(mask: &sched::CpuMask) {
     let own = percpu::cpu() as usize;
     let count = CPUS.lock().count;
     let online = |number: usize| {
+        let asked = number != own && u32::try_from(number).is_ok_and(|cpu| mask.contains(cpu));
         let cpu = CPUS.lock().table[number];
-        (number != own && cpu.state == CpuState::Online as u32).then_some((number, cpu.apic_id))
+        (asked && cpu.state == CpuState::Online as u32).then_some((number, cpu.apic_id))
     };
     for (number, apic_id) in (0..count).filter_map(online) {
         mailbox(number).flush_requested.fetch_add(1, Ordering::AcqRel);
@@ -301,6 +307,7 @@ pub fn answer_flush() {
     let Some(percpu) = percpu::current() else { return };
     let requested = percpu.flush_requested.load(Ordering::Acquire);
     if percpu.flush_done.load(Ordering::Relaxed) < requested {
+        space::tlb::leave_if_lazy(percpu);
         regs::flush_all();
         // An interrupt may have answered a later request meanwhile.
         percpu.flush_done.fetch_max(requested, Ordering::AcqRel);
@@ -320,6 +327,23 @@ pub fn kick(cpu: Option<u32>) {
             return;
         }
     }
+}
+
+/// Makes another CPU leave ring 3 for a moment (Linux: `smp_send_reschedule`).
+pub fn reschedule(cpu: u32) {
+    if cpu == percpu::cpu() {
+        return;
+    }
+    let info = CPUS.lock().table.get(cpu as usize).copied();
+    if let Some(info) = info.filter(|info| info.state == CpuState::Online as u32) {
+        apic::send_ipi(info.apic_id, trap::VECTOR_RESCHEDULE);
+    }
+}
+
+/// Node of a CPU; 0 if nobody said.
+pub fn node_of(cpu: u32) -> u32 {
+    let node = CPUS.lock().table.get(cpu as usize).map_or(0, |info| info.node);
+    if node == memvisor_abi::NODE_NONE { 0 } else { node }
 }
 
 /// CPUs that run.

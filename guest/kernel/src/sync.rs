@@ -42,12 +42,12 @@ impl<T> Lock<T> {
         self.data.get()
     }
 
-    /// Opens the lock whose guard was given to [`Guard::keep_locked`].
+    /// Takes over the lock whose guard was given to [`Guard::keep_locked`]; interrupts stay off when the guard goes.
     ///
     /// # Safety
     /// The caller got the lock, by a switch of stacks, from the code that kept it locked.
-    pub unsafe fn open(&self) {
-        self.serving.fetch_add(1, Ordering::Release);
+    pub unsafe fn adopt(&self) -> Guard<'_, T> {
+        Guard { lock: self, flags: 0 }
     }
 
     /// Opens the lock whoever holds it. For the panic path, where the holder never comes back.
@@ -73,7 +73,7 @@ pub struct Guard<'a, T> {
 }
 
 impl<T> Guard<'_, T> {
-    /// Leaves the lock closed and interrupts off; returns the flags from before. Somebody must call [`Lock::open`].
+    /// Leaves the lock closed and interrupts off; returns the flags from before. Somebody must call [`Lock::adopt`].
     pub fn keep_locked(self) -> u64 {
         let flags = self.flags;
         core::mem::forget(self);

@@ -1,40 +1,28 @@
-//! System calls, with Linux's numbers and results (arch/x86/entry/syscalls/syscall_64.tbl).
+//! System calls, with Linux's numbers and results (arch/x86/entry/syscalls/syscall_64.tbl). Each group is a file with a function `call`
+//! that knows its numbers.
 
+mod fs;
+mod futex;
 mod mm;
+mod process;
+mod resources;
+mod signal;
+mod time;
 
-use core::sync::atomic::Ordering;
+use core::sync::atomic::{AtomicU64, Ordering};
+
+pub use fs::open_console;
+use mm_vma::Errno;
 
 use crate::arch::trap::TrapFrame;
-use crate::arch::user;
-use crate::print;
-use crate::task::{self, PAUSED, SYSCALLS};
+use crate::println;
+use crate::task::{SYSCALLS, current, current_pid, work};
 
-const WRITE: u64 = 1;
-const MMAP: u64 = 9;
-const MPROTECT: u64 = 10;
-const MUNMAP: u64 = 11;
-const BRK: u64 = 12;
-const MREMAP: u64 = 25;
-const MSYNC: u64 = 26;
-const MINCORE: u64 = 27;
-const MADVISE: u64 = 28;
-const PAUSE: u64 = 34;
-const GETPID: u64 = 39;
-const EXIT: u64 = 60;
-const MLOCK: u64 = 149;
-const MUNLOCK: u64 = 150;
-const MLOCKALL: u64 = 151;
-const MUNLOCKALL: u64 = 152;
-const EXIT_GROUP: u64 = 231;
-const MLOCK2: u64 = 325;
+/// Numbers below this are counted each, all others together behind them.
+const NUMBERS: usize = 512;
 
-const EBADF: u64 = 9;
-const EFAULT: u64 = 14;
-const ENOSYS: u64 = 38;
-
-const fn error(number: u64) -> u64 {
-    number.wrapping_neg()
-}
+/// Calls that are not there, by number.
+static UNKNOWN: [AtomicU64; NUMBERS + 1] = [const { AtomicU64::new(0) }; NUMBERS + 1];
 
 /// An argument of C's type `int`.
 const fn int(argument: u64) -> u32 {
@@ -43,51 +31,46 @@ const fn int(argument: u64) -> u32 {
     low
 }
 
-/// Runs the call that the frame's registers describe.
+/// An argument of C's type `int` that may be negative.
+const fn signed(argument: u64) -> i32 {
+    int(argument).cast_signed()
+}
+
+/// The arguments of a call.
+const fn arguments(frame: &TrapFrame) -> [u64; 6] {
+    [frame.rdi, frame.rsi, frame.rdx, frame.r10, frame.r8, frame.r9]
+}
+
+/// Runs the call that the frame's registers describe. A call that changes the frame itself (execve, sigreturn) returns what RAX is to be.
 pub fn dispatch(frame: &mut TrapFrame) {
     SYSCALLS.fetch_add(1, Ordering::Relaxed);
-    frame.rax = match frame.rax {
-        WRITE => write(frame.rdi, frame.rsi, frame.rdx),
-        MMAP => {
-            let [addr, len, prot, flags, fd, offset] =
-                [frame.rdi, frame.rsi, frame.rdx, frame.r10, frame.r8, frame.r9];
-            mm::mmap(addr, len, prot, flags, fd, offset)
+    let number = frame.rax;
+    // A system call has no error code: there its number is kept, for calls that begin again.
+    frame.error = number;
+    let result = mm::call(number, frame)
+        .or_else(|| process::call(number, frame))
+        .or_else(|| fs::call(number, frame))
+        .or_else(|| signal::call(number, frame))
+        .or_else(|| futex::call(number, frame))
+        .or_else(|| time::call(number, frame))
+        .or_else(|| resources::call(number, frame))
+        .unwrap_or_else(|| unknown(number));
+    frame.rax = match result {
+        Ok(value) => value,
+        Err(errno) => {
+            if let (true, Some(task)) = (errno.number() >= Errno::Erestartsys.number(), current()) {
+                // No program sees these: delivery makes EINTR of them, or begins again.
+                task.set_work(work::SIGPENDING);
+            }
+            errno.result()
         }
-        MPROTECT => mm::mprotect(frame.rdi, frame.rsi, frame.rdx),
-        MUNMAP => mm::munmap(frame.rdi, frame.rsi),
-        BRK => mm::brk(frame.rdi),
-        MREMAP => mm::mremap(frame.rdi, frame.rsi, frame.rdx, frame.r10, frame.r8),
-        MSYNC => mm::msync(frame.rdi, frame.rsi, int(frame.rdx)),
-        MINCORE => mm::mincore(frame.rdi, frame.rsi, frame.rdx),
-        MADVISE => mm::madvise(frame.rdi, frame.rsi, int(frame.rdx)),
-        MLOCK => mm::mlock(frame.rdi, frame.rsi, 0),
-        MLOCK2 => mm::mlock(frame.rdi, frame.rsi, int(frame.rdx)),
-        MUNLOCK => mm::munlock(frame.rdi, frame.rsi),
-        MLOCKALL => mm::mlockall(int(frame.rdi)),
-        MUNLOCKALL => mm::munlockall(),
-        PAUSE => user::leave(PAUSED),
-        GETPID => u64::from(task::current_pid()),
-        EXIT | EXIT_GROUP => user::leave(frame.rdi & 0xff),
-        _ => error(ENOSYS),
     };
 }
 
-fn write(fd: u64, address: u64, len: u64) -> u64 {
-    if fd != 1 && fd != 2 {
-        return error(EBADF);
+fn unknown(number: u64) -> Result<u64, Errno> {
+    let at = usize::try_from(number).map_or(NUMBERS, |number| number.min(NUMBERS));
+    if UNKNOWN.get(at).is_some_and(|count| count.fetch_add(1, Ordering::Relaxed) == 0) && at < NUMBERS {
+        println!("task[{}]: system call {number} is not there", current_pid());
     }
-    let mut done = 0;
-    let mut chunk = [0; 128];
-    while done < len {
-        let part = usize::try_from(len - done).map_or(chunk.len(), |left| left.min(chunk.len()));
-        let bytes = &mut chunk[..part];
-        if task::copy_from_user(address.wrapping_add(done), bytes).is_none() {
-            return if done > 0 { done } else { error(EFAULT) };
-        }
-        for piece in bytes.utf8_chunks() {
-            print!("{}", piece.valid());
-        }
-        done += part as u64;
-    }
-    len
+    Err(Errno::Enosys)
 }

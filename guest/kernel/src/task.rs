@@ -1,180 +1,392 @@
-//! User processes: one at a time, on the boot CPU, demand-paged.
+//! Processes and their tasks (Linux: `task_struct`, `signal_struct`; kernel/fork.c, exit.c, pid.c).
+//!
+//! A [`Task`] is what a kernel thread (`crate::sched`) runs in ring 3; a [`Process`] is what the tasks of one thread group share. An
+//! address space is shared by counting its users (`mm::space::mm_get`).
+//!
+//! Invariants:
+//! T1  a task's `mm` is its own reference; only the task itself changes it, and it is gone when the task is dead;
+//! T2  relations of processes (parent, group, session, who is a zombie) change under `registry::REGISTRY` only;
+//! T3  a process is in the registry from fork until somebody waited for it; a task until it ended, a leader until its process goes;
+//! T4  whoever made a zombie woke its parent afterwards.
 
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+mod exit;
+mod fault;
+mod fork;
+mod hooks;
+mod publish;
+mod registry;
+mod run;
+mod switch;
+mod usage;
+mod wait;
 
-use memvisor_abi::AddressSpace;
-use mm_pgtable::PageTable;
-use mm_vma::{Access, Done, Fault, Id, Kernel, Layout, Limits, Mm, RssKind, handle_fault};
+use alloc::sync::Arc;
+use core::fmt;
+use core::marker::PhantomData;
+use core::ops::Deref;
+use core::ptr::NonNull;
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
-use crate::arch::trap::{self, TrapFrame};
-use crate::arch::user;
-use crate::introspect::ADDRESS_SPACES;
-use crate::mm::layout::levels;
-use crate::mm::space::{self, Spaces};
+use mm_vma::{Id, Limits, Mm};
+
+use crate::arch::fpu::{self, FpuState};
+use crate::arch::percpu::{self, PerCpu};
+use crate::arch::regs;
+use crate::sched::WaitQueue;
+use crate::signal::{Signals, TaskSignals};
 use crate::sync::Lock;
-use crate::{elf, exec, println, trace, uaccess};
+
+pub use exit::{do_exit, do_group_exit, end_others};
+pub use fault::{exit_to_user, page_fault, trap};
+pub use fork::{CloneArgs, CloneFlags, clone};
+pub use hooks::Files;
+pub use publish::{living_mm, publish_all, user_table};
+pub use registry::{alloc_pid, find_process, find_task, with_relations};
+pub use run::{End, enter, pause, run_file, run_init, wait_init};
+pub use switch::switch_to;
+pub use wait::{Selector, WaitFlags, Waited, do_wait};
 
 /// Page faults from ring 3 (Linux: `PGFAULT`).
 pub static FAULTS: AtomicU64 = AtomicU64::new(0);
 /// System calls.
 pub static SYSCALLS: AtomicU64 = AtomicU64::new(0);
 
-/// Status of a process that a signal ended, as a shell shows it: 128 + SIGSEGV.
-const KILLED: u64 = 139;
-/// Status of a process that called `pause`: it is still alive.
-pub const PAUSED: u64 = 1 << 32;
+/// Signal that tells a parent of its child's end unless clone asks for another.
+pub const SIGCHLD: u32 = 17;
 
-/// A process.
-#[derive(Clone, Copy, Debug)]
+/// What a task shall do before it is in ring 3 again (Linux: thread_info's flags).
+pub mod work {
+    /// A signal waits to be delivered: `TIF_SIGPENDING`.
+    pub const SIGPENDING: u32 = 1;
+    /// The process is being ended, or another of its tasks runs execve: the task shall end.
+    pub const KILLED: u32 = 2;
+}
+
+/// What one kernel thread runs in ring 3.
 pub struct Task {
-    /// Process id.
+    /// Thread id.
+    pub tid: u32,
+    /// Its thread group.
+    pub process: Arc<Process>,
+    /// Number of its thread in `sched`.
+    number: AtomicUsize,
+    mm: AtomicU64,
+    work: AtomicU32,
+    /// Base of FS in ring 3: the thread pointer.
+    fs_base: AtomicU64,
+    gs_base: AtomicU64,
+    /// FPU and SSE registers.
+    pub fpu: FpuState,
+    /// Where a 0 is stored and a futex woken when the task ends; 0 for nowhere (Linux: `clear_child_tid`).
+    pub clear_child_tid: AtomicU64,
+    /// Where the new task stores its tid first; 0 for nowhere (Linux: `set_child_tid`).
+    set_child_tid: AtomicU64,
+    /// Where it keeps its list of robust futexes; 0 for nowhere.
+    pub robust_list: AtomicU64,
+    /// Somebody waits for the address space to be given back (Linux: `vfork_done`).
+    vfork: AtomicBool,
+    vfork_done: WaitQueue,
+    /// The task has ended, its thread may still be on a CPU.
+    dead: AtomicBool,
+    /// Its descriptors, root and working directory.
+    pub files: Files,
+    /// What a signal's handler asks for, and how interrupted calls go on.
+    pub signals: TaskSignals,
+    /// CPU time.
+    time: usage::TaskTime,
+}
+
+/// What the tasks of a thread group share.
+pub struct Process {
+    /// Number of the process: that of its first task.
     pub pid: u32,
-    /// Its address space.
-    pub mm: Id<Mm>,
-    /// Its limits (Linux: `signal->rlim`).
-    pub limits: Limits,
+    parent: AtomicU32,
+    pgid: AtomicU32,
+    sid: AtomicU32,
+    /// Tasks that have not ended.
+    live: AtomicU32,
+    /// 0, or how all its tasks end: [`GROUP_EXIT`] and the status.
+    group_exit: AtomicU64,
+    /// Status as wait4 gives it.
+    status: AtomicU32,
+    zombie: AtomicBool,
+    /// Its parent wants no word of its end: nobody finds the zombie (Linux: EXIT_DEAD).
+    unwanted: AtomicBool,
+    /// Its parent got the signal of its end: only then does a wait return, as on Linux.
+    told: AtomicBool,
+    /// Nobody waits for it.
+    released: AtomicBool,
+    /// Number of the thread of the first task, for as long as it has a slot.
+    leader: AtomicUsize,
+    /// Signal for the parent when it ends; 0 for none.
+    pub exit_signal: AtomicU32,
+    /// execve succeeded since fork (Linux: `!PF_FORKNOEXEC`).
+    pub has_execed: AtomicBool,
+    /// Adopts orphans among its descendants (Linux: `is_child_subreaper`).
+    pub is_subreaper: AtomicBool,
+    /// Signal that stopped it; 0 while it runs (Linux: `SIGNAL_STOP_STOPPED`, `group_exit_code`).
+    pub stopped: AtomicU32,
+    /// What wait4 tells of stopping and going on, until it is told: see [`Process::report_stop`].
+    job: AtomicU32,
+    /// Limits of memory; the others are with the signals.
+    limits: Lock<Limits>,
+    /// Where its tasks wait for children (Linux: `wait_chldexit`).
+    children: WaitQueue,
+    /// Where others wait for its end or its pause.
+    ended: WaitQueue,
+    /// One of its tasks is in `pause`.
+    pub paused: AtomicBool,
+    /// Page faults of its children that were waited for, minor and major (Linux: `cmin_flt`, `cmaj_flt`).
+    child_faults: [AtomicU64; 2],
+    /// Page faults of its address spaces that are gone.
+    faults: [AtomicU64; 2],
+    /// Cycles of its tasks that ended.
+    dead_cycles: AtomicU64,
+    /// Cycles of its children that were waited for.
+    child_cycles: AtomicU64,
+    /// Handlers, signals pending for all tasks, timers.
+    pub signals: Signals,
 }
 
-static CURRENT: Lock<Option<Task>> = Lock::new(None);
+/// Mark of [`Process::group_exit`].
+const GROUP_EXIT: u64 = 1 << 32;
 
-/// Number of the process that runs, 0 for none: for those who may not wait for [`CURRENT`].
-pub static PID: AtomicU32 = AtomicU32::new(0);
-
-/// Loads the program and runs it to its end or its `pause`; returns its status. `argument` arrives in
-/// RDI.
-pub fn run(pid: u32, argument: u64) -> u64 {
-    let program = elf::program();
-    let limits = Limits::default();
-    let mm = space::mm_alloc(Layout::new(levels(), limits.stack, 0)).expect("no memory for an address space");
-    let task = Task { pid, mm, limits };
-    if let Err(error) = exec::load(mm, &limits, &program) {
-        println!("task[{pid}]: cannot be loaded: {error}");
-        space::mm_free(mm);
-        return KILLED;
-    }
-    publish(&task);
-    *CURRENT.lock() = Some(task);
-    trace::set_pid(pid);
-    PID.store(pid, Ordering::Relaxed);
-    space::activate(mm);
-    // The ABI wants RSP + 8 to be a multiple of 16 at a function's entry.
-    user::enter(program.entry, exec::STACK_TOP - 8, argument)
-}
-
-/// Tears the current process down: every frame and every table goes back to the buddy allocator.
-pub fn reap() {
-    space::deactivate();
-    let Some(task) = CURRENT.lock().take() else { return };
-    trace::set_pid(0);
-    PID.store(0, Ordering::Relaxed);
-    space::mm_free(task.mm);
-    forget(task.pid);
-}
-
-fn publish(task: &Task) {
-    let mm = space::mm_of(task.mm);
-    let table = mm.page_table();
-    let entry = AddressSpace {
-        pgd_pfn: table.root.as_u64(),
-        pid: task.pid,
-        reserved: 0,
-        rss_pages: mm.rss(RssKind::Anon) + mm.rss(RssKind::File),
-        table_pages: mm.table_pages(),
-        mm: task.mm.as_u64(),
-    };
-    let mut spaces = ADDRESS_SPACES.lock();
-    let slot = spaces.iter().position(|space| space.pid == task.pid && space.pgd_pfn != 0);
-    let slot = slot.or_else(|| spaces.iter().position(|space| space.pgd_pfn == 0)).expect("a free slot");
-    spaces[slot] = entry;
-}
-
-fn forget(pid: u32) {
-    for space in ADDRESS_SPACES.lock().iter_mut().filter(|space| space.pid == pid) {
-        *space = AddressSpace::default();
+impl fmt::Debug for Task {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Task").field("tid", &self.tid).field("process", &self.process).finish_non_exhaustive()
     }
 }
 
-/// Publishes the current process's counts, after a look whether its address space is as it must be.
-pub fn publish_current() {
-    let Some(task) = current() else { return };
-    if let Err(broken) = mm_vma::audit(&Spaces, task.mm) {
-        println!(
-            "BUG: address space of task[{}]: {} does not hold at {:#x}",
-            task.pid, broken.what, broken.at
-        );
+impl fmt::Debug for Process {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Process").field("pid", &self.pid).finish_non_exhaustive()
     }
-    publish(&task);
 }
 
-/// The current process.
-pub fn current() -> Option<Task> {
-    *CURRENT.lock()
+impl Task {
+    /// Its address space; none while it ends.
+    pub fn mm(&self) -> Option<Id<Mm>> {
+        Id::new(self.mm.load(Ordering::Acquire))
+    }
+
+    /// Number of its thread in `sched`.
+    pub fn number(&self) -> usize {
+        self.number.load(Ordering::Acquire)
+    }
+
+    /// Its process's limits of memory.
+    pub fn limits(&self) -> Limits {
+        *self.process.limits.lock()
+    }
+
+    /// Sets bits of [`work`] and makes the task look at them: it wakes if it sleeps interruptibly, and it leaves ring 3 (Linux:
+    /// `set_tsk_thread_flag`, `signal_wake_up`).
+    pub fn kick(&self, work: u32) {
+        self.work.fetch_or(work, Ordering::SeqCst);
+        crate::sched::poke(self.number());
+    }
+
+    /// Sets bits of [`work`] of the current task, or of one that does not run yet.
+    pub fn set_work(&self, work: u32) {
+        self.work.fetch_or(work, Ordering::SeqCst);
+    }
+
+    /// Clears bits of [`work`].
+    pub fn clear_work(&self, work: u32) {
+        self.work.fetch_and(!work, Ordering::SeqCst);
+    }
+
+    /// Whether one of these bits of [`work`] is set.
+    pub fn has_work(&self, work: u32) -> bool {
+        self.work.load(Ordering::SeqCst) & work != 0
+    }
+
+    /// Whether the task is its process's first.
+    pub fn is_leader(&self) -> bool {
+        self.tid == self.process.pid
+    }
+
+    /// Whether it ended, and its slot waits for somebody who waits for the process.
+    pub fn is_zombie(&self) -> bool {
+        let released = self.process.released.load(Ordering::Acquire);
+        self.is_leader() && self.dead.load(Ordering::Acquire) && !released
+    }
+
+    /// FS base of ring 3.
+    pub fn fs_base(&self) -> u64 {
+        self.fs_base.load(Ordering::Relaxed)
+    }
+
+    /// Sets the FS base of the current task (Linux: `x86_fsbase_write_task`, and the register).
+    pub fn set_fs_base(this: &Current, base: u64) {
+        this.fs_base.store(base, Ordering::Relaxed);
+        with_percpu(|percpu| fpu::set_fs_base(percpu, base));
+    }
+
+    /// Registers of the FPU of the current task, as FXSAVE writes them.
+    pub fn saved_fpu(&self) -> [u64; fpu::FXSAVE_WORDS] {
+        with_percpu(|percpu| self.fpu.save(percpu));
+        self.fpu.words()
+    }
+
+    /// `si_code` of a floating-point trap: what happened and is not masked (Linux: `fpu__exception_code`).
+    fn fpu_code(&self, vector: u64) -> i32 {
+        const X87: u64 = 16;
+        let words = self.saved_fpu();
+        // The control word is the first half, the status word the second; MXCSR has both in word 3.
+        let events = if vector == X87 { words[0] >> 16 & !words[0] } else { words[3] & !(words[3] >> 7) };
+        match events {
+            // FPE_FLTINV, FPE_FLTDIV, FPE_FLTOVF, FPE_FLTUND, FPE_FLTRES
+            events if events & 0x01 != 0 => 7,
+            events if events & 0x04 != 0 => 3,
+            events if events & 0x08 != 0 => 4,
+            events if events & 0x12 != 0 => 5,
+            events if events & 0x20 != 0 => 6,
+            _ => 0,
+        }
+    }
+
+    /// Gives the current task registers of the FPU that a program made.
+    pub fn load_fpu(&self, words: &[u64; fpu::FXSAVE_WORDS]) {
+        with_percpu(|percpu| {
+            self.fpu.set_words(words);
+            self.fpu.restore(percpu);
+        });
+    }
+
+    /// Gives the current task the FPU of a program that begins.
+    pub fn reset_fpu(&self) {
+        with_percpu(|percpu| {
+            self.fpu.reset();
+            self.fpu.restore(percpu);
+        });
+    }
+
+    /// Sets the GS base of the current task.
+    pub fn set_gs_base(this: &Current, base: u64) {
+        this.gs_base.store(base, Ordering::Relaxed);
+        with_percpu(|percpu| fpu::set_gs_base(percpu, base));
+    }
+
+    /// GS base of ring 3.
+    pub fn gs_base(&self) -> u64 {
+        self.gs_base.load(Ordering::Relaxed)
+    }
 }
 
-/// The current process's tree.
-pub fn current_table() -> Option<PageTable> {
-    current().map(|task| space::mm_of(task.mm).page_table())
+impl Process {
+    /// Number of the parent; 0 for the kernel.
+    pub fn parent(&self) -> u32 {
+        self.parent.load(Ordering::Acquire)
+    }
+
+    /// Its process group.
+    pub fn pgid(&self) -> u32 {
+        self.pgid.load(Ordering::Acquire)
+    }
+
+    /// Its session.
+    pub fn sid(&self) -> u32 {
+        self.sid.load(Ordering::Acquire)
+    }
+
+    /// Puts it into a group; T2.
+    pub fn set_pgid(&self, pgid: u32) {
+        self.pgid.store(pgid, Ordering::Release);
+    }
+
+    /// Puts it into a session; T2.
+    pub fn set_sid(&self, sid: u32) {
+        self.sid.store(sid, Ordering::Release);
+    }
+
+    /// Whether all its tasks ended and nobody waited for it.
+    pub fn is_zombie(&self) -> bool {
+        self.zombie.load(Ordering::Acquire)
+    }
+
+    /// A zombie on its way out.
+    fn is_unwanted_zombie(&self) -> bool {
+        self.is_zombie() && self.unwanted.load(Ordering::Acquire)
+    }
+
+    /// Tasks that have not ended.
+    pub fn nr_threads(&self) -> u32 {
+        self.live.load(Ordering::Acquire)
+    }
+
+    /// Changes the limits of memory.
+    pub fn with_limits<R>(&self, f: impl FnOnce(&mut Limits) -> R) -> R {
+        f(&mut self.limits.lock())
+    }
+
+    /// Tells wait4 that it stopped by `signal`, or with 0 that it goes on, and wakes its parent (Linux: `do_notify_parent_cldstop`).
+    pub fn report_stop(&self, signal: u32) {
+        self.stopped.store(signal, Ordering::Release);
+        self.job.store(if signal == 0 { wait::CONTINUED } else { signal }, Ordering::Release);
+        if let Some(parent) = find_process(self.parent()) {
+            parent.children.wake_up_all();
+        }
+    }
 }
 
-/// The current process's id.
+/// The task that runs on this CPU. It is the caller's own, so that it stays while it is looked at.
+#[derive(Clone, Copy)]
+pub struct Current {
+    task: NonNull<Task>,
+    /// Not for another thread.
+    here: PhantomData<*const Task>,
+}
+
+impl fmt::Debug for Current {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&**self, f)
+    }
+}
+
+impl Deref for Current {
+    type Target = Task;
+    fn deref(&self) -> &Task {
+        // SAFETY: the thread's slot holds a reference until the thread is off its CPU for ever, and the value stays in the thread.
+        unsafe { self.task.as_ref() }
+    }
+}
+
+/// The user task that runs here; none in a thread of the kernel.
+pub fn current() -> Option<Current> {
+    let task = percpu::current()?.user.load(Ordering::Relaxed) as *mut Task;
+    Some(Current { task: NonNull::new(task)?, here: PhantomData })
+}
+
+/// The process that runs here, 0 for none: for those who may not look at tasks.
 pub fn current_pid() -> u32 {
-    current().map_or(0, |task| task.pid)
+    percpu::current().map_or(0, |percpu| percpu.pid.load(Ordering::Relaxed))
 }
 
-/// A page fault from ring 3 (Linux: `do_user_addr_fault`).
-pub fn page_fault(frame: &TrapFrame, address: u64) {
-    const PRESENT: u64 = 1;
-    const WRITE: u64 = 1 << 1;
-    const RESERVED: u64 = 1 << 3;
-    const FETCH: u64 = 1 << 4;
-    FAULTS.fetch_add(1, Ordering::Relaxed);
-    assert!(frame.error & RESERVED == 0, "corrupted page table at {address:#x}, error {:#x}", frame.error);
-    let access = match frame.error {
-        error if error & FETCH != 0 => Access::Fetch,
-        error if error & WRITE != 0 => Access::Write,
-        _ => Access::Read,
-    };
-    let Some(task) = current() else { user::leave(KILLED) };
-    match handle_fault(&Spaces, task.mm, &task.limits, address, access, frame.error & PRESENT != 0) {
-        Ok(Done::Wait) => Spaces.relax(),
-        Ok(Done::Minor | Done::Major | Done::Spurious) => {}
-        Err(fault) => bad_area(frame, address, fault),
+/// Whether an interruptible wait shall end (Linux: `signal_pending`).
+pub fn signal_pending() -> bool {
+    current().is_some_and(|task| task.has_work(work::SIGPENDING | work::KILLED))
+}
+
+/// Whether the task is being ended (Linux: `fatal_signal_pending`).
+pub fn fatal_signal_pending() -> bool {
+    current().is_some_and(|task| task.has_work(work::KILLED))
+}
+
+/// Calls `f` on this CPU, with interrupts off.
+fn with_percpu(f: impl FnOnce(&PerCpu)) {
+    let flags = regs::irq_save();
+    if let Some(percpu) = percpu::current() {
+        f(percpu);
     }
+    regs::irq_restore(flags);
 }
 
-/// Ends the process: there are no signals to tell it by (Linux: `show_signal_msg`, `force_sig_fault`).
-fn bad_area(frame: &TrapFrame, address: u64, fault: Fault) -> ! {
-    println!(
-        "task[{}]: {} at {address:x} ip {:x} sp {:x} error {:x} (si_code {})",
-        current_pid(),
-        match fault {
-            Fault::NoMemory => "out of memory",
-            Fault::AdrErr => "bus error",
-            Fault::MapErr | Fault::AccErr => "segfault",
-        },
-        frame.rip,
-        frame.rsp,
-        frame.error,
-        fault.code(),
-    );
-    user::leave(KILLED)
-}
-
-/// Any other trap from ring 3 ends the process.
-pub fn trap(frame: &TrapFrame) {
-    println!(
-        "task[{}]: {} ip {:x} sp {:x} error {:x}",
-        current_pid(),
-        trap::name(frame.vector),
-        frame.rip,
-        frame.rsp,
-        frame.error
-    );
-    user::leave(KILLED)
-}
-
-/// Copies from the process's memory, faulting pages in as its own access would. `None` for a bad address.
-pub fn copy_from_user(address: u64, bytes: &mut [u8]) -> Option<()> {
-    let task = current()?;
-    uaccess::copy_from_user(task.mm, &task.limits, address, bytes)
+/// An `Arc`, or `None` without memory.
+fn new_arc<T>(value: T) -> Option<Arc<T>> {
+    // `Arc::try_new` is not stable: the place of the probe is most likely the place of the object.
+    let mut probe = alloc::vec::Vec::<(usize, usize, T)>::new();
+    probe.try_reserve_exact(1).ok()?;
+    drop(probe);
+    Some(Arc::new(value))
 }

@@ -2,10 +2,82 @@
 //! page tables and never dereferenced, so SMAP stays on; pages come in by the same faults as for the process itself.
 
 use mm_core::{PAGE_SIZE, PhysAddr};
-use mm_vma::{Access, Done, Id, Kernel, Limits, Mm, handle_fault};
+use mm_vma::{Access, Done, Errno, Id, Kernel, Limits, Mm, handle_fault};
+use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use crate::mm::kmap;
 use crate::mm::space::{self, Spaces};
+use crate::task;
+
+/// Copies from the memory of the process that runs here.
+///
+/// # Errors
+/// `EFAULT`; then `bytes` is partly written.
+pub fn read(va: u64, bytes: &mut [u8]) -> Result<(), Errno> {
+    let task = task::current().ok_or(Errno::Efault)?;
+    let mm = task.mm().ok_or(Errno::Efault)?;
+    copy_from_user(mm, &task.limits(), va, bytes).ok_or(Errno::Efault)
+}
+
+/// Copies to the memory of the process that runs here.
+///
+/// # Errors
+/// `EFAULT`; what lies before the bad address is written then.
+pub fn write(va: u64, bytes: &[u8]) -> Result<(), Errno> {
+    let task = task::current().ok_or(Errno::Efault)?;
+    let mm = task.mm().ok_or(Errno::Efault)?;
+    copy_to_user(mm, &task.limits(), va, bytes).ok_or(Errno::Efault)
+}
+
+/// Reads a value from the process that runs here (Linux: `get_user`, `copy_from_user`).
+///
+/// # Errors
+/// `EFAULT`.
+pub fn get_user<T: FromBytes + IntoBytes>(va: u64) -> Result<T, Errno> {
+    let mut value = T::new_zeroed();
+    read(va, value.as_mut_bytes())?;
+    Ok(value)
+}
+
+/// Writes a value to the process that runs here (Linux: `put_user`, `copy_to_user`).
+///
+/// # Errors
+/// `EFAULT`.
+pub fn put_user<T: IntoBytes + Immutable>(va: u64, value: T) -> Result<(), Errno> {
+    write(va, value.as_bytes())
+}
+
+/// Reads a text that ends with NUL from the process that runs here into `buffer`; returns its length without the NUL, or `None` if
+/// it does not fit with it (Linux: `strncpy_from_user`).
+///
+/// # Errors
+/// `EFAULT`.
+pub fn read_text(va: u64, buffer: &mut [u8]) -> Result<Option<usize>, Errno> {
+    let mut done = 0;
+    while done < buffer.len() {
+        let at = va.checked_add(done as u64).ok_or(Errno::Efault)?;
+        // Not past the page: the next need not be there.
+        let page = usize::try_from(PAGE_SIZE - at % PAGE_SIZE).map_err(|_| Errno::Efault)?;
+        let len = page.min(buffer.len() - done);
+        let piece = buffer.get_mut(done..done + len).ok_or(Errno::Efault)?;
+        read(at, piece)?;
+        if let Some(end) = piece.iter().position(|&byte| byte == 0) {
+            return Ok(Some(done + end));
+        }
+        done += len;
+    }
+    Ok(None)
+}
+
+/// Where a word of the process that runs here is, once it may use it so.
+///
+/// # Errors
+/// `EFAULT`.
+pub fn locate(va: u64, access: Access) -> Result<PhysAddr, Errno> {
+    let task = task::current().ok_or(Errno::Efault)?;
+    let mm = task.mm().ok_or(Errno::Efault)?;
+    fault_in(mm, &task.limits(), va, access).ok_or(Errno::Efault)
+}
 
 /// Where the byte at `va` is once the process may use it so; `None` where it may not.
 fn fault_in(mm: Id<Mm>, limits: &Limits, va: u64, access: Access) -> Option<PhysAddr> {

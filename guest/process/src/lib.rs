@@ -5,6 +5,7 @@
 //!
 //! | Module | What | Linux |
 //! |---|---|---|
+//! | [`chacha`] | random bytes | lib/crypto/chacha-block-generic.c |
 //! | [`elf`] | program files | fs/binfmt_elf.c |
 //! | [`stack`] | the stack a program begins with | fs/exec.c, `create_elf_tables` |
 //! | [`signal`] | numbers, sets, actions, queues, who gets what | kernel/signal.c |
@@ -22,6 +23,7 @@ extern crate alloc;
 extern crate std;
 
 mod bytes;
+pub mod chacha;
 pub mod elf;
 mod errno;
 pub mod frame;

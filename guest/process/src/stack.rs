@@ -87,6 +87,25 @@ impl Strings {
         append(&mut self.path, text)
     }
 
+    /// Puts the interpreter of a script, its option and the script's path in the place of the first argument (Linux: `load_script`).
+    ///
+    /// # Errors
+    /// As [`Strings::push_arg`].
+    pub fn interpret(
+        &mut self,
+        interpreter: &[u8],
+        option: Option<&[u8]>,
+        script: &[u8],
+    ) -> Result<(), Errno> {
+        let old = core::mem::take(&mut self.args);
+        self.argc = 0;
+        self.push_arg(interpreter)?;
+        option.map_or(Ok(()), |option| self.push_arg(option))?;
+        self.push_arg(script)?;
+        let rest = old.strip_suffix(b"\0").unwrap_or_default().split(|&byte| byte == 0).skip(1);
+        rest.into_iter().try_for_each(|arg| self.push_arg(arg))
+    }
+
     /// Number of arguments.
     pub const fn argc(&self) -> u64 {
         self.argc

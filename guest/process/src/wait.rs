@@ -77,6 +77,15 @@ impl Exit {
             Exit::Killed { signal, dumped } => signal.number() | (dumped as u32) << 7,
         }
     }
+
+    /// From a status word.
+    pub const fn from_status(status: u32) -> Exit {
+        match Signal::new(status & 0x7f) {
+            Some(signal) => Exit::Killed { signal, dumped: status & 0x80 != 0 },
+            #[expect(clippy::cast_possible_truncation, reason = "a byte")]
+            None => Exit::Code((status >> 8) as u8),
+        }
+    }
 }
 
 /// What there is to know of a child.

@@ -5,8 +5,8 @@ use core::fmt::Write;
 use core::hint::black_box;
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use crate::mappings;
 use crate::sys::{self, Out};
+use crate::{arguments, futexes, mappings, processes, signals};
 
 pub const PAGE: usize = 4096;
 const BSS_PAGES: usize = 16;
@@ -33,6 +33,16 @@ pub struct Checks {
 }
 
 impl Checks {
+    /// None yet.
+    pub const fn new() -> Checks {
+        Checks { failed: 0, run: 0 }
+    }
+
+    /// How many failed, at most 100.
+    pub fn failed(&self) -> u64 {
+        self.failed.min(100)
+    }
+
     /// One check.
     pub fn check(&mut self, what: &str, holds: bool) {
         self.run += 1;
@@ -67,9 +77,19 @@ fn deep_stack(checks: &mut Checks) {
     checks.check("stack keeps what is written", black_box(&*area).chunks(PAGE).all(|page| page[7] == 7));
 }
 
+/// The program pauses at its end.
+const PAUSE: u64 = 1;
+/// The program also has children and threads.
+const PROCESSES: u64 = 2;
+/// With signals, futexes and clocks, too.
+const SIGNALS: u64 = 3;
+
 /// Where `_start` jumps.
-pub extern "C" fn main(mode: u64) -> ! {
-    let mut checks = Checks { failed: 0, run: 0 };
+pub extern "C" fn main(mode: u64, stack: *const u64) -> ! {
+    if arguments::is_asked(stack) {
+        arguments::run(stack);
+    }
+    let mut checks = Checks::new();
     let pid = sys::getpid();
     // SAFETY: one thread, and the only reference.
     let bss = unsafe { &mut *BSS.0.get() };
@@ -97,6 +117,17 @@ pub extern "C" fn main(mode: u64) -> ! {
     checks.memory("heap is zero at first touch", heap);
     deep_stack(&mut checks);
     mappings::run(&mut checks);
+    match mode {
+        PROCESSES => {
+            processes::run(&mut checks);
+            arguments::execve(&mut checks);
+        }
+        SIGNALS => {
+            signals::run(&mut checks);
+            futexes::run(&mut checks);
+        }
+        _ => {}
+    }
     checks.check("write to a bad descriptor is EBADF", sys::write_raw(9, RODATA.as_ptr() as u64, 1) == EBADF);
     checks.check("write from an unmapped address is EFAULT", sys::write_raw(1, 0x1000, 1) == EFAULT);
     checks.check(
@@ -112,8 +143,8 @@ pub extern "C" fn main(mode: u64) -> ! {
         checks.run,
         checks.failed
     );
-    if mode == 1 && checks.failed == 0 {
+    if mode == PAUSE && checks.failed == 0 {
         sys::pause();
     }
-    sys::exit(checks.failed.min(100))
+    sys::exit(checks.failed())
 }

@@ -22,7 +22,7 @@ use crate::context::{Context, section_frames};
 use crate::frames::{Frames, clip, count, find, gaps, normalize};
 use crate::ledger::{Ledger, finding};
 use crate::paging::Paging;
-use crate::{Rule, vmalloc};
+use crate::{Rule, rmap, vmalloc};
 
 pub(crate) const SINGLE: Rule = Rule {
     name: "owner.single",
@@ -162,7 +162,7 @@ impl Deriver<'_, '_> {
         }
     }
 
-    /// Blocks that descriptors call allocated. Their owner is not published, so the descriptor is
+    /// Blocks that descriptors call allocated, and pages that mappings hold. Their owner is not published, so the descriptor is
     /// all there is; it still must not collide with what is derived from structures.
     fn claim_allocated(&mut self) {
         let context = self.context;
@@ -172,9 +172,7 @@ impl Deriver<'_, '_> {
                 Some(PageKind::Allocated) => Owner::Allocated,
                 Some(PageKind::Slab) => Owner::Slab,
                 // A page of a mapping stays when nobody maps it.
-                Some(PageKind::User) if context.guest.cached_page(page.mapping, page.index) == Some(pfn) => {
-                    Owner::User
-                }
+                Some(PageKind::User) if rmap::is_cached(context, pfn, page) => Owner::User,
                 _ => return,
             };
             if page.refcount > 0 {

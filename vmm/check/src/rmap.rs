@@ -11,12 +11,13 @@
 
 use std::collections::BTreeSet;
 
-use memvisor_abi::{Mapping, Page, PageKind};
+use memvisor_abi::{Page, PageKind};
 use memvisor_inspect::{MmSpace, RmapIndex, RmapPlace, VmaAt};
 
 use crate::Rule;
 use crate::context::Context;
 use crate::ledger::{Ledger, finding};
+use crate::owner::for_each_ram_page;
 use crate::processes::{Process, Processes};
 use crate::vma;
 
@@ -57,7 +58,7 @@ fn references(context: &Context<'_>, processes: &Processes, ledger: &mut Ledger)
             continue;
         };
         ledger.checked(&REFCOUNT, 1);
-        let held = holds(context, page);
+        let held = is_cached(context, pfn, page);
         let outside = i64::from(entries) + i64::from(held);
         if i64::from(page.refcount) != outside {
             let words = if held { " and its mapping hold it" } else { " hold it" };
@@ -67,13 +68,22 @@ fn references(context: &Context<'_>, processes: &Processes, ledger: &mut Ledger)
             ledger.report(&REFCOUNT, what.frame(pfn));
         }
     }
+    // What caches hold and nobody maps.
+    for_each_ram_page(context, &mut |pfn, page| {
+        let unmapped = page.kind == PageKind::User as u8 && processes.entries_of(pfn) == 0;
+        if unmapped && page.refcount > 1 && is_cached(context, pfn, page) {
+            let claim = format!("{} references", page.refcount);
+            let what = finding(&REFCOUNT, format!("pfn {pfn:#x}"), claim, "only its mapping holds it");
+            ledger.report(&REFCOUNT, what.frame(pfn));
+        }
+    });
 }
 
-/// Whether the page's mapping has a reference of it.
-fn holds(context: &Context<'_>, page: &Page) -> bool {
+/// Whether the page's mapping has it, and so a reference of it.
+pub(crate) fn is_cached(context: &Context<'_>, pfn: u64, page: &Page) -> bool {
     page.mapping != 0
         && page.mapping & Page::MAPPING_ANON == 0
-        && context.guest.mapping(page.mapping).is_ok_and(|mapping| mapping.flags & Mapping::HOLDS_PAGES != 0)
+        && context.guest.cached_page(page.mapping, page.index) == Some(pfn)
 }
 
 fn lists(context: &Context<'_>, processes: &Processes, index: &mut RmapIndex, ledger: &mut Ledger) {

@@ -115,7 +115,7 @@ pub const WALKS: &[Walk] = &[
     },
     Walk {
         name: "load-program",
-        about: "execve: segments of the file become VMAs, and pages come with the first instruction and the first push",
+        about: "execve: segments of the file become VMAs, and pages come with the first instruction and the first use of the stack",
         events: "fault,mm_page_alloc,explain",
     },
 ];

@@ -253,12 +253,9 @@ const SENTENCES: &[(EventId, &str)] = &[
     (ExplainMark, "Part {part}, stage {stage}."),
     (
         HandleMmFault,
-        "A fault at {address}: {write?a write|{exec?a fetch of an instruction|a read}}; {present?the entry is there and refused it|there is no entry}.",
+        "A fault at {address}: {write?a write|{exec?a fetch of an instruction|a read}}{present?, which an entry that is there refused.|.}",
     ),
-    (
-        HandleMmFaultRet,
-        "Done; code {outcome} (1 minor, 2 major, 3 nothing to do, 4 on the move, 5 SEGV_MAPERR, 6 SEGV_ACCERR, 7 BUS_ADRERR, 8 no memory).",
-    ),
+    (HandleMmFaultRet, "The fault ends so: {outcome}."),
     (
         VmaFound,
         "{address} lies in the VMA {start} to {end}, which {write?may be written|may not be written} and {exec?may be executed|may not be executed}.",

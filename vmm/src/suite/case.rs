@@ -34,6 +34,8 @@ const FILES: &[(&str, &str)] = &[
     ("watermark", include_str!("../../../tests/cases/watermark.toml")),
     ("cma", include_str!("../../../tests/cases/cma.toml")),
     ("space", include_str!("../../../tests/cases/space.toml")),
+    ("process", include_str!("../../../tests/cases/process.toml")),
+    ("signal", include_str!("../../../tests/cases/signal.toml")),
     ("stacks", include_str!("../../../tests/cases/stacks.toml")),
     ("trace", include_str!("../../../tests/cases/trace.toml")),
     ("real", include_str!("../../../tests/cases/real.toml")),

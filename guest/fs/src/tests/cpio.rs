@@ -63,6 +63,7 @@ fn an_archive_becomes_the_root() {
         vfs.stat(vfs.lookup(&context, context.cwd, path.as_bytes(), Follow::Yes).expect(path)).expect(path)
     };
     assert_eq!((stat("init").mode, stat("init").size, stat("init").mtime.sec), (0o104_755, 7, 77));
+    assert_eq!(stat("bin").mtime.sec, 77, "of the archive, not of its last entry");
     assert_eq!(stat("console").rdev, crate::Device { major: 5, minor: 1 });
     assert_eq!((stat("one").ino, stat("one").nlink, stat("one").size), (stat("two").ino, 2, 6));
     let file = vfs.open(&context, context.cwd, b"bin/late", OpenFlags::empty(), 0).expect("open");

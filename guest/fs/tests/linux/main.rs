@@ -59,3 +59,15 @@ fn random_sequences_are_as_on_linux() {
         TestRunner::new(Config { cases: sequences(), failure_persistence: None, ..Config::default() });
     runner.run(&ops(), |ops| agree(&ops)).unwrap_or_else(|error| panic!("{error}"));
 }
+
+#[test]
+fn a_directory_and_those_above_it_are_not_renamed_to_each_other() {
+    let mkdir = |path: &str| Op::Mkdir { path: path.into(), mode: 0o755 };
+    let mut ops = vec![mkdir("a"), mkdir("a/b"), mkdir("a/b/c")];
+    for flags in 0..4 {
+        for (from, to) in [("a/b/c", "a"), ("a", "a/b/c"), ("a/b", "a/b/x"), ("a", "a"), ("a/b/c", "a/b")] {
+            ops.push(Op::Rename { from: from.into(), to: to.into(), flags });
+        }
+    }
+    agree(&ops).unwrap_or_else(|error| panic!("{error}"));
+}

@@ -3,4 +3,5 @@
 pub mod memvisor;
 pub mod pit;
 pub mod power;
+pub mod rtc;
 pub mod serial;

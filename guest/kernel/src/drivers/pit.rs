@@ -1,9 +1,9 @@
-//! The programmable interval timer (Intel 8254), for one thing: how fast the time-stamp counter counts.
+//! The programmable interval timer (Intel 8254), for one thing: how fast other counters count.
 
 use crate::arch::regs::{inb, outb, rdtsc};
 
 /// Ticks of the timer in a second.
-const TICK_RATE: u64 = 1_193_182;
+pub const TICK_RATE: u64 = 1_193_182;
 /// Ticks of a measurement: 50 ms.
 const TICKS: u16 = 59_659;
 /// Measurements. Whatever disturbs one makes it longer, so the shortest counts.
@@ -24,17 +24,17 @@ const PORT_B: u16 = 0x61;
 pub fn calibrate_tsc() -> Option<u64> {
     let mut shortest = u64::MAX;
     for _ in 0..TRIES {
-        shortest = shortest.min(count_down()?);
+        shortest = shortest.min(count_down(TICKS)?);
     }
     Some(shortest * TICK_RATE / u64::from(TICKS) / 1000)
 }
 
-/// Cycles while channel 2 counts [`TICKS`] down.
-fn count_down() -> Option<u64> {
+/// Cycles of the time-stamp counter while channel 2 counts `ticks` down; `None` on a machine without this timer.
+pub fn count_down(ticks: u16) -> Option<u64> {
     outb(PORT_B, inb(PORT_B) & !0b10 | 1);
     // Channel 2, low and high byte, mode 0: the output rises at the end.
     outb(MODE, 0xb0);
-    let [low, high] = TICKS.to_le_bytes();
+    let [low, high] = ticks.to_le_bytes();
     outb(CHANNEL_2, low);
     outb(CHANNEL_2, high);
     let begin = rdtsc();

@@ -5,7 +5,7 @@ use core::sync::atomic::{AtomicU16, Ordering};
 use memvisor_abi::port::ExitCode;
 
 use super::memvisor;
-use crate::arch::regs::{halt_forever, outb, outl, outw};
+use crate::arch::regs::{self, halt_forever, outb, outl, outw};
 use crate::{cmdline, console, println, smp, topology};
 
 /// Powers off cleanly: ACPI S5 (ACPI 6.5 section 7.4), the ordinary way that every VMM has. An
@@ -20,6 +20,11 @@ pub fn power_off() -> ! {
         outw(power.pm1a_control, power.slp_typ << 10 | 1 << 13);
     }
     memvisor::exit(ExitCode::Ok as u8);
+    // A VMM may carry the request out while this CPU goes on for a moment.
+    let begin = regs::rdtsc();
+    while regs::rdtsc().wrapping_sub(begin) < 1 << 30 {
+        core::hint::spin_loop();
+    }
     println!("reboot: System halted: no way to power off was found");
     halt_forever()
 }

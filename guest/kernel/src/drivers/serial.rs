@@ -43,6 +43,18 @@ fn put(byte: u8) {
     outb(BASE, byte);
 }
 
+/// A byte from outside, if one is there.
+pub fn read() -> Option<u8> {
+    (present() && inb(LINE_STATUS) & DATA_READY != 0).then(|| inb(BASE))
+}
+
+/// Writes bytes as they are.
+pub fn write_raw(bytes: &[u8]) {
+    if present() {
+        bytes.iter().for_each(|byte| put(*byte));
+    }
+}
+
 /// Waits for a byte from outside; returns at once if there is no port.
 pub fn wait_for_byte() {
     while present() && inb(LINE_STATUS) & DATA_READY == 0 {

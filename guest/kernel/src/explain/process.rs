@@ -7,9 +7,10 @@ use mm_vma::{
 };
 
 use super::part;
+use crate::elf::{self, Bundled};
 use crate::mm::layout::levels;
 use crate::mm::space::{self, Spaces};
-use crate::{elf, exec, introspect, uaccess};
+use crate::{exec, introspect, uaccess};
 
 type Outcome<T = ()> = Result<T, &'static str>;
 
@@ -159,16 +160,20 @@ pub fn segv() -> Outcome {
 /// A program: segments become VMAs, and its pages come when they are touched.
 pub fn load_program() -> Outcome {
     let process = Shown::new(PID)?;
-    let program = elf::program();
-    part(c"before: execve: segments become VMAs", c"after: execve: segments become VMAs", || {
-        exec::load(process.id, &Limits::default(), &program)
+    let limits = Limits::default();
+    let missing = "no memory for the program's file";
+    let program = Bundled::open().map_err(|_| missing)?;
+    let strings = elf::strings(limits.stack).map_err(|_| missing)?;
+    let begin = part(c"before: execve: segments become VMAs", c"after: execve: segments become VMAs", || {
+        exec::load(process.id, &limits, &program, &strings)
     })
     .map_err(|_| "the program cannot be loaded")?;
     let mut met = part(c"before: the first instruction", c"after: the first instruction", || {
-        process.fault(program.entry, Access::Fetch, false)
+        process.fault(begin.rip, Access::Fetch, false)
     });
-    met &= part(c"before: the first push", c"after: the first push", || {
-        process.fault(exec::STACK_TOP - 8, Access::Write, false)
+    // The arguments' page is there; the next one below it comes by a fault.
+    met &= part(c"before: the first page of the stack", c"after: the first page of the stack", || {
+        process.fault(begin.rsp - PAGE_SIZE, Access::Write, false)
     });
     process.end();
     if met { Ok(()) } else { Err("the program could not run") }

@@ -13,7 +13,7 @@ use crate::arch::regs;
 use crate::mm::layout::levels;
 use crate::mm::page_alloc;
 use crate::mm::phys;
-use crate::mm::space::{self, Spaces};
+use crate::mm::space::{self, Spaces, tlb};
 use crate::uaccess;
 
 pub const TESTS: [(&str, Test); 5] = [
@@ -161,7 +161,7 @@ fn a_lost_flush_shows_a_page_of_the_past() -> Outcome {
     held.references().fetch_add(1, Ordering::Relaxed);
     let look = || regs::with_user_access(|| phys::read_mapped(VirtAddr::new(va)) & 0xff);
     let flags = regs::irq_save();
-    space::activate(mm);
+    tlb::use_mm(mm);
     let before = look();
     let replaced = space::losing_flushes(|| {
         lock(mm).munmap(va, PAGE_SIZE).map_err(wrong("munmap failed"))?;
@@ -171,7 +171,7 @@ fn a_lost_flush_shows_a_page_of_the_past() -> Outcome {
     let without_flush = look();
     regs::invlpg(va);
     let after = look();
-    space::deactivate();
+    tlb::leave_mm();
     regs::irq_restore(flags);
     replaced?;
     let moved = frame(mm, va)? != old;

@@ -9,7 +9,7 @@ use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use guest_firmware::acpi::MAX_CPUS;
 use memvisor_abi::{KmapKind, KmapWindow, LAST_PKMAP, PFN_NONE, VmFlags};
-use mm_core::{Event, MaySleep, PAGE_SIZE, Pfn, Trace, VirtAddr};
+use mm_core::{Event, MaySleep, PAGE_SIZE, Pfn, PhysAddr, Trace, VirtAddr};
 use mm_pgtable::{Entry, FlushRange, Prot, TableMem, layout};
 use mm_vmalloc::{KmapError, LocalStack, Pkmap, PkmapHit};
 
@@ -342,6 +342,43 @@ pub fn copy_from_page(pfn: Pfn, offset: u64, bytes: &mut [u8]) {
         with_mapped(pfn, |va| phys::copy_from_mapped(va, offset, bytes));
     } else {
         phys::copy_from_frame(pfn, offset, bytes);
+    }
+}
+
+/// Replaces 32 bits of a frame of any zone if they are `old`, in one locked instruction; else returns what they are. `addr` is a
+/// multiple of 4.
+pub fn compare_exchange_u32(addr: PhysAddr, old: u32, new: u32) -> Result<(), u32> {
+    let (word, shift) = (PhysAddr::new(addr.as_u64() & !7), addr.as_u64() & 4);
+    let shift = if shift == 0 { 0 } else { 32 };
+    let put = |all: u64, part: u32| all & !(0xffff_ffff << shift) | u64::from(part) << shift;
+    #[expect(clippy::cast_possible_truncation, reason = "one half of the word")]
+    let part = |all: u64| (all >> shift) as u32;
+    let exchange = |all: u64, to: u64| {
+        if is_highmem(word.pfn()) {
+            with_mapped(word.pfn(), |va| {
+                phys::compare_exchange_mapped(VirtAddr::new(va.as_u64() + word.page_offset()), all, to)
+            })
+        } else {
+            phys::compare_exchange(word, all, to)
+        }
+    };
+    // A guess: the first answer says what the other half is.
+    let mut all = u64::from(old) << shift;
+    loop {
+        match exchange(all, put(all, new)) {
+            Ok(()) => return Ok(()),
+            Err(now) if part(now) != old => return Err(part(now)),
+            Err(now) => all = now,
+        }
+    }
+}
+
+/// Reads 32 bits of a frame of any zone at once. `addr` is a multiple of 4.
+pub fn load_u32(addr: PhysAddr) -> u32 {
+    // What it is and stays: the value that is compared with is written back, or found out.
+    match compare_exchange_u32(addr, 0, 0) {
+        Ok(()) => 0,
+        Err(value) => value,
     }
 }
 

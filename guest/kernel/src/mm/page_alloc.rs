@@ -225,6 +225,14 @@ fn grow(node: u32, kind: ZoneKind) -> bool {
     next.is_some()
 }
 
+/// Frames of all zones, and how many of them are free, those on the CPUs' lists not counted.
+pub fn managed_and_free() -> (u64, u64) {
+    zones().fold((0, 0), |(managed, free), zone| {
+        let zone = zone.lock();
+        (managed + zone.info().managed_pages, free + zone.info().free_pages)
+    })
+}
+
 /// Linux: `build_all_zonelists`, with `numa_zonelist_order=` of Linux before 4.14.
 fn build_zonelists(lists: &mut [Zonelist]) {
     let count = lists.len();

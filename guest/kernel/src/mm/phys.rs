@@ -290,3 +290,11 @@ pub fn compare_exchange(addr: PhysAddr, old: u64, new: u64) -> Result<(), u64> {
     let word = unsafe { AtomicU64::from_ptr(pointer(addr).cast()) };
     word.compare_exchange(old, new, Ordering::AcqRel, Ordering::Acquire).map(|_| ())
 }
+
+/// [`compare_exchange`] of a word in a mapping that its owner keeps.
+pub fn compare_exchange_mapped(va: VirtAddr, old: u64, new: u64) -> Result<(), u64> {
+    assert!(va.as_u64().is_multiple_of(8), "a word at {va}, which is not a multiple of 8");
+    // SAFETY: the caller mapped it; a frame belongs to no Rust object.
+    let word = unsafe { AtomicU64::from_ptr(va.as_u64() as *mut u64) };
+    word.compare_exchange(old, new, Ordering::AcqRel, Ordering::Acquire).map(|_| ())
+}

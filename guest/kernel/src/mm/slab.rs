@@ -15,7 +15,7 @@ use crate::mm::page_alloc;
 use crate::mm::phys::{self, DirectMap};
 use crate::sync::Lock;
 use crate::topology::CPUS;
-use crate::{cmdline, panic, println, task};
+use crate::{cmdline, panic, println, smp, task};
 
 /// The caches of the kernel.
 pub static KMEM: Kmem<Kernel> = Kmem::new(Kernel);
@@ -205,6 +205,11 @@ impl Machine for Kernel {
         result
     }
 
+    /// Readers keep interrupts off ([`crate::mm::space::Spaces`]), so a CPU that answers an interrupt has none.
+    fn synchronize_rcu(&self) {
+        smp::flush_others();
+    }
+
     fn construct(&self, ctor: u32, object: Object, size: u32) {
         let value = if ctor == CTOR_PATTERN { PATTERN } else { 0 };
         for word in 0..u64::from(size / 8) {
@@ -218,12 +223,7 @@ impl Machine for Kernel {
         panic::for_each_return_address(regs::rbp(), |address| {
             slots.next().map(|slot| *slot = address).is_some()
         });
-        Track {
-            stack,
-            pid: task::PID.load(Ordering::Relaxed),
-            cpu: crate::arch::percpu::cpu(),
-            when: regs::rdtsc(),
-        }
+        Track { stack, pid: task::current_pid(), cpu: crate::arch::percpu::cpu(), when: regs::rdtsc() }
     }
 
     fn report(&self, line: fmt::Arguments<'_>) {

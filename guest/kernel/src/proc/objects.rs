@@ -5,11 +5,11 @@ use mm_core::{MemMap, Pfn};
 use mm_slab::{CacheId, Machine as _};
 use mm_vmalloc::Machine as _;
 
+use super::{Out, line, put};
 use crate::mm::memmap::Vmemmap;
 use crate::mm::page_alloc;
 use crate::mm::slab::{self, KMEM};
 use crate::mm::vmalloc;
-use crate::{print, println};
 
 /// What the nodes say of a cache (Linux: `struct slabinfo`).
 #[derive(Default)]
@@ -22,14 +22,15 @@ struct SlabInfo {
 }
 
 /// SLOB has no such file, as in Linux.
-pub fn slabinfo() {
+pub fn slabinfo(out: &mut Out<'_>) {
     let kind = slab::kind();
     if kind == SlabKind::Slob {
-        println!("slob counts no objects");
+        line!(out, "slob counts no objects");
         return;
     }
-    println!("slabinfo - version: 2.1");
-    println!(
+    line!(out, "slabinfo - version: 2.1");
+    line!(
+        out,
         "# name            <active_objs> <num_objs> <objsize> <objperslab> <pagesperslab> : tunables <limit> <batchcount> <sharedfactor> : slabdata <active_slabs> <num_slabs> <sharedavail>"
     );
     for id in CacheId::all() {
@@ -43,11 +44,11 @@ pub fn slabinfo() {
             slab::Kernel.with_node(id, node, |node| info.add(kind, node));
         }
         let len = record.name.iter().position(|&byte| byte == 0).unwrap_or(record.name.len());
-        print!("{:<17} ", core::str::from_utf8(&record.name[..len]).unwrap_or("?"));
-        print!("{:>6} {:>6} {:>6} ", info.active_objs, info.num_objs, record.size);
-        print!("{:>4} {:>4} : ", record.objects, 1_u64 << record.order.min(10));
-        print!("tunables {:>4} {:>4} {:>4} : ", record.limit, record.batchcount, record.shared);
-        println!("slabdata {:>6} {:>6} {:>6}", info.active_slabs, info.num_slabs, info.shared_avail);
+        put!(out, "{:<17} ", core::str::from_utf8(&record.name[..len]).unwrap_or("?"));
+        put!(out, "{:>6} {:>6} {:>6} ", info.active_objs, info.num_objs, record.size);
+        put!(out, "{:>4} {:>4} : ", record.objects, 1_u64 << record.order.min(10));
+        put!(out, "tunables {:>4} {:>4} {:>4} : ", record.limit, record.batchcount, record.shared);
+        line!(out, "slabdata {:>6} {:>6} {:>6}", info.active_slabs, info.num_slabs, info.shared_avail);
     }
 }
 
@@ -80,7 +81,7 @@ fn count_partial_free(node: &CacheNode) -> u64 {
 }
 
 /// Linux prints a caller's symbol; here is its place in the source.
-pub fn vmallocinfo() {
+pub fn vmallocinfo(out: &mut Out<'_>) {
     const WORDS: [(VmFlags, &str); 4] = [
         (VmFlags::IOREMAP, " ioremap"),
         (VmFlags::ALLOC, " vmalloc"),
@@ -90,23 +91,23 @@ pub fn vmallocinfo() {
     vmalloc::Kernel.with_areas(|areas| {
         areas.for_each_busy(&vmalloc::Kernel, |area| {
             let (start, end) = (area.start.as_u64(), area.start.as_u64() + area.len);
-            print!("{start:#018x}-{end:#018x} {:>7}", area.len);
+            put!(out, "{start:#018x}-{end:#018x} {:>7}", area.len);
             let (file, line) = areas.caller(&vmalloc::Kernel, &area);
             let len = file.iter().position(|&byte| byte == 0).unwrap_or(file.len());
-            print!(" {}:{line}", core::str::from_utf8(&file[..len]).unwrap_or("?"));
+            put!(out, " {}:{line}", core::str::from_utf8(&file[..len]).unwrap_or("?"));
             if area.nr_pages != 0 {
-                print!(" pages={}", area.nr_pages);
+                put!(out, " pages={}", area.nr_pages);
             }
             if area.phys != 0 {
-                print!(" phys={:#018x}", area.phys);
+                put!(out, " phys={:#018x}", area.phys);
             }
             for (_, word) in WORDS.iter().filter(|(flag, _)| area.flags.contains(*flag)) {
-                print!("{word}");
+                put!(out, "{word}");
             }
-            println!();
+            line!(out);
         });
         areas.for_each_lazy(&vmalloc::Kernel, |start, end| {
-            println!("{start:#018x}-{end:#018x} {:>7} unpurged vm_area", end - start);
+            line!(out, "{start:#018x}-{end:#018x} {:>7} unpurged vm_area", end - start);
         });
     });
 }

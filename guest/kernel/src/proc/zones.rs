@@ -6,10 +6,10 @@ use guest_firmware::acpi::MAX_CPUS;
 use memvisor_abi::{MIGRATE_TYPES, NR_NUMA_EVENTS, NR_ORDERS, NumaEvent, PAGEBLOCK_ORDER, PAGEBLOCK_PAGES};
 use mm_core::{CpuLocal, MemMap, Migratetype, PageKind, ZoneKind};
 
+use super::{Out, line, put};
 use crate::mm::memmap::{self, Vmemmap};
 use crate::mm::page_alloc::{self, NODES, ZoneGuard, ZoneLock};
 use crate::mm::pcp;
-use crate::{print, println};
 
 /// Free blocks of a list from which on /proc/pagetypeinfo stops counting.
 const COUNTED: u64 = 100_000;
@@ -40,44 +40,44 @@ fn name(zone: &ZoneGuard) -> &'static str {
 }
 
 /// Linux: `zoneinfo_show_print`.
-pub fn zoneinfo() {
+pub fn zoneinfo(out: &mut Out<'_>) {
     for (index, lock) in zones(false) {
-        if let Some(start) = zone(&lock.lock()) {
+        if let Some(start) = zone(out, &lock.lock()) {
             // Every CPU is asked, which must not happen under a zone's lock.
-            pagesets(index);
-            println!("  start_pfn:           {start}");
+            pagesets(out, index);
+            line!(out, "  start_pfn:           {start}");
         }
     }
 }
 
 /// What the zone itself says; its first frame if it has any.
-fn zone(zone: &ZoneGuard) -> Option<u64> {
+fn zone(out: &mut Out<'_>, zone: &ZoneGuard) -> Option<u64> {
     let info = zone.info();
-    println!("Node {}, zone {:>8}", info.node, name(zone));
-    println!("  pages free     {}", info.free_pages);
-    println!("        boost    {}", info.watermark_boost);
+    line!(out, "Node {}, zone {:>8}", info.node, name(zone));
+    line!(out, "  pages free     {}", info.free_pages);
+    line!(out, "        boost    {}", info.watermark_boost);
     for (name, mark) in ["min", "low", "high"].iter().zip(info.watermark) {
-        println!("        {name:<8} {}", mark + info.watermark_boost);
+        line!(out, "        {name:<8} {}", mark + info.watermark_boost);
     }
-    println!("        spanned  {}", info.spanned_pages);
-    println!("        present  {}", info.present_pages);
-    println!("        managed  {}", info.managed_pages);
-    println!("        cma      {}", info.cma_pages);
-    print!("        protection: (");
+    line!(out, "        spanned  {}", info.spanned_pages);
+    line!(out, "        present  {}", info.present_pages);
+    line!(out, "        managed  {}", info.managed_pages);
+    line!(out, "        cma      {}", info.cma_pages);
+    put!(out, "        protection: (");
     for (kind, pages) in info.lowmem_reserve.iter().enumerate() {
-        print!("{}{pages}", if kind == 0 { "" } else { ", " });
+        put!(out, "{}{pages}", if kind == 0 { "" } else { ", " });
     }
-    println!(")");
+    line!(out, ")");
     if info.present_pages == 0 {
         return None;
     }
-    println!("      nr_free_pages {}", info.free_pages);
-    println!("      nr_free_cma  {}", info.nr_free_cma);
+    line!(out, "      nr_free_pages {}", info.free_pages);
+    line!(out, "      nr_free_cma  {}", info.nr_free_cma);
     Some(info.start_pfn)
 }
 
 /// NUMA events and the lists of every CPU.
-fn pagesets(index: usize) {
+fn pagesets(out: &mut Out<'_>, index: usize) {
     let mut numa = [0_u64; NR_NUMA_EVENTS];
     for slot in &SETS {
         slot.online.store(false, Ordering::Relaxed);
@@ -95,69 +95,69 @@ fn pagesets(index: usize) {
         }
     });
     for (name, count) in NumaEvent::NAMES.iter().zip(numa) {
-        println!("      {name:<12} {count}");
+        line!(out, "      {name:<12} {count}");
     }
-    println!("  pagesets");
+    line!(out, "  pagesets");
     for (number, slot) in SETS.iter().enumerate().filter(|(_, slot)| slot.online.load(Ordering::Relaxed)) {
         let [count, high, batch] = [0, 1, 2].map(|word: usize| slot.words[word].load(Ordering::Relaxed));
-        println!("    cpu: {number}");
-        println!("              count: {count}");
-        println!("              high:  {high}");
-        println!("              batch: {batch}");
+        line!(out, "    cpu: {number}");
+        line!(out, "              count: {count}");
+        line!(out, "              high:  {high}");
+        line!(out, "              batch: {batch}");
     }
 }
 
 /// Linux: `frag_show_print`.
-pub fn buddyinfo() {
+pub fn buddyinfo(out: &mut Out<'_>) {
     for (_, lock) in zones(true) {
         let zone = lock.lock();
-        print!("Node {}, zone {:>8} ", zone.info().node, name(&zone));
+        put!(out, "Node {}, zone {:>8} ", zone.info().node, name(&zone));
         for area in &zone.info().free_area {
-            print!("{:>6} ", area.nr_free());
+            put!(out, "{:>6} ", area.nr_free());
         }
-        println!();
+        line!(out);
     }
 }
 
 /// Linux: `pagetypeinfo_show`, once a node.
-pub fn pagetypeinfo() {
+pub fn pagetypeinfo(out: &mut Out<'_>) {
     for node in (0..).take(page_alloc::nr_nodes()) {
         let of_node = || zones(true).map(|(_, lock)| lock).filter(|lock| lock.lock().info().node == node);
         if of_node().next().is_none() {
             continue;
         }
-        println!("Page block order: {PAGEBLOCK_ORDER}");
-        println!("Pages per block:  {PAGEBLOCK_PAGES}");
-        println!();
-        print!("{:<43} ", "Free pages count per migrate type at order");
+        line!(out, "Page block order: {PAGEBLOCK_ORDER}");
+        line!(out, "Pages per block:  {PAGEBLOCK_PAGES}");
+        line!(out);
+        put!(out, "{:<43} ", "Free pages count per migrate type at order");
         for order in 0..NR_ORDERS {
-            print!("{order:>6} ");
+            put!(out, "{order:>6} ");
         }
-        println!();
+        line!(out);
         for lock in of_node() {
-            free_blocks(&lock.lock());
+            free_blocks(out, &lock.lock());
         }
-        print!("\n{:<23}", "Number of blocks type ");
+        put!(out, "\n{:<23}", "Number of blocks type ");
         for migratetype in Migratetype::ALL {
-            print!("{:>12} ", migratetype.name());
+            put!(out, "{:>12} ", migratetype.name());
         }
-        println!();
+        line!(out);
         for lock in of_node() {
-            pageblocks(&lock.lock());
+            pageblocks(out, &lock.lock());
         }
     }
 }
 
 /// Linux: `pagetypeinfo_showfree_print`.
-fn free_blocks(zone: &ZoneGuard) {
+fn free_blocks(out: &mut Out<'_>, zone: &ZoneGuard) {
     for migratetype in Migratetype::ALL {
-        print!("Node {:>4}, zone {:>8}, type {:>12} ", zone.info().node, name(zone), migratetype.name());
+        put!(out, "Node {:>4}, zone {:>8}, type {:>12} ", zone.info().node, name(zone), migratetype.name());
         for area in &zone.info().free_area {
             let count = area.lists[migratetype as usize].nr_free;
             let sign = if count >= COUNTED { ">" } else { "" };
-            print!("{sign}{:>6} ", count.min(COUNTED));
+            put!(out, "{sign}{:>6} ", count.min(COUNTED));
         }
-        println!();
+        line!(out);
     }
 }
 
@@ -165,7 +165,7 @@ fn free_blocks(zone: &ZoneGuard) {
 ///
 /// Differs from Linux: a pageblock belongs to the zone of its first frame that exists. Linux gives the descriptors of holes to
 /// the zone around them; here they belong to none.
-fn pageblocks(zone: &ZoneGuard) {
+fn pageblocks(out: &mut Out<'_>, zone: &ZoneGuard) {
     let info = zone.info();
     let mut counts = [0_u64; MIGRATE_TYPES];
     let end = info.start_pfn + info.spanned_pages;
@@ -185,9 +185,9 @@ fn pageblocks(zone: &ZoneGuard) {
             }
         }
     }
-    print!("Node {}, zone {:>8} ", info.node, name(zone));
+    put!(out, "Node {}, zone {:>8} ", info.node, name(zone));
     for count in counts {
-        print!("{count:>12} ");
+        put!(out, "{count:>12} ");
     }
-    println!();
+    line!(out);
 }

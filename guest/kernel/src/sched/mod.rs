@@ -1,17 +1,21 @@
-//! Cooperative kernel threads (Linux: kernel/sched/core.c and kernel/kthread.c, as far as a memory manager needs them).
+//! Threads of the kernel and of processes (Linux: kernel/sched/core.c and kernel/kthread.c, as far as a memory manager needs them).
 //!
-//! A thread runs until it waits, yields or ends; nobody takes the CPU from it. Ready threads stand in one queue, and every
-//! CPU's idle loop takes from it. The idle task of a CPU runs on the stack of its per-CPU area; the boot CPU's also runs
+//! In ring 0 a thread runs until it waits, yields or ends; nobody takes the CPU from it. In ring 3 its slice ends with the tick
+//! (`clock.rs`), and it gives up the CPU on its way back (Linux: PREEMPT_NONE). Ready threads stand in one queue, and every CPU's
+//! idle loop takes from it. A thread with a user task (`crate::task`) takes its address space and its registers of ring 3 along. The idle task of a CPU runs on the stack of its per-CPU area; the boot CPU's also runs
 //! boot and tests, and where those wait, it runs threads meanwhile.
 //!
 //! The lock of the queue is held across a switch of stacks: whoever finds a thread in the queue finds its registers saved.
 //!
-//! Differs from Linux: no preemption, no priorities, one queue.
+//! Differs from Linux: no priorities, one queue.
 
+pub mod clock;
+mod mask;
 mod stacks;
 mod thread;
 mod wait;
 
+use alloc::sync::Arc;
 use core::sync::atomic::Ordering;
 
 use guest_firmware::acpi::MAX_CPUS;
@@ -22,25 +26,30 @@ use mm_vmalloc::LocalStack;
 use crate::arch::percpu::{self, PerCpu};
 use crate::arch::{regs, stack};
 use crate::mm::kmap;
-use crate::smp;
 use crate::sync::Lock;
+use crate::{smp, task};
 
+pub use clock::{sleep_until, tick};
+pub use mask::{CPU_WORDS, CpuMask};
 pub use stacks::stack_guard;
-pub use thread::{Thread, spawn, spawn_daemon, spawn_on};
-pub use wait::WaitQueue;
+pub use thread::{
+    Thread, UserThread, exit_user, is_off_cpu, release, spawn, spawn_daemon, spawn_on, spawn_user,
+};
+pub use wait::{WaitQueue, Woken};
 
 /// Threads that exist at once, dead ones that nobody joined included.
 const MAX_THREADS: usize = 256;
 /// Tasks: the idle tasks by CPU, then threads.
 pub const MAX_TASKS: usize = MAX_CPUS + MAX_THREADS;
 const ANY_CPU: u32 = u32::MAX;
-const NOBODY: usize = usize::MAX;
+/// End of a queue. Number 0 is an idle task, which is never queued.
+const NOBODY: usize = 0;
 
-/// A task; what is published comes first.
+/// A task; what is published comes first. All zero for none.
 #[repr(C)]
-struct Task {
+struct Slot {
     info: TaskInfo,
-    entry: fn(u64),
+    entry: Option<fn(u64)>,
     argument: u64,
     /// Next in the queue, or [`NOBODY`].
     next: usize,
@@ -48,18 +57,27 @@ struct Task {
     sleeps: bool,
     /// Serves the kernel for ever.
     daemon: bool,
+    /// Nobody joins it: whoever comes by gives its stack back.
+    detached: bool,
+    /// What it runs in ring 3.
+    user: Option<Arc<task::Task>>,
+    /// CPUs that it may run on.
+    allowed: CpuMask,
+    /// When it wants to be woken, in nanoseconds since boot; 0 for never.
+    deadline: u64,
 }
 
 /// All tasks and the queue.
 #[repr(C)]
 struct Sched {
-    tasks: [Task; MAX_TASKS],
+    slots: [Slot; MAX_TASKS],
     first: usize,
     last: usize,
-    pids: u32,
+    /// Threads that ended and are on no CPU, linked by `next`.
+    dead: usize,
 }
 
-const NO_INFO: TaskInfo = TaskInfo {
+const UNUSED: TaskInfo = TaskInfo {
     pid: 0,
     state: TaskState::Unused as u32,
     cpu: 0,
@@ -69,22 +87,32 @@ const NO_INFO: TaskInfo = TaskInfo {
     rsp: 0,
     switches: 0,
     kmap_depth: 0,
-    pinned: ANY_CPU,
+    pinned: 0,
     name: [0; 16],
     mm: 0,
     tgid: 0,
     ppid: 0,
 };
-
-fn nothing(_: u64) {}
+const NO_INFO: TaskInfo = TaskInfo { pinned: ANY_CPU, ..UNUSED };
 
 static SCHED: Lock<Sched> = Lock::new(Sched {
-    tasks: [const {
-        Task { info: NO_INFO, entry: nothing, argument: 0, next: NOBODY, sleeps: false, daemon: false }
+    slots: [const {
+        Slot {
+            info: UNUSED,
+            entry: None,
+            argument: 0,
+            next: NOBODY,
+            sleeps: false,
+            daemon: false,
+            detached: false,
+            user: None,
+            allowed: CpuMask::NONE,
+            deadline: 0,
+        }
     }; MAX_TASKS],
     first: NOBODY,
     last: NOBODY,
-    pids: 1,
+    dead: NOBODY,
 });
 
 /// The kmap_local mappings of every task; only the task itself uses its own.
@@ -92,15 +120,16 @@ static LOCAL_MAPS: [Lock<LocalStack>; MAX_TASKS] = [const { Lock::new(LocalStack
 
 /// The published table: address and stride.
 pub fn table() -> (*const TaskInfo, usize) {
-    (SCHED.as_ptr().cast::<TaskInfo>(), size_of::<Task>())
+    (SCHED.as_ptr().cast::<TaskInfo>(), size_of::<Slot>())
 }
 
 /// Gives every CPU its idle task. The one that runs this is the boot CPU's.
 pub fn init(cpus: u32) {
+    clock::init();
     let mut sched = SCHED.lock();
     for cpu in 0..cpus {
         let (base, len) = stacks::kernel_stack(cpu);
-        let task = &mut sched.tasks[cpu as usize];
+        let task = &mut sched.slots[cpu as usize];
         task.info = TaskInfo {
             state: TaskState::Running as u32,
             cpu,
@@ -170,7 +199,7 @@ pub fn with_local_maps<R>(f: impl FnOnce(&PerCpu, &mut LocalStack) -> R) -> R {
     let result = f(percpu, &mut maps);
     let depth = u32::try_from(maps.depth()).unwrap_or(0);
     drop(maps);
-    SCHED.lock().tasks[number].info.kmap_depth = depth;
+    SCHED.lock().slots[number].info.kmap_depth = depth;
     regs::irq_restore(flags);
     result
 }
@@ -178,11 +207,11 @@ pub fn with_local_maps<R>(f: impl FnOnce(&PerCpu, &mut LocalStack) -> R) -> R {
 /// Threads that are neither dead nor waiting to be joined nor daemons, and the boot CPU's own course: who could still do something.
 pub fn nr_live() -> u32 {
     let sched = SCHED.lock();
-    let live = |task: &&Task| {
-        let state = task.info.state;
-        !task.daemon && state != TaskState::Unused as u32 && state != TaskState::Dead as u32
+    let live = |slot: &&Slot| {
+        let state = slot.info.state;
+        !slot.daemon && state != TaskState::Unused as u32 && state != TaskState::Dead as u32
     };
-    let threads = sched.tasks[MAX_CPUS..].iter().filter(live).count();
+    let threads = sched.slots[MAX_CPUS..].iter().filter(live).count();
     1 + u32::try_from(threads).unwrap_or(0)
 }
 
@@ -193,12 +222,12 @@ pub fn yield_now(_context: &MaySleep<'_>) {
 
 impl Sched {
     fn push(&mut self, number: usize) {
-        let task = &mut self.tasks[number];
+        let task = &mut self.slots[number];
         task.info.state = TaskState::Runnable as u32;
         task.next = NOBODY;
         match self.last {
             NOBODY => self.first = number,
-            last => self.tasks[last].next = number,
+            last => self.slots[last].next = number,
         }
         self.last = number;
     }
@@ -206,16 +235,16 @@ impl Sched {
     /// Takes the first task that may run on `cpu` out of the queue.
     fn pop(&mut self, cpu: u32) -> Option<usize> {
         let (mut before, mut at) = (NOBODY, self.first);
-        while at != NOBODY && !self.tasks[at].may_run_on(cpu) {
-            (before, at) = (at, self.tasks[at].next);
+        while at != NOBODY && !self.slots[at].may_run_on(cpu) {
+            (before, at) = (at, self.slots[at].next);
         }
         if at == NOBODY {
             return None;
         }
-        let next = self.tasks[at].next;
+        let next = self.slots[at].next;
         match before {
             NOBODY => self.first = next,
-            before => self.tasks[before].next = next,
+            before => self.slots[before].next = next,
         }
         if self.last == at {
             self.last = before;
@@ -226,19 +255,19 @@ impl Sched {
     fn has_work(&self, cpu: u32) -> bool {
         let mut at = self.first;
         while at != NOBODY {
-            if self.tasks[at].may_run_on(cpu) {
+            if self.slots[at].may_run_on(cpu) {
                 return true;
             }
-            at = self.tasks[at].next;
+            at = self.slots[at].next;
         }
         false
     }
 }
 
-impl Task {
+impl Slot {
     fn may_run_on(&self, cpu: u32) -> bool {
         let held = self.info.kmap_depth > 0 && self.info.cpu != cpu;
-        (self.info.pinned == ANY_CPU || self.info.pinned == cpu) && !held
+        (self.info.pinned == ANY_CPU || self.info.pinned == cpu) && self.allowed.contains(cpu) && !held
     }
 }
 
@@ -253,23 +282,24 @@ fn schedule() {
     );
     let cpu = percpu.cpu.load(Ordering::Relaxed);
     let mut sched = SCHED.lock();
+    percpu.need_resched.store(0, Ordering::Relaxed);
     let next = sched.pop(cpu);
-    let old = &mut sched.tasks[me];
+    let old = &mut sched.slots[me];
     let idle = old.info.idle == 1;
-    let stays = !idle && !old.sleeps && old.info.state == TaskState::Running as u32;
+    let ready = !idle && !old.sleeps && old.info.state == TaskState::Running as u32;
     let next = match next {
         Some(next) => next,
-        None if idle || stays => return,
+        None if idle || (ready && old.may_run_on(cpu)) => return,
         None => cpu as usize,
     };
-    if stays {
+    if ready {
         sched.push(me);
     } else if idle {
-        sched.tasks[me].info.state = TaskState::Runnable as u32;
-    } else if sched.tasks[me].sleeps {
-        sched.tasks[me].info.state = TaskState::Sleeping as u32;
+        sched.slots[me].info.state = TaskState::Runnable as u32;
+    } else if sched.slots[me].sleeps {
+        sched.slots[me].info.state = TaskState::Sleeping as u32;
     }
-    let new = &mut sched.tasks[next];
+    let new = &mut sched.slots[next];
     new.info.state = TaskState::Running as u32;
     new.info.cpu = cpu;
     new.info.switches += 1;
@@ -279,20 +309,40 @@ fn schedule() {
         thread::moves_to(new.info.stack, percpu, next);
     }
     kmap::switch(percpu, &LOCAL_MAPS[me].lock(), &LOCAL_MAPS[next].lock());
+    let top = thread::stack_top(sched.slots[next].info.stack);
+    task::switch_to(percpu, sched.slots[me].user.as_deref(), sched.slots[next].user.as_deref(), top);
     percpu.current.store(u32::try_from(next).unwrap_or(0), Ordering::Relaxed);
-    let save = &raw mut sched.tasks[me].info.rsp;
+    percpu.prev.store(u32::try_from(me).unwrap_or(0), Ordering::Relaxed);
+    let save = &raw mut sched.slots[me].info.rsp;
     let flags = sched.keep_locked();
     // SAFETY: `load` belongs to a task that is on no CPU, since it was in the queue or is this CPU's idle task, and the
-    // queue's lock is held until the new stack opens it; `save` is in a static.
+    // queue's lock is held until the new stack takes it over; `save` is in a static.
     unsafe { stack::switch(save, load) };
     finish_switch();
     regs::irq_restore(flags);
 }
 
-/// First thing on a stack that was switched to.
+/// First thing on a stack that was switched to (Linux: `finish_task_switch`).
 fn finish_switch() {
     // SAFETY: the task that switched to this one kept the lock closed for it.
-    unsafe { SCHED.open() };
+    let mut sched = unsafe { SCHED.adopt() };
+    let Some(percpu) = percpu::current() else { return };
+    let prev = percpu.prev.load(Ordering::Relaxed) as usize;
+    let dead = sched.dead;
+    let slot = &mut sched.slots[prev];
+    if slot.detached && slot.info.state == TaskState::Dead as u32 {
+        slot.next = dead;
+        sched.dead = prev;
+    }
+}
+
+/// Gives the CPU to others on the way to ring 3, if the slice is over.
+pub fn resched_to_user() -> bool {
+    let needed = percpu::current().is_some_and(|percpu| percpu.need_resched.load(Ordering::Relaxed) != 0);
+    if needed {
+        schedule();
+    }
+    needed
 }
 
 /// One round of a CPU's idle loop: runs a thread if there is one, else waits for an interrupt. Interrupts are off before
@@ -320,7 +370,7 @@ fn run_others() {
     }
     let waiting = {
         let sched = SCHED.lock();
-        (sched.first != NOBODY).then(|| sched.tasks[sched.first].info.pinned)
+        (sched.first != NOBODY).then(|| sched.slots[sched.first].info.pinned)
     };
     if let Some(pinned) = waiting {
         // A CPU that missed its interrupt gets another.
@@ -329,11 +379,12 @@ fn run_others() {
     core::hint::spin_loop();
 }
 
-/// Puts a task that sleeps into the queue; false if it does not sleep.
-fn wake(number: usize) -> bool {
+/// Puts a task that sleeps into the queue; false if it does not sleep. Whoever sleeps looks again at what it waits for, so that
+/// one wake-up too many does no harm (Linux: `wake_up_process`).
+pub fn wake(number: usize) -> bool {
     let pinned = {
         let mut sched = SCHED.lock();
-        let task = &mut sched.tasks[number];
+        let task = &mut sched.slots[number];
         if !core::mem::take(&mut task.sleeps) {
             return false;
         }
@@ -347,4 +398,67 @@ fn wake(number: usize) -> bool {
     };
     smp::kick((pinned != ANY_CPU).then_some(pinned));
     true
+}
+
+/// Where a task may run (Linux: `cpus_mask`).
+pub fn allowed(number: usize) -> CpuMask {
+    SCHED.lock().slots[number].allowed
+}
+
+/// Says where a task may run. One that runs elsewhere moves when it next gives up its CPU (Linux: `set_cpus_allowed_ptr`).
+pub fn set_allowed(number: usize, allowed: CpuMask) {
+    let cpu = {
+        let mut sched = SCHED.lock();
+        let slot = &mut sched.slots[number];
+        slot.allowed = allowed;
+        slot.info.cpu
+    };
+    percpu::of(cpu).need_resched.store(1, Ordering::Relaxed);
+    smp::reschedule(cpu);
+}
+
+/// Name of a task, as it is published (Linux: `comm`).
+pub fn comm(number: usize) -> [u8; 16] {
+    SCHED.lock().slots[number].info.name
+}
+
+/// Publishes whose task it is: its address space (0 for none), its process and that one's parent.
+pub fn publish_process(number: usize, mm: u64, tgid: u32, ppid: u32) {
+    let info = &mut SCHED.lock().slots[number].info;
+    (info.mm, info.tgid, info.ppid) = (mm, tgid, ppid);
+}
+
+/// Gives a task a name of at most 15 bytes.
+pub fn set_comm(number: usize, name: [u8; 16]) {
+    SCHED.lock().slots[number].info.name = name;
+}
+
+/// Whether a thread of the kernel has this number; zombies and user tasks are others' business.
+pub fn is_pid_used(pid: u32) -> bool {
+    let sched = SCHED.lock();
+    sched.slots[MAX_CPUS..]
+        .iter()
+        .any(|slot| slot.info.state != TaskState::Unused as u32 && slot.info.pid == pid)
+}
+
+/// Whether a task sleeps and is off its CPU.
+pub fn is_asleep(number: usize) -> bool {
+    let sched = SCHED.lock();
+    let info = &sched.slots[number].info;
+    info.state == TaskState::Sleeping as u32 && info.rsp != 0
+}
+
+/// Makes a task look at what it shall do: it wakes if it sleeps, and leaves ring 3 if it is there (Linux: `signal_wake_up`).
+pub fn poke(number: usize) {
+    if wake(number) {
+        return;
+    }
+    let running = {
+        let sched = SCHED.lock();
+        let info = &sched.slots[number].info;
+        (info.state == TaskState::Running as u32).then_some(info.cpu)
+    };
+    if let Some(cpu) = running {
+        smp::reschedule(cpu);
+    }
 }

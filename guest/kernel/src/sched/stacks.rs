@@ -53,7 +53,7 @@ pub fn stack_guard(va: u64) -> Option<Guard> {
     let percpu = percpu::current()?;
     // The lock may be held by whoever overflowed.
     SCHED.break_open();
-    let info = SCHED.lock().tasks[current()].info;
+    let info = SCHED.lock().slots[current()].info;
     let guards = |start: u64| {
         start.checked_sub(PAGE_SIZE).is_some_and(|low| Range { start: low, end: start }.contains(&va))
     };

@@ -1,25 +1,56 @@
-//! Threads: begin, end, join (Linux: `kthread_create`, `kthread_stop`).
+//! Threads: begin, end, join (Linux: `kthread_create`, `kthread_stop`, `copy_thread`, `do_task_dead`).
+
+use alloc::sync::Arc;
 
 use guest_firmware::acpi::MAX_CPUS;
 use memvisor_abi::{THREAD_SIZE, TaskInfo, TaskState};
 use mm_core::{MaySleep, VirtAddr};
 use mm_vmalloc::{Request, VmError};
 
-use super::{ANY_CPU, NO_INFO, SCHED, WaitQueue, current, finish_switch, schedule};
+use super::{
+    ANY_CPU, CpuMask, NO_INFO, NOBODY, SCHED, UNUSED, WaitQueue, clock, current, finish_switch, schedule,
+};
 use crate::arch::percpu::{PerCpu, THREAD_TOP, thread_info};
-use crate::arch::{regs, stack};
+use crate::arch::trap::TrapFrame;
+use crate::arch::{regs, stack, user};
 use crate::mm::phys;
 use crate::mm::vmalloc;
-use crate::smp;
+use crate::sync::Lock;
+use crate::{smp, task};
 
 /// Woken when any thread ends.
 static ENDED: WaitQueue = WaitQueue::new();
+
+/// Stacks of threads that ended, for the next ones (Linux: `cached_stacks`).
+static STACKS: Lock<[u64; 4]> = Lock::new([0; 4]);
 
 /// A thread that somebody will join.
 #[must_use = "a thread that nobody joins keeps its stack"]
 #[derive(Debug)]
 pub struct Thread {
     number: usize,
+}
+
+/// What a new thread is.
+struct Birth<'a> {
+    name: &'a [u8],
+    pid: u32,
+    entry: fn(u64),
+    argument: u64,
+    pinned: u32,
+}
+
+/// What a new thread of a process is.
+#[derive(Debug)]
+pub struct UserThread<'a> {
+    /// Its user task.
+    pub task: Arc<task::Task>,
+    /// Its name.
+    pub name: [u8; 16],
+    /// Its registers in ring 3.
+    pub frame: &'a TrapFrame,
+    /// Where it may run.
+    pub allowed: CpuMask,
 }
 
 /// Makes a thread that runs `entry(argument)` on any CPU.
@@ -56,7 +87,7 @@ pub fn spawn_daemon(
     context: &MaySleep<'_>,
 ) -> Result<(), VmError> {
     let thread = begin(name, entry, argument, ANY_CPU, context)?;
-    SCHED.lock().tasks[thread.number].daemon = true;
+    SCHED.lock().slots[thread.number].daemon = true;
     Ok(())
 }
 
@@ -67,39 +98,106 @@ fn begin(
     pinned: u32,
     context: &MaySleep<'_>,
 ) -> Result<Thread, VmError> {
+    let birth = Birth { name: name.as_bytes(), pid: task::alloc_pid(), entry, argument, pinned };
     let base = vmalloc::vmalloc(&Request::stack(), context)?;
-    let top = base.as_u64() + THREAD_SIZE - THREAD_TOP;
-    // What `switch_stacks` pops; the registers are zero.
+    let number = take_slot(&birth, base.as_u64(), None).inspect_err(|_| {
+        vmalloc::vfree(base);
+    })?;
+    start(number);
+    Ok(Thread { number })
+}
+
+/// First address past what a thread may use of its stack.
+pub(super) const fn stack_top(base: u64) -> u64 {
+    base + THREAD_SIZE - THREAD_TOP
+}
+
+/// Makes the slot of a thread that nobody runs yet, on a stack of [`THREAD_SIZE`] bytes.
+fn take_slot(birth: &Birth<'_>, base: u64, user: Option<UserThread<'_>>) -> Result<usize, VmError> {
+    let mut top = stack_top(base);
+    if let Some(new) = &user {
+        top = user_frame(base);
+        user::store_frame(top, new.frame);
+    }
+    // What `switch_stacks` pops; the registers are anything.
     phys::store_mapped(VirtAddr::new(top - 8), stack::thread_start());
     let mut comm = [0; 16];
-    for (to, from) in comm.iter_mut().zip(name.bytes().take(15)) {
-        *to = from;
+    for (to, from) in comm.iter_mut().zip(birth.name.iter().take(15)) {
+        *to = *from;
     }
     let mut sched = SCHED.lock();
-    let free = sched.tasks[MAX_CPUS..].iter().position(|task| task.info.state == TaskState::Unused as u32);
-    let Some(free) = free else {
-        drop(sched);
-        vmalloc::vfree(base);
-        return Err(VmError::NoMemory);
-    };
-    let number = MAX_CPUS + free;
-    let pid = sched.pids;
-    sched.pids += 1;
-    let task = &mut sched.tasks[number];
-    task.info = TaskInfo {
-        pid,
-        stack: base.as_u64(),
+    let free = sched.slots[MAX_CPUS..].iter().position(|slot| slot.info.state == TaskState::Unused as u32);
+    let number = MAX_CPUS + free.ok_or(VmError::NoMemory)?;
+    let slot = &mut sched.slots[number];
+    slot.info = TaskInfo {
+        pid: birth.pid,
+        // Nobody takes it, and nobody runs it yet.
+        state: TaskState::Sleeping as u32,
+        stack: base,
         stack_len: THREAD_SIZE,
         rsp: top - stack::FIRST_FRAME,
-        pinned,
+        pinned: birth.pinned,
         name: comm,
         ..NO_INFO
     };
-    (task.entry, task.argument, task.sleeps, task.daemon) = (entry, argument, false, false);
-    sched.push(number);
-    drop(sched);
+    (slot.entry, slot.argument) = (Some(birth.entry), birth.argument);
+    (slot.sleeps, slot.daemon, slot.detached, slot.deadline) = (false, false, user.is_some(), 0);
+    slot.allowed = user.as_ref().map_or(CpuMask::ALL, |user| user.allowed);
+    slot.user = user.map(|user| user.task);
+    Ok(number)
+}
+
+/// Lets a new thread run (Linux: `wake_up_new_task`).
+fn start(number: usize) {
+    let pinned = {
+        let mut sched = SCHED.lock();
+        sched.push(number);
+        sched.slots[number].info.pinned
+    };
     smp::kick((pinned != ANY_CPU).then_some(pinned));
-    Ok(Thread { number })
+}
+
+/// Where the registers of ring 3 are when a user task begins.
+fn user_frame(base: u64) -> u64 {
+    stack_top(base) - size_of::<TrapFrame>() as u64
+}
+
+/// Makes a thread for a user task, which begins with `entry(address of its frame)` and goes to ring 3 with the frame. `ready` is
+/// called with its number before it can run.
+///
+/// # Errors
+/// As [`spawn`].
+pub fn spawn_user(
+    user: UserThread<'_>,
+    entry: fn(u64),
+    ready: impl FnOnce(usize),
+    context: &MaySleep<'_>,
+) -> Result<(), VmError> {
+    reap_dead();
+    let base = match take_stack() {
+        Some(base) => base,
+        None => vmalloc::vmalloc(&Request::stack(), context)?.as_u64(),
+    };
+    let name = user.name;
+    let birth = Birth { name: &name, pid: user.task.tid, entry, argument: user_frame(base), pinned: ANY_CPU };
+    let number = take_slot(&birth, base, Some(user)).inspect_err(|_| give_stack(base))?;
+    clock::user_task_begins();
+    ready(number);
+    start(number);
+    Ok(())
+}
+
+fn take_stack() -> Option<u64> {
+    let mut stacks = STACKS.lock();
+    stacks.iter_mut().find(|base| **base != 0).map(core::mem::take)
+}
+
+fn give_stack(base: u64) {
+    if let Some(free) = STACKS.lock().iter_mut().find(|free| **free == 0) {
+        *free = base;
+        return;
+    }
+    vmalloc::vfree(VirtAddr::new(base));
 }
 
 /// A thread is about to run on a CPU: its stack says so.
@@ -116,10 +214,12 @@ extern "C" fn thread_main() -> ! {
     regs::irq_restore(1 << 9);
     let (entry, argument) = {
         let sched = SCHED.lock();
-        let task = &sched.tasks[current()];
-        (task.entry, task.argument)
+        let slot = &sched.slots[current()];
+        (slot.entry, slot.argument)
     };
-    entry(argument);
+    if let Some(entry) = entry {
+        entry(argument);
+    }
     exit()
 }
 
@@ -129,10 +229,55 @@ fn exit() -> ! {
     let number = current();
     let depth = super::LOCAL_MAPS[number].lock().depth();
     assert!(depth == 0, "a thread ended with {depth} kmap_local mappings");
-    SCHED.lock().tasks[number].info.state = TaskState::Dead as u32;
+    SCHED.lock().slots[number].info.state = TaskState::Dead as u32;
     ENDED.wake_up_all();
     schedule();
     unreachable!("a dead thread was scheduled")
+}
+
+/// Ends the thread of a user task, which has nothing left but its stack (Linux: `do_task_dead`).
+pub fn exit_user() -> ! {
+    clock::user_task_ended();
+    exit()
+}
+
+/// Gives back the stacks of user tasks that ended (Linux: `put_task_stack`, `delayed_put_task_struct`). The slot of a zombie stays
+/// until [`release`].
+pub fn reap_dead() {
+    loop {
+        let (user, stack) = {
+            let mut sched = SCHED.lock();
+            let number = sched.dead;
+            if number == NOBODY {
+                return;
+            }
+            sched.dead = core::mem::replace(&mut sched.slots[number].next, NOBODY);
+            let slot = &mut sched.slots[number];
+            let user = slot.user.take();
+            let stack = slot.info.stack;
+            if user.as_ref().is_some_and(|user| user.is_zombie()) {
+                (slot.info.stack, slot.info.stack_len, slot.info.rsp) = (0, 0, 0);
+            } else {
+                slot.info = UNUSED;
+            }
+            (user, stack)
+        };
+        give_stack(stack);
+        drop(user);
+    }
+}
+
+/// Whether the thread of a task that ended is off its CPU, so that its slot can be given back.
+pub fn is_off_cpu(number: usize) -> bool {
+    let sched = SCHED.lock();
+    let info = &sched.slots[number].info;
+    info.state == TaskState::Dead as u32 && (info.rsp != 0 || info.stack == 0)
+}
+
+/// Gives back the slot of a zombie's thread, which is off its CPU.
+pub fn release(number: usize) {
+    reap_dead();
+    SCHED.lock().slots[number].info = UNUSED;
 }
 
 impl Thread {
@@ -141,14 +286,14 @@ impl Thread {
         // Dead and off its stack: the queue's lock was held until then.
         ENDED.wait_event(context, || {
             let sched = SCHED.lock();
-            let info = &sched.tasks[self.number].info;
+            let info = &sched.slots[self.number].info;
             info.state == TaskState::Dead as u32 && info.rsp != 0
         });
         let stack = {
             let mut sched = SCHED.lock();
-            let task = &mut sched.tasks[self.number];
-            let stack = task.info.stack;
-            task.info = NO_INFO;
+            let slot = &mut sched.slots[self.number];
+            let stack = slot.info.stack;
+            slot.info = UNUSED;
             stack
         };
         vmalloc::vfree(VirtAddr::new(stack));
@@ -156,6 +301,6 @@ impl Thread {
 
     /// Lowest address of the thread's stack.
     pub fn stack(&self) -> VirtAddr {
-        VirtAddr::new(SCHED.lock().tasks[self.number].info.stack)
+        VirtAddr::new(SCHED.lock().slots[self.number].info.stack)
     }
 }

@@ -4,7 +4,8 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use mm_core::MaySleep;
 
-use super::{MAX_TASKS, SCHED, current, run_others, schedule, wake};
+use super::{MAX_TASKS, SCHED, clock, current, run_others, schedule, wake};
+use crate::task;
 
 const WORDS: usize = MAX_TASKS.div_ceil(64);
 
@@ -12,6 +13,17 @@ const WORDS: usize = MAX_TASKS.div_ceil(64);
 #[derive(Debug)]
 pub struct WaitQueue {
     waiters: [AtomicU64; WORDS],
+}
+
+/// Why a wait ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Woken {
+    /// The condition holds.
+    Event,
+    /// The time came first.
+    TimedOut,
+    /// A signal came first, or the process is being ended.
+    Interrupted,
 }
 
 impl WaitQueue {
@@ -22,26 +34,75 @@ impl WaitQueue {
 
     /// Sleeps until `condition` holds; it is looked at first, and after every wake-up (Linux: `wait_event`). It must not
     /// sleep.
-    pub fn wait_event(&self, _context: &MaySleep<'_>, mut condition: impl FnMut() -> bool) {
-        while !condition() {
+    pub fn wait_event(&self, _context: &MaySleep<'_>, condition: impl FnMut() -> bool) {
+        self.wait(condition, || None);
+    }
+
+    /// [`WaitQueue::wait_event`] until `deadline` at most, in nanoseconds since boot (Linux: `wait_event_timeout`).
+    pub fn wait_timeout(
+        &self,
+        _context: &MaySleep<'_>,
+        deadline: u64,
+        condition: impl FnMut() -> bool,
+    ) -> Woken {
+        self.wait_deadline(Some(deadline), condition, || None)
+    }
+
+    /// [`WaitQueue::wait_event`] until a signal comes or `deadline`, if there is one, is over (Linux:
+    /// `wait_event_interruptible_timeout`). A condition that holds wins over a signal.
+    pub fn wait_interruptible(
+        &self,
+        _context: &MaySleep<'_>,
+        deadline: Option<u64>,
+        condition: impl FnMut() -> bool,
+    ) -> Woken {
+        self.wait_deadline(deadline, condition, || task::signal_pending().then_some(Woken::Interrupted))
+    }
+
+    /// [`WaitQueue::wait_event`] until the process is being ended (Linux: `wait_event_killable`).
+    pub fn wait_killable(&self, _context: &MaySleep<'_>, condition: impl FnMut() -> bool) -> Woken {
+        self.wait(condition, || task::fatal_signal_pending().then_some(Woken::Interrupted))
+    }
+
+    fn wait_deadline(
+        &self,
+        deadline: Option<u64>,
+        condition: impl FnMut() -> bool,
+        mut stop: impl FnMut() -> Option<Woken>,
+    ) -> Woken {
+        let Some(deadline) = deadline else { return self.wait(condition, stop) };
+        let number = current();
+        clock::set_deadline(number, deadline.max(1));
+        let woken =
+            self.wait(condition, || stop().or_else(|| (clock::now() >= deadline).then_some(Woken::TimedOut)));
+        clock::clear_deadline(number);
+        woken
+    }
+
+    /// Sleeps until `condition` holds or `stop` says why not.
+    fn wait(&self, mut condition: impl FnMut() -> bool, mut stop: impl FnMut() -> Option<Woken>) -> Woken {
+        let mut look = || if condition() { Some(Woken::Event) } else { stop() };
+        loop {
+            if let Some(woken) = look() {
+                return woken;
+            }
             let number = current();
-            let idle = SCHED.lock().tasks[number].info.idle == 1;
-            if idle {
+            if SCHED.lock().slots[number].info.idle == 1 {
                 run_others();
                 continue;
             }
             // First the queue and the intention, then the condition: a wake-up in between is not lost.
-            SCHED.lock().tasks[number].sleeps = true;
+            SCHED.lock().slots[number].sleeps = true;
             self.waiters[number / 64].fetch_or(1 << (number % 64), Ordering::AcqRel);
-            let holds = condition();
-            if holds {
-                SCHED.lock().tasks[number].sleeps = false;
+            let woken = look();
+            if woken.is_some() {
+                SCHED.lock().slots[number].sleeps = false;
             } else {
                 schedule();
             }
             self.waiters[number / 64].fetch_and(!(1 << (number % 64)), Ordering::AcqRel);
-            if holds {
-                return;
+            if let Some(woken) = woken {
+                return woken;
             }
         }
     }

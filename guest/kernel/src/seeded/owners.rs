@@ -14,7 +14,7 @@ type Outcome = Result<(), &'static str>;
 
 /// A frame that the living process maps.
 pub(super) fn user_frame() -> Result<Pfn, &'static str> {
-    let table = task::current_table().ok_or("no process is alive")?;
+    let table = task::user_table().ok_or("no process is alive")?;
     let mut found = None;
     let all = layout::task_size(levels()) & !0xfff;
     let walked = table.for_each_leaf(&Tables, VirtAddr::new(0), all, |leaf| {
@@ -30,7 +30,7 @@ fn descriptor(pfn: Pfn) -> Result<&'static Page, &'static str> {
 
 /// A page table in use goes back to the buddy allocator.
 pub fn double_owner() -> Outcome {
-    let table = task::current_table().ok_or("no process is alive")?;
+    let table = task::user_table().ok_or("no process is alive")?;
     let mut last = None;
     let all = layout::task_size(levels()) & !0xfff;
     let walked = table.for_each_table(&Tables, VirtAddr::new(0), all, |_, pfn| last = Some(pfn));

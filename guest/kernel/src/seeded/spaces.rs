@@ -10,7 +10,7 @@ use mm_vma::{MremapFlags, ProtFlags};
 
 use super::victim::{Outcome, PAGES, Victim, add, add_u32, read, victim, write};
 use crate::mm::paging::Tables;
-use crate::mm::space;
+use crate::mm::space::{self, tlb};
 
 /// Two VMAs with different rights, one behind the other.
 fn neighbours(victim: Victim) -> Outcome<(u64, u64)> {
@@ -158,7 +158,7 @@ pub fn flush_pending() -> Outcome {
 /// A CPU uses the process's tables, and nobody would tell it of changes.
 pub fn cpumask() -> Outcome {
     let victim = victim()?;
-    space::activate(victim.id);
+    tlb::use_mm(victim.id);
     for word in 0..abi::MM_CPU_WORDS {
         write(victim.mm(), offset_of!(abi::Mm, cpus) + 8 * word, 0);
     }

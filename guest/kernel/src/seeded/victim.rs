@@ -27,7 +27,7 @@ pub const PAGES: u64 = 4;
 
 /// The living process.
 pub fn victim() -> Outcome<Victim> {
-    task::current().map(|task| Victim { id: task.mm }).ok_or("no process is alive")
+    task::living_mm().map(|id| Victim { id }).ok_or("no process is alive")
 }
 
 /// Where a field of an object is.

@@ -2,80 +2,121 @@
 
 use mm_core::PAGE_SIZE;
 use mm_vma::{
-    Advised, Errno, MapFlags, MlockAll, MmapRequest, MremapFlags, MsyncFlags, Populate, ProtFlags, Space,
+    Advised, Errno, Id, Limits, MapFlags, MlockAll, Mm, MmapRequest, MremapFlags, MsyncFlags, Populate,
+    ProtFlags, Space,
 };
 
-use super::error;
+use super::int;
+use crate::arch::trap::TrapFrame;
 use crate::mm::space::{self, Spaces};
-use crate::task::{self, Task};
+use crate::task;
 use crate::uaccess;
 
-/// Calls `f` with the address space of the process, whose mmap_lock is held.
-fn change<R>(f: impl FnOnce(&Task, &Space<'_, Spaces>) -> Result<R, Errno>) -> Result<R, Errno> {
+/// The calls of this file.
+pub fn call(number: u64, frame: &TrapFrame) -> Option<Result<u64, Errno>> {
+    let [a, b, c, d, e, f] = super::arguments(frame);
+    Some(match number {
+        9 => mmap(a, b, c, d, e, f),
+        10 => mprotect(a, b, c),
+        11 => munmap(a, b),
+        12 => brk(a),
+        25 => mremap(a, b, c, d, e),
+        26 => msync(a, b, int(c)),
+        27 => mincore(a, b, c),
+        28 => madvise(a, b, int(c)),
+        149 => mlock(a, b, 0),
+        150 => munlock(a, b),
+        151 => mlockall(int(a)),
+        152 => munlockall(),
+        325 => mlock(a, b, int(c)),
+        _ => return None,
+    })
+}
+
+/// The address space of the process that runs here, and its limits.
+#[derive(Clone, Copy)]
+struct Own {
+    mm: Id<Mm>,
+    limits: Limits,
+}
+
+fn own() -> Result<Own, Errno> {
     let task = task::current().ok_or(Errno::Enomem)?;
+    Ok(Own { mm: task.mm().ok_or(Errno::Enomem)?, limits: task.limits() })
+}
+
+/// Calls `f` with the address space of the process, whose mmap_lock is held.
+fn change<R>(f: impl FnOnce(&Own, &Space<'_, Spaces>) -> Result<R, Errno>) -> Result<R, Errno> {
+    let task = own()?;
     f(&task, &Space::lock(&Spaces, task.mm, task.limits))
 }
 
 /// [`change`], and brings in what `f` says afterwards (Linux: `mm_populate`).
-fn change_and_populate(f: impl FnOnce(&Space<'_, Spaces>) -> Result<(u64, Populate), Errno>) -> u64 {
-    value(change(|task, space| Ok((*task, f(space)?))).map(|(task, (result, populate))| {
+fn change_and_populate(
+    f: impl FnOnce(&Space<'_, Spaces>) -> Result<(u64, Populate), Errno>,
+) -> Result<u64, Errno> {
+    change(|task, space| Ok((*task, f(space)?))).map(|(task, (result, populate))| {
         mm_vma::populate(&Spaces, task.mm, &task.limits, populate);
         result
-    }))
+    })
 }
 
 /// [`change`], and brings in what `f` locked; that may fail.
-fn lock(f: impl FnOnce(&Space<'_, Spaces>) -> Result<Populate, Errno>) -> u64 {
+fn lock(f: impl FnOnce(&Space<'_, Spaces>) -> Result<Populate, Errno>) -> Result<u64, Errno> {
     nothing(
         change(|task, space| Ok((*task, f(space)?)))
             .and_then(|(task, populate)| mm_vma::populate_locked(&Spaces, task.mm, &task.limits, populate)),
     )
 }
 
-fn value(result: Result<u64, Errno>) -> u64 {
-    result.unwrap_or_else(|errno| error(u64::from(errno.number().unsigned_abs())))
+fn nothing(result: Result<(), Errno>) -> Result<u64, Errno> {
+    result.map(|()| 0)
 }
 
-fn nothing(result: Result<(), Errno>) -> u64 {
-    value(result.map(|()| 0))
-}
-
-/// mmap. There are no files yet: every descriptor is a bad one.
-pub fn mmap(addr: u64, len: u64, prot: u64, flags: u64, _fd: u64, offset: u64) -> u64 {
+/// mmap.
+pub fn mmap(addr: u64, len: u64, prot: u64, flags: u64, fd: u64, offset: u64) -> Result<u64, Errno> {
     let prot = ProtFlags::from_bits_retain(prot);
     let flags = MapFlags::from_bits_retain(flags);
     if offset & (PAGE_SIZE - 1) != 0 {
-        return value(Err(Errno::Einval));
+        return Err(Errno::Einval);
     }
-    if !flags.contains(MapFlags::ANONYMOUS) {
-        return value(Err(Errno::Ebadf));
+    if flags.contains(MapFlags::ANONYMOUS) {
+        return change_and_populate(|space| {
+            space.mmap(&MmapRequest { addr, len, prot, flags, file: None, offset })
+        });
     }
-    change_and_populate(|space| space.mmap(&MmapRequest { addr, len, prot, flags, file: None, offset }))
+    let file = task::current().ok_or(Errno::Ebadf)?.files.get(int(fd))?;
+    let map = file.map()?;
+    if !flags.contains(MapFlags::PRIVATE) {
+        // Until faults share the pages of files.
+        return Err(Errno::Enodev);
+    }
+    change_and_populate(|space| space.mmap(&MmapRequest { addr, len, prot, flags, file: Some(map), offset }))
 }
 
 /// munmap.
-pub fn munmap(addr: u64, len: u64) -> u64 {
+pub fn munmap(addr: u64, len: u64) -> Result<u64, Errno> {
     nothing(change(|_, space| space.munmap(addr, len)))
 }
 
 /// mprotect.
-pub fn mprotect(addr: u64, len: u64, prot: u64) -> u64 {
+pub fn mprotect(addr: u64, len: u64, prot: u64) -> Result<u64, Errno> {
     nothing(change(|_, space| space.mprotect(addr, len, ProtFlags::from_bits_retain(prot))))
 }
 
 /// brk.
-pub fn brk(addr: u64) -> u64 {
+pub fn brk(addr: u64) -> Result<u64, Errno> {
     change_and_populate(|space| Ok(space.set_brk(addr)))
 }
 
 /// mremap.
-pub fn mremap(addr: u64, old_len: u64, new_len: u64, flags: u64, new_addr: u64) -> u64 {
+pub fn mremap(addr: u64, old_len: u64, new_len: u64, flags: u64, new_addr: u64) -> Result<u64, Errno> {
     let flags = MremapFlags::from_bits_retain(flags);
     change_and_populate(|space| space.mremap(addr, old_len, new_len, flags, new_addr))
 }
 
 /// madvise.
-pub fn madvise(addr: u64, len: u64, advice: u32) -> u64 {
+pub fn madvise(addr: u64, len: u64, advice: u32) -> Result<u64, Errno> {
     let advised = change(|task, space| Ok((*task, space.madvise(addr, len, advice.into())?)));
     nothing(advised.and_then(|(task, advised)| match advised {
         Advised::Done => Ok(()),
@@ -87,24 +128,24 @@ pub fn madvise(addr: u64, len: u64, advice: u32) -> u64 {
 }
 
 /// mlock2; mlock with no flags.
-pub fn mlock(addr: u64, len: u64, flags: u32) -> u64 {
+pub fn mlock(addr: u64, len: u64, flags: u32) -> Result<u64, Errno> {
     lock(|space| space.mlock(addr, len, flags.into()))
 }
 
 /// munlock.
-pub fn munlock(addr: u64, len: u64) -> u64 {
+pub fn munlock(addr: u64, len: u64) -> Result<u64, Errno> {
     nothing(change(|_, space| space.munlock(addr, len)))
 }
 
 /// mlockall.
-pub fn mlockall(flags: u32) -> u64 {
+pub fn mlockall(flags: u32) -> Result<u64, Errno> {
     // What cannot be brought in is not locked, and that is no error.
     let flags = MlockAll::from_bits_retain(flags.into());
     change_and_populate(|space| space.mlockall(flags).map(|populate| (0, populate)))
 }
 
 /// munlockall.
-pub fn munlockall() -> u64 {
+pub fn munlockall() -> Result<u64, Errno> {
     nothing(change(|_, space| {
         space.munlockall();
         Ok(())
@@ -112,19 +153,19 @@ pub fn munlockall() -> u64 {
 }
 
 /// msync.
-pub fn msync(addr: u64, len: u64, flags: u32) -> u64 {
+pub fn msync(addr: u64, len: u64, flags: u32) -> Result<u64, Errno> {
     nothing(change(|_, space| space.msync(addr, len, MsyncFlags::from_bits_retain(flags.into()))))
 }
 
 /// mincore: a byte a page to `vec`, bit 0 for a resident one.
-pub fn mincore(addr: u64, len: u64, vec: u64) -> u64 {
+pub fn mincore(addr: u64, len: u64, vec: u64) -> Result<u64, Errno> {
     nothing(told_resident(addr, len, vec))
 }
 
 fn told_resident(addr: u64, len: u64, vec: u64) -> Result<(), Errno> {
     /// Pages a turn: mmap_lock is not held while the process's memory is written.
     const TURN: usize = 128;
-    let task = task::current().ok_or(Errno::Enomem)?;
+    let task = own()?;
     let task_size = space::mm_of(task.mm).task_size();
     let pages = len.div_ceil(PAGE_SIZE);
     if addr & (PAGE_SIZE - 1) != 0 {

@@ -79,8 +79,15 @@ impl<T> fmt::Debug for Link<T> {
     }
 }
 
+/// Readers without locks, and those who must not take away what they look at (Linux: RCU).
+pub trait Rcu {
+    /// Calls `f`, which may look at freed objects of an [`Arena`]: none of them becomes something else meanwhile. `f` is short, and does
+    /// not sleep or wait (Linux: `rcu_read_lock`).
+    fn rcu_read<R>(&self, f: impl FnOnce() -> R) -> R;
+}
+
 /// Objects of one type, by number. An object that was freed stays an object of its type (Linux:
-/// `SLAB_TYPESAFE_BY_RCU`): readers without locks may still look at it.
+/// `SLAB_TYPESAFE_BY_RCU`): readers inside [`Rcu::rcu_read`] may still look at it.
 pub trait Arena<T> {
     /// The object. Panics for a number that never came from [`Arena::alloc`].
     fn at(&self, id: Id<T>) -> &T;

@@ -26,7 +26,7 @@ mod tests;
 pub use addr::{Pfn, PhysAddr, VirtAddr};
 pub use context::MaySleep;
 pub use gfp::Gfp;
-pub use id::{Arena, Id, Link};
+pub use id::{Arena, Id, Link, Rcu};
 pub use migrate::{Migrate, MigrateError, MigrateMode, NoMigrate};
 pub use order::Order;
 pub use page::Page;

@@ -2,7 +2,7 @@
 
 use core::ops::Range;
 
-use mm_core::{Arena, Id, MemMap, PageAlloc, Pfn, PhysMem};
+use mm_core::{Arena, Id, MemMap, PageAlloc, Pfn, PhysMem, Rcu};
 
 use crate::{Mapping, Node};
 
@@ -34,7 +34,7 @@ pub enum Cows {
 }
 
 /// The kernel, as the page cache sees it.
-pub trait Cache: MemMap + PageAlloc + PhysMem + Arena<Node> + Arena<Mapping> {
+pub trait Cache: MemMap + PageAlloc + PhysMem + Rcu + Arena<Node> + Arena<Mapping> {
     /// Calls `f` with the mapping's lock held (Linux: `xa_lock` of `i_pages`). `f` neither sleeps nor allocates.
     fn pages_lock<R>(&self, mapping: Id<Mapping>, f: impl FnOnce() -> R) -> R;
 

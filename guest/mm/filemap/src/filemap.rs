@@ -23,7 +23,7 @@ pub enum Bound {
 pub fn find_get_entry<K: Cache>(k: &K, id: Id<Mapping>, index: u64) -> Entry {
     let mapping: &Mapping = k.at(id);
     for _ in 0..TRIES {
-        match mapping.i_pages().load_unlocked(k, index) {
+        match k.rcu_read(|| mapping.i_pages().load_unlocked(k, index)) {
             None => break,
             Some(Entry::Frame(pfn)) => {
                 let Some(page) = MemMap::page(k, pfn) else { break };
@@ -56,14 +56,15 @@ pub fn find_get_page<K: Cache>(k: &K, id: Id<Mapping>, index: u64) -> Option<Pfn
 /// Whether there is a page at `index` (Linux: `filemap_get_incore_folio`, for mincore).
 pub fn has_page<K: Cache>(k: &K, id: Id<Mapping>, index: u64) -> bool {
     let tree = Arena::<Mapping>::at(k, id).i_pages();
-    let entry = tree.load_unlocked(k, index).unwrap_or_else(|| k.pages_lock(id, || tree.load(k, index)));
+    let entry = k.rcu_read(|| tree.load_unlocked(k, index));
+    let entry = entry.unwrap_or_else(|| k.pages_lock(id, || tree.load(k, index)));
     matches!(entry, Entry::Frame(_))
 }
 
 /// The first index in `from..=last` with something at it (Linux: `mapping_seek_hole_data`).
 pub fn next_page<K: Cache>(k: &K, id: Id<Mapping>, from: u64, last: u64) -> Option<u64> {
     let tree = Arena::<Mapping>::at(k, id).i_pages();
-    let found = tree.next_unlocked(k, from, last);
+    let found = k.rcu_read(|| tree.next_unlocked(k, from, last));
     found.unwrap_or_else(|()| k.pages_lock(id, || tree.next(k, from, last))).map(|(index, _)| index)
 }
 

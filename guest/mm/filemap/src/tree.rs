@@ -100,7 +100,7 @@ impl Tree {
         lookup::descend(&InArena(self, k), index).entry()
     }
 
-    /// [`Tree::load`] without the lock: what was there at some moment during the call. `None` if the tree never kept still: take the
+    /// [`Tree::load`] without the lock, inside [`mm_core::Rcu::rcu_read`]: what was there at some moment during the call. `None` if the tree never kept still: take the
     /// lock.
     pub fn load_unlocked<K: Arena<Node>>(&self, k: &K, index: u64) -> Option<Entry> {
         (0..TRIES).find_map(|_| lookup::walk(&InArena(self, k), index)).map(Raw::entry)

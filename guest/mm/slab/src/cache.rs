@@ -67,6 +67,8 @@ bitflags! {
         const RECLAIM_ACCOUNT = cache_flags::RECLAIM_ACCOUNT;
         /// The kernel cannot do without the cache.
         const PANIC = cache_flags::PANIC;
+        /// A freed object stays one until a grace period has passed: readers without locks may look at it.
+        const TYPESAFE_BY_RCU = cache_flags::TYPESAFE_BY_RCU;
         /// Never share the cache.
         const NO_MERGE = cache_flags::NO_MERGE;
         /// All of debugging.

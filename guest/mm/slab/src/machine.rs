@@ -86,6 +86,10 @@ pub trait Machine {
     /// Calls `f` while nobody else creates or destroys a cache (Linux: `slab_mutex`).
     fn with_caches<R>(&self, f: impl FnOnce() -> R) -> R;
 
+    /// Waits until every reader that began before has ended; the caller may hold locks (Linux: `synchronize_rcu`, and the `call_rcu` of
+    /// `free_slab`, which need not wait).
+    fn synchronize_rcu(&self);
+
     /// Writes a new object of `size` bytes. A constructor is a number, because an outsider cannot read a function's name.
     fn construct(&self, ctor: u32, object: Object, size: u32);
 

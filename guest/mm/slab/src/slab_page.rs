@@ -164,6 +164,12 @@ impl<M: Machine> Kmem<M> {
     /// Gives back all that waits. No lock is held.
     pub(crate) fn discard(&self, discard: Discard) {
         let mut link = discard.0;
+        // All slabs are one cache's; of SLOB's, no object is anybody's any more.
+        let first = crate::list::at(link, self.machine.map());
+        let cache = first.and_then(|(_, page)| crate::CacheId::new(page.mapping()));
+        if cache.is_some_and(|id| self.cache(id).slab_flags().contains(SlabFlags::TYPESAFE_BY_RCU)) {
+            self.machine.synchronize_rcu();
+        }
         while let Some((pfn, page)) = crate::list::at(link, self.machine.map()) {
             link = page.next();
             let cache = u16::try_from(page.mapping()).ok();

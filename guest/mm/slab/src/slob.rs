@@ -12,7 +12,7 @@ use memvisor_abi::{CacheNode, LARGE_MAPPING, SLOB_MAPPING};
 use mm_core::{Event, Gfp, MemMap, Order, PAGE_SIZE, Page, PageAlloc, PageKind, Pfn, PhysAddr, PhysMem};
 
 use crate::slab_page::Discard;
-use crate::{Cache, CacheId, FreeError, Kmem, Machine, Object, list};
+use crate::{Cache, CacheId, FreeError, Kmem, Machine, Object, SlabFlags, list};
 
 /// Bytes of a unit.
 const UNIT: u64 = 8;
@@ -65,6 +65,10 @@ impl<M: Machine> Kmem<M> {
         cache: &Cache,
         object: Object,
     ) -> Result<(), FreeError> {
+        if cache.slab_flags().contains(SlabFlags::TYPESAFE_BY_RCU) {
+            // What is next to it may be of another cache, so it becomes something else at once.
+            self.machine.synchronize_rcu();
+        }
         let size = u64::from(cache.size());
         if size < PAGE_SIZE {
             let (pfn, page) = self.slob_page(object)?;

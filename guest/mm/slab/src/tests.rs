@@ -3,6 +3,7 @@
 mod audit;
 mod bad_input;
 mod debugging;
+mod grace;
 mod machine;
 mod model;
 mod owners;

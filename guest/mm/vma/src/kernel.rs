@@ -1,6 +1,6 @@
 //! What an address space needs from the kernel around it.
 
-use mm_core::{MemMap, PAGE_SIZE, PageAlloc, Pfn, PhysAddr, PhysMem};
+use mm_core::{MemMap, PAGE_SIZE, PageAlloc, Pfn, PhysAddr, PhysMem, Rcu};
 use mm_filemap::{MappedError, MappedPage, Mapping};
 use mm_pgtable::{FlushRange, TableMem};
 
@@ -14,6 +14,7 @@ pub trait Kernel:
     MemMap
     + PageAlloc
     + PhysMem
+    + Rcu
     + Arena<Vma>
     + Arena<Node>
     + Arena<Mm>

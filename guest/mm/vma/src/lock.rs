@@ -90,12 +90,13 @@ impl Mm {
     /// The VMA that holds `addr`, locked for reading, without mmap_lock. `None` if there is none, and also when a writer is
     /// in the way: the caller then takes mmap_lock (Linux: `lock_vma_under_rcu`).
     pub fn lock_vma<'k, K: Kernel>(&self, k: &'k K, mm: Id<Mm>, addr: u64) -> Option<VmaRead<'k>> {
-        let id = self.tree.find(k, addr)?;
-        let vma = k.at(id);
-        if !vma.try_read() {
-            return None;
-        }
-        let read = VmaRead { id, vma };
+        // Locked, it stays a VMA.
+        let read = k.rcu_read(|| {
+            let id = self.tree.find(k, addr)?;
+            let vma = k.at(id);
+            vma.try_read().then_some(VmaRead { id, vma })
+        })?;
+        let vma = read.vma;
         let current = vma.lock_seq.load(Relaxed) == self.lock_seq.load(Acquire);
         let ours = vma.mm.load() == Some(mm);
         (!current && ours && vma.start() <= addr && addr < vma.end()).then_some(read)

@@ -53,7 +53,7 @@ fn send_to(group: &mut ThreadGroup, tid: Tid, info: SigInfo) {
 }
 
 fn next(group: &mut ThreadGroup, tid: Tid) -> Option<Delivery> {
-    let next = group.next(tid, false, &mut |_, _| {});
+    let next = group.next(tid, || false, &mut |_, _| {});
     assert_eq!(group.audit(), Ok(()));
     next
 }
@@ -197,6 +197,18 @@ fn another_thread_takes_what_one_blocks() {
     assert_eq!((woken, group.sigpending(OTHER)), (vec![], usr1));
     group.set_blocked(MAIN, SigSet::EMPTY, &mut |_, _| {});
     assert_eq!(handled(&mut group, MAIN), [Signal::USR1]);
+}
+
+#[test]
+fn a_thread_that_was_woken_and_blocks_it_leaves_it_to_another() {
+    let mut group = two();
+    catch_all(&mut group);
+    assert_eq!(send(&mut group, kill(Signal::USR1)), [(MAIN, Wake::Signal)]);
+    let mut woken = vec![];
+    let usr1 = SigSet::EMPTY.with(Signal::USR1);
+    group.set_blocked(MAIN, usr1, &mut |tid, wake| woken.push((tid, wake)));
+    assert_eq!((woken, group.audit()), (vec![(OTHER, Wake::Signal)], Ok(())));
+    assert_eq!((next(&mut group, MAIN), handled(&mut group, OTHER)), (None, vec![Signal::USR1]));
 }
 
 #[test]

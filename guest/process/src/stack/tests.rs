@@ -204,3 +204,18 @@ proptest! {
         prop_assert_eq!(stack.word(layout.auxv), libc::AT_MINSIGSTKSZ);
     }
 }
+
+#[test]
+fn a_script_becomes_an_argument_of_its_interpreter() {
+    let mut strings = Strings::new(8 << 20);
+    strings.set_path(b"./run").expect("there is room");
+    for arg in [&b"run"[..], b"", b"two words"] {
+        strings.push_arg(arg).expect("there is room");
+    }
+    strings.interpret(b"/bin/sh", Some(b"-e x"), b"./run").expect("there is room");
+    assert_eq!(strings.args(), b"/bin/sh\0-e x\0./run\0\0two words\0");
+    assert_eq!((strings.argc(), strings.path()), (5, &b"./run"[..]));
+    let mut none = Strings::new(8 << 20);
+    none.interpret(b"/bin/sh", None, b"x").expect("there is room");
+    assert_eq!((none.args(), none.argc()), (&b"/bin/sh\0x\0"[..], 2), "a program without a name");
+}

@@ -18,6 +18,7 @@ fn status_words_are_what_c_macros_expect() {
     for code in 0..=255_u8 {
         let status = words(Exit::Code(code));
         assert!(libc::WIFEXITED(status) && libc::WEXITSTATUS(status) == i32::from(code));
+        assert_eq!(Exit::from_status(Exit::Code(code).status()), Exit::Code(code));
     }
     for signal in (1..=64).filter_map(Signal::new) {
         for dumped in [false, true] {
@@ -26,6 +27,8 @@ fn status_words_are_what_c_macros_expect() {
                 libc::WIFSIGNALED(status) && !libc::WIFEXITED(status) && libc::WCOREDUMP(status) == dumped
             );
             assert_eq!(libc::WTERMSIG(status).cast_unsigned(), signal.number());
+            let exit = Exit::Killed { signal, dumped };
+            assert_eq!(Exit::from_status(exit.status()), exit);
         }
         let status = i32::try_from(Event::Stopped(signal).status()).unwrap();
         assert!(libc::WIFSTOPPED(status) && libc::WSTOPSIG(status).cast_unsigned() == signal.number());

@@ -17,6 +17,17 @@ const NODE: u64 = MM + 0x400;
 const ANON: u64 = MM + 0x700;
 const CHAIN: u64 = MM + 0x740;
 const MAPPING: u64 = MM + 0x780;
+/// The mapping as a cache of one page, the first.
+const CACHE: Mapping = Mapping {
+    vmas: TEXT,
+    root: USER_PFN << 12,
+    marks: 0,
+    changes: 0,
+    nrpages: 1,
+    size: 4096,
+    references: 1,
+    flags: Mapping::HOLDS_PAGES,
+};
 const TASK_SIZE: u64 = 0x7fff_ffff_f000;
 const STACK_TOP: u64 = 0x7fff_0000_0000;
 const RWX: u64 = vm_flags::MAYREAD | vm_flags::MAYWRITE | vm_flags::MAYEXEC;
@@ -243,16 +254,22 @@ fn rmap_refcount_sees_a_reference_too_many_and_counts_what_a_mapping_holds() {
     guest.edit_page(USER_PFN + 1, |page| page.refcount = 2);
     assert_eq!(only(&guest, "rmap.refcount").frame, Some(USER_PFN + 1));
     let mut guest = healthy();
-    guest
-        .memory
-        .write_value(
-            MAPPING,
-            &Mapping { vmas: TEXT, references: 1, flags: Mapping::HOLDS_PAGES, ..Mapping::default() },
-        )
-        .unwrap();
+    guest.memory.write_value(MAPPING, &CACHE).unwrap();
     assert_eq!(only(&guest, "rmap.refcount").frame, Some(USER_PFN));
     guest.edit_page(USER_PFN, |page| page.refcount = 2);
     assert_eq!(guest.audit().findings, []);
+}
+
+#[test]
+fn a_page_that_only_its_mapping_holds_is_owned_and_counted() {
+    let mut guest = healthy();
+    guest.memory.write_value(MAPPING, &CACHE).unwrap();
+    edit_user(&mut guest, USER_VA, |_| 0);
+    edit_mm(&mut guest, |mm| mm.rss[1] = 0);
+    guest.edit_page(USER_PFN, |page| page.mapcount = -1);
+    assert_eq!(guest.audit().findings, []);
+    guest.edit_page(USER_PFN, |page| page.refcount = 2);
+    assert_eq!(only(&guest, "rmap.refcount").frame, Some(USER_PFN));
 }
 
 #[test]

@@ -121,6 +121,19 @@ fn meaning(event: u16, field: &str, raw: u8) -> Option<&'static str> {
             "must not fail",
         ]);
     }
+    if is(EventId::HandleMmFaultRet) {
+        return word(&[
+            "",
+            "minor fault",
+            "major fault",
+            "nothing to do",
+            "on the move",
+            "SEGV_MAPERR",
+            "SEGV_ACCERR",
+            "BUS_ADRERR",
+            "no memory",
+        ]);
+    }
     if is(EventId::Ioremap) {
         return word(&["WB", "WC", "UC-", "UC", "WT", "WP"]);
     }

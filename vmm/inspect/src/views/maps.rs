@@ -92,7 +92,8 @@ fn row(space: &MmSpace, at: &VmaAt) -> MapsRow {
         [letter(vm_flags::READ, 'r'), letter(vm_flags::WRITE, 'w'), letter(vm_flags::EXEC, 'x'), shared];
     let anonymous = vma.mapping == 0;
     let mm = &space.mm;
-    let heap = anonymous && mm.start_brk < mm.brk && vma.start <= mm.brk && vma.end >= mm.start_brk;
+    // As in Linux 6.1: what touches the heap from below is called so, too.
+    let heap = anonymous && vma.start <= mm.brk && vma.end >= mm.start_brk;
     let is_stack = |at: &VmaAt| at.vma.flags & vm_flags::GROWSDOWN != 0 && at.vma.mapping == 0;
     let stack = space.vmas.items.iter().rev().find(|at| is_stack(at)).is_some_and(|top| top.gpa == at.gpa);
     let name = match (anonymous, heap, stack) {

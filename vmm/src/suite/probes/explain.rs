@@ -108,7 +108,7 @@ const STEPS: &[(&str, &[(usize, &str)])] = &[
             (4, "unmap_region: "),
         ],
     ),
-    ("segv", &[(1, "handle_mm_fault = outcome=5"), (2, "handle_mm_fault = outcome=6")]),
+    ("segv", &[(1, "handle_mm_fault = outcome=SEGV_MAPERR"), (2, "handle_mm_fault = outcome=SEGV_ACCERR")]),
     ("load-program", &[(1, "mmap_region("), (2, "do_fault("), (3, "do_anonymous_page(")]),
 ];
 

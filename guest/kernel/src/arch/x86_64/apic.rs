@@ -11,6 +11,15 @@ const ICR_HIGH: u64 = 0x310;
 const LVT_LINT0: u64 = 0x350;
 const LVT_LINT1: u64 = 0x360;
 
+const LVT_TIMER: u64 = 0x320;
+const TIMER_INITIAL: u64 = 0x380;
+const TIMER_CURRENT: u64 = 0x390;
+const TIMER_DIVIDE: u64 = 0x3e0;
+/// Divides the bus clock by 16.
+const DIVIDE_BY_16: u32 = 3;
+const LVT_MASKED: u32 = 1 << 16;
+const LVT_PERIODIC: u32 = 1 << 17;
+
 static REGISTERS: AtomicU64 = AtomicU64::new(0);
 
 /// Tells the driver where the registers are mapped, uncached.
@@ -73,4 +82,33 @@ pub fn send_init(apic_id: u32) {
 /// Startup: the CPU begins in real mode at `page` * 4096.
 pub fn send_startup(apic_id: u32, page: u8) {
     send(apic_id, 6 << 8 | 1 << 14 | u32::from(page));
+}
+
+/// Lets the timer interrupt this CPU again and again, `count` units apart; see [`count_timer`].
+pub fn start_timer(count: u32) {
+    write(TIMER_DIVIDE, DIVIDE_BY_16);
+    write(LVT_TIMER, LVT_PERIODIC | u32::from(trap::VECTOR_TIMER));
+    write(TIMER_INITIAL, count);
+}
+
+/// No more interrupts of this CPU's timer.
+pub fn stop_timer() {
+    write(LVT_TIMER, LVT_MASKED);
+    write(TIMER_INITIAL, 0);
+}
+
+/// Units of this CPU's timer that passed since [`count_timer`] began.
+pub fn timer_units() -> u32 {
+    u32::MAX - read(TIMER_CURRENT)
+}
+
+/// How many units of this CPU's timer pass while `f` runs. The timer is not in use.
+pub fn count_timer(f: impl FnOnce()) -> u32 {
+    write(TIMER_DIVIDE, DIVIDE_BY_16);
+    write(LVT_TIMER, LVT_MASKED);
+    write(TIMER_INITIAL, u32::MAX);
+    f();
+    let left = read(TIMER_CURRENT);
+    write(TIMER_INITIAL, 0);
+    u32::MAX - left
 }

@@ -62,6 +62,11 @@ pub fn init_control_registers() -> (bool, bool) {
     (value & CR4_SMEP != 0, value & CR4_SMAP != 0)
 }
 
+/// Whether this is a virtual machine that says so.
+pub fn has_hypervisor() -> bool {
+    regs::cpuid(1, 0)[2] & 1 << 31 != 0
+}
+
 /// Whether the page attribute table holds what was written: else only write-back and uncached can be had.
 pub fn pat_is_linuxs() -> bool {
     regs::rdmsr(MSR_PAT) == PAT

@@ -2,6 +2,7 @@
 
 pub mod apic;
 pub mod cpu;
+pub mod fpu;
 pub mod percpu;
 pub mod regs;
 pub mod stack;

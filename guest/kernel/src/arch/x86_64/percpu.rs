@@ -90,6 +90,27 @@ pub struct PerCpu {
     pub flush_requested: AtomicU64,
     /// See [`PerCpu::flush_requested`].
     pub flush_done: AtomicU64,
+    /// The user task that runs, as [`crate::task::current`] knows it; 0 for none.
+    pub user: AtomicU64,
+    /// Its process, or 0: for those who may not look at the task.
+    pub pid: AtomicU32,
+    /// Number of the task that ran before this one, for the first steps on a new stack.
+    pub prev: AtomicU32,
+    /// The task shall give up the CPU on its way to ring 3 (Linux: `TIF_NEED_RESCHED`).
+    pub need_resched: AtomicU32,
+    /// The periodic timer runs.
+    pub tick: AtomicU32,
+    /// Address space whose tables are in CR3; 0 for the kernel's own (Linux: `cpu_tlbstate.loaded_mm`).
+    pub loaded_mm: AtomicU64,
+    /// Nobody who uses that address space runs here: a flush may as well take it away (Linux: `cpu_tlbstate_shared.is_lazy`).
+    pub lazy: AtomicU32,
+    reserved: AtomicU32,
+    /// The user task whose registers the FPU holds (Linux: `fpu_fpregs_owner_ctx`).
+    pub fpu_owner: AtomicU64,
+    /// What the FS and GS bases of ring 3 are.
+    pub fs_base: AtomicU64,
+    /// See [`PerCpu::fs_base`].
+    pub gs_base: AtomicU64,
     /// What the windows of kmap_local map.
     pub kmaps: [KmapLocalSlot; KM_MAX_IDX],
 }
@@ -170,6 +191,14 @@ pub fn of(cpu: u32) -> &'static PerCpu {
     let base = crate::mm::layout::percpu_area(cpu).as_u64() as *const PerCpu;
     // SAFETY: as for `current`: the areas of all CPUs exist since `smp::init_percpu`.
     unsafe { &*base }
+}
+
+/// Traps from ring 3 begin at `top` from now on, which is 16-byte aligned (Linux: `load_sp0`).
+pub fn set_kernel_stack(percpu: &PerCpu, top: u64) {
+    percpu.kstack_top.store(top, Ordering::Relaxed);
+    let rsp0 = percpu.tss_rsp0.load(Ordering::Relaxed) as *mut u64;
+    // SAFETY: `init_area` put the address of the TSS's RSP0 there; only this CPU reads and writes it.
+    unsafe { rsp0.write_unaligned(top) };
 }
 
 /// Top of the kernel stack of the area at `base`.

@@ -11,12 +11,17 @@ use crate::{panic, println, syscall, task};
 
 /// Vector number that `syscall_entry` reports.
 pub const VECTOR_SYSCALL: u64 = 256;
+const VECTOR_NMI: u64 = 2;
+const VECTOR_DOUBLE_FAULT: u64 = 8;
+const VECTOR_MACHINE_CHECK: u64 = 18;
 /// Page fault.
 pub const VECTOR_PAGE_FAULT: u64 = 14;
 /// A call for this CPU waits in its mailbox.
 pub const VECTOR_CALL: u8 = 0xf0;
 /// Another CPU changed kernel mappings: drop translations.
 pub const VECTOR_FLUSH: u8 = 0xf2;
+/// The local APIC's timer.
+pub const VECTOR_TIMER: u8 = 0xf4;
 /// A thread waits for a CPU.
 pub const VECTOR_RESCHEDULE: u8 = 0xf3;
 /// Another CPU panicked or powers off: stop.
@@ -239,32 +244,48 @@ fn recover(frame: &mut TrapFrame) -> bool {
 
 /// Whether this page fault is a system call in disguise: under KVM without hardware support
 /// `syscall` jumps to LSTAR in ring 3, and the fetch from a supervisor page faults.
-fn is_syscall_fault(frame: &TrapFrame) -> bool {
+fn is_syscall_fault(frame: &TrapFrame, address: u64) -> bool {
     frame.vector == VECTOR_PAGE_FAULT
-        && frame.came_from_user()
         && frame.error == 0x15
         && frame.rip == syscall_entry_address()
-        && regs::cr2() == frame.rip
+        && address == frame.rip
 }
 
 #[unsafe(no_mangle)]
 extern "C" fn trap_entry(frame: &mut TrapFrame) {
-    if is_syscall_fault(frame) {
+    if !frame.came_from_user() {
+        if frame.vector >= 32 {
+            take_interrupt(frame);
+        } else if !recover(frame) {
+            die(frame);
+        }
+        return;
+    }
+    if matches!(frame.vector, VECTOR_NMI | VECTOR_DOUBLE_FAULT | VECTOR_MACHINE_CHECK) {
+        // On a stack of its own; none of them is the program's doing.
+        die(frame);
+    }
+    // Another trap of this CPU changes it.
+    let address = regs::cr2();
+    if is_syscall_fault(frame, address) {
         frame.rip = frame.rcx;
         frame.rflags = frame.r11;
-        syscall::dispatch(frame);
-        return;
+        frame.vector = VECTOR_SYSCALL;
+        frame.error = 0;
     }
-    if !frame.came_from_user() && frame.vector < 32 && recover(frame) {
-        return;
+    if (32..VECTOR_SYSCALL).contains(&frame.vector) {
+        take_interrupt(frame);
+    } else {
+        // From ring 3 nothing is held: the handler may sleep.
+        regs::irq_restore(1 << 9);
+        match frame.vector {
+            VECTOR_SYSCALL => syscall::dispatch(frame),
+            VECTOR_PAGE_FAULT => task::page_fault(frame, address),
+            _ => task::trap(frame),
+        }
+        regs::irq_save();
     }
-    match frame.vector {
-        VECTOR_SYSCALL => syscall::dispatch(frame),
-        VECTOR_PAGE_FAULT if frame.came_from_user() => task::page_fault(frame, regs::cr2()),
-        32.. => take_interrupt(frame),
-        _ if frame.came_from_user() => task::trap(frame),
-        _ => die(frame),
-    }
+    task::exit_to_user(frame);
 }
 
 /// Runs the handler on the CPU's interrupt stack (Linux: `run_irq_on_irqstack_cond`): what it needs does not
@@ -289,6 +310,10 @@ extern "C" fn interrupt(vector: u64) {
             crate::smp::answer_flush();
         }
         Ok(VECTOR_RESCHEDULE) => apic::end_of_interrupt(),
+        Ok(VECTOR_TIMER) => {
+            apic::end_of_interrupt();
+            crate::sched::tick();
+        }
         Ok(VECTOR_STOP) => regs::halt_forever(),
         Ok(VECTOR_SPURIOUS) | Err(_) => {}
         Ok(vector) => {

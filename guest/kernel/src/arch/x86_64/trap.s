@@ -9,7 +9,6 @@
 .set PERCPU_SIZE, 0x40000           # percpu.rs: AREA_SIZE
 .set PERCPU_KSTACK, 8               # percpu.rs: PerCpu::kstack_top
 .set PERCPU_SCRATCH, 16             # percpu.rs: PerCpu::scratch
-.set PERCPU_TSS_RSP0, 24            # percpu.rs: PerCpu::tss_rsp0, the address of TSS.RSP0
 
 .text
 .balign 16
@@ -119,36 +118,11 @@ syscall_entry:
     pushq $256                      # trap.rs: VECTOR_SYSCALL
     jmp trap_common
 
-# u64 enter_user(const TrapFrame *frame, PerCpu *percpu): runs ring 3 until leave_user. The stack below this frame
-# becomes the task's kernel stack.
+# void enter_user(const TrapFrame *frame): continues in ring 3. The frame is on a kernel stack that begins anew with the next trap.
 .globl enter_user
 enter_user:
-    pushq %rbx
-    pushq %rbp
-    pushq %r12
-    pushq %r13
-    pushq %r14
-    pushq %r15
-    sub $8, %rsp                    # a trap's frame starts 16-byte aligned
-    mov %rsp, PERCPU_KSTACK(%rsi)
-    mov PERCPU_TSS_RSP0(%rsi), %rcx
-    mov %rsp, (%rcx)
     mov %rdi, %rsp
     jmp trap_return
-
-# void leave_user(u64 status, PerCpu *percpu): makes enter_user return status.
-.globl leave_user
-leave_user:
-    mov PERCPU_KSTACK(%rsi), %rsp
-    mov %rdi, %rax
-    add $8, %rsp
-    popq %r15
-    popq %r14
-    popq %r13
-    popq %r12
-    popq %rbp
-    popq %rbx
-    ret
 
 # void call_on_stack(u64 stack_top, void (*entry)(void)): never returns.
 .globl call_on_stack

@@ -1,46 +1,54 @@
-//! Entering and leaving ring 3, and switching stacks.
+//! Entering ring 3, and switching stacks.
 
-use super::percpu::{self, PerCpu, USER_CS, USER_DS};
+use super::percpu::{USER_CS, USER_DS};
 use super::regs;
 use super::trap::TrapFrame;
 
 mod asm {
-    use super::{PerCpu, TrapFrame};
+    use super::TrapFrame;
     unsafe extern "C" {
-        pub(super) fn enter_user(frame: *const TrapFrame, percpu: *const PerCpu) -> u64;
-        pub(super) fn leave_user(status: u64, percpu: *const PerCpu) -> !;
+        pub(super) fn enter_user(frame: *const TrapFrame) -> !;
         pub(super) fn call_on_stack(stack_top: u64, entry: extern "C" fn() -> !) -> !;
     }
 }
 
-/// Runs ring 3 at `rip` on the stack at `rsp`, with `argument` in RDI, until [`leave`]; returns its
-/// status. Interrupts are enabled in ring 3.
-pub fn enter(rip: u64, rsp: u64, argument: u64) -> u64 {
-    let frame = TrapFrame {
+/// Flags of a program that begins: interrupts on, and the bit that is always set.
+const RFLAGS: u64 = 1 << 9 | 1 << 1;
+
+/// The registers of a program that begins at `rip` with its stack at `rsp` (Linux: `start_thread`).
+pub fn start_frame(rip: u64, rsp: u64) -> TrapFrame {
+    TrapFrame {
         rip,
         rsp,
-        rdi: argument,
         cs: u64::from(USER_CS),
         ss: u64::from(USER_DS),
-        rflags: 1 << 9 | 1 << 1,
+        rflags: RFLAGS,
         ..TrapFrame::default()
-    };
-    let percpu = percpu::current().expect("ring 3 runs after boot");
-    // An interrupt between the switch to the frame and ring 3 would write over this very stack.
-    let flags = regs::irq_save();
-    // SAFETY: the frame returns to ring 3 with selectors of our GDT; whatever the addresses are,
-    // ring 3 can only trap back.
-    let status = unsafe { asm::enter_user(&raw const frame, percpu) };
-    regs::irq_restore(flags);
-    status
+    }
 }
 
-/// Leaves ring 3 for good: the pending [`enter`] of this CPU returns `status`.
-pub fn leave(status: u64) -> ! {
-    let percpu = percpu::current().expect("ring 3 runs after boot");
-    // SAFETY: called from a trap handler, so an `enter` is pending below on this very stack, and
-    // nothing on the stack between needs a destructor.
-    unsafe { asm::leave_user(status, percpu) }
+/// Puts a frame on a kernel stack that nobody runs on, at its top.
+pub fn store_frame(address: u64, frame: &TrapFrame) {
+    // SAFETY: the caller made the stack, and nobody uses it yet.
+    unsafe { (address as *mut TrapFrame).write(*frame) }
+}
+
+/// Continues in ring 3 with the registers of `frame`, after `last` had its look at it with interrupts off. Whatever is on this kernel
+/// stack is forgotten.
+pub fn enter(frame: &mut TrapFrame, last: fn(&mut TrapFrame)) -> ! {
+    // An interrupt after the switch to the frame would write over it.
+    regs::irq_save();
+    last(frame);
+    assert!(frame.came_from_user() && frame.rflags & 1 << 9 != 0, "a frame that does not lead to ring 3");
+    // SAFETY: the frame returns to ring 3 with selectors of our GDT; whatever the addresses are, ring 3 can only trap back.
+    unsafe { asm::enter_user(&raw const *frame) }
+}
+
+/// [`enter`] with the frame that [`store_frame`] put on the stack of the thread that runs this.
+pub fn enter_at(address: u64, last: fn(&mut TrapFrame)) -> ! {
+    // SAFETY: it lies above everything that the thread uses of its stack, and nobody else knows it.
+    let frame = unsafe { &mut *(address as *mut TrapFrame) };
+    enter(frame, last)
 }
 
 /// Continues in `entry` on another stack.

@@ -31,7 +31,9 @@ static NR_FILE_PAGES: AtomicU64 = AtomicU64::new(0);
 static NR_SHMEM: AtomicU64 = AtomicU64::new(0);
 /// The program's mapping, once it was asked for; it keeps one reference.
 static PROGRAM: AtomicU64 = AtomicU64::new(0);
-static ZEROES: [u8; PAGE_SIZE as usize] = [0; PAGE_SIZE as usize];
+/// A page of zeroes.
+static ZEROES: [u8; 4096] = [0; 4096];
+const _: () = assert!(ZEROES.len() as u64 == PAGE_SIZE);
 
 /// Pages in mappings, those of shared memory included.
 pub fn nr_file_pages() -> u64 {

@@ -6,18 +6,19 @@
 pub mod cache;
 mod objects;
 mod published;
+pub mod tlb;
 
 pub use cache::program_mapping;
 pub use published::{publish_tlbs, tlb_table};
 
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use mm_core::{Gfp, MemMap, Order, Page, PageAlloc, Pageblock, Pfn, PhysAddr, PhysMem, VirtAddr};
+use mm_core::{Gfp, MemMap, Order, Page, PageAlloc, Pageblock, Pfn, PhysAddr, PhysMem, Rcu, VirtAddr};
 use mm_filemap::shmem::FallocFlags;
 use mm_pgtable::{FlushRange, PageTable};
 use mm_vma::{Arena, Errno, Id, Kernel, Layout, MappedError, MappedPage, Mapping, Mm, Space};
 
-use crate::arch::{percpu, regs};
+use crate::arch::regs;
 use crate::mm::layout::levels;
 use crate::mm::memmap::Vmemmap;
 use crate::mm::paging::{self, Tables};
@@ -43,9 +44,6 @@ pub fn losing_flushes<R>(f: impl FnOnce() -> R) -> R {
     LOSE_FLUSHES.store(false, Ordering::Relaxed);
     result
 }
-
-/// Pages that are flushed one by one; more are flushed all at once (Linux: `tlb_single_page_flush_ceiling`).
-const FLUSH_CEILING: u64 = 33;
 
 /// The frame of zeroes that read faults map (Linux: `empty_zero_page`); 0 before [`init`].
 static ZERO_PFN: AtomicU64 = AtomicU64::new(0);
@@ -73,6 +71,7 @@ pub fn mm_alloc(shape: Layout) -> Result<Id<Mm>, Errno> {
     let mm = mm_of(id);
     mm.init(table, shape);
     objects::of_mm(mm).cpus.iter().for_each(|word| word.store(0, Ordering::Relaxed));
+    objects::of_mm(mm).users.store(1, Ordering::Release);
     Ok(id)
 }
 
@@ -81,68 +80,43 @@ pub fn mm_of(id: Id<Mm>) -> &'static Mm {
     Arena::<Mm>::at(&Spaces, id)
 }
 
+/// One more user (Linux: `mmget`).
+pub fn mm_get(id: Id<Mm>) {
+    objects::of_mm(mm_of(id)).users.fetch_add(1, Ordering::Relaxed);
+}
+
+/// One user less; the last unmaps everything and frees the address space (Linux: `mmput`). No CPU runs a task with it then, and those
+/// that still have its tables in CR3 leave them.
+pub fn mm_put(id: Id<Mm>) {
+    if objects::of_mm(mm_of(id)).users.fetch_sub(1, Ordering::AcqRel) == 1 {
+        mm_free(id);
+    }
+}
+
+/// Whether the caller has it alone.
+pub fn is_last_user(id: Id<Mm>) -> bool {
+    objects::of_mm(mm_of(id)).users.load(Ordering::Acquire) == 1
+}
+
+/// Unmaps everything and frees the address space, which nobody uses (Linux: `exit_mmap`, `mmdrop`, `pgd_free`).
+pub fn mm_free(id: Id<Mm>) {
+    Space::lock(&Spaces, id, mm_vma::Limits::default()).exit();
+    let mm = mm_of(id);
+    tlb::leave_everywhere(mm);
+    let freed = mm.page_table().free_root(&mut Tables);
+    freed.expect("everything below is unmapped");
+    Arena::<Mm>::free(&Spaces, id);
+}
+
 /// Where an address space puts what has no fixed place, for a copy.
 pub fn shape_of(id: Id<Mm>) -> Layout {
     let mm = mm_of(id);
     Layout { mmap_base: mm.mmap_base(), mmap_legacy_base: mm.mmap_legacy_base(), task_size: mm.task_size() }
 }
 
-/// Unmaps everything and frees the address space, which no CPU has in CR3 (Linux: `mmput`, `exit_mmap`, `pgd_free`).
-pub fn mm_free(id: Id<Mm>) {
-    Space::lock(&Spaces, id, mm_vma::Limits::default()).exit();
-    let freed = mm_of(id).page_table().free_root(&mut Tables);
-    freed.expect("everything below is unmapped");
-    Arena::<Mm>::free(&Spaces, id);
-}
-
-/// Makes this CPU use the address space (Linux: `switch_mm_irqs_off`).
-pub fn activate(id: Id<Mm>) {
-    let mm = mm_of(id);
-    mark_cpu(mm);
-    published::loads(percpu::cpu(), id.as_u64());
-    // SAFETY: the upper half is the kernel's.
-    unsafe { regs::write_cr3(mm.page_table().root.phys().as_u64()) };
-}
-
-/// Makes this CPU use the kernel's own tables, and forget all translations of user space: there is no PCID.
-pub fn deactivate() {
-    // SAFETY: the kernel's own tables.
-    unsafe { regs::write_cr3(paging::kernel().root.phys().as_u64()) };
-    published::loads(percpu::cpu(), 0);
-}
-
-/// Before CR3 is written: who changes the tables from now on flushes this CPU.
-fn mark_cpu(mm: &Mm) {
-    let cpu = percpu::cpu();
-    if let Some(word) = objects::of_mm(mm).cpus.get(cpu as usize / 64) {
-        word.fetch_or(1 << (cpu % 64), Ordering::SeqCst);
-    }
-}
-
-/// Whether another CPU than this may hold translations of it.
-fn is_elsewhere(mm: &Mm) -> bool {
-    let own = percpu::cpu() as usize;
-    objects::of_mm(mm).cpus.iter().enumerate().any(|(index, word)| {
-        let here = if own / 64 == index { 1 << (own % 64) } else { 0 };
-        word.load(Ordering::SeqCst) & !here != 0
-    })
-}
-
-/// Drops translations of user space on this CPU (Linux: `flush_tlb_func`).
-fn flush_local(range: &FlushRange) {
-    match *range {
-        FlushRange::Range { start, last, stride }
-            if (last.as_u64() - start.as_u64()) / stride.max(1) < FLUSH_CEILING =>
-        {
-            let step = usize::try_from(stride.max(1)).unwrap_or(usize::MAX);
-            (start.as_u64()..=last.as_u64()).step_by(step).for_each(regs::invlpg);
-        }
-        FlushRange::Range { .. } | FlushRange::All { global: false } => {
-            // SAFETY: the value is the one in force.
-            unsafe { regs::write_cr3(regs::cr3()) };
-        }
-        _ => paging::flush_local(range),
-    }
+/// Whether an address is one that programs may have (Linux: `TASK_SIZE_MAX`).
+pub fn is_user_address(va: u64) -> bool {
+    va < mm_pgtable::layout::task_size(levels())
 }
 
 impl MemMap for Spaces {
@@ -179,6 +153,16 @@ impl PhysMem for Spaces {
     }
 }
 
+impl Rcu for Spaces {
+    fn rcu_read<R>(&self, f: impl FnOnce() -> R) -> R {
+        // Whoever waits for readers waits for an answer to an interrupt.
+        let flags = regs::irq_save();
+        let result = f();
+        regs::irq_restore(flags);
+        result
+    }
+}
+
 impl Kernel for Spaces {
     type Tables = Tables;
 
@@ -191,12 +175,7 @@ impl Kernel for Spaces {
         if LOSE_FLUSHES.load(Ordering::Relaxed) {
             return;
         }
-        if paging::current().root == mm.page_table().root {
-            flush_local(&range);
-        }
-        if is_elsewhere(mm) {
-            smp::flush_others();
-        }
+        tlb::flush(mm, &range);
     }
 
     fn mmap_read_lock(&self, mm: &Mm) {

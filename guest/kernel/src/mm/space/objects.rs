@@ -7,8 +7,8 @@
 //! B3  a number reaches [`Arena::at`] only if it came from [`Arena::alloc`]: numbers are kept in objects, in `Page::mapping`, and in
 //!     the kernel's own variables.
 //!
-//! Nobody looks at freed objects yet: processes run on one CPU, and their faults keep interrupts off. Before they run on several, a slab
-//! must not go back to the page allocator while a reader without locks may be in it (Linux: `SLAB_TYPESAFE_BY_RCU`).
+//! Readers without locks keep interrupts off (`Rcu::rcu_read`), and slabs go back to the page allocator once every CPU has answered an
+//! interrupt (`SLAB_TYPESAFE_BY_RCU`).
 
 use core::mem::offset_of;
 use core::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering};
@@ -37,7 +37,8 @@ pub struct MmObject {
     mm: Mm,
     /// Readers of mmap_lock; -1 for a writer.
     pub(super) mmap_lock: AtomicI32,
-    reserved: AtomicU32,
+    /// Tasks that use it, and others that need it to stay (Linux: `mm_users`).
+    pub(super) users: AtomicU32,
     /// CPUs that may hold translations of it (Linux: `mm_cpumask`).
     pub(super) cpus: [AtomicU64; CPU_WORDS],
     /// Linux: `page_table_lock`.
@@ -123,7 +124,7 @@ impl Slot {
             name,
             size: u32::try_from(size_of::<T>()).unwrap_or(u32::MAX),
             align: u32::try_from(align_of::<T>()).unwrap_or(u32::MAX),
-            flags: SlabFlags::NO_MERGE | SlabFlags::PANIC,
+            flags: SlabFlags::TYPESAFE_BY_RCU | SlabFlags::NO_MERGE | SlabFlags::PANIC,
             ctor: Some(CTOR_ZERO),
         };
         match KMEM.create(&args) {

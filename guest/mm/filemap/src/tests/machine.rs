@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Mutex, OnceLock};
 use std::vec::Vec;
 
+use mm_core::Rcu;
 use mm_core::{
     Arena, Gfp, Id, MemMap, Migratetype, Order, PAGE_SIZE, Page, PageAlloc, PageKind, Pageblock, Pfn,
     PhysAddr, PhysMem, Trace, ZoneKind,
@@ -217,6 +218,13 @@ impl Arena<Mapping> for Machine {
 
     fn free(&self, id: Id<Mapping>) {
         self.mappings.free(id);
+    }
+}
+
+impl Rcu for Machine {
+    fn rcu_read<R>(&self, f: impl FnOnce() -> R) -> R {
+        // Objects are never anything else.
+        f()
     }
 }
 

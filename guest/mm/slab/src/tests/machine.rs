@@ -115,6 +115,8 @@ pub struct Sim {
     options: Options,
     pub lines: Mutex<Vec<String>>,
     clock: AtomicU64,
+    /// Frames that were allocated at each wait for readers.
+    pub graces: Mutex<Vec<u64>>,
 }
 
 impl fmt::Debug for Sim {
@@ -170,6 +172,9 @@ impl Machine for Sim {
     fn with_caches<R>(&self, f: impl FnOnce() -> R) -> R {
         f()
     }
+    fn synchronize_rcu(&self) {
+        self.graces.lock().unwrap().push(self.pages.allocated());
+    }
     fn construct(&self, ctor: u32, object: Object, size: u32) {
         assert_eq!(ctor, CTOR);
         for word in 0..u64::from(size) / 8 {
@@ -217,6 +222,7 @@ pub fn boot(options: Options) -> Kmem<Sim> {
         options,
         lines: Mutex::default(),
         clock: AtomicU64::new(0),
+        graces: Mutex::default(),
     };
     let kmem = Kmem::new(sim);
     kmem.init().unwrap();

@@ -5,6 +5,7 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, OnceLock};
 
+use mm_core::Rcu;
 use mm_core::{
     Gfp, MemMap, Order, PAGE_SIZE, Page, PageAlloc, PageKind, Pageblock, Pfn, PhysAddr, PhysMem, Trace,
 };
@@ -399,6 +400,13 @@ impl Kernel for TestKernel {
     fn mapping_punch_hole(&self, mapping: Id<Mapping>, offset: u64, len: u64) -> Result<(), Errno> {
         shmem::fallocate(self, mapping, FallocFlags::PUNCH_HOLE | FallocFlags::KEEP_SIZE, offset, len)
             .map_err(|_| Errno::Einval)
+    }
+}
+
+impl Rcu for TestKernel {
+    fn rcu_read<R>(&self, f: impl FnOnce() -> R) -> R {
+        // Objects are never anything else.
+        f()
     }
 }
 

@@ -31,9 +31,9 @@ pub enum Delivery {
 }
 
 impl ThreadGroup {
-    /// What is next for the thread; `None` if it may go back to its program. `orphaned`: nobody outside its process group would
-    /// continue it, so that only SIGSTOP stops it (Linux: `is_current_pgrp_orphaned`).
-    pub fn next(&mut self, tid: Tid, orphaned: bool, wake: Waker<'_>) -> Option<Delivery> {
+    /// What is next for the thread; `None` if it may go back to its program. `orphaned` is asked whether nobody outside its process
+    /// group would continue it, so that only SIGSTOP stops it (Linux: `is_current_pgrp_orphaned`).
+    pub fn next(&mut self, tid: Tid, orphaned: impl Fn() -> bool, wake: Waker<'_>) -> Option<Delivery> {
         if let Some(exit) = self.exit {
             return Some(Delivery::Exit(exit));
         }
@@ -70,7 +70,7 @@ impl ThreadGroup {
                 DefaultAction::Ignore | DefaultAction::Continue => continue,
                 // Those that end or stop the first process were forced on it, and then it is no longer the first.
                 _ if self.init && !signal.is_kernel_only() => continue,
-                DefaultAction::Stop if orphaned && signal != Signal::STOP => continue,
+                DefaultAction::Stop if signal != Signal::STOP && orphaned() => continue,
                 DefaultAction::Stop => self.begin_stop(tid, signal, wake),
                 DefaultAction::Terminate | DefaultAction::Core => {
                     let exit = self.exit(tid, Exit::Killed { signal, dumped: false }, wake);

@@ -77,7 +77,7 @@ proptest! {
                     }
                 }
                 Op::Next(thread) if threads.contains(&tid(thread)) => {
-                    match group.next(tid(thread), false, &mut nobody) {
+                    match group.next(tid(thread), || false, &mut nobody) {
                         Some(Delivery::Handler(handled)) => {
                             group.handled(tid(thread), &handled, &mut nobody);
                             got(&mut sent, tid(thread), &handled.info);
@@ -117,7 +117,7 @@ proptest! {
             group.set_blocked(thread, SigSet::EMPTY, &mut nobody);
             group.restore(thread, &mut nobody);
             group.set_blocked(thread, SigSet::EMPTY, &mut nobody);
-            while let Some(delivery) = group.next(thread, false, &mut nobody) {
+            while let Some(delivery) = group.next(thread, || false, &mut nobody) {
                 if let Delivery::Handler(handled) = delivery {
                     got(&mut sent, thread, &handled.info);
                 }

@@ -4,7 +4,7 @@ use super::*;
 use crate::wait::State;
 
 fn ask(group: &mut ThreadGroup, tid: Tid, orphaned: bool) -> Option<Delivery> {
-    group.next(tid, orphaned, &mut |_, _| {})
+    group.next(tid, || orphaned, &mut |_, _| {})
 }
 
 #[test]

@@ -1,0 +1,67 @@
+//! Files as programs (Linux: fs/exec.c `do_open_execat`).
+
+use guest_fs::{Follow, Kind, OpenFlags, Place};
+use mm_vma::{Errno, Id, MapFile, Mapping, VmFlags};
+
+use super::{context, with_vfs};
+use crate::mm::space::cache;
+
+/// A file that may be run; held.
+#[derive(Debug)]
+pub struct ExecFile {
+    place: Place,
+    data: Id<Mapping>,
+}
+
+/// Opens a program.
+///
+/// # Errors
+/// `ENOENT` and others of the path; `EACCES` if it is no regular file or nobody may run it.
+pub fn open_exec(base: Place, path: &[u8], follow: Follow) -> Result<ExecFile, Errno> {
+    let context = context()?;
+    with_vfs(|vfs| {
+        let place = vfs.lookup(&context, base, path, follow)?;
+        vfs.check_exec(place)?;
+        let file = vfs.open_place(&context, place, OpenFlags::empty())?;
+        match file.kind {
+            Kind::Regular(data) => Ok(ExecFile { place, data }),
+            _ => {
+                vfs.put(place);
+                Err(guest_fs::Errno::Eacces)
+            }
+        }
+    })
+}
+
+impl ExecFile {
+    /// Reads; how many bytes, fewer at the end.
+    pub fn read(&self, offset: u64, bytes: &mut [u8]) -> usize {
+        cache::read(self.data, offset, bytes)
+    }
+
+    /// For mappings of it.
+    pub fn map(&self) -> MapFile {
+        MapFile {
+            mapping: self.data,
+            readable: true,
+            writable: false,
+            noexec: false,
+            flags: VmFlags::empty(),
+        }
+    }
+
+    /// Where it is.
+    pub fn place(&self) -> Place {
+        self.place
+    }
+}
+
+impl Drop for ExecFile {
+    fn drop(&mut self) {
+        // It was held, so there is a file system.
+        let _ = with_vfs(|vfs| {
+            vfs.put(self.place);
+            Ok(())
+        });
+    }
+}

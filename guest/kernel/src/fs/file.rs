@@ -1,0 +1,306 @@
+//! Open files (Linux: fs/file_table.c, fs/read_write.c).
+
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::sync::atomic::{AtomicU32, Ordering};
+
+use guest_fs::{Char, File, Kind, Node, OpenFlags, Place, PollFlags, proc};
+use mm_vma::{Errno, Id, MapFile, Mapping, VmFlags};
+
+use super::pipe::PipeEnd;
+use super::source::Kernel;
+use super::{Mutex, console, context, with_random, with_vfs};
+use crate::mm::space::cache;
+use crate::uaccess;
+
+/// An open file. Its place is held until the last reference is dropped.
+#[derive(Debug)]
+pub struct OpenFile {
+    /// Where it is.
+    pub place: Place,
+    /// What it is.
+    pub kind: Kind<Id<Mapping>>,
+    flags: AtomicU32,
+    pipe: Option<PipeEnd>,
+    /// Its position and the text of a file of /proc.
+    pub state: Mutex<File<Id<Mapping>>>,
+}
+
+/// Bytes that go through the kernel at once.
+const PIECE: usize = 4096;
+
+/// Where a read or write takes place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Position {
+    /// Where the file is; it moves on.
+    Current,
+    /// Here.
+    At(u64),
+}
+
+impl OpenFile {
+    /// Wraps what `open` gave. `noctty` and `wait` are of the open.
+    ///
+    /// # Errors
+    /// Those of opening a pipe.
+    pub fn new(file: File<Id<Mapping>>, noctty: bool, wait: bool) -> Result<Arc<OpenFile>, Errno> {
+        let pipe = match file.kind {
+            Kind::Fifo(inode) => match PipeEnd::open(inode, file.flags, wait) {
+                Ok(pipe) => Some(pipe),
+                Err(error) => {
+                    put(file.place);
+                    return Err(error);
+                }
+            },
+            Kind::Char(device) if device.is_tty() => {
+                console::opened(noctty || device == Char::Console);
+                None
+            }
+            _ => None,
+        };
+        let (place, kind, flags) = (file.place, file.kind, AtomicU32::new(file.flags.bits()));
+        Ok(Arc::new(OpenFile { place, kind, flags, pipe, state: Mutex::new(file) }))
+    }
+
+    /// Access mode and status flags.
+    pub fn flags(&self) -> OpenFlags {
+        OpenFlags::from_bits_retain(self.flags.load(Ordering::Relaxed))
+    }
+
+    /// F_SETFL.
+    pub fn set_flags(&self, flags: OpenFlags) {
+        self.state.with(|state| {
+            state.flags = (state.flags - OpenFlags::SETTABLE) | (flags & OpenFlags::SETTABLE);
+            self.flags.store(state.flags.bits(), Ordering::Relaxed);
+        });
+    }
+
+    fn nonblocking(&self) -> bool {
+        self.flags().contains(OpenFlags::NONBLOCK)
+    }
+
+    /// Reads into a program's memory.
+    ///
+    /// # Errors
+    /// Those of read(2).
+    pub fn read(&self, address: u64, len: usize, position: Position) -> Result<usize, Errno> {
+        if position != Position::Current {
+            self.state.with(|state| state.check_seek()).map_err(super::errno)?;
+        }
+        self.state.with(|state| state.check_read()).map_err(super::errno)?;
+        match self.kind {
+            Kind::Fifo(_) => self.pipe.as_ref().ok_or(Errno::Ebadf)?.read(address, len, self.nonblocking()),
+            Kind::Char(device) if device.is_tty() => console::read(address, len, self.nonblocking()),
+            Kind::Char(device) => read_device(device, address, len),
+            Kind::Regular(data) => self.read_at(position, |at| {
+                let done = read_file(data, address, len, at)?;
+                Ok(done)
+            }),
+            Kind::Text(node) => self.read_text(node, address, len, position),
+            Kind::Directory => Err(Errno::Eisdir),
+            Kind::Path => Err(Errno::Ebadf),
+        }
+    }
+
+    /// Calls `f` with the offset, and moves on by what it says.
+    fn read_at(
+        &self,
+        position: Position,
+        f: impl FnOnce(u64) -> Result<usize, Errno>,
+    ) -> Result<usize, Errno> {
+        match position {
+            Position::At(at) => f(at),
+            Position::Current => self.state.with(|state| {
+                let done = f(state.pos)?;
+                state.pos += done as u64;
+                Ok(done)
+            }),
+        }
+    }
+
+    fn read_text(
+        &self,
+        node: proc::Node,
+        address: u64,
+        len: usize,
+        position: Position,
+    ) -> Result<usize, Errno> {
+        self.state.with(|state| {
+            let at = if let Position::At(at) = position { at } else { state.pos };
+            if at == 0 || state.text.is_empty() {
+                state.text = proc::render(node, &Kernel).map_err(super::errno)?;
+            }
+            let start = usize::try_from(at).unwrap_or(usize::MAX).min(state.text.len());
+            let rest = &state.text[start..];
+            let piece = &rest[..rest.len().min(len)];
+            uaccess::write(address, piece)?;
+            if position == Position::Current {
+                state.pos += piece.len() as u64;
+            }
+            Ok(piece.len())
+        })
+    }
+
+    /// Writes from a program's memory.
+    ///
+    /// # Errors
+    /// Those of write(2).
+    pub fn write(&self, address: u64, len: usize, position: Position) -> Result<usize, Errno> {
+        if position != Position::Current {
+            self.state.with(|state| state.check_seek()).map_err(super::errno)?;
+        }
+        self.state.with(|state| state.check_write()).map_err(super::errno)?;
+        match self.kind {
+            Kind::Fifo(_) => self.pipe.as_ref().ok_or(Errno::Ebadf)?.write(address, len, self.nonblocking()),
+            Kind::Char(device) if device.is_tty() => console::write(address, len),
+            Kind::Char(device) => write_device(device, address, len),
+            Kind::Regular(data) => self.state.with(|state| {
+                let at = if let Position::At(at) = position { at } else { state.pos };
+                let size = cache::size(data);
+                let (at, len) = state.write_range(at, len as u64, size, u64::MAX).map_err(super::errno)?;
+                let done = write_file(data, address, usize::try_from(len).unwrap_or(usize::MAX), at)?;
+                if position == Position::Current {
+                    state.pos = at + done as u64;
+                }
+                self.written();
+                Ok(done)
+            }),
+            Kind::Text(_) => Err(Errno::Eio),
+            Kind::Directory => Err(Errno::Ebadf),
+            Kind::Path => Err(Errno::Ebadf),
+        }
+    }
+
+    /// The file's times change.
+    fn written(&self) {
+        if let (Node::Inode(id), Ok(context)) = (self.place.node, context()) {
+            // The file exists as long as it is open.
+            let _ = with_vfs(|vfs| {
+                vfs.written(id, &context);
+                Ok(())
+            });
+        }
+    }
+
+    /// For mappings of it.
+    ///
+    /// # Errors
+    /// `EBADF`, `ENODEV`.
+    pub fn map(&self) -> Result<MapFile, Errno> {
+        let flags = self.flags();
+        match self.kind {
+            Kind::Regular(mapping) => Ok(MapFile {
+                mapping,
+                readable: flags.reads(),
+                writable: flags.writes(),
+                noexec: false,
+                flags: VmFlags::empty(),
+            }),
+            Kind::Path => Err(Errno::Ebadf),
+            _ => Err(Errno::Enodev),
+        }
+    }
+
+    /// Whether it may be written.
+    ///
+    /// # Errors
+    /// `EBADF`.
+    pub fn check_writable(&self) -> Result<(), Errno> {
+        if self.flags().writes() { Ok(()) } else { Err(Errno::Ebadf) }
+    }
+
+    /// What poll reports.
+    pub fn poll(&self) -> PollFlags {
+        match (&self.pipe, self.kind) {
+            (Some(pipe), _) => pipe.poll(),
+            (None, Kind::Char(device)) if device.is_tty() => console::poll(),
+            (None, Kind::Path) => PollFlags::NVAL,
+            _ => PollFlags::ALWAYS,
+        }
+    }
+
+    /// Bytes that can be read without waiting, of a pipe.
+    pub fn pipe_len(&self) -> Option<usize> {
+        self.pipe.as_ref().map(PipeEnd::len)
+    }
+}
+
+/// Gives up a place.
+fn put(place: Place) {
+    // It was held, so there is a file system.
+    let _ = with_vfs(|vfs| {
+        vfs.put(place);
+        Ok(())
+    });
+}
+
+impl Drop for OpenFile {
+    fn drop(&mut self) {
+        self.pipe = None;
+        put(self.place);
+    }
+}
+
+/// A buffer of up to a piece.
+pub fn buffer(len: usize) -> Result<Vec<u8>, Errno> {
+    let mut buffer = Vec::new();
+    buffer.try_reserve_exact(len.min(PIECE)).map_err(|_| Errno::Enomem)?;
+    buffer.resize(len.min(PIECE), 0);
+    Ok(buffer)
+}
+
+/// Calls `f(done, piece)` until `len` bytes are done, it did less than it could, or it failed; what was done before counts.
+fn in_pieces(
+    len: usize,
+    mut f: impl FnMut(usize, &mut [u8]) -> Result<usize, Errno>,
+) -> Result<usize, Errno> {
+    let mut buffer = buffer(len)?;
+    let mut done = 0;
+    while done < len {
+        let piece = buffer.len().min(len - done);
+        match f(done, &mut buffer[..piece]) {
+            Ok(got) => {
+                done += got;
+                if got < piece {
+                    break;
+                }
+            }
+            Err(error) => return if done > 0 { Ok(done) } else { Err(error) },
+        }
+    }
+    Ok(done)
+}
+
+fn read_file(data: Id<Mapping>, address: u64, len: usize, at: u64) -> Result<usize, Errno> {
+    let left = usize::try_from(cache::size(data).saturating_sub(at)).unwrap_or(usize::MAX);
+    in_pieces(len.min(left), |done, piece| {
+        let got = cache::read(data, at + done as u64, piece);
+        uaccess::write(address + done as u64, &piece[..got])?;
+        Ok(got)
+    })
+}
+
+fn write_file(data: Id<Mapping>, address: u64, len: usize, at: u64) -> Result<usize, Errno> {
+    in_pieces(len, |done, piece| {
+        uaccess::read(address + done as u64, piece)?;
+        cache::write(data, at + done as u64, piece)
+    })
+}
+
+fn read_device(device: Char, address: u64, len: usize) -> Result<usize, Errno> {
+    in_pieces(len, |done, piece| {
+        let got = with_random(|random| device.read(piece, random)).map_err(super::errno)?;
+        uaccess::write(address + done as u64, &piece[..got])?;
+        Ok(got)
+    })
+}
+
+fn write_device(device: Char, address: u64, len: usize) -> Result<usize, Errno> {
+    if matches!(device, Char::Null | Char::Zero) {
+        return Ok(len);
+    }
+    in_pieces(len, |done, piece| {
+        uaccess::read(address + done as u64, piece)?;
+        with_random(|random| device.write(piece, random)).map_err(super::errno)
+    })
+}

@@ -1,0 +1,132 @@
+//! Files (Linux: fs/). What they are is guest-fs's; here are the locks, the waiting, and what a process has of files.
+//!
+//! Locks, in their order: `VFS`, a table of descriptors, an open file's state; these let others run while they wait. Pipes and the
+//! terminal have ticket locks, because those who wait look at them. A program's memory is never touched with `VFS` held.
+
+pub mod console;
+mod data;
+mod exec;
+pub mod file;
+pub mod initrd;
+mod mutex;
+pub mod pipe;
+mod processes;
+pub mod program;
+pub mod source;
+pub mod table;
+
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+
+use guest_fs::{Context, Timespec, Vfs};
+use mm_vma::Errno;
+
+pub use data::Pages;
+pub use exec::{ExecFile, open_exec};
+pub use file::OpenFile;
+pub use mutex::Mutex;
+pub use processes::Tasks;
+pub use table::Files;
+
+use crate::sched;
+use crate::sync::Lock;
+
+/// All file systems of this machine.
+pub type FileSystems = Vfs<Pages, Tasks>;
+
+static VFS: Mutex<Option<FileSystems>> = Mutex::new(None);
+/// Files that were looked at under `VFS`, where the last reference must not be dropped.
+static GRAVE: Lock<Vec<Arc<OpenFile>>> = Lock::new(Vec::new());
+static RANDOM: Lock<guest_fs::Random> = Lock::new(guest_fs::Random::new());
+
+/// An empty root. Slabs can be had.
+pub fn init() {
+    let mut seed = [0; 16];
+    for piece in seed.chunks_mut(8) {
+        piece.copy_from_slice(&crate::arch::regs::rdtsc().to_le_bytes());
+    }
+    RANDOM.lock().mix(&seed);
+    let vfs = Vfs::new(Pages, Tasks, now()).ok();
+    VFS.with(|slot| *slot = vfs);
+}
+
+/// Calls `f` with the file systems.
+///
+/// # Errors
+/// Those of `f`; `EIO` before [`init`].
+pub fn with_vfs<R>(f: impl FnOnce(&mut FileSystems) -> Result<R, guest_fs::Errno>) -> Result<R, Errno> {
+    let result = VFS.with(|vfs| f(vfs.as_mut().ok_or(guest_fs::Errno::Eio)?)).map_err(errno);
+    let dead = core::mem::take(&mut *GRAVE.lock());
+    drop(dead);
+    result
+}
+
+/// The same error for system calls.
+pub fn errno(error: guest_fs::Errno) -> Errno {
+    use guest_fs::Errno as From;
+    match error {
+        From::Eperm => Errno::Eperm,
+        From::Enoent => Errno::Enoent,
+        From::Esrch => Errno::Esrch,
+        From::Eintr => Errno::Eintr,
+        From::Eio => Errno::Eio,
+        From::Enxio => Errno::Enxio,
+        From::E2big => Errno::E2big,
+        From::Enoexec => Errno::Enoexec,
+        From::Ebadf => Errno::Ebadf,
+        From::Eagain => Errno::Eagain,
+        From::Enomem => Errno::Enomem,
+        From::Eacces => Errno::Eacces,
+        From::Efault => Errno::Efault,
+        From::Enotblk => Errno::Enotblk,
+        From::Ebusy => Errno::Ebusy,
+        From::Eexist => Errno::Eexist,
+        From::Exdev => Errno::Exdev,
+        From::Enodev => Errno::Enodev,
+        From::Enotdir => Errno::Enotdir,
+        From::Eisdir => Errno::Eisdir,
+        From::Einval => Errno::Einval,
+        From::Enfile => Errno::Enfile,
+        From::Emfile => Errno::Emfile,
+        From::Enotty => Errno::Enotty,
+        From::Etxtbsy => Errno::Etxtbsy,
+        From::Efbig => Errno::Efbig,
+        From::Enospc => Errno::Enospc,
+        From::Espipe => Errno::Espipe,
+        From::Erofs => Errno::Erofs,
+        From::Emlink => Errno::Emlink,
+        From::Epipe => Errno::Epipe,
+        From::Erange => Errno::Erange,
+        From::Enametoolong => Errno::Enametoolong,
+        From::Enosys => Errno::Enosys,
+        From::Enotempty => Errno::Enotempty,
+        From::Eloop => Errno::Eloop,
+        From::Eoverflow => Errno::Eoverflow,
+        From::Eopnotsupp => Errno::Eopnotsupp,
+    }
+}
+
+/// The time for inodes.
+pub fn now() -> Timespec {
+    const NANOSECONDS: u64 = 1_000_000_000;
+    let now = sched::clock::now();
+    let nsec = u32::try_from(now % NANOSECONDS).unwrap_or(0);
+    Timespec { sec: (now / NANOSECONDS).cast_signed(), nsec }
+}
+
+/// Calls `f` with the generator.
+pub fn with_random<R>(f: impl FnOnce(&mut guest_fs::Random) -> R) -> R {
+    f(&mut RANDOM.lock())
+}
+
+/// Who calls: the current process, or the kernel.
+///
+/// # Errors
+/// `EIO` before [`init`].
+pub fn context() -> Result<Context, Errno> {
+    let kernel = || with_vfs(|vfs| Ok(vfs.kernel_context(now())));
+    match crate::task::current() {
+        Some(task) => task.files.context().map_or_else(kernel, Ok),
+        None => kernel(),
+    }
+}

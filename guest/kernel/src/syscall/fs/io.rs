@@ -1,0 +1,188 @@
+//! read, write and their kin (Linux: fs/read_write.c, fs/ioctl.c).
+
+use alloc::sync::Arc;
+
+use guest_fs::{Kind, Whence};
+use guest_process::signal::{SigInfo, Signal, Target};
+use mm_vma::Errno;
+
+use super::{count, done, ints, task, with_files};
+use crate::arch::trap::TrapFrame;
+use crate::fs::file::Position;
+use crate::fs::{self, OpenFile, console, with_vfs};
+use crate::syscall::int;
+use crate::{signal, uaccess};
+
+/// Linux: `UIO_MAXIOV`.
+const IOV_MAX: u64 = 1024;
+
+/// The calls of this file.
+pub fn call(number: u64, frame: &TrapFrame) -> Option<Result<u64, Errno>> {
+    let ([a, b, c, d, ..], _) = ints(frame);
+    let fd = int(a);
+    Some(match number {
+        0 => read(fd, b, c, Position::Current),
+        1 => write(fd, b, c, Position::Current),
+        8 => lseek(fd, b.cast_signed(), int(c)),
+        16 => ioctl(fd, int(b), c),
+        17 => position(d).and_then(|at| read(fd, b, c, at)),
+        18 => position(d).and_then(|at| write(fd, b, c, at)),
+        19 => vector(fd, b, c, Position::Current, read),
+        20 => vector(fd, b, c, Position::Current, write),
+        40 => sendfile(fd, int(b), c, d),
+        // fsync, fdatasync, syncfs: there is no disk.
+        74 | 75 | 306 => get(fd).map(|_| 0),
+        77 => ftruncate(fd, b.cast_signed()),
+        // fadvise64
+        221 => get(fd).and_then(|file| if file.pipe_len().is_some() { Err(Errno::Espipe) } else { Ok(0) }),
+        285 => fallocate(fd, int(b), c.cast_signed(), d.cast_signed()),
+        // preadv, pwritev
+        295 => position(d).and_then(|at| vector(fd, b, c, at, read)),
+        296 => position(d).and_then(|at| vector(fd, b, c, at, write)),
+        _ => return None,
+    })
+}
+
+fn get(fd: u32) -> Result<Arc<OpenFile>, Errno> {
+    with_files(|files| files.get(fd))
+}
+
+fn position(offset: u64) -> Result<Position, Errno> {
+    if offset.cast_signed() < 0 { Err(Errno::Einval) } else { Ok(Position::At(offset)) }
+}
+
+fn read(fd: u32, address: u64, len: u64, position: Position) -> Result<u64, Errno> {
+    Ok(get(fd)?.read(address, count(len), position)? as u64)
+}
+
+fn write(fd: u32, address: u64, len: u64, position: Position) -> Result<u64, Errno> {
+    let result = get(fd)?.write(address, count(len), position);
+    if result == Err(Errno::Epipe) {
+        let task = task()?;
+        // It is there.
+        let _ = signal::send(&task.process, Target::Thread(task.tid), SigInfo::kernel(Signal::PIPE));
+    }
+    Ok(result? as u64)
+}
+
+/// Calls `f` for each buffer until one is not full. A position moves on with them.
+fn vector(
+    fd: u32,
+    address: u64,
+    buffers: u64,
+    position: Position,
+    f: impl Fn(u32, u64, u64, Position) -> Result<u64, Errno>,
+) -> Result<u64, Errno> {
+    get(fd)?;
+    if buffers > IOV_MAX {
+        return Err(Errno::Einval);
+    }
+    let mut sum = 0;
+    for number in 0..buffers {
+        let [base, len] = uaccess::get_user::<[u64; 2]>(address + 16 * number)?;
+        if len.cast_signed() < 0 {
+            return Err(Errno::Einval);
+        }
+        if len == 0 {
+            continue;
+        }
+        let at = if let Position::At(at) = position { Position::At(at + sum) } else { position };
+        match f(fd, base, len, at) {
+            Ok(got) => {
+                sum += got;
+                if got < len {
+                    break;
+                }
+            }
+            Err(error) => return if sum > 0 { Ok(sum) } else { Err(error) },
+        }
+    }
+    Ok(sum)
+}
+
+fn lseek(fd: u32, offset: i64, whence: u32) -> Result<u64, Errno> {
+    let file = get(fd)?;
+    let whence = Whence::from_raw(whence).map_err(fs::errno)?;
+    let size = with_vfs(|vfs| Ok(vfs.size(file.place)))?;
+    file.state.with(|state| state.seek(offset, whence, size)).map_err(fs::errno)
+}
+
+fn ftruncate(fd: u32, len: i64) -> Result<u64, Errno> {
+    if len < 0 {
+        return Err(Errno::Einval);
+    }
+    let file = get(fd)?;
+    if matches!(file.kind, Kind::Path) {
+        return Err(Errno::Ebadf);
+    }
+    if !file.flags().writes() || !matches!(file.kind, Kind::Regular(_)) {
+        return Err(Errno::Einval);
+    }
+    let context = fs::context()?;
+    done(with_vfs(|vfs| vfs.truncate(&context, file.place, len)))
+}
+
+/// Memory is not promised: a file that is to be longer gets longer (Linux: `vfs_fallocate`).
+///
+/// Differs from Linux: holes cannot be made, and no page is there before it is written.
+fn fallocate(fd: u32, mode: u32, offset: i64, len: i64) -> Result<u64, Errno> {
+    const KEEP_SIZE: u32 = 1;
+    let file = get(fd)?;
+    if offset < 0 || len <= 0 {
+        return Err(Errno::Einval);
+    }
+    file.check_writable()?;
+    if !matches!(file.kind, Kind::Regular(_)) {
+        return Err(Errno::Enodev);
+    }
+    match mode {
+        KEEP_SIZE => Ok(0),
+        0 => {
+            let end = offset.checked_add(len).ok_or(Errno::Efbig)?;
+            let size = with_vfs(|vfs| Ok(vfs.size(file.place)))?;
+            let context = fs::context()?;
+            if end.cast_unsigned() <= size {
+                return Ok(0);
+            }
+            done(with_vfs(|vfs| vfs.truncate(&context, file.place, end)))
+        }
+        _ => Err(Errno::Eopnotsupp),
+    }
+}
+
+fn ioctl(fd: u32, request: u32, argument: u64) -> Result<u64, Errno> {
+    const FIONBIO: u32 = 0x5421;
+    const FIONREAD: u32 = 0x541b;
+    const FIOCLEX: u32 = 0x5451;
+    const FIONCLEX: u32 = 0x5450;
+    let file = get(fd)?;
+    match (request, file.kind) {
+        (FIOCLEX | FIONCLEX, _) => {
+            let table = with_files(|files| files.table())?;
+            done(table.with(|table| table.set_cloexec(fd, request == FIOCLEX)).map_err(fs::errno))
+        }
+        (FIONBIO, _) => {
+            let on = uaccess::get_user::<u32>(argument)? != 0;
+            let mut flags = file.flags();
+            flags.set(guest_fs::OpenFlags::NONBLOCK, on);
+            file.set_flags(flags);
+            Ok(0)
+        }
+        (_, Kind::Path) => Err(Errno::Ebadf),
+        (_, Kind::Char(device)) if device.is_tty() => console::ioctl(request, argument),
+        (FIONREAD, Kind::Fifo(_)) => {
+            let len = file.pipe_len().and_then(|len| u32::try_from(len).ok()).unwrap_or(0);
+            uaccess::put_user(argument, len)?;
+            Ok(0)
+        }
+        _ => Err(Errno::Enotty),
+    }
+}
+
+/// Differs from Linux: refused (`EINVAL`), which programs know from files that cannot do it; they go on with read and write.
+fn sendfile(to: u32, from: u32, _offset: u64, _len: u64) -> Result<u64, Errno> {
+    task()?;
+    get(from)?;
+    get(to)?;
+    Err(Errno::Einval)
+}

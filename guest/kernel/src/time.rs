@@ -1,0 +1,121 @@
+//! Time of day, and timers that send signals (Linux: kernel/time/timekeeping.c, kernel/time/itimer.c).
+//!
+//! Timers of processes are looked after by one thread of the kernel, which begins with the first of them and sleeps until the
+//! next is due.
+//!
+//! Differs from Linux: timers fire at a tick, 10 ms at most too late.
+
+use alloc::sync::Arc;
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use guest_process::signal::{SigInfo, Target};
+use guest_process::time::{FOREVER, IntervalTimer, NSEC_PER_SEC, Which};
+use mm_vma::Errno;
+
+use crate::drivers::rtc;
+use crate::sched::{self, WaitQueue, clock};
+use crate::sync::Lock;
+use crate::task::{self, Process};
+use crate::{println, signal};
+
+/// Time of day at boot, nanoseconds since 1970; 0 until somebody asks.
+static BOOT: AtomicU64 = AtomicU64::new(0);
+/// Time of the next timer, nanoseconds since boot.
+static NEXT: AtomicU64 = AtomicU64::new(FOREVER);
+static CHANGED: WaitQueue = WaitQueue::new();
+static STARTED: Lock<bool> = Lock::new(false);
+static LOOK: AtomicBool = AtomicBool::new(false);
+
+/// Time of day at boot, nanoseconds since 1970: what CLOCK_REALTIME is ahead of CLOCK_MONOTONIC.
+pub fn boot_realtime() -> u64 {
+    match BOOT.load(Ordering::Acquire) {
+        0 => {
+            let seconds = rtc::read_time().unwrap_or_else(|| {
+                println!("rtc: no clock answers: it is 1970");
+                0
+            });
+            let boot = (seconds * NSEC_PER_SEC).saturating_sub(clock::now()).max(1);
+            // Whoever was first set it for all.
+            BOOT.compare_exchange(0, boot, Ordering::AcqRel, Ordering::Acquire)
+                .map_or_else(|known| known, |_| boot)
+        }
+        boot => boot,
+    }
+}
+
+/// Time of day, nanoseconds since 1970.
+pub fn realtime() -> u64 {
+    boot_realtime().saturating_add(clock::now())
+}
+
+/// Sets the time of day (Linux: `do_settimeofday64`).
+pub fn set_realtime(ns: u64) {
+    BOOT.store(ns.saturating_sub(clock::now()).max(1), Ordering::Release);
+}
+
+/// A real timer was set for a time, nanoseconds since boot: it will fire.
+///
+/// # Errors
+/// ENOMEM if there is no thread for it.
+pub fn timer_set(expires: u64) -> Result<(), Errno> {
+    start()?;
+    NEXT.fetch_min(expires, Ordering::AcqRel);
+    LOOK.store(true, Ordering::Release);
+    CHANGED.wake_up_all();
+    Ok(())
+}
+
+fn start() -> Result<(), Errno> {
+    // Held until the thread is there, so that there is one; making it may sleep, so the lock is not held while it is made.
+    if core::mem::replace(&mut *STARTED.lock(), true) {
+        return Ok(());
+    }
+    sched::spawn_daemon("ktimers", run, 0, &sched::task_context()).map_err(|_| {
+        *STARTED.lock() = false;
+        Errno::Enomem
+    })
+}
+
+fn run(_: u64) {
+    let context = sched::task_context();
+    loop {
+        let next = NEXT.load(Ordering::Acquire);
+        let due = || LOOK.swap(false, Ordering::AcqRel) || clock::now() >= NEXT.load(Ordering::Acquire);
+        if next == FOREVER {
+            CHANGED.wait_event(&context, due);
+        } else {
+            CHANGED.wait_timeout(&context, next, due);
+        }
+        if clock::now() >= NEXT.load(Ordering::Acquire) {
+            fire();
+        }
+    }
+}
+
+/// Fires what is due, and finds out what is next.
+fn fire() {
+    // Whoever sets one meanwhile lowers it again.
+    NEXT.store(FOREVER, Ordering::Release);
+    let now = clock::now();
+    let mut after = 0;
+    while let Some(process) = next_process(after) {
+        after = process.pid;
+        let (fired, expires) = {
+            let mut timer = process.signals.real_timer.lock();
+            (timer.fire(now), timer.expires())
+        };
+        if fired > 0 {
+            // A process that ends needs no signal.
+            let _ = signal::send(&process, Target::Process, SigInfo::kernel(Which::Real.signal()));
+        }
+        NEXT.fetch_min(expires.unwrap_or(FOREVER), Ordering::AcqRel);
+    }
+}
+
+/// The process of the least number above `after` that has a timer.
+fn next_process(after: u32) -> Option<Arc<Process>> {
+    task::with_relations(|processes, _| {
+        let armed = |process: &&Arc<Process>| *process.signals.real_timer.lock() != IntervalTimer::OFF;
+        processes.iter().filter(|process| process.pid > after && !process.is_zombie()).find(armed).cloned()
+    })
+}
