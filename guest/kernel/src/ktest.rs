@@ -10,6 +10,7 @@ mod highmem;
 mod paging;
 mod slab;
 mod slab_debug;
+mod shm;
 mod space;
 mod stacks;
 mod vmalloc;
@@ -59,6 +60,7 @@ const GROUPS: &[(&str, &[(&str, Test)])] = &[
     ("vmalloc", &vmalloc::TESTS),
     ("highmem", &highmem::TESTS),
     ("space", &space::TESTS),
+    ("shm", &shm::TESTS),
     ("stacks", &stacks::TESTS),
     ("alloc", &alloc::ALLOC),
     ("bad-input", &bad_input::TESTS),
