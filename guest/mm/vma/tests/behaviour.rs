@@ -8,8 +8,8 @@ use common::model::Model;
 use common::op::{Op, PAGE, WINDOW};
 use mm_core::{Gfp, MemMap, Order, PageAlloc};
 use mm_vma::{
-    Access, Arena, Done, Fault, Id, Kernel, Mm, RssKind, Unmapped, audit, for_each_pte, handle_fault,
-    put_page, remove_migration_ptes, try_to_migrate,
+    Access, Arena, Done, Fault, Id, Kernel, MapFile, MapFlags, Mm, MmapRequest, ProtFlags, RssKind, Space,
+    Unmapped, VmFlags, audit, for_each_pte, handle_fault, put_page, remove_migration_ptes, try_to_migrate,
 };
 
 const AT: u64 = 300 * PAGE;
@@ -351,4 +351,31 @@ fn a_descriptor_of_another_address_space_is_not_believed() {
     assert!(mm(&model, parent).lock_vma(k, child, WINDOW + AT).is_none());
     assert!(mm(&model, child).lock_vma(k, child, WINDOW + AT).is_some());
     model.finish();
+}
+
+#[test]
+fn a_page_that_leaves_its_file_during_a_fault_is_not_mapped() {
+    const PRIVATE_FILE: u64 = 0x12;
+    for flags in [0x11, PRIVATE_FILE] {
+        let mut model = Model::new();
+        let mapping = model.k.shmem_zero_setup(PAGE).unwrap();
+        let file =
+            MapFile { mapping, readable: true, writable: true, noexec: false, flags: VmFlags::empty() };
+        let request = MmapRequest {
+            addr: WINDOW + AT,
+            len: PAGE,
+            prot: ProtFlags::from_bits_retain(WRITE),
+            flags: MapFlags::from_bits_retain(flags) | MapFlags::FIXED,
+            file: Some(file),
+            offset: 0,
+        };
+        let _ = Space::lock(&model.k, model.mm, model.limits).mmap(&request).unwrap();
+        model.k.mapping_put(mapping);
+        model.k.truncates_on_fault.store(true, Relaxed);
+        // The fault is tried again, and finds the end of the file.
+        assert_eq!(write(&model, 0, 5), -7002);
+        assert!(frame(&model, model.mm, 0).is_none(), "a page behind the end is mapped");
+        run(&mut model, Op::Read { addr: AT });
+        model.finish();
+    }
 }
