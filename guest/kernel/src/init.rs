@@ -126,7 +126,9 @@ extern "C" fn start_on_own_stack() -> ! {
 /// Runs the first process from an initramfs. Its end is the machine's (Linux panics: "Attempted to kill init!").
 fn run_file(program: Vec<u8>) -> ! {
     introspect::stage(BootStage::Running);
-    match fs::initrd::run(program) {
+    let end = fs::initrd::run(program);
+    checkpoint(1, c"exited");
+    match end {
         Ok(End::Exited(0)) => {
             println!("init: ended; power down");
             power::power_off()

@@ -36,6 +36,7 @@ const FILES: &[(&str, &str)] = &[
     ("space", include_str!("../../../tests/cases/space.toml")),
     ("process", include_str!("../../../tests/cases/process.toml")),
     ("signal", include_str!("../../../tests/cases/signal.toml")),
+    ("shm", include_str!("../../../tests/cases/shm.toml")),
     ("stacks", include_str!("../../../tests/cases/stacks.toml")),
     ("trace", include_str!("../../../tests/cases/trace.toml")),
     ("real", include_str!("../../../tests/cases/real.toml")),
