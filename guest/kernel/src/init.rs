@@ -146,6 +146,7 @@ fn run_init() -> Option<bool> {
     let mode = cmdline::value("user", |value| match value {
         "process" => 2,
         "signal" => 3,
+        "mappings" => 4,
         _ => 0,
     });
     let ended = run_program(1, mode.unwrap_or(0));

@@ -83,6 +83,8 @@ const PAUSE: u64 = 1;
 const PROCESSES: u64 = 2;
 /// With signals, futexes and clocks, too.
 const SIGNALS: u64 = 3;
+/// With every call on mappings.
+const MAPPINGS: u64 = 4;
 
 /// Where `_start` jumps.
 pub extern "C" fn main(mode: u64, stack: *const u64) -> ! {
@@ -116,8 +118,8 @@ pub extern "C" fn main(mode: u64, stack: *const u64) -> ! {
     checks.check("brk grows the heap again", sys::brk(end) == end);
     checks.memory("heap is zero at first touch", heap);
     deep_stack(&mut checks);
-    mappings::run(&mut checks);
     match mode {
+        MAPPINGS => mappings::run(&mut checks),
         PROCESSES => {
             processes::run(&mut checks);
             arguments::execve(&mut checks);
