@@ -37,13 +37,7 @@ fn lock(mm: Id<Mm>) -> Space<'static, Spaces> {
 }
 
 fn map(mm: Id<Mm>, file: Option<Id<Mapping>>, pages: u64, flags: MapFlags) -> Outcome<u64> {
-    let file = file.map(|mapping| MapFile {
-        mapping,
-        readable: true,
-        writable: true,
-        noexec: false,
-        flags: VmFlags::empty(),
-    });
+    let file = file.map(MapFile::of);
     let request = MmapRequest {
         addr: 0,
         len: pages * PAGE_SIZE,
