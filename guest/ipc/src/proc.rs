@@ -9,7 +9,9 @@ use crate::shm::{Shm, Usage};
 /// # Errors
 /// Those of `out`.
 pub fn show<H>(shm: &Shm<H>, usage: impl Fn(&H) -> Usage, out: &mut dyn Write) -> fmt::Result {
-    out.write_str("       key      shmid perms                  size  cpid  lpid nattch   uid   gid  cuid  cgid")?;
+    out.write_str(
+        "       key      shmid perms                  size  cpid  lpid nattch   uid   gid  cuid  cgid",
+    )?;
     out.write_str("      atime      dtime      ctime                   rss                  swap\n")?;
     for (id, it) in shm.iter() {
         let (perm, usage) = (&it.perm, usage(&it.handle));

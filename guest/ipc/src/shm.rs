@@ -2,10 +2,10 @@
 
 use bitflags::bitflags;
 
+use crate::Errno;
 use crate::bytes::Bytes;
 use crate::ids::Ids;
 use crate::perm::{Caller, Perm, mode};
-use crate::Errno;
 
 const PAGE_SIZE: u64 = 4096;
 
@@ -265,11 +265,7 @@ impl<H> Shm<H> {
     ///
     /// # Errors
     /// `EINVAL`, `EACCES`.
-    pub fn stat_index(
-        &self,
-        caller: Option<&Caller>,
-        index: u32,
-    ) -> Result<(u32, &Segment<H>), Errno> {
+    pub fn stat_index(&self, caller: Option<&Caller>, index: u32) -> Result<(u32, &Segment<H>), Errno> {
         let id = self.ids.at_index(index).ok_or(Errno::Einval)?;
         let segment = self.ids.get(id).ok_or(Errno::Einval)?;
         caller.map_or(Ok(()), |caller| segment.perm.check(caller, 0o444))?;

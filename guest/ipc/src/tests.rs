@@ -122,7 +122,12 @@ fn structures_are_linuxs() {
         wanted
     });
     let info = shm.info();
-    assert_eq!((info[8], info[16..20].to_vec()), (1, 4096_u32.to_le_bytes().to_vec()), "{}", format!("{info:?}"));
+    assert_eq!(
+        (info[8], info[16..20].to_vec()),
+        (1, 4096_u32.to_le_bytes().to_vec()),
+        "{}",
+        format!("{info:?}")
+    );
 }
 
 proptest! {

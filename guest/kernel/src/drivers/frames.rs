@@ -10,8 +10,8 @@ use mm_pgtable::CacheMode;
 use mm_vma::{Errno, Frames, Id, Kernel, MapFile, Mapping, VmFlags};
 
 use crate::mm::layout::APIC_VA;
-use crate::mm::space::cache::{self, Source};
 use crate::mm::space::Spaces;
+use crate::mm::space::cache::{self, Source};
 use crate::mm::{kmap, page_alloc, paging};
 use crate::sync::Lock;
 

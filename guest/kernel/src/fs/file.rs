@@ -7,9 +7,9 @@ use core::sync::atomic::{AtomicU32, Ordering};
 use guest_fs::{Char, File, Kind, Node, OpenFlags, Place, PollFlags, proc};
 use mm_vma::{Errno, Id, MapFile, Mapping};
 
+use super::mapped::{self, Mapped};
 use super::pipe::PipeEnd;
 use super::source::Kernel;
-use super::mapped::{self, Mapped};
 use super::{Mutex, console, context, with_vfs};
 use crate::drivers::frames;
 use crate::mm::space::cache;

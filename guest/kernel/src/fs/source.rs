@@ -7,7 +7,8 @@ use core::sync::atomic::Ordering;
 
 use guest_fs::Errno;
 use guest_fs::proc::{
-    CpuInfo, CpuTime, MapInfo, MemInfo, ProcessInfo, Rlimit, Source, SystemFile, SystemInfo, VmInfo, Who,
+    CpuInfo, CpuTime, MapInfo, MapPages, MemInfo, ProcessInfo, Rlimit, Source, SystemFile, SystemInfo,
+    VmInfo, Who,
 };
 use guest_process::limits::Resource;
 use guest_process::signal::SigSet;
@@ -293,6 +294,7 @@ fn maps_of(task: &Task, id: Id<Mm>, f: &mut dyn FnMut(&MapInfo<'_>) -> fmt::Resu
             dev: shown.as_ref().map_or(0, |shown| shown.dev),
             ino: shown.as_ref().map_or(0, |shown| shown.ino),
             name,
+            pages: MapPages { vm_flags: flags.bits(), ..MapPages::default() },
             ..MapInfo::default()
         })?;
     }

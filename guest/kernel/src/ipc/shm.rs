@@ -8,8 +8,8 @@ use mm_core::PAGE_SIZE;
 use mm_vma::{Id, Kernel, MapFile, MapFlags, Mapping, MmapRequest, Populate, ProtFlags, Space, VmFlags};
 
 use crate::fs::{self, Mutex};
-use crate::mm::space::cache::{self, Source};
 use crate::mm::space::Spaces;
+use crate::mm::space::cache::{self, Source};
 use crate::{task, uaccess};
 
 /// All segments.

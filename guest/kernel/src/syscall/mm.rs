@@ -3,8 +3,8 @@
 use guest_fs::{Char, Kind};
 use mm_core::PAGE_SIZE;
 use mm_vma::{
-    Advised, Errno, Id, Limits, MapFlags, MapType, MlockAll, Mm, MmapRequest, MremapFlags, MsyncFlags, Populate,
-    ProtFlags, Space,
+    Advised, Errno, Id, Limits, MapFlags, MapType, MlockAll, Mm, MmapRequest, MremapFlags, MsyncFlags,
+    Populate, ProtFlags, Space,
 };
 
 use super::int;

@@ -54,9 +54,7 @@ impl Seals {
     /// # Errors
     /// [`CacheError::Sealed`].
     pub fn check_resize(self, old: u64, new: u64) -> Result<(), CacheError> {
-        Seals::refused(
-            new < old && self.contains(Seals::SHRINK) || new > old && self.contains(Seals::GROW),
-        )
+        Seals::refused(new < old && self.contains(Seals::SHRINK) || new > old && self.contains(Seals::GROW))
     }
 
     /// A hole (Linux: `shmem_fallocate`).

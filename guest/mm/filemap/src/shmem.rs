@@ -68,21 +68,25 @@ pub fn write_end<K: Cache>(k: &K, id: Id<Mapping>, end: u64, pfn: Pfn) {
 
 /// The page, which is data from now on.
 fn get_written<K: Cache>(k: &K, id: Id<Mapping>, index: u64, bound: Bound) -> Result<Pfn, CacheError> {
-    let pfn = get(k, id, index, bound, PageFlags::empty())?;
-    if let Some(page) = MemMap::page(k, pfn).filter(|page| page.has(PageFlags::UNWRITTEN)) {
-        page.remove(PageFlags::UNWRITTEN);
-    }
+    let (pfn, _) = get(k, id, index, bound, PageFlags::empty())?;
+    set_written(k, pfn);
     Ok(pfn)
 }
 
-/// The page with a reference; a new one has `flags` before anybody finds it (Linux: `shmem_get_folio`).
+fn set_written<K: Cache>(k: &K, pfn: Pfn) {
+    if let Some(page) = MemMap::page(k, pfn).filter(|page| page.has(PageFlags::UNWRITTEN)) {
+        page.remove(PageFlags::UNWRITTEN);
+    }
+}
+
+/// The page with a reference, and whether it is new; then it has `flags` before anybody finds it (Linux: `shmem_get_folio`).
 fn get<K: Cache>(
     k: &K,
     id: Id<Mapping>,
     index: u64,
     bound: Bound,
     flags: PageFlags,
-) -> Result<Pfn, CacheError> {
+) -> Result<(Pfn, bool), CacheError> {
     let mut counted = false;
     let got = read_cache_page(k, id, index, bound, |pfn| {
         if let Some(page) = MemMap::page(k, pfn).filter(|_| !flags.is_empty()) {
@@ -95,7 +99,7 @@ fn get<K: Cache>(
         // Another was faster, or it did not fit.
         k.shmem_unacct_blocks(id, 1);
     }
-    got.map(|(pfn, _)| pfn)
+    got
 }
 
 /// [`set_size_sealed`] of a file without seals.
@@ -110,12 +114,7 @@ pub fn set_size<K: Cache>(k: &K, id: Id<Mapping>, bytes: u64) -> Result<(), Cach
 ///
 /// # Errors
 /// [`CacheError::TooBig`], [`CacheError::Sealed`].
-pub fn set_size_sealed<K: Cache>(
-    k: &K,
-    id: Id<Mapping>,
-    seals: Seals,
-    bytes: u64,
-) -> Result<(), CacheError> {
+pub fn set_size_sealed<K: Cache>(k: &K, id: Id<Mapping>, seals: Seals, bytes: u64) -> Result<(), CacheError> {
     if bytes > MAX_BYTES {
         return Err(CacheError::TooBig);
     }
@@ -185,7 +184,11 @@ pub fn fallocate_sealed<K: Cache>(
     let mapping: &Mapping = k.at(id);
     seals.check_allocate(end, mapping.size())?;
     for index in offset / PAGE_SIZE..end.div_ceil(PAGE_SIZE) {
-        let pfn = get(k, id, index, Bound::None, PageFlags::UNWRITTEN)?;
+        let (pfn, new) = get(k, id, index, Bound::None, PageFlags::UNWRITTEN)?;
+        if !new {
+            // What is allocated twice is data, as on Linux.
+            set_written(k, pfn);
+        }
         put_page(k, pfn);
     }
     if !mode.contains(FallocFlags::KEEP_SIZE) && end > mapping.size() {

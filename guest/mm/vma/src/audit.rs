@@ -100,7 +100,11 @@ fn check_entries<K: Kernel>(k: &K, mm: &Mm) -> Result<(), Broken> {
             check(!executable || flags.contains(VmFlags::EXEC), "M2: executable in an executable VMA", va)?;
             check(!special || flags.contains(VmFlags::PFNMAP), "M6: a device's frame in a PFNMAP VMA", va)?;
             if special {
-                check(!writable || flags.contains(VmFlags::SHARED), "M3: a device's frame is copied first", va)?;
+                check(
+                    !writable || flags.contains(VmFlags::SHARED),
+                    "M3: a device's frame is copied first",
+                    va,
+                )?;
                 continue;
             }
             let copied = k.page(pfn).is_some_and(page::is_anon);

@@ -4,8 +4,8 @@
 use core::ops::Range;
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use mm_core::{PAGE_SIZE, Pfn};
 use guest_ipc::Usage;
+use mm_core::{PAGE_SIZE, Pfn};
 use mm_filemap::shmem::{self, FallocFlags, Fallocate};
 use mm_filemap::{
     Bound, Cache, CacheError, Sealed, Seek, read_cache_page, seek_hole_data, truncate_inode_pages_range,

@@ -211,7 +211,8 @@ fn memfd_create(name: u64, flags: u32) -> Result<u64, Errno> {
         return Err(Errno::Einval);
     }
     let mut full = alloc::vec::Vec::from(*b"memfd:");
-    let name = path_at(name).map_err(|error| if error == Errno::Enametoolong { Errno::Einval } else { error })?;
+    let name =
+        path_at(name).map_err(|error| if error == Errno::Enametoolong { Errno::Einval } else { error })?;
     if name.len() > LONGEST {
         return Err(Errno::Einval);
     }

@@ -83,9 +83,7 @@ impl Ours {
         let errno = |error: CacheError| error.errno().number();
         match op {
             Op::Write { at, len } => self.write(at, len, value).map_err(errno),
-            Op::Resize(bytes) => {
-                shmem::set_size_sealed(machine, id, seals, bytes).map(|()| 0).map_err(errno)
-            }
+            Op::Resize(bytes) => shmem::set_size_sealed(machine, id, seals, bytes).map(|()| 0).map_err(errno),
             Op::Fallocate { mode, at, len } => {
                 let mode = FallocFlags::from_bits_retain(mode);
                 let request = Fallocate { mode, offset: at, len };
@@ -95,9 +93,7 @@ impl Ours {
                 let what = if what { Seek::Data } else { Seek::Hole };
                 seek_hole_data(machine, id, at, what).ok_or(Errno::Enxio.number())
             }
-            Op::AddSeals(raw) => {
-                self.sealed.add(raw, true, || false).map(|()| 0).map_err(Errno::number)
-            }
+            Op::AddSeals(raw) => self.sealed.add(raw, true, || false).map(|()| 0).map_err(Errno::number),
         }
     }
 
