@@ -43,7 +43,11 @@ fn op() -> impl Strategy<Value = Op> {
 
 /// Keys that nobody else on this machine has.
 fn key(key: i32) -> i32 {
-    if key == 0 { libc::IPC_PRIVATE } else { 0x4d00_0000 | (std::process::id().cast_signed() & 0xf_ffff) << 4 | key }
+    if key == 0 {
+        libc::IPC_PRIVATE
+    } else {
+        0x4d00_0000 | (std::process::id().cast_signed() & 0xf_ffff) << 4 | key
+    }
 }
 
 fn caller() -> Caller {
@@ -132,7 +136,8 @@ impl Both {
             }
             Op::Attach { slot, read_only } => {
                 let Some((id, our, handle)) = self.slot(slot) else { return (Ok(()), Ok(())) };
-                let got = ours(self.shm.attach(&caller(), our, if read_only { 0o444 } else { 0o666 })).map(drop);
+                let got =
+                    ours(self.shm.attach(&caller(), our, if read_only { 0o444 } else { 0o666 })).map(drop);
                 let flags = if read_only { libc::SHM_RDONLY } else { 0 };
                 let at = unsafe { libc::shmat(id, ptr::null(), flags) };
                 let linux = if at.addr() == usize::MAX { host(-1).map(drop) } else { Ok(()) };
