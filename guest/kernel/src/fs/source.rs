@@ -295,7 +295,6 @@ fn maps_of(task: &Task, id: Id<Mm>, f: &mut dyn FnMut(&MapInfo<'_>) -> fmt::Resu
             ino: shown.as_ref().map_or(0, |shown| shown.ino),
             name,
             pages: MapPages { vm_flags: flags.bits(), ..MapPages::default() },
-            ..MapInfo::default()
         })?;
     }
     Ok(())
