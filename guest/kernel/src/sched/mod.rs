@@ -17,7 +17,7 @@ mod thread;
 mod wait;
 
 use alloc::sync::Arc;
-use core::sync::atomic::Ordering;
+use core::sync::atomic::{AtomicUsize, Ordering};
 
 use guest_firmware::acpi::MAX_CPUS;
 use memvisor_abi::{TaskInfo, TaskState};
@@ -136,6 +136,9 @@ pub fn table() -> (*const TaskInfo, usize) {
     (SCHED.as_ptr().cast::<TaskInfo>(), size_of::<Slot>())
 }
 
+/// Tasks in the queue, so that who finds none need not take the lock.
+static READY: AtomicUsize = AtomicUsize::new(0);
+
 /// Gives every CPU its idle task. The one that runs this is the boot CPU's.
 pub fn init(cpus: u32) {
     clock::init();
@@ -252,10 +255,12 @@ impl Sched {
             last => self.slots[last].next = number,
         }
         self.last = number;
+        READY.fetch_add(1, Ordering::SeqCst);
     }
 
     /// Takes a task out of the queue; `before` stands before it.
     fn unlink(&mut self, before: usize, at: usize) {
+        READY.fetch_sub(1, Ordering::SeqCst);
         let next = self.slots[at].next;
         match before {
             NOBODY => self.first = next,
@@ -375,7 +380,7 @@ pub fn idle() {
     let cpu = percpu.cpu.load(Ordering::Relaxed);
     // Announced before the look at the queue, so that who queues a thread after it sends an interrupt.
     percpu.idle.store(1, Ordering::SeqCst);
-    let work = SCHED.lock().has_work(cpu);
+    let work = READY.load(Ordering::SeqCst) > 0 && SCHED.lock().has_work(cpu);
     if !work {
         regs::wait_for_interrupt();
     }
@@ -387,6 +392,10 @@ pub fn idle() {
 /// is missed.
 fn run_others() {
     let cpu = percpu::cpu();
+    if READY.load(Ordering::SeqCst) == 0 {
+        core::hint::spin_loop();
+        return;
+    }
     if SCHED.lock().has_work(cpu) {
         schedule(Reason::Free);
         return;
