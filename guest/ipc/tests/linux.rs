@@ -51,7 +51,7 @@ fn key(key: i32) -> i32 {
 }
 
 fn caller() -> Caller {
-    let (uid, gid) = unsafe { (libc::geteuid(), libc::getegid()) };
+    let (uid, gid) = (unsafe { libc::geteuid() }, unsafe { libc::getegid() });
     Caller { pid: std::process::id(), uid, gid, now: 0 }
 }
 
