@@ -32,6 +32,11 @@ pub const MEANT: &[Meant] = &[
         guest_says: " -22",
     },
     Meant {
+        name: "no-droppable",
+        may_be: |call| call.name == Name::Mmap && call.values[3].number & 0xf == 8,
+        guest_says: " -22",
+    },
+    Meant {
         name: "no-huge-pages",
         may_be: |call| call.name == Name::Mmap && call.values[3].number & 0x4_0000 != 0,
         guest_says: " -12",

@@ -52,11 +52,16 @@ impl Random {
 
 /// Sequence `number` of a seed, with `calls` calls.
 pub fn sequence(seed: u64, number: u64, calls: usize) -> Sequence {
+    with_files(seed, number, calls, true)
+}
+
+/// [`sequence`], whose calls use the file or do not.
+pub fn with_files(seed: u64, number: u64, calls: usize, files: bool) -> Sequence {
     let mut random = Random(seed);
     let mixed = random.next() ^ number.wrapping_mul(0xd6e8_feb8_6659_fd93);
     let mut maker = Maker { random: Random(mixed), locks: false, files: false };
     maker.locks = maker.random.is_one_in(2);
-    maker.files = !maker.random.is_one_in(3);
+    maker.files = !maker.random.is_one_in(3) && files;
     let calls = (0..calls).map(|at| maker.call(calls - at)).collect();
     Sequence { name: format!("random-{number}"), calls }
 }

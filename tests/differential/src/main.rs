@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
-use memvisor_differential::compare::first_difference;
+use memvisor_differential::compare::{Part, first_difference};
 use memvisor_differential::differences::explain;
 use memvisor_differential::guest::{Bed, Guest};
 use memvisor_differential::host::Host;
@@ -52,6 +52,9 @@ struct Which {
     /// Leave the hand-written cases out
     #[arg(long)]
     no_cases: bool,
+    /// Map no files in random sequences
+    #[arg(long)]
+    no_files: bool,
     /// Only the sequences of these names, such as random-7 or mmap/fixed; may be repeated
     #[arg(long, value_name = "NAME")]
     only: Vec<String>,
@@ -125,7 +128,7 @@ impl Which {
         let only: Vec<u64> =
             self.only.iter().filter_map(|name| name.strip_prefix("random-")?.parse().ok()).collect();
         let numbers: Vec<u64> = if self.only.is_empty() { (0..self.sequences).collect() } else { only };
-        all.extend(numbers.into_iter().map(|n| generate::sequence(self.seed, n, self.calls.into())));
+        all.extend(numbers.into_iter().map(|n| generate::with_files(self.seed, n, self.calls.into(), !self.no_files)));
         if !self.only.is_empty() {
             all.retain(|sequence| self.only.iter().any(|name| sequence.name.starts_with(name.as_str())));
         }
@@ -236,6 +239,22 @@ fn hashes_differ(pair: Pair<'_>, batch: &[Sequence], bar: &ProgressBar) -> anyho
     Ok(pairs.filter(|(_, (linux, guest))| !linux.is_same(guest)).map(|(at, _)| at).collect())
 }
 
+/// What a difference has in common with others that are probably the same: the call, and what came of it.
+fn kind(sequence: &Sequence, part: &Part, guest: &Outcome) -> String {
+    if matches!(guest, Outcome::Died(_)) {
+        return "died".to_owned();
+    }
+    let name = part.call.and_then(|call| sequence.calls.get(call)).map_or("contents", |call| call.name.text());
+    let first = |lines: &[String]| {
+        let line = lines.first().map_or("", String::as_str);
+        let result = line.split(' ').skip(1).map(|word| word.trim_start_matches(|c| "mlh".contains(c)));
+        // Where something is does not matter, which errno or signal does.
+        result.map(|word| if word.len() > 3 { "address" } else { word }).collect::<Vec<_>>().join(" ")
+    };
+    let (linux, guest) = (first(&part.linux), first(&part.guest));
+    if linux == guest { format!("{name}, areas") } else { format!("{name}, {linux}, {guest}") }
+}
+
 /// Records of a batch at a time, so that a few hundred do not fill the console of one boot.
 const RECORDS: usize = 50;
 
@@ -254,10 +273,8 @@ fn look_into(pair: Pair<'_>, differing: &[Sequence], args: &RunArgs, report: &mu
                 continue;
             }
             report.differing.push(sequence.name.clone());
-            let call = part.call.and_then(|call| sequence.calls.get(call));
-            let died = matches!(guest, Outcome::Died(_));
-            let kind = if died { "died" } else { call.map_or("contents", |call| call.name.text()) };
-            kinds.entry(kind.to_owned()).or_insert_with(|| (sequence.clone(), 0)).1 += 1;
+            let kind = kind(sequence, &part, &guest);
+            kinds.entry(kind).or_insert_with(|| (sequence.clone(), 0)).1 += 1;
         }
     }
     for (kind, (sequence, count)) in kinds.into_iter().take(args.findings) {

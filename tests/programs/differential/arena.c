@@ -101,7 +101,7 @@ static void find_heap(void)
 }
 
 /* So that the stack need not grow later, when its limit is small. */
-static void use_stack(void)
+void use_stack(void)
 {
 	volatile char room[16 * PAGE];
 

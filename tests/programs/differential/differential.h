@@ -50,6 +50,7 @@ int read_sequence(struct sequence *into);
 
 /* arena.c */
 void prepare(void);
+void use_stack(void);
 const struct hole *hole_of(unsigned long address);
 
 /* record.c: text in memory that forked processes share. */
