@@ -89,6 +89,7 @@ fn vm_info(task: &Task) -> Option<VmInfo> {
     };
     info.data_range = (mm.start_data(), mm.end_data());
     info.start_brk = mm.start_brk();
+    info.start_stack = space::start_stack(mm);
     Some(info)
 }
 
@@ -261,6 +262,7 @@ impl Source for Kernel {
 /// Mappings are copied with mmap_lock held, and told without it.
 fn maps_of(task: &Task, id: Id<Mm>, f: &mut dyn FnMut(&MapInfo<'_>) -> fmt::Result) -> fmt::Result {
     let mm = space::mm_of(id);
+    let start_stack = space::start_stack(mm);
     let path = path_of_exe(task);
     let mut all = Vec::new();
     {
@@ -277,9 +279,11 @@ fn maps_of(task: &Task, id: Id<Mm>, f: &mut dyn FnMut(&MapInfo<'_>) -> fmt::Resu
             &shown.path
         } else if is_file {
             &path
-        } else if start <= mm.brk() && end > mm.start_brk() {
+        } else if start < mm.brk() && end > mm.start_brk() {
+            // Linux: `vma_is_initial_heap`.
             b"[heap]"
-        } else if flags.contains(VmFlags::GROWSDOWN) {
+        } else if (start..=end).contains(&start_stack) {
+            // Linux: `vma_is_initial_stack`.
             b"[stack]"
         } else {
             b""

@@ -78,6 +78,7 @@ pub fn mm_alloc(shape: Layout) -> Result<Id<Mm>, Errno> {
         return Err(Errno::Enomem);
     }
     objects::of_mm(mm).cpus.iter().for_each(|word| word.store(0, Ordering::Relaxed));
+    set_start_stack(mm, 0);
     objects::of_mm(mm).users.store(1, Ordering::Release);
     Ok(id)
 }
@@ -85,6 +86,16 @@ pub fn mm_alloc(shape: Layout) -> Result<Id<Mm>, Errno> {
 /// The address space.
 pub fn mm_of(id: Id<Mm>) -> &'static Mm {
     Arena::<Mm>::at(&Spaces, id)
+}
+
+/// Where the program's stack was when it began; 0 if it has none.
+pub fn start_stack(mm: &Mm) -> u64 {
+    objects::of_mm(mm).start_stack.load(Ordering::Relaxed)
+}
+
+/// Says where the program's stack begins.
+pub fn set_start_stack(mm: &Mm, address: u64) {
+    objects::of_mm(mm).start_stack.store(address, Ordering::Relaxed);
 }
 
 /// One more user (Linux: `mmget`).

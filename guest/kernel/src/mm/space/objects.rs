@@ -44,6 +44,8 @@ pub struct MmObject {
     pub(super) cpus: [AtomicU64; CPU_WORDS],
     /// Linux: `page_table_lock`.
     pub(super) page_table_lock: Lock<()>,
+    /// The first address of the program's stack that it was given (Linux: `mm->start_stack`).
+    pub(super) start_stack: AtomicU64,
 }
 
 // What mm-vma has of it, it checks itself.
