@@ -3,9 +3,10 @@
 //! ```text
 //! memvisor-bench [start] [resident] [translate] [dump] [boot] [pages] [slab] [guest]
 //!                [--memvisor FILE] [--guest FILE] [--rounds N] [--quick]
+//! memvisor-bench loops ...
 //! ```
 //!
-//! Without names all of them run. Every table is Markdown; docs/benchmarks.md holds one run of each.
+//! Without names all of them run, but for `loops`, which boots a stock Linux (see [`loops`]). Every table is Markdown; docs/benchmarks.md holds one run of each.
 
 mod boot;
 mod dump;
@@ -13,6 +14,7 @@ mod guest;
 mod host;
 mod image;
 mod in_guest;
+mod loops;
 mod objects;
 mod pages;
 mod peers;
@@ -66,7 +68,10 @@ fn main() -> anyhow::Result<()> {
         quick: false,
     };
     let mut names = Vec::new();
-    let mut arguments = std::env::args().skip(1);
+    let mut arguments = std::env::args().skip(1).peekable();
+    if arguments.next_if(|first| first == "loops").is_some() {
+        return loops::run(arguments);
+    }
     while let Some(argument) = arguments.next() {
         let mut value = || arguments.next().with_context(|| format!("{argument} needs a value\n{USAGE}"));
         match argument.as_str() {
