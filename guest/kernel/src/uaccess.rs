@@ -2,7 +2,7 @@
 //! page tables and never dereferenced, so SMAP stays on; pages come in by the same faults as for the process itself.
 
 use mm_core::{PAGE_SIZE, PhysAddr};
-use mm_vma::{Access, Done, Errno, Id, Kernel, Limits, Mm, handle_fault};
+use mm_vma::{Access, Done, Errno, FaultInfo, Id, Kernel, Limits, Mm, handle_fault};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use crate::mm::kmap;
@@ -89,7 +89,10 @@ fn fault_in(mm: Id<Mm>, limits: &Limits, va: u64, access: Access) -> Option<Phys
         if let Some(found) = space::translate(at, va, access == Access::Write) {
             return Some(found);
         }
-        if handle_fault(&Spaces, mm, limits, va, access, false).ok()? == Done::Wait {
+        // A page that is there and may not be written, or nothing.
+        let present = access == Access::Write && space::translate(at, va, false).is_some();
+        let what = FaultInfo { addr: va, access, present };
+        if handle_fault(&Spaces, mm, what, || *limits).ok()? == Done::Wait {
             Spaces.relax();
         }
     }

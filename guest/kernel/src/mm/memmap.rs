@@ -46,7 +46,18 @@ pub fn table_address() -> PhysAddr {
 
 fn find(pfn: Pfn) -> Option<usize> {
     let number = pfn.as_u64() >> SECTION_PAGES_SHIFT;
-    sections().binary_search_by_key(&number, |section| section.number).ok()
+    let sections = sections();
+    // Where RAM has no holes the number is the index.
+    let guess = usize::try_from(number - sections.first()?.number.min(number)).unwrap_or(usize::MAX);
+    match sections.get(guess) {
+        Some(section) if section.number == number => Some(guess),
+        _ => search(sections, number),
+    }
+}
+
+#[inline(never)]
+fn search(sections: &[Section], number: u64) -> Option<usize> {
+    sections.binary_search_by_key(&number, |section| section.number).ok()
 }
 
 /// The descriptors, by frame number.
@@ -63,10 +74,12 @@ impl Vmemmap {
 }
 
 impl MemMap for Vmemmap {
+    #[inline]
     fn page(&self, pfn: Pfn) -> Option<&Page> {
         self.pages(pfn).first()
     }
 
+    #[inline]
     fn pages(&self, pfn: Pfn) -> &[Page] {
         match find(pfn) {
             Some(index) if sections()[index].is_online() => Vmemmap::run(pfn),

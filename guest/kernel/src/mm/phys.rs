@@ -139,6 +139,44 @@ impl DirectMap {
     }
 }
 
+impl DirectMap {
+    /// The first of the words `from..to` of a frame that is not zero; `to` if all are.
+    pub fn skip_zero_words(&self, frame: Pfn, from: usize, to: usize) -> usize {
+        assert!(to <= TABLE_ENTRIES, "a page table has {TABLE_ENTRIES} entries");
+        check(frame.phys(), PAGE_SIZE);
+        let table = pointer(frame.phys()).cast::<u64>();
+        let mut index = from;
+        while index < to {
+            // SAFETY: inside one mapped frame, by the checks above.
+            let entry = unsafe { table.add(index) };
+            // SAFETY: as above; the frame belongs to no Rust object (type documentation).
+            if unsafe { entry.read_volatile() } != 0 {
+                return index;
+            }
+            index += 1;
+        }
+        to
+    }
+
+    /// Copies words to the same places of another frame.
+    pub fn copy_words(&self, from: Pfn, to: Pfn, words: core::ops::Range<usize>) {
+        assert!(words.end <= TABLE_ENTRIES, "a page table has {TABLE_ENTRIES} entries");
+        check(from.phys(), PAGE_SIZE);
+        check(to.phys(), PAGE_SIZE);
+        let offset = 8 * words.start as u64;
+        // SAFETY: inside two mapped frames, by the checks above, which belong to no Rust object (type documentation).
+        unsafe {
+            core::arch::asm!(
+                "rep movsq",
+                inout("rsi") pointer(PhysAddr::new(from.phys().as_u64() + offset)) => _,
+                inout("rdi") pointer(PhysAddr::new(to.phys().as_u64() + offset)) => _,
+                inout("rcx") words.len() => _,
+                options(nostack, preserves_flags),
+            );
+        }
+    }
+}
+
 /// Reads a word through a mapping that the caller made outside the direct map.
 pub fn read_mapped(va: VirtAddr) -> u64 {
     // SAFETY: a missing mapping faults and ends the kernel with a report; any value is a u64.

@@ -207,7 +207,7 @@ impl Machine for Kernel {
 
     /// Readers keep interrupts off ([`crate::mm::space::Spaces`]), so a CPU that answers an interrupt has none.
     fn synchronize_rcu(&self) {
-        smp::flush_others();
+        smp::flush_others(smp::Invalidation::ALL);
     }
 
     fn construct(&self, ctor: u32, object: Object, size: u32) {

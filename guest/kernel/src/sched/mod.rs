@@ -265,6 +265,18 @@ impl Sched {
 }
 
 impl Slot {
+    /// CPUs that [`Slot::may_run_on`] says yes to.
+    fn where_it_may_run(&self) -> CpuMask {
+        let one = match self.info {
+            TaskInfo { kmap_depth: 1.., cpu, .. } => cpu,
+            TaskInfo { pinned: ANY_CPU, .. } => return self.allowed,
+            TaskInfo { pinned, .. } => pinned,
+        };
+        let mut mask = CpuMask::NONE;
+        mask.add(one);
+        mask.and(&self.allowed)
+    }
+
     fn may_run_on(&self, cpu: u32) -> bool {
         let held = self.info.kmap_depth > 0 && self.info.cpu != cpu;
         (self.info.pinned == ANY_CPU || self.info.pinned == cpu) && self.allowed.contains(cpu) && !held
@@ -370,11 +382,11 @@ fn run_others() {
     }
     let waiting = {
         let sched = SCHED.lock();
-        (sched.first != NOBODY).then(|| sched.slots[sched.first].info.pinned)
+        (sched.first != NOBODY).then(|| sched.slots[sched.first].where_it_may_run())
     };
-    if let Some(pinned) = waiting {
+    if let Some(allowed) = waiting {
         // A CPU that missed its interrupt gets another.
-        smp::kick((pinned != ANY_CPU).then_some(pinned));
+        smp::kick(&allowed);
     }
     core::hint::spin_loop();
 }
@@ -382,7 +394,7 @@ fn run_others() {
 /// Puts a task that sleeps into the queue; false if it does not sleep. Whoever sleeps looks again at what it waits for, so that
 /// one wake-up too many does no harm (Linux: `wake_up_process`).
 pub fn wake(number: usize) -> bool {
-    let pinned = {
+    let allowed = {
         let mut sched = SCHED.lock();
         let task = &mut sched.slots[number];
         if !core::mem::take(&mut task.sleeps) {
@@ -392,11 +404,11 @@ pub fn wake(number: usize) -> bool {
         if task.info.state != TaskState::Sleeping as u32 {
             return true;
         }
-        let pinned = if task.info.kmap_depth > 0 { task.info.cpu } else { task.info.pinned };
+        let allowed = task.where_it_may_run();
         sched.push(number);
-        pinned
+        allowed
     };
-    smp::kick((pinned != ANY_CPU).then_some(pinned));
+    smp::kick(&allowed);
     true
 }
 

@@ -149,12 +149,12 @@ fn take_slot(birth: &Birth<'_>, base: u64, user: Option<UserThread<'_>>) -> Resu
 
 /// Lets a new thread run (Linux: `wake_up_new_task`).
 fn start(number: usize) {
-    let pinned = {
+    let allowed = {
         let mut sched = SCHED.lock();
         sched.push(number);
-        sched.slots[number].info.pinned
+        sched.slots[number].where_it_may_run()
     };
-    smp::kick((pinned != ANY_CPU).then_some(pinned));
+    smp::kick(&allowed);
 }
 
 /// Where the registers of ring 3 are when a user task begins.

@@ -3,7 +3,7 @@
 use mm_core::{PAGE_SHIFT, PAGE_SIZE};
 use mm_pgtable::{Entry, PteFlags, TableMem};
 
-use crate::fault::{self, Access};
+use crate::fault::{self, Access, FaultInfo};
 use crate::gather::Gather;
 use crate::id::Id;
 use crate::pte::{self, Pte};
@@ -134,7 +134,8 @@ impl<K: Kernel> Space<'_, K> {
     /// copied later.
     fn copy_locked(&self, id: Id<Vma>, start: u64, end: u64) {
         let mut va = start;
-        while va < end && fault::in_vma(self.k, self.mm, Some(id), va, Access::Write, false).is_ok() {
+        let what = |addr| FaultInfo { addr, access: Access::Write, present: true };
+        while va < end && fault::in_vma(self.k, self.mm, Some(id), what(va)).is_ok() {
             va += PAGE_SIZE;
         }
     }

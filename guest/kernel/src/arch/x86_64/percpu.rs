@@ -24,6 +24,8 @@ use memvisor_abi::{KM_MAX_IDX, THREAD_SIZE};
 use mm_core::{PAGE_SIZE, PFN_NONE};
 
 use super::regs;
+use crate::sched::CPU_WORDS;
+use crate::smp::ShootdownWords;
 
 /// Virtual bytes of an area.
 pub const AREA_SIZE: u64 = 0x4_0000;
@@ -90,6 +92,14 @@ pub struct PerCpu {
     pub flush_requested: AtomicU64,
     /// See [`PerCpu::flush_requested`].
     pub flush_done: AtomicU64,
+    /// CPUs that wait for a flush of this one.
+    pub flush_from: [AtomicU64; CPU_WORDS],
+    /// CPUs that have not answered this one.
+    pub flush_left: [AtomicU64; CPU_WORDS],
+    /// What this one asks for.
+    pub shootdown: ShootdownWords,
+    /// Flushes of the loaded address space that this CPU has done (Linux: `cpu_tlbstate.ctxs[].tlb_gen`).
+    pub tlb_generation: AtomicU64,
     /// The user task that runs, as [`crate::task::current`] knows it; 0 for none.
     pub user: AtomicU64,
     /// Its process, or 0: for those who may not look at the task.
@@ -104,13 +114,18 @@ pub struct PerCpu {
     pub loaded_mm: AtomicU64,
     /// Nobody who uses that address space runs here: a flush may as well take it away (Linux: `cpu_tlbstate_shared.is_lazy`).
     pub lazy: AtomicU32,
-    reserved: AtomicU32,
+    /// Its node.
+    pub node: AtomicU32,
     /// The user task whose registers the FPU holds (Linux: `fpu_fpregs_owner_ctx`).
     pub fpu_owner: AtomicU64,
     /// What the FS and GS bases of ring 3 are.
     pub fs_base: AtomicU64,
     /// See [`PerCpu::fs_base`].
     pub gs_base: AtomicU64,
+    /// Page faults from ring 3 (Linux: `PGFAULT`).
+    pub faults: AtomicU64,
+    /// System calls.
+    pub syscalls: AtomicU64,
     /// What the windows of kmap_local map.
     pub kmaps: [KmapLocalSlot; KM_MAX_IDX],
 }
@@ -171,6 +186,11 @@ fn area() -> Option<u64> {
 /// The last words of the kernel thread's stack that holds `rsp`.
 pub const fn thread_info(rsp: u64) -> *mut ThreadInfo {
     ((rsp & !(THREAD_SIZE - 1)) + THREAD_SIZE - size_of::<ThreadInfo>() as u64) as *mut ThreadInfo
+}
+
+/// Counts an event of this CPU, which alone writes the counter and does not switch tasks in between.
+pub fn count(counter: &AtomicU64) {
+    counter.store(counter.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
 }
 
 /// Address of a CPU's interrupt stack's end.

@@ -71,6 +71,7 @@ pub fn mm_alloc(shape: Layout) -> Result<Id<Mm>, Errno> {
     let mm = mm_of(id);
     mm.init(table, shape);
     objects::of_mm(mm).cpus.iter().for_each(|word| word.store(0, Ordering::Relaxed));
+    objects::of_mm(mm).tlb_generation.store(0, Ordering::Relaxed);
     objects::of_mm(mm).users.store(1, Ordering::Release);
     Ok(id)
 }
