@@ -3,9 +3,17 @@
 use core::cell::UnsafeCell;
 use core::fmt;
 use core::ops::{Deref, DerefMut};
-use core::sync::atomic::{AtomicU32, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
-use crate::arch::regs;
+use crate::arch::{cpu, regs};
+
+/// Locks are taken out of order, as suits CPUs that a host may stop.
+static UNFAIR: AtomicBool = AtomicBool::new(false);
+
+/// Finds out how CPUs wait for locks (Linux: `native_pv_lock_init`).
+pub fn init() {
+    UNFAIR.store(cpu::has_hypervisor(), Ordering::Relaxed);
+}
 
 /// A ticket lock that keeps interrupts off while held (Linux: `spin_lock_irqsave`). The data comes
 /// first, so that a published array of locked structures is an array with a stride.
@@ -25,16 +33,49 @@ impl<T> Lock<T> {
         Self { data: UnsafeCell::new(data), next: AtomicU32::new(0), serving: AtomicU32::new(0) }
     }
 
-    /// Takes the lock, in the order of asking.
+    /// Takes the lock. On hardware in the order of asking; under a hypervisor whoever comes first, because the next in order may be
+    /// a CPU that the host does not run just now (Linux: `virt_spin_lock`).
+    #[inline]
     pub fn lock(&self) -> Guard<'_, T> {
         let flags = regs::irq_save();
-        let ticket = self.next.fetch_add(1, Ordering::Relaxed);
-        while self.serving.load(Ordering::Acquire) != ticket {
+        if !self.try_take() {
+            self.wait();
+        }
+        Guard { lock: self, flags }
+    }
+
+    /// Takes the next ticket if it is its turn at once.
+    #[inline]
+    fn try_take(&self) -> bool {
+        let serving = self.serving.load(Ordering::Relaxed);
+        let next = serving.wrapping_add(1);
+        self.next.compare_exchange(serving, next, Ordering::Acquire, Ordering::Relaxed).is_ok()
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn wait(&self) {
+        let ticket = if UNFAIR.load(Ordering::Relaxed) {
+            None
+        } else {
+            Some(self.next.fetch_add(1, Ordering::Relaxed))
+        };
+        loop {
+            let taken = match ticket {
+                Some(ticket) => self.serving.load(Ordering::Acquire) == ticket,
+                // Reads only, until it may be free.
+                None => {
+                    self.next.load(Ordering::Relaxed) == self.serving.load(Ordering::Relaxed)
+                        && self.try_take()
+                }
+            };
+            if taken {
+                return;
+            }
             // The holder may wait for every CPU's flush, and this one does not take interrupts.
             crate::smp::answer_flush();
             core::hint::spin_loop();
         }
-        Guard { lock: self, flags }
     }
 
     /// Address of the data, for descriptor tables and the root descriptor.

@@ -28,6 +28,10 @@ const MEMMAP_FRAMES: u64 = PAGES_PER_SECTION * size_of::<Page>() as u64 / PAGE_S
 static SECTIONS: AtomicPtr<Section> = AtomicPtr::new(core::ptr::null_mut());
 static COUNT: AtomicUsize = AtomicUsize::new(0);
 static TABLE: AtomicU64 = AtomicU64::new(0);
+/// Sections that are online, by number, for the first 512 GiB: what most look-ups need to know.
+static ONLINE: [AtomicU64; 64] = [const { AtomicU64::new(0) }; 64];
+/// Address of frame 0's descriptor.
+static BASE: AtomicU64 = AtomicU64::new(0);
 
 /// The present sections, ascending.
 pub fn sections() -> &'static [Section] {
@@ -76,6 +80,13 @@ impl Vmemmap {
 impl MemMap for Vmemmap {
     #[inline]
     fn page(&self, pfn: Pfn) -> Option<&Page> {
+        let number = pfn.as_u64() >> SECTION_PAGES_SHIFT;
+        let online = ONLINE.get(usize::try_from(number / 64).unwrap_or(usize::MAX));
+        if online.is_some_and(|word| word.load(Ordering::Acquire) >> (number % 64) & 1 != 0) {
+            let first = BASE.load(Ordering::Relaxed) as *const Page;
+            // SAFETY: the section is online, so its descriptors are mapped and written.
+            return Some(unsafe { &*first.add(usize::try_from(pfn.as_u64()).unwrap_or(0)) });
+        }
         self.pages(pfn).first()
     }
 
@@ -132,6 +143,7 @@ pub fn init() {
         place(run);
     }
     TABLE.store(table.phys().as_u64(), Ordering::Relaxed);
+    BASE.store(layout::vmemmap_start(levels()).as_u64(), Ordering::Relaxed);
     COUNT.store(sections.len(), Ordering::Relaxed);
     // The same layout, pinned by mm-core.
     SECTIONS.store(sections.as_mut_ptr().cast(), Ordering::Release);
@@ -217,6 +229,9 @@ pub fn bring_online(index: usize) {
     for_each_reserved(start, end, |first, last| mark(first, last, PageKind::Reserved));
     early::for_each_owned(start, end, |owned| mark(owned.start, owned.end, owned.kind));
     section.set_online();
+    if let Some(word) = ONLINE.get(usize::try_from(section.number / 64).unwrap_or(usize::MAX)) {
+        word.fetch_or(1 << (section.number % 64), Ordering::Release);
+    }
     for_each_free(start, end, |first, last, node| {
         limits::of(node).for_each_part(first, last, |first, last, kind| {
             page_alloc::hand_over(node, kind, first, last);

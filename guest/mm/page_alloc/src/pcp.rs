@@ -63,7 +63,7 @@ fn order_of(index: usize) -> Order {
 }
 
 /// Takes the hottest block of a list.
-#[inline]
+#[inline(always)]
 pub(crate) fn pop<'m, M: MemMap + ?Sized>(
     pcp: &mut PerCpuPages,
     map: &'m M,

@@ -3,7 +3,7 @@
 //! A fault first tries to go on with the lock of its VMA alone; it takes mmap_lock when a writer is in the way, when the
 //! stack must grow, or when the VMA needs its first `AnonVma`.
 
-use mm_core::{Event, Gfp, Order, PAGE_SIZE, Pfn};
+use mm_core::{Event, EventId, Gfp, Order, PAGE_SIZE, Pfn};
 use mm_pgtable::{Entry, FlushRange, PteFlags, TableMem};
 
 use crate::id::Id;
@@ -98,7 +98,7 @@ pub fn handle_fault<K: Kernel>(
 ) -> Result<Done, Fault> {
     let at: &Mm = k.at(mm);
     let FaultInfo { addr, access, present } = what;
-    k.emit(Event::HandleMmFault {
+    k.emit_with(EventId::HandleMmFault, || Event::HandleMmFault {
         address: addr,
         write: access == Access::Write,
         exec: access == Access::Fetch,
@@ -112,7 +112,7 @@ pub fn handle_fault<K: Kernel>(
     if let Ok(done @ (Done::Minor | Done::Major | Done::Spurious)) = result {
         at.count_fault(done == Done::Major);
     }
-    k.emit(Event::HandleMmFaultRet { outcome: outcome(result) });
+    k.emit_with(EventId::HandleMmFaultRet, || Event::HandleMmFaultRet { outcome: outcome(result) });
     result
 }
 
@@ -195,14 +195,17 @@ pub(crate) fn in_vma<K: Kernel>(k: &K, mm: &Mm, id: Option<Id<Vma>>, what: Fault
     fault.handle()
 }
 
+#[inline(always)]
 fn found<K: Kernel>(k: &K, vma: &Vma, address: u64) {
-    let flags = vma.flags();
-    k.emit(Event::VmaFound {
-        address,
-        start: vma.start(),
-        end: vma.end(),
-        write: flags.contains(VmFlags::WRITE),
-        exec: flags.contains(VmFlags::EXEC),
+    k.emit_with(EventId::VmaFound, || {
+        let flags = vma.flags();
+        Event::VmaFound {
+            address,
+            start: vma.start(),
+            end: vma.end(),
+            write: flags.contains(VmFlags::WRITE),
+            exec: flags.contains(VmFlags::EXEC),
+        }
     });
 }
 
@@ -245,9 +248,11 @@ impl<K: Kernel> VmFault<'_, K> {
     fn handle(&self) -> Result<Done, Fault> {
         if !self.what.present && self.vma.is_anonymous() {
             // Almost always nothing is there yet: one walk, under one lock, finds out and maps.
-            self.k.emit(Event::DoAnonymousPage { address: self.page_addr() });
+            self.k
+                .emit_with(EventId::DoAnonymousPage, || Event::DoAnonymousPage { address: self.page_addr() });
             let result = self.anonymous_page();
-            self.k.emit(Event::DoAnonymousPageRet { pfn: self.mapped() });
+            self.k
+                .emit_with(EventId::DoAnonymousPageRet, || Event::DoAnonymousPageRet { pfn: self.mapped() });
             if result != Ok(Done::Spurious) {
                 return result;
             }
@@ -335,7 +340,7 @@ impl<K: Kernel> VmFault<'_, K> {
             if let Some(kind) = kind {
                 self.mm.add_rss(kind, 1);
             }
-            self.k.emit(set_pte(self.page_addr(), new));
+            self.k.emit_with(EventId::SetPte, || set_pte(self.page_addr(), new));
             counted();
             Ok(true)
         })

@@ -108,10 +108,10 @@ impl Gather {
 
     /// Flushes, then frees all that waited. The gather goes on.
     pub(crate) fn flush<K: Kernel>(&mut self, k: &K, mm: &Mm) {
-        if let Some(range) = self.range() {
-            k.flush_tlb(mm, range);
-        }
         let tables = core::mem::take(&mut *self.tables);
+        if let Some(range) = self.range(&tables) {
+            if tables.is_empty() { k.flush_tlb(mm, range) } else { k.flush_tlb_and_tables(mm, range) }
+        }
         if !tables.is_empty() {
             // Flushed above, with everything else.
             let freed = k.tables(mm, |mem| tables.no_cpu_uses_it(mem));
@@ -122,9 +122,9 @@ impl Gather {
     }
 
     /// Everything that changed, tables included.
-    fn range(&self) -> Option<FlushRange> {
+    fn range(&self, tables: &TableGather) -> Option<FlushRange> {
         let (mut start, mut last) = (self.start, self.last);
-        match self.tables.range() {
+        match tables.range() {
             None => {}
             Some(FlushRange::Pages(pages)) => {
                 for page in pages.as_slice() {

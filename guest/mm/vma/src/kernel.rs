@@ -32,6 +32,12 @@ pub trait Kernel:
     /// `flush_tlb_mm_range`).
     fn flush_tlb(&self, mm: &Mm, range: FlushRange);
 
+    /// [`Kernel::flush_tlb`] when tables were taken out too: also CPUs that run no task of `mm`, and so use no translation of it, may
+    /// have pointers to them (Linux: `freed_tables`).
+    fn flush_tlb_and_tables(&self, mm: &Mm, range: FlushRange) {
+        self.flush_tlb(mm, range);
+    }
+
     /// Takes mmap_lock for reading.
     fn mmap_read_lock(&self, mm: &Mm);
 

@@ -181,10 +181,11 @@ impl Tree {
             if i >= at.len() {
                 return None;
             }
+            let slot = at.slot.get(i)?.load(Relaxed);
             if level <= 1 {
-                return Id::new(at.get(i).slot);
+                return Id::new(slot);
             }
-            node = at.child(i)?;
+            node = Id::new(slot)?;
             level -= 1;
         }
     }

@@ -22,6 +22,7 @@ use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use memvisor_abi::{KM_MAX_IDX, THREAD_SIZE};
 use mm_core::{PAGE_SIZE, PFN_NONE};
+use mm_pgtable::layout;
 
 use super::regs;
 use crate::sched::CPU_WORDS;
@@ -170,17 +171,16 @@ struct Tables {
 }
 
 /// The address of the area of the CPU that runs this, or `None` on a boot stack.
+#[inline]
 fn area() -> Option<u64> {
     let rsp = regs::rsp();
+    // Threads first, who ask most: their stacks are the only ones below the areas. Boot's is in the image, above them.
+    if rsp < layout::PERCPU_START.as_u64() {
+        // SAFETY: this code runs on a thread's stack, so its last words are mapped.
+        return Some(unsafe { (*thread_info(rsp)).percpu });
+    }
     let base = rsp & !(AREA_SIZE - 1);
-    if crate::mm::layout::percpu_contains(base) {
-        return Some(base);
-    }
-    if !crate::mm::layout::vmalloc_contains(rsp) {
-        return None;
-    }
-    // SAFETY: this code runs on a thread's stack, so its last words are mapped.
-    Some(unsafe { (*thread_info(rsp)).percpu })
+    crate::mm::layout::percpu_contains(base).then_some(base)
 }
 
 /// The last words of the kernel thread's stack that holds `rsp`.
@@ -199,6 +199,7 @@ pub fn irq_stack_top(percpu: &PerCpu) -> u64 {
 }
 
 /// This CPU's data; `None` until the CPU runs on its own stack.
+#[inline]
 pub fn current() -> Option<&'static PerCpu> {
     let base = area()? as *const PerCpu;
     // SAFETY: areas are mapped, initialised by `init_area` before any CPU runs on them, and never

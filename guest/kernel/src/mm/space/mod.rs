@@ -179,6 +179,13 @@ impl Kernel for Spaces {
         tlb::flush(mm, &range);
     }
 
+    fn flush_tlb_and_tables(&self, mm: &Mm, range: FlushRange) {
+        if LOSE_FLUSHES.load(Ordering::Relaxed) {
+            return;
+        }
+        tlb::flush_with_tables(mm, &range);
+    }
+
     fn mmap_read_lock(&self, mm: &Mm) {
         let lock = &objects::of_mm(mm).mmap_lock;
         loop {

@@ -3,7 +3,8 @@
 //! Invariants:
 //! L1  a CPU is in the mask of an address space while its tables are in the CPU's CR3: it is added before CR3 is written and
 //!     taken out after the next write. There is no PCID, so no other CPU holds translations of it;
-//! L2  a CPU that runs none of its tasks is lazy: a flush makes it leave the tables, and later flushes do not disturb it;
+//! L2  a CPU that runs none of its tasks is lazy: nothing on it uses translations of user space. A flush does not disturb it; it
+//!     catches up when it runs a task of the address space again. Only when tables are taken out it is asked, and leaves;
 //! L3  an address space is freed after its last user went and every CPU left its tables;
 //! L4  an address space counts its flushes. A CPU that did all up to a number holds no translation that an earlier or equal one was
 //!     for; it drops single pages only if it did all before, and else everything.
@@ -24,9 +25,16 @@ use crate::smp::{self, Invalidation, Shootdown};
 
 /// Makes this CPU use an address space, for a task that has it. Interrupts are off (Linux: `switch_mm_irqs_off`).
 pub fn switch_mm(percpu: &PerCpu, id: Id<Mm>) {
-    percpu.lazy.store(0, Ordering::Relaxed);
+    let was_lazy = percpu.lazy.load(Ordering::Relaxed) != 0;
+    if was_lazy {
+        // Before the look at the flushes so far: whoever flushes after that look sees it.
+        percpu.lazy.store(0, Ordering::SeqCst);
+    }
     let old = percpu.loaded_mm.load(Ordering::Relaxed);
     if old == id.as_u64() {
+        if was_lazy {
+            catch_up(percpu, id);
+        }
         return;
     }
     let (mm, cpu) = (mm_of(id), percpu.cpu.load(Ordering::Relaxed));
@@ -42,6 +50,16 @@ pub fn switch_mm(percpu: &PerCpu, id: Id<Mm>) {
     // SAFETY: the upper half is the kernel's.
     unsafe { regs::write_cr3(mm.page_table().root.phys().as_u64()) };
     forget(old, cpu);
+}
+
+/// Does the flushes that this CPU was not asked for while it was lazy, L2.
+fn catch_up(percpu: &PerCpu, id: Id<Mm>) {
+    let now = objects::of_mm(mm_of(id)).tlb_generation.load(Ordering::SeqCst);
+    if percpu.tlb_generation.load(Ordering::Relaxed) != now {
+        // SAFETY: the value is the one in force.
+        unsafe { regs::write_cr3(regs::cr3()) };
+        percpu.tlb_generation.store(now, Ordering::Relaxed);
+    }
 }
 
 /// Makes this CPU use an address space that none of its tasks has, until [`leave_mm`], the next task, or a flush from another CPU.
@@ -89,12 +107,29 @@ fn is_elsewhere(mm: &Mm, own: u32) -> bool {
     })
 }
 
-/// Drops the translations in `range` on every CPU that may hold any (Linux: `flush_tlb_mm_range`).
+/// Drops the translations in `range` on every CPU that may use any (Linux: `flush_tlb_mm_range`).
 pub fn flush(mm: &Mm, range: &FlushRange) {
     let flags = regs::irq_save();
     let shootdown = next(mm, Invalidation::of(range));
-    everywhere(mm, &shootdown, |percpu| drop_translations(percpu, &shootdown));
+    everywhere(mm, &shootdown, Lazy::CatchUp, |percpu| drop_translations(percpu, &shootdown));
     regs::irq_restore(flags);
+}
+
+/// [`flush`] when tables were taken out of the tree, which go as soon as this returns.
+pub fn flush_with_tables(mm: &Mm, range: &FlushRange) {
+    let flags = regs::irq_save();
+    let shootdown = next(mm, Invalidation::of(range));
+    everywhere(mm, &shootdown, Lazy::Leave, |percpu| drop_translations(percpu, &shootdown));
+    regs::irq_restore(flags);
+}
+
+/// What CPUs do that run no task of the address space.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Lazy {
+    /// Nothing before they run one again.
+    CatchUp,
+    /// They leave the tables at once.
+    Leave,
 }
 
 /// The next flush. The entries are changed before it is counted, and it is counted before the mask is read: a CPU that is not in it yet
@@ -106,7 +141,7 @@ fn next(mm: &Mm, what: Invalidation) -> Shootdown {
 }
 
 /// Asks the other CPUs of the mask, and no others, and calls `own` for this one if it is in it.
-fn everywhere(mm: &Mm, shootdown: &Shootdown, own: impl FnOnce(&PerCpu)) {
+fn everywhere(mm: &Mm, shootdown: &Shootdown, lazy: Lazy, own: impl FnOnce(&PerCpu)) {
     let own = || {
         if let Some(percpu) = percpu::current()
             && percpu.loaded_mm.load(Ordering::Relaxed) == shootdown.mm
@@ -114,18 +149,22 @@ fn everywhere(mm: &Mm, shootdown: &Shootdown, own: impl FnOnce(&PerCpu)) {
             own(percpu);
         }
     };
-    if is_elsewhere(mm, percpu::cpu()) {
-        let words = objects::of_mm(mm).cpus.each_ref().map(|word| word.load(Ordering::SeqCst));
-        smp::flush_cpus(&CpuMask::from_words(words), shootdown, own);
-    } else {
+    if !is_elsewhere(mm, percpu::cpu()) {
         own();
+        return;
     }
+    let words = objects::of_mm(mm).cpus.each_ref().map(|word| word.load(Ordering::SeqCst));
+    let mut mask = CpuMask::from_words(words);
+    if lazy == Lazy::CatchUp {
+        mask.retain(|cpu| percpu::of(cpu).lazy.load(Ordering::SeqCst) == 0);
+    }
+    smp::flush_cpus(&mask, shootdown, own);
 }
 
 /// Makes every CPU leave the tables of an address space that no task uses any more.
 pub(super) fn leave_everywhere(mm: &Mm) {
     let flags = regs::irq_save();
-    everywhere(mm, &next(mm, Invalidation::ALL), |_| leave_mm());
+    everywhere(mm, &next(mm, Invalidation::ALL), Lazy::Leave, |_| leave_mm());
     regs::irq_restore(flags);
     debug_assert!(!is_elsewhere(mm, u32::MAX), "a CPU still uses the tables of a dead address space");
 }

@@ -17,7 +17,7 @@ use crate::refcount;
 
 impl<M: Machine> PageAllocator<M> {
     /// A block of this CPU's list of the preferred zone, if that is all the request takes.
-    #[inline]
+    #[inline(always)]
     pub(super) fn alloc_hot(&self, context: Context<'_>, gfp: Gfp, order: Order, node: u32) -> Option<Pfn> {
         let machine = &self.machine;
         let (highest, migratetype) = gfp::plain(context, gfp)?;
@@ -25,6 +25,7 @@ impl<M: Machine> PageAllocator<M> {
         if machine.map().is_tracing() {
             return None;
         }
+        let here = machine.local_node();
         let zones = machine.zonelists().get(node as usize)?.zones(false);
         let kind = |zone: usize| zone % MAX_NR_ZONES;
         let zone =
@@ -37,7 +38,7 @@ impl<M: Machine> PageAllocator<M> {
             let (pfn, page) = pcp::pop(pcp, machine.map(), list, order)?;
             pcp.free_factor >>= 1;
             count_numa(pcp, NumaEvent::Hit);
-            let near = node_of(zone) == machine.local_node();
+            let near = node_of(zone) == here;
             count_numa(pcp, if near { NumaEvent::Local } else { NumaEvent::Other });
             cpu.count(pgalloc(kind(zone)), order.pages());
             page.set_refcount(1);
