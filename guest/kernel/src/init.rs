@@ -78,7 +78,6 @@ extern "C" fn start_kernel(protocol: u64, info: u64, image: u64) -> ! {
 }
 
 extern "C" fn start_on_own_stack() -> ! {
-    crate::sync::init();
     trace::init();
     memmap::init();
     page_alloc::init();

@@ -297,20 +297,26 @@ pub fn run_call() {
     }
 }
 
-/// Tells an idle CPU of a set that there is work.
-pub fn kick(allowed: &CpuMask) {
+/// Tells an idle CPU of a set that there is work: `near`, a CPU of its node, or any. `false` if none of them is idle.
+pub fn kick(allowed: &CpuMask, near: u32) -> bool {
     let own = percpu::cpu();
-    for (cpu, target) in (0..).zip(TARGETS.iter().take(nr_known())) {
+    let node = |cpu: u32| percpu::of(cpu).node.load(Ordering::Relaxed);
+    let near_node = node(near);
+    let idle = (0..).zip(TARGETS.iter().take(nr_known())).filter_map(|(cpu, target)| {
         let apic_id = target.load(Ordering::Relaxed);
-        if cpu != own
-            && apic_id != NOT_ONLINE
-            && percpu::of(cpu).idle.load(Ordering::Acquire) == 1
-            && allowed.contains(cpu)
-        {
-            apic::send_ipi(apic_id, trap::VECTOR_RESCHEDULE);
-            return;
-        }
+        let right = cpu != own && apic_id != NOT_ONLINE && allowed.contains(cpu);
+        (right && percpu::of(cpu).idle.load(Ordering::Acquire) == 1).then_some((cpu, apic_id))
+    });
+    let distance = |&(cpu, _): &(u32, u32)| match cpu {
+        cpu if cpu == near => 0,
+        cpu if node(cpu) == near_node => 1,
+        _ => 2,
+    };
+    let target = idle.min_by_key(distance);
+    if let Some((_, apic_id)) = target {
+        apic::send_ipi(apic_id, trap::VECTOR_RESCHEDULE);
     }
+    target.is_some()
 }
 
 /// Makes another CPU leave ring 3 for a moment (Linux: `smp_send_reschedule`).
