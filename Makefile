@@ -70,7 +70,7 @@ fuzz: ## look for inputs that break a promise: SECONDS for each target, needs ni
 mutants: ## break the allocators on purpose and list what no test notices; FILES="..." for some files
 	@scripts/mutants.sh $(FILES)
 
-bench: build ## measure against peers, all or the ones in ARGS: start resident translate dump boot pages slab guest
+bench: build ## measure against peers, all or the ones in ARGS: start resident translate dump boot pages slab vmas guest
 	cargo run --release --manifest-path bench/Cargo.toml --target-dir $(TARGET)/bench -- --memvisor $(MEMVISOR) --guest $(GUEST) $(ARGS)
 
 bench-guest: guest ## system calls and faults against a stock Linux, both under QEMU; ARGS="--cpus 1,4 --rounds 3 null fork1"

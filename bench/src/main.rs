@@ -1,7 +1,7 @@
 //! Measures memvisor against its peers: the same work, in the same run, one after the other.
 //!
 //! ```text
-//! memvisor-bench [start] [resident] [translate] [dump] [boot] [pages] [slab] [guest]
+//! memvisor-bench [start] [resident] [translate] [dump] [boot] [pages] [slab] [vmas] [guest]
 //!                [--memvisor FILE] [--guest FILE] [--rounds N] [--quick]
 //! memvisor-bench loops ...
 //! ```
@@ -25,6 +25,7 @@ mod stats;
 mod table;
 mod translate;
 mod vm;
+mod vmas;
 
 use std::path::PathBuf;
 
@@ -32,7 +33,7 @@ use anyhow::Context;
 
 use crate::table::Score;
 
-const USAGE: &str = "usage: memvisor-bench [start] [resident] [translate] [dump] [boot] [pages] [slab] [guest] \
+const USAGE: &str = "usage: memvisor-bench [start] [resident] [translate] [dump] [boot] [pages] [slab] [vmas] [guest] \
                      [--memvisor FILE] [--guest FILE] [--rounds N] [--quick]";
 
 /// What the command line says.
@@ -49,7 +50,7 @@ pub struct Options {
 }
 
 type Benchmark = fn(&Options) -> anyhow::Result<Score>;
-const BENCHMARKS: [(&str, Benchmark); 8] = [
+const BENCHMARKS: [(&str, Benchmark); 9] = [
     ("start", start::run),
     ("resident", resident::run),
     ("translate", translate::run),
@@ -57,6 +58,7 @@ const BENCHMARKS: [(&str, Benchmark); 8] = [
     ("boot", boot::run),
     ("slab", objects::run),
     ("pages", pages::run),
+    ("vmas", vmas::run),
     ("guest", in_guest::run),
 ];
 
