@@ -376,9 +376,15 @@ fn finish_switch() {
     }
 }
 
+/// Whether the slice of the task that runs here is over (Linux: `need_resched`).
+#[inline]
+pub fn needs_resched() -> bool {
+    percpu::current().is_some_and(|percpu| percpu.need_resched.load(Ordering::Relaxed) != 0)
+}
+
 /// Gives the CPU to others on the way to ring 3, if the slice is over.
 pub fn resched_to_user() -> bool {
-    let needed = percpu::current().is_some_and(|percpu| percpu.need_resched.load(Ordering::Relaxed) != 0);
+    let needed = needs_resched();
     if needed {
         schedule(Reason::Preempted);
     }

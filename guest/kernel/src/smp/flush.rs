@@ -192,6 +192,8 @@ fn answer(percpu: &PerCpu, asker: u32) {
     if shootdown.mm != 0 {
         tlb::answer(percpu, &shootdown);
     } else if !shootdown.what.drop_each() {
+        // Also who waits for readers without locks asks for this.
+        percpu.vma_hint.store(0, Ordering::Relaxed);
         regs::flush_all();
     }
     percpu.flush_done.fetch_add(1, Ordering::AcqRel);

@@ -88,7 +88,16 @@ pub fn trap(frame: &mut TrapFrame) {
 
 /// What is left to do before ring 3 goes on with `frame`: give up the CPU, end, deliver signals. Interrupts are off before and after
 /// (Linux: `exit_to_user_mode_loop`).
+#[inline]
 pub fn exit_to_user(frame: &mut TrapFrame) {
+    let idle = |task: super::Current| !task.has_work(work::KILLED | work::SIGPENDING);
+    if sched::needs_resched() || !current().is_none_or(idle) {
+        exit_to_user_with_work(frame);
+    }
+}
+
+#[inline(never)]
+fn exit_to_user_with_work(frame: &mut TrapFrame) {
     loop {
         sched::resched_to_user();
         let Some(task) = current() else { return };

@@ -37,7 +37,7 @@ impl<M: TableMem> Freeing<'_, M> {
         let end = Levels::index(VirtAddr::new(last), level) + 1;
         let mut index = Levels::index(VirtAddr::new(first), level);
         // First address under the table.
-        let base = first & !(size - 1) - (index as u64) * size;
+        let base = (first & !(size - 1)) - index as u64 * size;
         loop {
             index = self.mem.skip_empty(table, index, end);
             if index >= end {

@@ -54,6 +54,15 @@ pub trait Kernel:
     /// `i_mmap_rwsem`; one lock for all is allowed).
     fn rmap_lock<R>(&self, f: impl FnOnce() -> R) -> R;
 
+    /// The VMA of the last fault on this CPU, of whatever address space, for as long as its slab has not been given back: asked and told
+    /// inside [`Rcu::rcu_read`] (Linux had one for each task, `vmacache`).
+    fn vma_hint(&self) -> Option<Id<Vma>> {
+        None
+    }
+
+    /// See [`Kernel::vma_hint`]. `id` is in a tree.
+    fn set_vma_hint(&self, _id: Id<Vma>) {}
+
     /// A moment passes for another CPU to get on.
     fn relax(&self) {
         core::hint::spin_loop();

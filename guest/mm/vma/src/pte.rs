@@ -91,6 +91,7 @@ pub(crate) fn locate<M: TableMem>(tables: &M, pt: PageTable, va: u64) -> Result<
 }
 
 /// The entry of `va`, whose tables are made if need be; `None` without memory. What is made on the way stays.
+#[inline(always)]
 pub(crate) fn make<M: TableMem>(tables: &mut M, mm: &Mm, va: u64) -> Option<(Pfn, usize)> {
     let pt = mm.page_table();
     let va = VirtAddr::new(va);

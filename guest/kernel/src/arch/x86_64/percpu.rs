@@ -123,6 +123,8 @@ pub struct PerCpu {
     pub fs_base: AtomicU64,
     /// See [`PerCpu::fs_base`].
     pub gs_base: AtomicU64,
+    /// See [`mm_vma::Kernel::vma_hint`]; 0 for none.
+    pub vma_hint: AtomicU64,
     /// Page faults from ring 3 (Linux: `PGFAULT`).
     pub faults: AtomicU64,
     /// System calls.

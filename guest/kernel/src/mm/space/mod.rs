@@ -18,7 +18,7 @@ use mm_filemap::shmem::FallocFlags;
 use mm_pgtable::{FlushRange, PageTable};
 use mm_vma::{Arena, Errno, Id, Kernel, Layout, MappedError, MappedPage, Mapping, Mm, Space};
 
-use crate::arch::regs;
+use crate::arch::{percpu, regs};
 use crate::mm::layout::levels;
 use crate::mm::memmap::Vmemmap;
 use crate::mm::paging::{self, Tables};
@@ -215,6 +215,18 @@ impl Kernel for Spaces {
     fn rmap_lock<R>(&self, f: impl FnOnce() -> R) -> R {
         let _held = RMAP.lock();
         f()
+    }
+
+    #[inline]
+    fn vma_hint(&self) -> Option<Id<mm_vma::Vma>> {
+        percpu::current().and_then(|percpu| Id::new(percpu.vma_hint.load(Ordering::Relaxed)))
+    }
+
+    #[inline]
+    fn set_vma_hint(&self, id: Id<mm_vma::Vma>) {
+        if let Some(percpu) = percpu::current() {
+            percpu.vma_hint.store(id.as_u64(), Ordering::Relaxed);
+        }
     }
 
     fn relax(&self) {
