@@ -1,7 +1,7 @@
 # The one way in: every verb that CI runs and the README names is here. `make help` lists them.
 #
 # Variables: MACHINE (name or file for `make run`), ARGS (appended to the command of run and test-*),
-# CASE (suites or cases that test-nested runs; all without it), SECONDS (of each fuzz target),
+# SEQUENCES, SEED and BED (of `make differential`), CASE (suites or cases that test-nested runs; all without it), SECONDS (of each fuzz target),
 # CARGO_TARGET_DIR (default ./target), GUEST_TOOLCHAIN (rustup|source, see scripts/setup.sh).
 
 SHELL := /bin/bash
@@ -14,6 +14,9 @@ GUEST := $(TARGET)/images/memvisor-guest.elf
 MACHINE ?= default
 ARGS ?=
 CASE ?=
+SEQUENCES ?= 1000
+SEED ?= 1
+BED ?= qemu
 # bash counts in a variable of this name: it must not come from the environment.
 SECONDS = 60
 
@@ -25,7 +28,7 @@ STATIC := $(if $(filter /%,$(shell $(CC) -print-file-name=libc.a)),-C target-fea
 # Read by vmm's build script, which embeds the image.
 export MEMVISOR_GUEST := $(GUEST)
 
-.PHONY: help setup guest build initrds run test test-host test-kvm test-qemu test-nested test-nested-long fuzz mutants bench bench-guest lint ci clean
+.PHONY: help setup guest build initrds run test test-host test-kvm test-qemu test-nested test-nested-long differential fuzz mutants bench bench-guest lint ci clean
 
 help: ## list these verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -63,6 +66,12 @@ test-nested: ## suites in a stock Linux with KVM on nested paging, in QEMU's sof
 
 test-nested-long: ## the same and every case of a stock Linux as guest, its dump opened by crash and drgn
 	@LENGTH=long CASE="$(CASE)" scripts/test.sh nested
+
+differential: guest ## the same calls on this machine's Linux and in the guest: SEQUENCES from SEED on BED (qemu or kvm)
+	@tests/programs/build.sh $(TARGET)/programs differential
+	@$(if $(filter kvm,$(BED)),$(MAKE) --no-print-directory build)
+	@cargo run --release -q -p memvisor-differential -- run --bed $(BED) --sequences $(SEQUENCES) --seed $(SEED) \
+	    --program $(TARGET)/programs/differential-static --kernel $(GUEST) --memvisor $(MEMVISOR) $(ARGS)
 
 fuzz: ## look for inputs that break a promise: SECONDS for each target, needs nightly
 	@scripts/fuzz.sh $(SECONDS)

@@ -172,7 +172,7 @@ fn is_exclusive<K: Kernel>(k: &K, entry: Entry) -> bool {
             !k.is_zero_page(pfn)
                 && k.page(pfn).is_some_and(|page| page::is_anon(page) && page.refcount() == 1)
         }
-        Pte::Migration(_) | Pte::Empty => false,
+        Pte::Migration(_) | Pte::Special(_) | Pte::Empty => false,
     }
 }
 
@@ -189,6 +189,11 @@ fn protected(old: Entry, flags: PteFlags, accessible: bool) -> Entry {
         Pte::Page(pfn) => {
             let kept = old.flags(1) & (PteFlags::ACCESSED | PteFlags::DIRTY);
             pte::page(pfn, (flags - PteFlags::ACCESSED) | kept, accessible)
+        }
+        Pte::Special(pfn) => {
+            let keep = PteFlags::KEEP | PteFlags::PWT | PteFlags::PCD | PteFlags::PAT;
+            let kept = old.flags(1) & (keep - PteFlags::SOFT);
+            pte::special(pfn, (flags - PteFlags::ACCESSED) | kept, accessible)
         }
         // It comes back with what the VMA allows then.
         Pte::Migration(_) | Pte::Empty => old,

@@ -56,7 +56,7 @@ pub(crate) fn zap<K: Kernel>(k: &K, mm: &Mm, range: Range<u64>, cows: Cows, gath
 fn is_own<K: Kernel>(k: &K, entry: Entry) -> bool {
     match pte::decode(entry) {
         Pte::Page(pfn) | Pte::Migration(pfn) => k.page(pfn).is_some_and(page::is_anon),
-        Pte::Empty => false,
+        Pte::Empty | Pte::Special(_) => false,
     }
 }
 
@@ -66,7 +66,7 @@ fn release<K: Kernel>(k: &K, va: u64, old: Entry, gather: &mut Gather) -> Option
         gather.translation(va);
     }
     match pte::decode(old) {
-        Pte::Empty => None,
+        Pte::Empty | Pte::Special(_) => None,
         Pte::Page(pfn) if k.is_zero_page(pfn) => None,
         Pte::Page(pfn) => {
             let kind = k.page(pfn).map_or(RssKind::Anon, |page| {

@@ -9,7 +9,7 @@ use common::op::{Op, PAGE, WINDOW};
 use mm_core::{Gfp, MemMap, Order, PageAlloc};
 use mm_vma::{
     Access, Arena, Done, Fault, FaultInfo, Id, Kernel, MapFile, MapFlags, Mm, MmapRequest, ProtFlags,
-    RssKind, Space, Unmapped, VmFlags, audit, for_each_pte, handle_fault, put_page, remove_migration_ptes,
+    RssKind, Space, Unmapped, audit, for_each_pte, handle_fault, put_page, remove_migration_ptes,
     try_to_migrate,
 };
 
@@ -380,8 +380,7 @@ fn a_page_that_leaves_its_file_during_a_fault_is_not_mapped() {
     for flags in [0x11, PRIVATE_FILE] {
         let mut model = Model::new();
         let mapping = model.k.shmem_zero_setup(PAGE).unwrap();
-        let file =
-            MapFile { mapping, readable: true, writable: true, noexec: false, flags: VmFlags::empty() };
+        let file = MapFile::of(mapping);
         let request = MmapRequest {
             addr: WINDOW + AT,
             len: PAGE,

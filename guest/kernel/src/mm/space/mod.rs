@@ -8,7 +8,7 @@ mod objects;
 mod published;
 pub mod tlb;
 
-pub use cache::program_mapping;
+pub use cache::{Source, program_mapping};
 pub use published::{publish_tlbs, tlb_table};
 
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -23,7 +23,7 @@ use crate::mm::layout::levels;
 use crate::mm::memmap::Vmemmap;
 use crate::mm::paging::{self, Tables};
 use crate::mm::phys::DirectMap;
-use crate::mm::{kmap, page_alloc};
+use crate::mm::{kmap, page_alloc, pti};
 use crate::sync::Lock;
 use crate::{introspect, sched, smp};
 
@@ -70,8 +70,16 @@ pub fn mm_alloc(shape: Layout) -> Result<Id<Mm>, Errno> {
     table.share_upper_half(&Tables, paging::kernel());
     let mm = mm_of(id);
     mm.init(table, shape);
+    if !pti::alloc_user_table(mm, table) {
+        // The upper half is the kernel's.
+        let freed = table.free_root(&mut Tables);
+        freed.expect("nothing is mapped yet");
+        Arena::<Mm>::free(&Spaces, id);
+        return Err(Errno::Enomem);
+    }
     objects::of_mm(mm).cpus.iter().for_each(|word| word.store(0, Ordering::Relaxed));
     objects::of_mm(mm).tlb_generation.store(0, Ordering::Relaxed);
+    set_start_stack(mm, 0);
     objects::of_mm(mm).users.store(1, Ordering::Release);
     Ok(id)
 }
@@ -79,6 +87,16 @@ pub fn mm_alloc(shape: Layout) -> Result<Id<Mm>, Errno> {
 /// The address space.
 pub fn mm_of(id: Id<Mm>) -> &'static Mm {
     Arena::<Mm>::at(&Spaces, id)
+}
+
+/// Where the program's stack was when it began; 0 if it has none.
+pub fn start_stack(mm: &Mm) -> u64 {
+    objects::of_mm(mm).start_stack.load(Ordering::Relaxed)
+}
+
+/// Says where the program's stack begins.
+pub fn set_start_stack(mm: &Mm, address: u64) {
+    objects::of_mm(mm).start_stack.store(address, Ordering::Relaxed);
 }
 
 /// One more user (Linux: `mmget`).
@@ -104,6 +122,7 @@ pub fn mm_free(id: Id<Mm>) {
     Space::lock(&Spaces, id, mm_vma::Limits::default()).exit();
     let mm = mm_of(id);
     tlb::leave_everywhere(mm);
+    pti::free_user_table(mm);
     let freed = mm.page_table().free_root(&mut Tables);
     freed.expect("everything below is unmapped");
     Arena::<Mm>::free(&Spaces, id);
@@ -249,17 +268,15 @@ impl Kernel for Spaces {
     }
 
     fn shmem_zero_setup(&self, bytes: u64) -> Result<Id<Mapping>, Errno> {
-        cache::shmem_file_setup(bytes)
+        cache::new_mapping(Source::Anonymous, bytes)
     }
 
     fn mapping_get(&self, mapping: Id<Mapping>) {
-        objects::of_mapping(mapping).references.fetch_add(1, Ordering::Relaxed);
+        cache::get(mapping);
     }
 
     fn mapping_put(&self, mapping: Id<Mapping>) {
-        if objects::of_mapping(mapping).references.fetch_sub(1, Ordering::AcqRel) == 1 {
-            cache::free_mapping(mapping);
-        }
+        cache::put(mapping);
     }
 
     fn mapping_page(&self, mapping: Id<Mapping>, pgoff: u64) -> Result<MappedPage, MappedError> {
