@@ -84,8 +84,10 @@ impl MemMap for Vmemmap {
         let online = ONLINE.get(usize::try_from(number / 64).unwrap_or(usize::MAX));
         if online.is_some_and(|word| word.load(Ordering::Acquire) >> (number % 64) & 1 != 0) {
             let first = BASE.load(Ordering::Relaxed) as *const Page;
-            // SAFETY: the section is online, so its descriptors are mapped and written.
-            return Some(unsafe { &*first.add(usize::try_from(pfn.as_u64()).unwrap_or(0)) });
+            // SAFETY: inside the descriptors of one section, which is online.
+            let page = unsafe { first.add(usize::try_from(pfn.as_u64()).unwrap_or(0)) };
+            // SAFETY: as above: mapped and written.
+            return Some(unsafe { &*page });
         }
         self.pages(pfn).first()
     }
