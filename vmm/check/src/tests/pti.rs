@@ -20,8 +20,11 @@ const NX: u64 = 1 << 63;
 fn map(guest: &mut TestGuest, va: u64, flags: u64) {
     for level in (1..=4).rev() {
         let slot = (AREA + 4 - level) * 4096 + (va >> (12 + 9 * (level - 1)) & 511) * 8;
-        let next =
-            if level == 1 { KERNEL_GPA + (va - KERNEL_VA) | flags } else { (AREA + 5 - level) << 12 | 0x23 };
+        let next = if level == 1 {
+            (KERNEL_GPA + (va - KERNEL_VA)) | flags
+        } else {
+            (AREA + 5 - level) << 12 | 0x23
+        };
         guest.memory.write_u64(slot, next).unwrap();
     }
 }
