@@ -2,7 +2,7 @@
 
 use core::mem::size_of;
 use core::ops::Range;
-use core::sync::atomic::Ordering;
+use core::sync::atomic::{AtomicU64, Ordering};
 
 use guest_firmware::BootInfo;
 use memvisor_abi::{
@@ -15,6 +15,7 @@ use mm_pgtable::layout as va_layout;
 use mm_vma::{Id, Mm, RssKind};
 use mm_vmalloc::DIRECTORY_FRAMES;
 
+use crate::arch::percpu::{self, PerCpu};
 use crate::drivers::memvisor;
 use crate::init::E820;
 use crate::mm::layout::levels;
@@ -23,7 +24,6 @@ use crate::mm::vmalloc::AREAS;
 use crate::mm::{cma, early, kcompactd, kmap, memmap, movable, paging, pcp, phys, slab, space, sysctl};
 use crate::sched;
 use crate::sync::Lock;
-use crate::task::{FAULTS, SYSCALLS};
 use crate::topology::{CPUS, SLIT};
 
 /// The root sits alone on its page, so that a scan finds it at a page boundary.
@@ -290,14 +290,12 @@ pub fn publish_counters() {
     space::publish_tlbs();
     publish_added();
     let (pgalloc, pgfree) = page_alloc::pgalloc_pgfree();
-    update(|root| {
-        root.counters = Counters {
-            pgfault: FAULTS.load(Ordering::Relaxed),
-            pgalloc,
-            pgfree,
-            syscalls: SYSCALLS.load(Ordering::Relaxed),
-        };
-    });
+    let cpus = u32::try_from(CPUS.lock().count).unwrap_or(0);
+    let sum = |of: fn(&PerCpu) -> &AtomicU64| -> u64 {
+        (0..cpus).map(|cpu| of(percpu::of(cpu)).load(Ordering::Relaxed)).sum()
+    };
+    let (pgfault, syscalls) = (sum(|percpu| &percpu.faults), sum(|percpu| &percpu.syscalls));
+    update(|root| root.counters = Counters { pgfault, pgalloc, pgfree, syscalls });
 }
 
 const _: () = assert!(size_of::<RootPage>() as u64 == PAGE_SIZE);

@@ -46,11 +46,6 @@ pub use run::{End, enter, pause, run_file, run_init, wait_init};
 pub use switch::switch_to;
 pub use wait::{Waited, do_wait};
 
-/// Page faults from ring 3 (Linux: `PGFAULT`).
-pub static FAULTS: AtomicU64 = AtomicU64::new(0);
-/// System calls.
-pub static SYSCALLS: AtomicU64 = AtomicU64::new(0);
-
 /// Signal that tells a parent of its child's end unless clone asks for another.
 pub const SIGCHLD: u32 = 17;
 

@@ -2,7 +2,7 @@
 //! page tables and never dereferenced, so SMAP stays on; pages come in by the same faults as for the process itself.
 
 use mm_core::{MemMap, PAGE_SIZE, PageKind, PhysAddr};
-use mm_vma::{Access, Done, Errno, Id, Kernel, Limits, Mm, handle_fault};
+use mm_vma::{Access, Done, Errno, FaultInfo, Id, Kernel, Limits, Mm, handle_fault};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use crate::mm::kmap;
@@ -91,7 +91,10 @@ fn fault_in(mm: Id<Mm>, limits: &Limits, va: u64, access: Access) -> Option<Phys
             let is_ram = |page: &mm_core::Page| page.kind() != PageKind::None;
             return MemMap::page(&Spaces, found.pfn()).is_some_and(is_ram).then_some(found);
         }
-        if handle_fault(&Spaces, mm, limits, va, access, false).ok()? == Done::Wait {
+        // A page that is there and may not be written, or nothing.
+        let present = access == Access::Write && space::translate(at, va, false).is_some();
+        let what = FaultInfo { addr: va, access, present };
+        if handle_fault(&Spaces, mm, what, || *limits).ok()? == Done::Wait {
             Spaces.relax();
         }
     }

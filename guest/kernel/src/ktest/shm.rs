@@ -137,7 +137,8 @@ fn truncation_unmaps_what_lies_behind() -> Outcome {
         read(mm, shared + 100)? == 7 && read(mm, shared + PAGE_SIZE + 100)? == 0,
         "the last page ends in zeroes",
     )?;
-    let fault = handle_fault(&Spaces, mm, &Limits::default(), shared + 2 * PAGE_SIZE, Access::Read, false);
+    let what = mm_vma::FaultInfo { addr: shared + 2 * PAGE_SIZE, access: Access::Read, present: false };
+    let fault = handle_fault(&Spaces, mm, what, Limits::default);
     check(fault == Err(Fault::AdrErr), "a page behind the end is a bus error")?;
     check(cache::nr_pages(file) == 2, "two pages are left")?;
     end(&[mm], &[file], before)

@@ -1,9 +1,10 @@
 //! The kernel's page tables, and who provides frames for tables.
 
+use core::ops::Range;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use memvisor_abi::PageKind;
-use mm_core::{Order, Pfn, PhysAddr, PhysMem, VirtAddr};
+use mm_core::{Pfn, PhysAddr, PhysMem, VirtAddr};
 use mm_pgtable::{
     Entry, FlushRange, Gather, KeepTables, LeafSize, Levels, PageTable, Prot, TableMem, layout,
 };
@@ -13,6 +14,7 @@ use crate::arch::{pti, regs};
 use crate::mm::layout::{APIC_VA, levels, percpu_area};
 use crate::mm::phys::{self, DirectMap};
 use crate::mm::{early, limits, page_alloc};
+use crate::smp::{self, Invalidation};
 use crate::sync::Lock;
 
 static ROOT: AtomicU64 = AtomicU64::new(0);
@@ -58,19 +60,26 @@ impl TableMem for Tables {
         }
     }
 
+    fn skip_empty(&self, table: Pfn, from: usize, to: usize) -> usize {
+        DirectMap.skip_zero_words(table, from, to)
+    }
+
+    fn copy(&self, from: Pfn, to: Pfn, entries: Range<usize>) {
+        DirectMap.copy_words(from, to, entries);
+    }
+
     fn alloc_table(&mut self) -> Option<Pfn> {
-        let table = if BUDDY.load(Ordering::Relaxed) {
-            page_alloc::alloc_pages(Order::ZERO, None, PageKind::Table)
-        } else {
-            early::alloc(1, 1, None, PageKind::Table)
-        }?;
+        if BUDDY.load(Ordering::Relaxed) {
+            return page_alloc::alloc_zeroed(PageKind::Table);
+        }
+        let table = early::alloc(1, 1, None, PageKind::Table)?;
         DirectMap.zero_frame(table);
         Some(table)
     }
 
     fn free_table(&mut self, table: Pfn) {
         assert!(BUDDY.load(Ordering::Relaxed), "page table {table} freed before the buddy allocator runs");
-        page_alloc::free_pages(table, Order::ZERO);
+        page_alloc::free_zeroed(table);
     }
 }
 
@@ -228,18 +237,13 @@ pub fn protect_kernel(va: VirtAddr, len: u64, prot: Prot) {
     }
 }
 
-/// Drops translations on this CPU.
-pub fn flush_local(range: &FlushRange) {
-    match range {
-        FlushRange::Pages(pages) => pages.as_slice().iter().for_each(|va| regs::invlpg(va.as_u64())),
-        _ => regs::flush_all(),
-    }
-}
-
-/// Drops translations on every CPU.
+/// Drops translations of the kernel's half on every CPU.
 pub fn flush_all_cpus(range: FlushRange) {
-    flush_local(&range);
-    crate::smp::flush_others();
+    let what = Invalidation::of(&range);
+    if !what.drop_each() {
+        regs::flush_all();
+    }
+    smp::flush_others(what);
 }
 
 /// The tree in this CPU's CR3.

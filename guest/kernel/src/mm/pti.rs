@@ -111,6 +111,7 @@ pub fn free_user_table(mm: &Mm) {
         page.set_private(0);
     }
     mm.set_user_root(PFN_NONE);
-    // What it had of the kernel's half is the template's.
+    // What it had of the kernel's half is the template's; a table goes back all zero.
+    DirectMap.fill_table(user, TABLE_ENTRIES / 2, TABLE_ENTRIES / 2, 0, 0);
     Tables.free_table(user);
 }

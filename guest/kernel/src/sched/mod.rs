@@ -284,6 +284,18 @@ impl Sched {
 }
 
 impl Slot {
+    /// CPUs that [`Slot::may_run_on`] says yes to.
+    fn where_it_may_run(&self) -> CpuMask {
+        let one = match self.info {
+            TaskInfo { kmap_depth: 1.., cpu, .. } => cpu,
+            TaskInfo { pinned: ANY_CPU, .. } => return self.allowed,
+            TaskInfo { pinned, .. } => pinned,
+        };
+        let mut mask = CpuMask::NONE;
+        mask.add(one);
+        mask.and(&self.allowed)
+    }
+
     fn may_run_on(&self, cpu: u32) -> bool {
         let held = self.info.kmap_depth > 0 && self.info.cpu != cpu;
         (self.info.pinned == ANY_CPU || self.info.pinned == cpu) && self.allowed.contains(cpu) && !held
@@ -364,9 +376,15 @@ fn finish_switch() {
     }
 }
 
+/// Whether the slice of the task that runs here is over (Linux: `need_resched`).
+#[inline]
+pub fn needs_resched() -> bool {
+    percpu::current().is_some_and(|percpu| percpu.need_resched.load(Ordering::Relaxed) != 0)
+}
+
 /// Gives the CPU to others on the way to ring 3, if the slice is over.
 pub fn resched_to_user() -> bool {
-    let needed = percpu::current().is_some_and(|percpu| percpu.need_resched.load(Ordering::Relaxed) != 0);
+    let needed = needs_resched();
     if needed {
         schedule(Reason::Preempted);
     }
@@ -402,11 +420,11 @@ fn run_others() {
     }
     let waiting = {
         let sched = SCHED.lock();
-        (sched.first != NOBODY).then(|| sched.slots[sched.first].info.pinned)
+        (sched.first != NOBODY).then(|| sched.slots[sched.first].where_it_may_run())
     };
-    if let Some(pinned) = waiting {
+    if let Some(allowed) = waiting {
         // A CPU that missed its interrupt gets another.
-        kick(pinned, cpu);
+        smp::kick(&allowed, cpu);
     }
     core::hint::spin_loop();
 }
@@ -414,7 +432,7 @@ fn run_others() {
 /// Puts a task that sleeps into the queue; false if it does not sleep. Whoever sleeps looks again at what it waits for, so that
 /// one wake-up too many does no harm (Linux: `wake_up_process`).
 pub fn wake(number: usize) -> bool {
-    let (pinned, last, busy) = {
+    let (allowed, last, busy) = {
         let mut sched = SCHED.lock();
         let task = &mut sched.slots[number];
         if !core::mem::take(&mut task.sleeps) {
@@ -424,22 +442,15 @@ pub fn wake(number: usize) -> bool {
         if task.info.state != TaskState::Sleeping as u32 {
             return true;
         }
-        let last = task.info.cpu;
-        let pinned = if task.info.kmap_depth > 0 { last } else { task.info.pinned };
+        let (allowed, last) = (task.where_it_may_run(), task.info.cpu);
         sched.arrives(number);
         sched.push(number);
-        (pinned, last, sched.goes_before_current_of(last, number))
+        (allowed, last, sched.goes_before_current_of(last, number))
     };
-    if !kick(pinned, last) && busy {
+    if !smp::kick(&allowed, last) && busy {
         resched(last);
     }
     true
-}
-
-/// Tells an idle CPU that there is work: the one it must run on, else the one where it ran last, one of the same node, or any.
-/// `false` if none of them is idle (Linux: `select_idle_sibling`).
-fn kick(pinned: u32, last: u32) -> bool {
-    smp::kick((pinned != ANY_CPU).then_some(pinned), last)
 }
 
 /// Makes a CPU look who goes first (Linux: `resched_curr`).

@@ -9,7 +9,7 @@ use mm_vmalloc::{Request, VmError};
 
 use super::{
     ANY_CPU, CpuMask, NO_INFO, NOBODY, Reason, SCHED, Turn, UNUSED, WaitQueue, clock, current, finish_switch,
-    kick, schedule,
+    schedule,
 };
 use crate::arch::percpu::{self, PerCpu, THREAD_TOP, thread_info};
 use crate::arch::trap::TrapFrame;
@@ -17,7 +17,7 @@ use crate::arch::{regs, stack, user};
 use crate::mm::phys;
 use crate::mm::vmalloc;
 use crate::sync::Lock;
-use crate::task;
+use crate::{smp, task};
 
 /// Woken when any thread ends.
 static ENDED: WaitQueue = WaitQueue::new();
@@ -152,13 +152,13 @@ fn take_slot(birth: &Birth<'_>, base: u64, user: Option<UserThread<'_>>) -> Resu
 
 /// Lets a new thread run (Linux: `wake_up_new_task`).
 fn start(number: usize) {
-    let pinned = {
+    let allowed = {
         let mut sched = SCHED.lock();
         sched.arrives(number);
         sched.push(number);
-        sched.slots[number].info.pinned
+        sched.slots[number].where_it_may_run()
     };
-    kick(pinned, percpu::cpu());
+    smp::kick(&allowed, percpu::cpu());
 }
 
 /// Where the registers of ring 3 are when a user task begins.

@@ -56,7 +56,7 @@ mod zap;
 
 pub use anon::{AnonVma, AnonVmaChain};
 pub use audit::{Broken, audit};
-pub use fault::{Access, Done, Fault, handle_fault};
+pub use fault::{Access, Done, Fault, FaultInfo, handle_fault};
 pub use flags::{MapFlags, MapType, ProtFlags, VmFlags};
 pub use fork::dup_mmap;
 pub use kernel::Kernel;

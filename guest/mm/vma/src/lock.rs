@@ -98,8 +98,17 @@ impl Mm {
     pub fn lock_vma<'k, K: Kernel>(&self, k: &'k K, mm: Id<Mm>, addr: u64) -> Option<VmaRead<'k>> {
         // Locked, it stays a VMA.
         let read = k.rcu_read(|| {
+            // Faults come one after the other in the same VMA. What the hint is, is found out like what the tree says.
+            if let Some(id) = k.vma_hint() {
+                let vma: &Vma = k.at(id);
+                if vma.start() <= addr && addr < vma.end() && vma.mm.load() == Some(mm) {
+                    return vma.read(id);
+                }
+            }
             let id = self.tree.find(k, addr)?;
-            k.at(id).read(id)
+            let read = k.at(id).read(id)?;
+            k.set_vma_hint(id);
+            Some(read)
         })?;
         let vma = read.vma;
         let current = vma.lock_seq.load(Relaxed) == self.lock_seq.load(Acquire);

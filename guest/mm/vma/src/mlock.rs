@@ -3,7 +3,7 @@
 use bitflags::bitflags;
 use mm_core::{PAGE_SHIFT, PAGE_SIZE};
 
-use crate::fault::{Access, Fault, handle_fault};
+use crate::fault::{Access, Fault, FaultInfo, handle_fault};
 use crate::id::Id;
 use crate::pte::{self, Pte};
 use crate::space::{Populate, page_align};
@@ -254,7 +254,7 @@ fn touch<K: Kernel>(k: &K, mm: Id<Mm>, limits: &Limits, va: u64, access: Access)
     if there && (access == Access::Read || entry.has(mm_pgtable::PteFlags::WRITE)) {
         return Ok(());
     }
-    match handle_fault(k, mm, limits, va, access, there) {
+    match handle_fault(k, mm, FaultInfo { addr: va, access, present: there }, || *limits) {
         Ok(_) => Ok(()),
         Err(Fault::NoMemory) => Err(Errno::Enomem),
         Err(Fault::MapErr | Fault::AccErr | Fault::AdrErr) => Err(Errno::Efault),

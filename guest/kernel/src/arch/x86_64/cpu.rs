@@ -83,8 +83,7 @@ pub fn pat_is_linuxs() -> bool {
 
 /// Lets ring 3 enter by `syscall` on this CPU.
 pub fn init_syscall(percpu_base: u64) {
-    // sysret would load CS = base + 16 and SS = base + 8; we return by iretq, but debuggers and
-    // nested guests read these.
+    // sysret loads CS = base + 16 and SS = base + 8.
     let star = u64::from(percpu::KERNEL_DS | 3) << 48 | u64::from(percpu::KERNEL_CS) << 32;
     // SAFETY: selectors of our GDT.
     unsafe { regs::wrmsr(MSR_STAR, star) };

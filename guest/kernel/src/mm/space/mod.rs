@@ -18,7 +18,7 @@ use mm_filemap::shmem::FallocFlags;
 use mm_pgtable::{FlushRange, PageTable};
 use mm_vma::{Arena, Errno, Id, Kernel, Layout, MappedError, MappedPage, Mapping, Mm, Space};
 
-use crate::arch::regs;
+use crate::arch::{percpu, regs};
 use crate::mm::layout::levels;
 use crate::mm::memmap::Vmemmap;
 use crate::mm::paging::{self, Tables};
@@ -78,6 +78,7 @@ pub fn mm_alloc(shape: Layout) -> Result<Id<Mm>, Errno> {
         return Err(Errno::Enomem);
     }
     objects::of_mm(mm).cpus.iter().for_each(|word| word.store(0, Ordering::Relaxed));
+    objects::of_mm(mm).tlb_generation.store(0, Ordering::Relaxed);
     set_start_stack(mm, 0);
     objects::of_mm(mm).users.store(1, Ordering::Release);
     Ok(id)
@@ -197,6 +198,13 @@ impl Kernel for Spaces {
         tlb::flush(mm, &range);
     }
 
+    fn flush_tlb_and_tables(&self, mm: &Mm, range: FlushRange) {
+        if LOSE_FLUSHES.load(Ordering::Relaxed) {
+            return;
+        }
+        tlb::flush_with_tables(mm, &range);
+    }
+
     fn mmap_read_lock(&self, mm: &Mm) {
         let lock = &objects::of_mm(mm).mmap_lock;
         loop {
@@ -226,6 +234,18 @@ impl Kernel for Spaces {
     fn rmap_lock<R>(&self, f: impl FnOnce() -> R) -> R {
         let _held = RMAP.lock();
         f()
+    }
+
+    #[inline]
+    fn vma_hint(&self) -> Option<Id<mm_vma::Vma>> {
+        percpu::current().and_then(|percpu| Id::new(percpu.vma_hint.load(Ordering::Relaxed)))
+    }
+
+    #[inline]
+    fn set_vma_hint(&self, id: Id<mm_vma::Vma>) {
+        if let Some(percpu) = percpu::current() {
+            percpu.vma_hint.store(id.as_u64(), Ordering::Relaxed);
+        }
     }
 
     fn relax(&self) {

@@ -44,6 +44,8 @@ pub struct MmObject {
     pub(super) cpus: [AtomicU64; CPU_WORDS],
     /// Linux: `page_table_lock`.
     pub(super) page_table_lock: Lock<()>,
+    /// Flushes so far (Linux: `mm->context.tlb_gen`).
+    pub(super) tlb_generation: AtomicU64,
     /// The first address of the program's stack that it was given (Linux: `mm->start_stack`).
     pub(super) start_stack: AtomicU64,
 }
@@ -125,6 +127,12 @@ fn object<T>(raw: u64) -> &'static T {
 pub(super) fn of_mm(mm: &Mm) -> &'static MmObject {
     // Through the address: a reference to the part reaches no further than the part.
     object((&raw const *mm as u64).wrapping_sub(layout::page_offset(levels()).as_u64()))
+}
+
+/// The number of an address space.
+pub(super) fn id_of(mm: &Mm) -> Id<Mm> {
+    let raw = (&raw const *mm as u64).wrapping_sub(layout::page_offset(levels()).as_u64());
+    Id::new(raw).expect("no object is at address 0")
 }
 
 /// The object around a mapping.
