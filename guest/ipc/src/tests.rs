@@ -1,6 +1,5 @@
 //! Identifiers, rights and limits.
 
-use std::format;
 use std::string::String;
 use std::vec::Vec;
 
@@ -26,7 +25,7 @@ fn get(shm: &mut Shm<u32>, key: i32, size: u64, bits: u32) -> Result<u32, Errno>
 #[test]
 fn identifiers_are_used_again_late_and_with_another_sequence_number() {
     let mut shm = Shm::default();
-    let mut remove = |shm: &mut Shm<u32>, id| shm.remove(&ROOT, id, |_| false).unwrap();
+    let remove = |shm: &mut Shm<u32>, id| shm.remove(&ROOT, id, |_| false).unwrap();
     for round in 0..64 {
         let id = get(&mut shm, 0, 1, 0o600).unwrap();
         assert_eq!(id, round, "as long as there are fresh indices");
@@ -122,12 +121,7 @@ fn structures_are_linuxs() {
         wanted
     });
     let info = shm.info();
-    assert_eq!(
-        (info[8], info[16..20].to_vec()),
-        (1, 4096_u32.to_le_bytes().to_vec()),
-        "{}",
-        format!("{info:?}")
-    );
+    assert_eq!((info[8], info[16..20].to_vec()), (1, 4096_u32.to_le_bytes().to_vec()), "{info:?}");
 }
 
 proptest! {

@@ -67,15 +67,15 @@ pub(crate) fn run(context: &Context<'_>, processes: &Processes, ledger: &mut Led
     // Frame of offset 0 by mapping, as the first entry has it.
     let mut bases = BTreeMap::new();
     for process in &processes.list {
+        for rule in [&VMA, &FRAMES, &UNCOUNTED, &COW, &CACHE] {
+            ledger.checked(rule, process.entries.entries.len() as u64);
+        }
         let mapped = process.with_vmas().filter(|(entry, _)| entry.kind.is_mapping());
         // Without a VMA it is E1's.
         for (entry, at) in mapped.filter_map(|(entry, vma)| vma.map(|at| (entry, at))) {
             let special = entry.entry.has(PTE_SPECIAL);
             if !special && at.vma.flags & vm_flags::PFNMAP == 0 {
                 continue;
-            }
-            for rule in [&VMA, &FRAMES, &UNCOUNTED, &COW, &CACHE] {
-                ledger.checked(rule, 1);
             }
             let mut report = |rule: &'static Rule, claim: &str, outside: String| {
                 let what = format!("pid {} {:#x} (pfn {:#x})", process.pid(), entry.va, entry.pfn);

@@ -3,6 +3,7 @@
 //! I1  `pti.entry-area`: the kernel's half of every table for ring 3 has the entries of one tree, and that maps only, and never for ring 3:
 //!     code for entry (at most 16 KiB of the kernel's text, executable, read-only), the pages of the interrupt table (read-only),
 //!     and of each CPU's area the page with its descriptors and entry stack and the pages of its IST stacks. None is global.
+//!     Without isolation no address space has such a table.
 //! I2  `pti.user-half`: the user's half has the entries of the kernel's table of the same address space.
 //!
 //! In a per-CPU area, frame 1 has descriptors and entry stack, and frames 6 to 13 the four IST stacks (guest/kernel, percpu.rs).
@@ -39,7 +40,11 @@ const MOST_TEXT: u64 = 16 << 10;
 
 /// The top-level table that ring 3 runs on, of an address space that has two.
 pub(crate) fn user_pgd(context: &Context<'_>, space: &AddressSpace) -> Option<u64> {
-    if context.root.entry_pgd_pfn == PFN_NONE || space.mm == 0 {
+    if context.root.entry_pgd_pfn == PFN_NONE { None } else { second_pgd(context, space) }
+}
+
+fn second_pgd(context: &Context<'_>, space: &AddressSpace) -> Option<u64> {
+    if space.mm == 0 {
         return None;
     }
     let field = space.mm.checked_add(offset_of!(Mm, user_pgd_pfn) as u64)?;
@@ -50,10 +55,7 @@ pub(crate) fn user_pgd(context: &Context<'_>, space: &AddressSpace) -> Option<u6
 pub(crate) fn run(context: &Context<'_>, ledger: &mut Ledger) {
     let template = context.root.entry_pgd_pfn;
     if template == PFN_NONE {
-        for rule in RULES {
-            ledger.skip(rule, "page-table isolation is off");
-        }
-        return;
+        return off(context, ledger);
     }
     area(context, template, ledger);
     let read = |pfn: u64, slot: u64| {
@@ -75,6 +77,21 @@ pub(crate) fn run(context: &Context<'_>, ledger: &mut Ledger) {
             let claim = format!("{:#x} for ring 3", read(user, slot));
             let outside = format!("{:#x} in the kernel's table", read(space.pgd_pfn, slot));
             ledger.report(&USER_HALF, finding(&USER_HALF, what, claim, outside).frame(user));
+        }
+    }
+}
+
+/// Without isolation ring 3 runs on the kernel's tables, and nobody has others.
+fn off(context: &Context<'_>, ledger: &mut Ledger) {
+    for rule in RULES {
+        ledger.checked(rule, context.spaces.len() as u64);
+    }
+    for space in &context.spaces {
+        if let Some(user) = second_pgd(context, space) {
+            let what = format!("pid {} has a table for ring 3", space.pid);
+            let outside = "there is no entry area that it could have";
+            let what = finding(&ENTRY_AREA, what, format!("frame {user:#x}"), outside);
+            ledger.report(&ENTRY_AREA, what.frame(user));
         }
     }
 }

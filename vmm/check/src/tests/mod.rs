@@ -7,6 +7,7 @@ mod faults;
 mod guest;
 mod hostile;
 mod pcp;
+mod pti;
 mod slab;
 mod spaces;
 mod vmalloc;
