@@ -17,6 +17,7 @@ pub mod paging;
 pub mod pcp;
 pub mod phys;
 pub mod reclaim;
+pub mod shuffle;
 pub mod slab;
 pub mod space;
 pub mod sysctl;

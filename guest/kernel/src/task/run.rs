@@ -1,7 +1,7 @@
 //! The first process (Linux: init/main.c, `kernel_init`, `run_init_process`).
 
 use alloc::sync::Arc;
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use mm_vma::Errno;
 
@@ -97,12 +97,29 @@ pub fn wait_init(process: &Arc<Process>) -> End {
     End::Exited(if status & 0x7f == 0 { status >> 8 & 0xff } else { 128 + (status & 0x7f) })
 }
 
-/// Sleeps until a signal comes (Linux: `pause`).
+/// Those who pause.
+static PAUSED: WaitQueue = WaitQueue::new();
+/// The first process whose pause the kernel ends; 0 for none.
+static GOES_ON: AtomicU32 = AtomicU32::new(0);
+
+/// Sleeps until a signal comes (Linux: `pause`), or until the kernel ends it.
 pub fn pause() {
-    static NEVER: WaitQueue = WaitQueue::new();
     let Some(task) = current() else { return };
-    task.process.paused.store(true, Ordering::Release);
-    task.process.ended.wake_up_all();
-    NEVER.wait_interruptible(&sched::task_context(), None, || false);
-    task.process.paused.store(false, Ordering::Release);
+    let process = &task.process;
+    process.paused.store(true, Ordering::Release);
+    process.ended.wake_up_all();
+    let goes_on = || GOES_ON.compare_exchange(process.pid, 0, Ordering::AcqRel, Ordering::Relaxed).is_ok();
+    PAUSED.wait_interruptible(&sched::task_context(), None, goes_on);
+    process.paused.store(false, Ordering::Release);
+}
+
+/// Lets a first process go on after [`wait_init`] saw it pause, as a signal that it handles would. Returns when it has left the call, so
+/// that it is not seen pausing twice.
+pub fn end_pause(process: &Process) {
+    GOES_ON.store(process.pid, Ordering::Release);
+    PAUSED.wake_up_all();
+    let context = sched::task_context();
+    while process.paused.load(Ordering::Acquire) && !process.is_zombie() {
+        sched::yield_now(&context);
+    }
 }

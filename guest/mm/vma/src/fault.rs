@@ -338,6 +338,17 @@ impl<K: Kernel> VmFault<'_, K> {
         })
     }
 
+    /// Takes a reference of the page if the entry is still `old`, which maps it.
+    fn hold(&self, old: Entry, pfn: Pfn) -> bool {
+        self.k.tables(self.mm, |tables| {
+            let mapped = pte::read(tables, self.mm.page_table(), self.page_addr()) == old;
+            if mapped {
+                page::get(self.k, pfn);
+            }
+            mapped
+        })
+    }
+
     fn flags(&self, write: bool, dirty: bool) -> PteFlags {
         let mut flags = self.vma.page_prot().flags();
         flags.set(PteFlags::WRITE, write);
@@ -431,6 +442,11 @@ impl<K: Kernel> VmFault<'_, K> {
         let was_zero = self.k.is_zero_page(pfn);
         let copy = self.alloc(was_zero)?;
         if !was_zero {
+            // Without a reference it could be moved, freed and somebody else's meanwhile.
+            if !self.hold(old, pfn) {
+                page::put(self.k, copy);
+                return Ok(Done::Spurious);
+            }
             self.k.copy_page(copy, pfn);
         }
         let new = pte::page(copy, self.flags(true, true), true);
@@ -459,11 +475,15 @@ impl<K: Kernel> VmFault<'_, K> {
             }
             true
         });
+        if !was_zero {
+            page::put(self.k, pfn);
+        }
         if !replaced {
             page::put(self.k, copy);
             return Ok(Done::Spurious);
         }
         if !was_zero {
+            // The entry's reference.
             page::put(self.k, pfn);
         }
         Ok(Done::Minor)

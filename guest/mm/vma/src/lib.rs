@@ -1,5 +1,5 @@
 //! Address spaces: VMAs, the mmap family, page faults, fork and reverse mapping (Linux: mm/mmap.c, mm/vma.c, mm/mprotect.c,
-//! mm/mremap.c, mm/madvise.c, mm/mlock.c, mm/memory.c, mm/rmap.c, kernel/fork.c).
+//! mm/mremap.c, mm/madvise.c, mm/mlock.c, mm/memory.c, mm/rmap.c, mm/migrate.c, kernel/fork.c).
 //!
 //! An address space is an [`Mm`]: a tree of [`Vma`]s, page tables, and counts. Whoever changes it takes mmap_lock
 //! ([`Space::lock`]) and calls a method of [`Space`] that is named like the system call; a fault usually needs only the lock of one VMA
@@ -14,7 +14,7 @@
 //! M4  RSS counts equal the entries; `total_vm`, `locked_vm` and so on equal the sums over VMAs;
 //! M5  every anonymous page is found from its `AnonVma` in every VMA that maps it, at its `index`.
 //!
-//! Invariants of the parts are in `tree.rs` (N), `anon.rs` (A), `page.rs` (P) and `gather.rs` (G). Lock order: mmap_lock,
+//! Invariants of the parts are in `tree.rs` (N), `anon.rs` (A), `page.rs` (P), `gather.rs` and `migrate.rs` (G). Lock order: mmap_lock,
 //! VMA locks, the rmap lock, page-table locks.
 
 #![no_std]
@@ -36,6 +36,7 @@ mod kernel;
 mod lock;
 mod madvise;
 mod merge;
+mod migrate;
 mod mlock;
 mod mm;
 mod mmap;
@@ -68,7 +69,8 @@ pub use mmap::{MapFile, MmapRequest};
 pub use mremap::MremapFlags;
 pub use page::{Owner, owner, put as put_page};
 pub use query::MsyncFlags;
-pub use rmap::{Unmapped, for_each_pte, remove_migration_ptes, try_to_migrate, unmap_mapping_range};
+pub use migrate::{Unmapped, migrate_page, remove_migration_ptes, try_to_migrate};
+pub use rmap::{for_each_pte, unmap_mapping_range};
 pub use space::{Populate, Space};
 pub use tree::{FANOUT, GapQuery, Node, Tree};
 pub use vma::Vma;

@@ -27,10 +27,10 @@ impl Vma {
         self.refcount.store(ATTACHED, Release);
     }
 
-    /// In no tree any more. The VMA is locked for writing, so there are no readers.
+    /// In no tree any more. The VMA is locked for writing, so there are no readers. It keeps its address space until it is freed: whoever
+    /// looks for entries of a page finds those that are still to be removed.
     pub(crate) fn detach(&self) {
         self.refcount.store(0, Release);
-        self.mm.store(None);
     }
 
     /// Locks the VMA until mmap_lock, held for writing, is dropped (Linux: `vma_start_write`).

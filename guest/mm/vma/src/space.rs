@@ -148,6 +148,7 @@ impl<'k, K: Kernel> Space<'k, K> {
         anon::unlink(self.k, id);
         let mapping = self.vma(id).mapping();
         rmap::unshare(self.k, id);
+        self.vma(id).mm.store(None);
         self.k.free(id);
         if let Some(mapping) = mapping {
             self.k.mapping_put(mapping);

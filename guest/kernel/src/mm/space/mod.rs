@@ -255,8 +255,16 @@ impl Kernel for Spaces {
     }
 }
 
-/// Where an address of a process is, if it is mapped, and ring 3 may use it so.
+/// Where an address of a process is, if it is mapped, and ring 3 may use it so. It may be elsewhere by now.
 pub fn translate(mm: &Mm, va: u64, write: bool) -> Option<PhysAddr> {
-    let found = Spaces.tables(mm, |tables| mm.page_table().translate(tables, VirtAddr::new(va)))?;
-    (found.effective.user && (found.effective.write || !write)).then_some(found.phys)
+    with_translation(mm, va, write, |phys| phys)
+}
+
+/// Calls `f` with where an address of a process is, if it is mapped, and ring 3 may use it so. It stays there until `f` returns, which
+/// neither sleeps nor uses page tables.
+pub fn with_translation<R>(mm: &Mm, va: u64, write: bool, f: impl FnOnce(PhysAddr) -> R) -> Option<R> {
+    Spaces.tables(mm, |tables| {
+        let found = mm.page_table().translate(tables, VirtAddr::new(va))?;
+        (found.effective.user && (found.effective.write || !write)).then(|| f(found.phys))
+    })
 }
