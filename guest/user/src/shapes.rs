@@ -122,13 +122,13 @@ fn kinds(checks: &mut Checks) {
         "is another's memory",
         lines(&area).are(&[(0, 4, b"rw-p"), (4, 8, b"rw-s"), (8, 10, b"rw-s"), (10, AREA, b"rw-p")]),
     );
-    // MAP_NORESERVE; MAP_STACK and MAP_POPULATE leave no trace.
+    // MAP_NORESERVE; MAP_POPULATE leaves no trace.
     checks.check("private memory that reserves nothing", place(4, 6, READ_WRITE, PRIVATE | 0x4000));
     checks.check(
         "is of another kind",
         lines(&area).are(&[(0, 4, b"rw-p"), (4, 10, b"rw-p"), (10, AREA, b"rw-p")]),
     );
-    checks.check("memory for a stack, touched at once", place(4, 6, READ_WRITE, PRIVATE | 0x2_8000));
+    checks.check("memory that is touched at once", place(4, 6, READ_WRITE, PRIVATE | 0x8000));
     checks.check("is not", lines(&area).are(&[(0, AREA, b"rw-p")]));
     area.unmap();
 }

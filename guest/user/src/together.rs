@@ -47,7 +47,16 @@ fn nr_threads() -> usize {
 
 /// Rounds, fewer where the threads share one CPU and every round is a switch.
 const fn rounds(threads: usize) -> u64 {
-    if threads <= 2 { 60 } else { 120 }
+    if threads <= 2 { 30 } else { 60 }
+}
+
+/// Lets the other threads get on: those on this CPU if they have no other.
+fn wait_a_while(threads: usize) {
+    if threads <= 2 {
+        sys::sched_yield();
+    } else {
+        (0..500).for_each(|_| core::hint::spin_loop());
+    }
 }
 
 /// Begins threads on pages of their own, calls `f`, and ends them.
@@ -71,11 +80,20 @@ fn beside(area: Pages, threads: usize, work: extern "C" fn(u64) -> !, f: impl Fn
 pub fn run(checks: &mut Checks) {
     action(SEGV, pass_over as *const () as u64, SIGINFO | NODEFER, 0);
     let threads = nr_threads();
+    let say = |what: &[u8]| {
+        sys::write(what);
+    };
+    say(b"1\n");
     protect(checks, threads);
+    say(b"2\n");
     replace(checks, threads);
+    say(b"3\n");
     fork_beside_writers(checks, threads);
+    say(b"4\n");
     own_mappings(checks, threads);
+    say(b"5\n");
     first_touches(checks, threads);
+    say(b"6\n");
     ends(checks, threads);
     action(SEGV, 0, 0, 0);
 }
@@ -110,7 +128,7 @@ fn protect(checks: &mut Checks, threads: usize) {
                 if PASSED.load(SeqCst) > tried + 4 {
                     break;
                 }
-                sys::sched_yield();
+                wait_a_while(threads);
             }
             changed += u64::from(words() != before);
             area.protect(READ_WRITE);
@@ -119,7 +137,7 @@ fn protect(checks: &mut Checks, threads: usize) {
                 if WROTE[0].load(SeqCst) > from + 4 {
                     break;
                 }
-                sys::sched_yield();
+                wait_a_while(threads);
             }
             writes += u64::from(WROTE[0].load(SeqCst) > from);
         }
@@ -166,7 +184,7 @@ fn replace(checks: &mut Checks, threads: usize) {
                 fresh &= area.word(page).load(SeqCst) == 0;
                 area.word(page).store(epoch, SeqCst);
             }
-            sys::sched_yield();
+            wait_a_while(threads);
         }
     });
     checks.check("what replaces is fresh", fresh);
@@ -183,9 +201,7 @@ fn fork_beside_writers(checks: &mut Checks, threads: usize) {
             let pid = child(|| {
                 let sum = || (0..4 * 8).map(|n| area.word_at(n / 8, n % 8).load(SeqCst)).fold(0, u64::wrapping_add);
                 let before = sum();
-                for _ in 0..10 {
-                    sys::sched_yield();
-                }
+                (0..10).for_each(|_| wait_a_while(threads));
                 u64::from(sum() != before)
             });
             still &= wait(pid, 0) == (pid, 0);

@@ -9,7 +9,7 @@ use super::{Current, Process, current, do_exit, fork, wait};
 use crate::arch::trap::TrapFrame;
 use crate::arch::user;
 use crate::elf::{self, Bundled};
-use crate::sched::{self, CpuMask, WaitQueue};
+use crate::sched::{self, CpuMask, WaitQueue, Woken};
 use crate::syscall::open_console;
 use crate::{exec, println};
 
@@ -102,15 +102,20 @@ static PAUSED: WaitQueue = WaitQueue::new();
 /// The first process whose pause the kernel ends; 0 for none.
 static GOES_ON: AtomicU32 = AtomicU32::new(0);
 
-/// Sleeps until a signal comes (Linux: `pause`), or until the kernel ends it.
-pub fn pause() {
-    let Some(task) = current() else { return };
+/// Sleeps until a signal comes (Linux: `pause`), or until the kernel ends it; the call's error.
+pub fn pause() -> Errno {
+    let Some(task) = current() else { return Errno::Eintr };
     let process = &task.process;
     process.paused.store(true, Ordering::Release);
     process.ended.wake_up_all();
     let goes_on = || GOES_ON.compare_exchange(process.pid, 0, Ordering::AcqRel, Ordering::Relaxed).is_ok();
-    PAUSED.wait_interruptible(&sched::task_context(), None, goes_on);
+    let woken = PAUSED.wait_interruptible(&sched::task_context(), None, goes_on);
     process.paused.store(false, Ordering::Release);
+    match woken {
+        // No signal says what is to be done: the program goes on.
+        Woken::Event => Errno::Eintr,
+        _ => Errno::Erestartnohand,
+    }
 }
 
 /// Lets a first process go on after [`wait_init`] saw it pause, as a signal that it handles would. Returns when it has left the call, so
