@@ -12,7 +12,8 @@ use crate::signals::{KILL, suspend};
 use crate::sys;
 
 const PAGES: u64 = 24;
-const CHILDREN: u64 = 4;
+const NR_CHILDREN: usize = 4;
+const CHILDREN: u64 = NR_CHILDREN as u64;
 const ROUNDS: u64 = 30;
 
 /// What processes share: counters of who did how much, and what was found wrong.
@@ -90,7 +91,7 @@ fn family(checks: &mut Checks) {
     own.fill(7000);
     read.fill(9000);
     read.protect(READ);
-    let mut pids = [0; CHILDREN as usize];
+    let mut pids = [0; NR_CHILDREN];
     for (pid, me) in pids.iter_mut().zip(1..) {
         *pid = child(|| worker(&count, &own, &read, &shared, me));
     }

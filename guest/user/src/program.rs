@@ -80,8 +80,11 @@ fn deep_stack(checks: &mut Checks) {
 /// The program pauses at its end.
 const PAUSE: u64 = 1;
 
+/// Name, and what it checks.
+type Mode = (&'static str, fn(&mut Checks));
+
 /// What `user=` on the kernel's command line asks for, beside the first checks: by the number that the kernel passes.
-const MODES: [(&str, fn(&mut Checks)); 9] = [
+const MODES: [Mode; 9] = [
     ("none", |_| {}),
     ("pause", |_| {}),
     ("process", |checks| {

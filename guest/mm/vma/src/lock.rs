@@ -19,6 +19,8 @@ use crate::{Kernel, Mm, Vma};
 
 const ATTACHED: u32 = 1;
 const WRITER: u32 = 0x4000_0000;
+/// Looks at a VMA's readers before others may run.
+const SPINS: u32 = 1000;
 
 impl Vma {
     /// In a tree from now on; nobody else knew the descriptor.
@@ -41,8 +43,15 @@ impl Vma {
             return;
         }
         self.refcount.fetch_add(WRITER, AcqRel);
+        let mut spins = 0;
         while self.refcount.load(Acquire) != ATTACHED | WRITER {
-            k.relax();
+            // A reader is in a fault on another CPU, and soon done. To let others run meanwhile would keep mmap_lock from everybody.
+            if spins < SPINS {
+                spins += 1;
+                core::hint::spin_loop();
+            } else {
+                k.relax();
+            }
         }
         self.lock_seq.store(seq, Release);
         self.refcount.fetch_sub(WRITER, AcqRel);

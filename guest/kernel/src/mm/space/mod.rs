@@ -34,7 +34,7 @@ pub struct Spaces;
 /// In mmap_lock, beside the readers: a writer waits.
 const WRITER_WAITS: i32 = 1 << 30;
 /// Looks at a lock before the CPU goes to somebody else: its holder is likely on another one, and soon done.
-const SPINS: u32 = 100;
+const SPINS: u32 = 200;
 
 /// Guards all trees of `AnonVma`s and all lists of mappings.
 static RMAP: Lock<()> = Lock::new(());
