@@ -29,19 +29,16 @@ impl Vma {
         self.refcount.store(ATTACHED, Release);
     }
 
-    /// In no tree any more. The VMA is locked for writing, so there are no readers. It keeps its address space until it is freed: whoever
-    /// looks for entries of a page finds those that are still to be removed.
-    pub(crate) fn detach(&self) {
+    /// In no tree any more (Linux: `vma_mark_detached`). The VMA is locked for writing, so no reader believes it, but some may still be on
+    /// their way to find that out: a count that one of them gives back later would be that of the descriptor's next use. It keeps its
+    /// address space until it is freed: whoever looks for entries of a page finds those that are still to be removed.
+    pub(crate) fn detach<K: Kernel>(&self, k: &K) {
+        self.shut(k);
         self.refcount.store(0, Release);
     }
 
-    /// Locks the VMA until mmap_lock, held for writing, is dropped (Linux: `vma_start_write`).
-    pub(crate) fn start_write<K: Kernel>(&self, k: &K, mm: &Mm) {
-        let seq = mm.lock_seq.load(Relaxed);
-        debug_assert!(seq % 2 == 1, "a VMA is written to without mmap_lock");
-        if self.lock_seq.load(Relaxed) == seq || self.refcount.load(Relaxed) == 0 {
-            return;
-        }
+    /// Lets no reader in from now on, and waits until all have left.
+    fn shut<K: Kernel>(&self, k: &K) {
         self.refcount.fetch_add(WRITER, AcqRel);
         let mut spins = 0;
         while self.refcount.load(Acquire) != ATTACHED | WRITER {
@@ -53,6 +50,16 @@ impl Vma {
                 k.relax();
             }
         }
+    }
+
+    /// Locks the VMA until mmap_lock, held for writing, is dropped (Linux: `vma_start_write`).
+    pub(crate) fn start_write<K: Kernel>(&self, k: &K, mm: &Mm) {
+        let seq = mm.lock_seq.load(Relaxed);
+        debug_assert!(seq % 2 == 1, "a VMA is written to without mmap_lock");
+        if self.lock_seq.load(Relaxed) == seq || self.refcount.load(Relaxed) == 0 {
+            return;
+        }
+        self.shut(k);
         self.lock_seq.store(seq, Release);
         self.refcount.fetch_sub(WRITER, AcqRel);
     }
