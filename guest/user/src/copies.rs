@@ -183,8 +183,14 @@ fn tree(checks: &mut Checks) {
     board.wait_for(board.word_done(), PROCESSES);
     board.release(2);
     board.wait_for(board.word_done(), 2 * PROCESSES);
-    checks.check("everybody saw what was there at the fork, and its own writes only", board.wrong().load(SeqCst) == 0);
-    checks.check("the first process saw nothing of it", (0..4).all(|page| pages.word(page).load(SeqCst) == 1000 + page));
+    checks.check(
+        "everybody saw what was there at the fork, and its own writes only",
+        board.wrong().load(SeqCst) == 0,
+    );
+    checks.check(
+        "the first process saw nothing of it",
+        (0..4).all(|page| pages.word(page).load(SeqCst) == 1000 + page),
+    );
     stop();
     board.kill_all();
     let untouched = (4..8).all(|page| pages.word_at(page, 1).load(SeqCst) == 0)

@@ -108,11 +108,11 @@ pub fn run(checks: &mut Checks) {
 
 /// Demand zero, the zero page, and how faults are counted.
 fn demand(checks: &mut Checks) {
-    checks.check("a read fault is a minor one, each page once", counted(READ_WRITE, PRIVATE, read_all) == [PAGES, 0]);
     checks.check(
-        "so is a write fault",
-        counted(READ_WRITE, PRIVATE, |pages| pages.fill(5)) == [PAGES, 0],
+        "a read fault is a minor one, each page once",
+        counted(READ_WRITE, PRIVATE, read_all) == [PAGES, 0],
     );
+    checks.check("so is a write fault", counted(READ_WRITE, PRIVATE, |pages| pages.fill(5)) == [PAGES, 0]);
     let twice = counted(READ_WRITE, PRIVATE, |pages| {
         read_all(pages);
         pages.fill(5);
@@ -124,7 +124,10 @@ fn demand(checks: &mut Checks) {
         pages.fill(6);
     });
     checks.check("what is there does not fault again", once == [PAGES, 0]);
-    checks.check("shared memory comes in the same", counted(READ_WRITE, SHARED, |pages| pages.fill(5)) == [PAGES, 0]);
+    checks.check(
+        "shared memory comes in the same",
+        counted(READ_WRITE, SHARED, |pages| pages.fill(5)) == [PAGES, 0],
+    );
     let again = counted(READ_WRITE, PRIVATE, |pages| {
         pages.fill(5);
         sys::madvise(pages.start, pages.count * BYTES, 4);
@@ -132,7 +135,8 @@ fn demand(checks: &mut Checks) {
     });
     checks.check("what was given back faults again", again == [2 * PAGES, 0]);
     let fresh = Pages::map(PAGES, READ_WRITE, PRIVATE);
-    let zero = (0..PAGES).all(|page| (0..512).step_by(37).all(|word| fresh.word_at(page, word).load(SeqCst) == 0));
+    let zero =
+        (0..PAGES).all(|page| (0..512).step_by(37).all(|word| fresh.word_at(page, word).load(SeqCst) == 0));
     checks.check("what comes in is zero", zero);
     fresh.fill(9);
     let kept = (0..PAGES).all(|page| fresh.word_at(page, 1).load(SeqCst) == 0);
@@ -197,7 +201,10 @@ fn rights(checks: &mut Checks) {
     checks.check("what may be executed is", trap(Trap::Call(code)).is_none());
     checks.check("and not written", trap(Trap::Write(code)) == Some((SEGV, ACCERR, code)));
     let untouched = Pages::map(1, READ, PRIVATE);
-    checks.check("a write where nothing came in yet", trap(Trap::Write(untouched.start)) == Some((SEGV, ACCERR, untouched.start)));
+    checks.check(
+        "a write where nothing came in yet",
+        trap(Trap::Write(untouched.start)) == Some((SEGV, ACCERR, untouched.start)),
+    );
     checks.check("a call there", trap(Trap::Call(untouched.start)) == Some((SEGV, ACCERR, untouched.start)));
     checks.check("both can be unmapped", pages.unmap() && untouched.unmap());
     checks.check("then nothing is mapped", trap(Trap::Read(at)) == Some((SEGV, MAPERR, at)));
@@ -241,7 +248,10 @@ fn copies(checks: &mut Checks) {
     checks.check("a call reads what was never touched", sys::write_raw(to, pages.at(0), 24) == 24);
     pages.word(1).store(1, SeqCst);
     checks.check("a call writes to what was never touched", sys::read_raw(from, pages.at(2), 8) == 8);
-    checks.check("over two pages", sys::read_raw(from, pages.at(2) - 8, 16) == 16 && pages.word(1).load(SeqCst) == 1);
+    checks.check(
+        "over two pages",
+        sys::read_raw(from, pages.at(2) - 8, 16) == 16 && pages.word(1).load(SeqCst) == 1,
+    );
     checks.check("what it wrote is there", pages.word(2).load(SeqCst) == 0);
     pages.word(3).store(0x1234, SeqCst);
     sys::write_raw(to, pages.at(3), 8);
@@ -254,18 +264,27 @@ fn copies(checks: &mut Checks) {
     sys::write_raw(to, pages.at(3), 8);
     let clock = |address: u64| call(228, [1, address, 0, 0, 0, 0]);
     pages.protect(READ);
-    checks.check("read-only memory is EFAULT", sys::read_raw(from, pages.at(1), 8) == EFAULT && clock(pages.at(1)) == EFAULT);
+    checks.check(
+        "read-only memory is EFAULT",
+        sys::read_raw(from, pages.at(1), 8) == EFAULT && clock(pages.at(1)) == EFAULT,
+    );
     checks.check("and can be read", sys::write_raw(to, pages.at(3), 8) == 8);
     pages.protect(NONE);
     checks.check("without rights it cannot", sys::write_raw(to, pages.at(3), 8) == EFAULT);
     pages.protect(READ_WRITE);
-    checks.check("nothing was lost", sys::read_raw(from, pages.at(0), 8) == 8 && pages.word(0).load(SeqCst) == 0x1234);
+    checks.check(
+        "nothing was lost",
+        sys::read_raw(from, pages.at(0), 8) == 8 && pages.word(0).load(SeqCst) == 0x1234,
+    );
     for address in [0, 0x1000, 0x7fff_ffff_f000, 0xffff_ffff_8100_0000, u64::MAX - 7] {
         checks.check("an address that is not the program's is EFAULT", clock(address) == EFAULT);
         checks.check("as one to read from", sys::write_raw(to, address, 8) == EFAULT);
     }
     let gone = pages.at(3);
-    checks.check("an unmapped page is EFAULT", sys::munmap(gone, BYTES) == 0 && sys::write_raw(to, gone, 8) == EFAULT);
+    checks.check(
+        "an unmapped page is EFAULT",
+        sys::munmap(gone, BYTES) == 0 && sys::write_raw(to, gone, 8) == EFAULT,
+    );
     sys::close(from);
     sys::close(to);
     sys::munmap(pages.start, 3 * BYTES);
@@ -288,18 +307,26 @@ fn stack(checks: &mut Checks) {
     let lowest = top - LIMIT + 8 * BYTES;
     checks.check(
         "a stack grows at a touch far below it",
-        with_limit(&|| u64::from(trap(Trap::Write(lowest)).is_some() || trap(Trap::Read(lowest + BYTES)).is_some())),
+        with_limit(&|| {
+            u64::from(trap(Trap::Write(lowest)).is_some() || trap(Trap::Read(lowest + BYTES)).is_some())
+        }),
     );
     checks.check(
         "and not past its limit",
         with_limit(&|| {
             let below = top - LIMIT;
-            u64::from(trap(Trap::Write(below)) != Some((SEGV, MAPERR, below)) || trap(Trap::Read(below)).is_none())
+            u64::from(
+                trap(Trap::Write(below)) != Some((SEGV, MAPERR, below)) || trap(Trap::Read(below)).is_none(),
+            )
         }),
     );
     checks.check(
         "a call grows it, too",
-        with_limit(&|| u64::from(call(228, [1, lowest, 0, 0, 0, 0]) != 0 || call(228, [1, top - LIMIT, 0, 0, 0, 0]) != EFAULT)),
+        with_limit(&|| {
+            u64::from(
+                call(228, [1, lowest, 0, 0, 0, 0]) != 0 || call(228, [1, top - LIMIT, 0, 0, 0, 0]) != EFAULT,
+            )
+        }),
     );
     let pid = child(|| {
         sys::set_limit(3, LIMIT);

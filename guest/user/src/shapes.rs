@@ -23,7 +23,11 @@ impl Lines {
     /// Whether the range has exactly these mappings.
     fn are(&self, wanted: &[(u64, u64, &[u8; 4])]) -> bool {
         self.len == wanted.len()
-            && self.lines.iter().zip(wanted).all(|(have, want)| (have.0, have.1, &have.2) == (want.0, want.1, want.2))
+            && self
+                .lines
+                .iter()
+                .zip(wanted)
+                .all(|(have, want)| (have.0, have.1, &have.2) == (want.0, want.1, want.2))
     }
 }
 
@@ -71,7 +75,8 @@ fn lines(area: &Pages) -> Lines {
 /// All of it.
 pub fn run(checks: &mut Checks) {
     call(83, [c"/proc".as_ptr() as u64, 0o755, 0, 0, 0, 0]);
-    let mount = call(165, [c"proc".as_ptr() as u64, c"/proc".as_ptr() as u64, c"proc".as_ptr() as u64, 0, 0, 0]);
+    let mount =
+        call(165, [c"proc".as_ptr() as u64, c"/proc".as_ptr() as u64, c"proc".as_ptr() as u64, 0, 0, 0]);
     checks.check("/proc can be mounted", mount == 0);
     splits(checks);
     kinds(checks);
@@ -90,12 +95,19 @@ fn alone() -> Pages {
 
 fn splits(checks: &mut Checks) {
     let area = alone();
-    let mut shape = |what: &str, wanted: &[(u64, u64, &[u8; 4])]| checks.check(what, lines(&area).are(wanted));
+    let mut shape =
+        |what: &str, wanted: &[(u64, u64, &[u8; 4])]| checks.check(what, lines(&area).are(wanted));
     shape("one mapping is one line", &[(0, AREA, b"rw-p")]);
     sys::mprotect(area.at(4), 4 * BYTES, READ);
-    shape("mprotect in the middle makes three of one", &[(0, 4, b"rw-p"), (4, 8, b"r--p"), (8, AREA, b"rw-p")]);
+    shape(
+        "mprotect in the middle makes three of one",
+        &[(0, 4, b"rw-p"), (4, 8, b"r--p"), (8, AREA, b"rw-p")],
+    );
     sys::mprotect(area.at(6), 4 * BYTES, NONE);
-    shape("over a border it makes a fourth", &[(0, 4, b"rw-p"), (4, 6, b"r--p"), (6, 10, b"---p"), (10, AREA, b"rw-p")]);
+    shape(
+        "over a border it makes a fourth",
+        &[(0, 4, b"rw-p"), (4, 6, b"r--p"), (6, 10, b"---p"), (10, AREA, b"rw-p")],
+    );
     sys::mprotect(area.at(4), 6 * BYTES, READ_WRITE);
     shape("with equal rights all merge", &[(0, AREA, b"rw-p")]);
     sys::munmap(area.at(7), 2 * BYTES);
@@ -148,11 +160,20 @@ fn moves(checks: &mut Checks) {
     checks.check("and is one mapping", lines(&area).are(&[(0, 12, b"rw-p")]));
     let (first, rest) = (area.word(7).load(SeqCst), area.word(8));
     checks.check("with its pages and fresh ones", first == 47 && rest.load(SeqCst) == 0);
-    checks.check("a part moves to a place of choice", mremap(area.at(2), 2, 2, MAYMOVE | TO_FIXED, area.at(13)) == area.at(13));
-    checks.check("and leaves a hole", lines(&area).are(&[(0, 2, b"rw-p"), (4, 12, b"rw-p"), (13, 15, b"rw-p")]));
+    checks.check(
+        "a part moves to a place of choice",
+        mremap(area.at(2), 2, 2, MAYMOVE | TO_FIXED, area.at(13)) == area.at(13),
+    );
+    checks.check(
+        "and leaves a hole",
+        lines(&area).are(&[(0, 2, b"rw-p"), (4, 12, b"rw-p"), (13, 15, b"rw-p")]),
+    );
     checks.check("with what was in it", area.word(13).load(SeqCst) == 42);
     let (from, to) = (area.at(4), area.at(12));
-    checks.check("places that overlap are EINVAL", mremap(from, 4, 4, MAYMOVE | TO_FIXED, from + BYTES) == EINVAL);
+    checks.check(
+        "places that overlap are EINVAL",
+        mremap(from, 4, 4, MAYMOVE | TO_FIXED, from + BYTES) == EINVAL,
+    );
     checks.check("a fixed place needs the right to move", mremap(from, 1, 1, TO_FIXED, to) == EINVAL);
     let moved = mremap(from, 2, 2, MAYMOVE | DONTUNMAP, 0);
     let left = Pages { start: from, count: 2 };
@@ -198,7 +219,10 @@ fn advice(checks: &mut Checks) {
     fresh.fill(1);
     checks.check("so that a touch is no fault", sys::faults()[0] == during && during >= before + 4);
     sys::munmap(fresh.at(2), BYTES);
-    checks.check("POPULATE_READ stops at a hole", sys::madvise(fresh.start, 4 * BYTES, POPULATE_READ) == ENOMEM);
+    checks.check(
+        "POPULATE_READ stops at a hole",
+        sys::madvise(fresh.start, 4 * BYTES, POPULATE_READ) == ENOMEM,
+    );
     checks.check("advice that is none is EINVAL", advise(0, 1, 99) == EINVAL);
     fresh.unmap();
     area.unmap();
@@ -215,7 +239,11 @@ fn limits(checks: &mut Checks) {
     let map = |bytes: u64, prot: u64| sys::mmap(0, bytes, prot, PRIVATE | 0x20, u64::MAX);
     checks.check(
         "RLIMIT_AS counts all memory",
-        in_child(&|| sys::set_limit(AS, 64 << 20) == 0 && map(80 << 20, READ) == ENOMEM && map(16 << 20, READ) < 1 << 47),
+        in_child(&|| {
+            sys::set_limit(AS, 64 << 20) == 0
+                && map(80 << 20, READ) == ENOMEM
+                && map(16 << 20, READ) < 1 << 47
+        }),
     );
     checks.check(
         "RLIMIT_DATA counts what may be written",
@@ -230,7 +258,9 @@ fn limits(checks: &mut Checks) {
         "RLIMIT_DATA counts the heap",
         in_child(&|| {
             let now = sys::brk(0);
-            sys::set_limit(DATA, 4 << 20) == 0 && sys::brk(now + (8 << 20)) == now && sys::brk(now + BYTES) == now + BYTES
+            sys::set_limit(DATA, 4 << 20) == 0
+                && sys::brk(now + (8 << 20)) == now
+                && sys::brk(now + BYTES) == now + BYTES
         }),
     );
 }

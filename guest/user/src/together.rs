@@ -59,11 +59,10 @@ const fn rounds(threads: usize) -> u64 {
 
 /// Lets the other threads get on: those on this CPU if they have no other.
 fn wait_a_while(threads: usize) {
-    if threads <= 2 {
-        sys::sched_yield();
-    } else {
-        busy(5000);
+    if threads > 2 {
+        busy(2000);
     }
+    sys::sched_yield();
 }
 
 /// After a refusal: the next try need not come at once, and whoever changes the mappings gets on.
@@ -126,7 +125,9 @@ fn protect(checks: &mut Checks, threads: usize) {
         for _ in 0..rounds(threads) {
             area.protect(READ);
             let words = || -> [u64; 4 * MAX_THREADS] {
-                core::array::from_fn(|n| area.word_at(n as u64 / MAX_THREADS as u64, n as u64 % MAX_THREADS as u64).load(SeqCst))
+                core::array::from_fn(|n| {
+                    area.word_at(n as u64 / MAX_THREADS as u64, n as u64 % MAX_THREADS as u64).load(SeqCst)
+                })
             };
             let before = words();
             // Long enough for every other thread to try.
@@ -208,7 +209,8 @@ fn fork_beside_writers(checks: &mut Checks, threads: usize) {
     beside(area, threads, write_on, || {
         for _ in 0..4 {
             let pid = child(|| {
-                let sum = || (0..4 * 8).map(|n| area.word_at(n / 8, n % 8).load(SeqCst)).fold(0, u64::wrapping_add);
+                let sum =
+                    || (0..4 * 8).map(|n| area.word_at(n / 8, n % 8).load(SeqCst)).fold(0, u64::wrapping_add);
                 let before = sum();
                 (0..10).for_each(|_| wait_a_while(threads));
                 u64::from(sum() != before)

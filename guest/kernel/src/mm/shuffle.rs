@@ -70,7 +70,8 @@ pub fn end(context: &MaySleep<'_>) {
     go_on();
     CHANGED.wait_event(context, || !RUNS.load(Ordering::Acquire));
     let events = pcp::sum_events();
-    let (moved, stayed) = (events[VmEvent::PgmigrateSuccess as usize], events[VmEvent::PgmigrateFail as usize]);
+    let (moved, stayed) =
+        (events[VmEvent::PgmigrateSuccess as usize], events[VmEvent::PgmigrateFail as usize]);
     let taken = TAKEN.load(Ordering::Relaxed);
     println!("shuffle: {moved} pages moved, {stayed} stayed, {taken} pageblocks emptied");
     let verdict = if moved >= ENOUGH { "pages moved" } else { "too few pages moved" };
@@ -89,7 +90,8 @@ fn run(_: u64) {
         empty_pageblock(&context);
         // The boot CPU's thread runs only where nobody else wants to.
         let until = sched::clock::now() + REST;
-        CHANGED.wait_timeout(&context, until, || ENDS.load(Ordering::Acquire) || HELD.load(Ordering::Acquire));
+        CHANGED
+            .wait_timeout(&context, until, || ENDS.load(Ordering::Acquire) || HELD.load(Ordering::Acquire));
     }
     RUNS.store(false, Ordering::Release);
     CHANGED.wake_up_all();
@@ -149,7 +151,8 @@ fn empty_pageblock(context: &MaySleep<'_>) {
         if start.as_u64() <= last && last != 0 {
             return true;
         }
-        let of_type = Vmemmap.pageblock(start).is_some_and(|block| block.migratetype() == Migratetype::Movable);
+        let of_type =
+            Vmemmap.pageblock(start).is_some_and(|block| block.migratetype() == Migratetype::Movable);
         let has_user = |pfn: Pfn| Vmemmap.page(pfn).is_some_and(|page| page.kind() == PageKind::User);
         let pages = end.as_u64() - start.as_u64();
         if of_type && (0..pages).any(|index| has_user(start.offset(index))) {

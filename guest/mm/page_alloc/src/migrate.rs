@@ -20,8 +20,8 @@
 
 use memvisor_abi::VmEvent;
 use mm_core::{
-    Event, Gfp, MemMap, MigrateError, MigrateMode, Order, Page, PageFlags, PageKind, Pfn, Trace, is_movable_page,
-    is_user_page,
+    Event, Gfp, MemMap, MigrateError, MigrateMode, Order, Page, PageFlags, PageKind, Pfn, Trace,
+    is_movable_page, is_user_page,
 };
 
 use crate::alloc::{Machine, PageAllocator, PageList};

@@ -85,6 +85,12 @@ pub struct VmaRead<'a> {
 }
 
 impl<'a> VmaRead<'a> {
+    /// `None` if a writer waits or the descriptor is in no tree; nothing is given back then that was not taken.
+    fn try_new(id: Id<Vma>, vma: &'a Vma) -> Option<VmaRead<'a>> {
+        // Not `then_some`: what it is given would be made, and dropped, whatever the answer.
+        vma.try_read().then(|| VmaRead { id, vma })
+    }
+
     /// Its number.
     pub fn id(&self) -> Id<Vma> {
         self.id
@@ -110,11 +116,31 @@ impl Mm {
         let read = k.rcu_read(|| {
             let id = self.tree.find(k, addr)?;
             let vma = k.at(id);
-            vma.try_read().then_some(VmaRead { id, vma })
+            VmaRead::try_new(id, vma)
         })?;
         let vma = read.vma;
         let current = vma.lock_seq.load(Relaxed) == self.lock_seq.load(Acquire);
         let ours = vma.mm.load() == Some(mm);
         (!current && ours && vma.start() <= addr && addr < vma.end()).then_some(read)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reader_that_is_refused_gives_nothing_back() {
+        let (id, vma) = (Id::new(64).unwrap(), Vma::default());
+        for refused in [0, ATTACHED | WRITER, 5 | WRITER] {
+            vma.refcount.store(refused, Relaxed);
+            assert!(VmaRead::try_new(id, &vma).is_none());
+            assert_eq!(vma.refcount.load(Relaxed), refused);
+        }
+        vma.refcount.store(ATTACHED, Relaxed);
+        let read = VmaRead::try_new(id, &vma);
+        assert_eq!(vma.refcount.load(Relaxed), ATTACHED + 1);
+        drop(read);
+        assert_eq!(vma.refcount.load(Relaxed), ATTACHED);
     }
 }

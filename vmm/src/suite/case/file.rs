@@ -33,6 +33,7 @@ const FILES: &[(&str, &str)] = &[
     ("fault", include_str!("../../../../tests/cases/fault.toml")),
     ("cow", include_str!("../../../../tests/cases/cow.toml")),
     ("rmap", include_str!("../../../../tests/cases/rmap.toml")),
+    ("smp", include_str!("../../../../tests/cases/smp.toml")),
     ("process", include_str!("../../../../tests/cases/process.toml")),
     ("signal", include_str!("../../../../tests/cases/signal.toml")),
     ("shm", include_str!("../../../../tests/cases/shm.toml")),

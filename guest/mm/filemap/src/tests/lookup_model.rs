@@ -286,11 +286,8 @@ impl Moving {
     /// What `replace_page` does under the lock, and `migrate_pages` after it; whether the page moved.
     fn migrate(&self) -> bool {
         let [old, new] = &self.frames;
-        let alone = if self.unfrozen {
-            old.count.0.load(Acquire) == 2
-        } else {
-            refcount::freeze(&old.count, 2)
-        };
+        let alone =
+            if self.unfrozen { old.count.0.load(Acquire) == 2 } else { refcount::freeze(&old.count, 2) };
         if alone {
             new.contents.set(old.contents.get());
             new.index.store(OWNER.1, Relaxed);

@@ -1,6 +1,8 @@
 //! What a zone remembers between compactions: failures, where the scanners go on, which pageblocks are worth nothing.
 
-use mm_core::{Event, MemMap, MigrateMode, Migratetype, Order, PAGEBLOCK_PAGES, PageKind, Pfn, is_movable_page};
+use mm_core::{
+    Event, MemMap, MigrateMode, Migratetype, Order, PAGEBLOCK_PAGES, PageKind, Pfn, is_movable_page,
+};
 
 use crate::Zone;
 use crate::free::pageblock_type;
