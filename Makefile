@@ -1,7 +1,7 @@
 # The one way in: every verb that CI runs and the README names is here. `make help` lists them.
 #
 # Variables: MACHINE (name or file for `make run`), ARGS (appended to the command of run and test-*),
-# CASE (suites or cases that test-nested runs; all without it), SECONDS (of each fuzz target),
+# SEQUENCES, SEED and BED (of `make differential`), CASE (suites or cases that test-nested runs; all without it), SECONDS (of each fuzz target),
 # CARGO_TARGET_DIR (default ./target), GUEST_TOOLCHAIN (rustup|source, see scripts/setup.sh).
 
 SHELL := /bin/bash
@@ -14,6 +14,9 @@ GUEST := $(TARGET)/images/memvisor-guest.elf
 MACHINE ?= default
 ARGS ?=
 CASE ?=
+SEQUENCES ?= 1000
+SEED ?= 1
+BED ?= qemu
 # bash counts in a variable of this name: it must not come from the environment.
 SECONDS = 60
 
@@ -25,7 +28,7 @@ STATIC := $(if $(filter /%,$(shell $(CC) -print-file-name=libc.a)),-C target-fea
 # Read by vmm's build script, which embeds the image.
 export MEMVISOR_GUEST := $(GUEST)
 
-.PHONY: help setup guest build run test test-host test-kvm test-qemu test-nested test-nested-long fuzz mutants bench lint ci clean
+.PHONY: help setup guest build initrds run test test-host test-kvm test-qemu test-nested test-nested-long differential fuzz mutants bench bench-guest lint ci clean
 
 help: ## list these verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -39,6 +42,9 @@ guest: ## build the guest kernel with its ring-3 program
 
 build: guest ## build memvisor, the guest inside: target/release/memvisor
 	cargo rustc --release -p memvisor --bin memvisor -- $(STATIC)
+
+initrds: ## make what suites and `run --initrd` boot with: images/busybox.cpio, images/programs.cpio
+	@tests/programs/image.sh
 
 run: build ## launch MACHINE (default: default) and audit it from outside
 	$(MEMVISOR) run $(MACHINE) $(ARGS)
@@ -61,14 +67,24 @@ test-nested: ## suites in a stock Linux with KVM on nested paging, in QEMU's sof
 test-nested-long: ## the same and every case of a stock Linux as guest, its dump opened by crash and drgn
 	@LENGTH=long CASE="$(CASE)" scripts/test.sh nested
 
+differential: guest ## the same calls on this machine's Linux and in the guest: SEQUENCES from SEED on BED (qemu or kvm)
+	@tests/programs/build.sh $(TARGET)/programs differential
+	@$(if $(filter kvm,$(BED)),$(MAKE) --no-print-directory build)
+	@cargo run --release -q -p memvisor-differential -- run --bed $(BED) --sequences $(SEQUENCES) --seed $(SEED) \
+	    --program $(TARGET)/programs/differential-static --kernel $(GUEST) --memvisor $(MEMVISOR) $(ARGS)
+
 fuzz: ## look for inputs that break a promise: SECONDS for each target, needs nightly
 	@scripts/fuzz.sh $(SECONDS)
 
 mutants: ## break the allocators on purpose and list what no test notices; FILES="..." for some files
 	@scripts/mutants.sh $(FILES)
 
-bench: build ## measure against peers, all or the ones in ARGS: start resident translate dump boot pages slab guest
+bench: build ## measure against peers, all or the ones in ARGS: start resident translate dump boot pages slab vmas guest
 	cargo run --release --manifest-path bench/Cargo.toml --target-dir $(TARGET)/bench -- --memvisor $(MEMVISOR) --guest $(GUEST) $(ARGS)
+
+bench-guest: guest ## system calls and faults against a stock Linux, both under QEMU; ARGS="--cpus 1,4 --rounds 3 null fork1"
+	@scripts/nested/fetch.sh
+	cargo run --release --manifest-path bench/Cargo.toml --target-dir $(TARGET)/bench -- loops --guest $(GUEST) --linux $(TARGET)/nested/l1/vmlinux $(ARGS)
 
 lint: guest ## formatting and clippy of all crates; warnings are errors
 	@scripts/lint.sh

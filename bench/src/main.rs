@@ -1,11 +1,12 @@
 //! Measures memvisor against its peers: the same work, in the same run, one after the other.
 //!
 //! ```text
-//! memvisor-bench [start] [resident] [translate] [dump] [boot] [pages] [slab] [guest]
+//! memvisor-bench [start] [resident] [translate] [dump] [boot] [pages] [slab] [vmas] [guest]
 //!                [--memvisor FILE] [--guest FILE] [--rounds N] [--quick]
+//! memvisor-bench loops ...
 //! ```
 //!
-//! Without names all of them run. Every table is Markdown; docs/benchmarks.md holds one run of each.
+//! Without names all of them run, but for `loops`, which boots a stock Linux (see [`loops`]). Every table is Markdown; docs/benchmarks.md holds one run of each.
 
 mod boot;
 mod dump;
@@ -13,6 +14,7 @@ mod guest;
 mod host;
 mod image;
 mod in_guest;
+mod loops;
 mod objects;
 mod pages;
 mod peers;
@@ -23,6 +25,7 @@ mod stats;
 mod table;
 mod translate;
 mod vm;
+mod vmas;
 
 use std::path::PathBuf;
 
@@ -30,7 +33,7 @@ use anyhow::Context;
 
 use crate::table::Score;
 
-const USAGE: &str = "usage: memvisor-bench [start] [resident] [translate] [dump] [boot] [pages] [slab] [guest] \
+const USAGE: &str = "usage: memvisor-bench [start] [resident] [translate] [dump] [boot] [pages] [slab] [vmas] [guest] \
                      [--memvisor FILE] [--guest FILE] [--rounds N] [--quick]";
 
 /// What the command line says.
@@ -47,7 +50,7 @@ pub struct Options {
 }
 
 type Benchmark = fn(&Options) -> anyhow::Result<Score>;
-const BENCHMARKS: [(&str, Benchmark); 8] = [
+const BENCHMARKS: [(&str, Benchmark); 9] = [
     ("start", start::run),
     ("resident", resident::run),
     ("translate", translate::run),
@@ -55,6 +58,7 @@ const BENCHMARKS: [(&str, Benchmark); 8] = [
     ("boot", boot::run),
     ("slab", objects::run),
     ("pages", pages::run),
+    ("vmas", vmas::run),
     ("guest", in_guest::run),
 ];
 
@@ -66,7 +70,10 @@ fn main() -> anyhow::Result<()> {
         quick: false,
     };
     let mut names = Vec::new();
-    let mut arguments = std::env::args().skip(1);
+    let mut arguments = std::env::args().skip(1).peekable();
+    if arguments.next_if(|first| first == "loops").is_some() {
+        return loops::run(arguments);
+    }
     while let Some(argument) = arguments.next() {
         let mut value = || arguments.next().with_context(|| format!("{argument} needs a value\n{USAGE}"));
         match argument.as_str() {

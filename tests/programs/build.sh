@@ -1,13 +1,15 @@
 #!/usr/bin/env bash
-# Compiles the C programs of this directory as static programs, for the guest and for comparison on the host.
+# Compiles the C programs of this directory as static programs, for the guest and for comparison on the host. A program is a file,
+# or a directory of files.
 #
-#   tests/programs/build.sh DIRECTORY     DIRECTORY/NAME-static, NAME-static-pie, and with musl NAME-musl
+#   tests/programs/build.sh DIRECTORY           DIRECTORY/NAME-static, NAME-static-pie, and with musl NAME-musl
+#   tests/programs/build.sh DIRECTORY NAME      DIRECTORY/NAME-static alone, if it is older than its sources
 #
 # Where there is no compiler it says so and ends with 0: there is then nothing to run.
 set -euo pipefail
-cd "$(dirname "$0")"
-out=${1:?a directory for the programs}
+out=$(realpath -m "${1:?a directory for the programs}")
 mkdir -p "$out"
+cd "$(dirname "$0")"
 
 flags=(-O2 -Wall -Wextra -Werror -pthread)
 skip() { echo "SKIPPED: $*" >&2; }
@@ -23,7 +25,17 @@ compile() {
     for source in *.c; do
         "$compiler" "${flags[@]}" "$@" -o "$out/${source%.c}-$kind" "$source"
     done
+    for source in */; do
+        "$compiler" "${flags[@]}" "$@" -o "$out/${source%/}-$kind" "$source"*.c
+    done
 }
+
+if [ $# -gt 1 ]; then
+    [ -x "$out/$2-static" ] && [ -z "$(find "$2" -newer "$out/$2-static")" ] && exit 0
+    command -v gcc >/dev/null || { skip "program $2: there is no gcc (Debian: apt-get install gcc libc6-dev)"; exit 1; }
+    gcc "${flags[@]}" -static -o "$out/$2-static" "$2"/*.c
+    exit 0
+fi
 
 compile gcc static -static
 compile gcc static-pie -static-pie

@@ -96,12 +96,17 @@ bitflags! {
         const DIRTY = 1 << 3;
         /// `PG_lru`.
         const LRU = 1 << 4;
+        /// A top-level page table with a second one for ring 3, whose frame `private` has (Linux: the page behind it).
+        const PGD_PAIR = 1 << 5;
         /// `PG_head`: first page of a compound page.
         const HEAD = 1 << 6;
         /// The owner registered how to move the contents elsewhere (Linux: `__PageMovable`).
         const MOVABLE = 1 << 7;
         /// Taken off the owner's lists for a migration (Linux: `PG_isolated`).
         const ISOLATED = 1 << 8;
+        /// Allocated ahead and not written yet: a hole for whoever looks for data (Linux: a page of shmem that is not
+        /// `PG_uptodate`).
+        const UNWRITTEN = 1 << 9;
         /// `PG_reserved`: never given to the buddy allocator.
         const RESERVED = 1 << 10;
         const _ = !0;

@@ -179,6 +179,7 @@ fn map(
         end_data = segment.file_end.max(end_data);
     }
     space.mm().set_program(start_data, end_data, image.brk_start());
+    space::set_start_stack(space.mm(), layout.sp);
     let len = (layout.len_below(STACK_TOP) + STACK_EXPAND).next_multiple_of(PAGE_SIZE);
     let mut prot = ProtFlags::READ | ProtFlags::WRITE;
     prot.set(ProtFlags::EXEC, image.exec_stack);

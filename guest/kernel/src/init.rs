@@ -89,6 +89,7 @@ extern "C" fn start_on_own_stack() -> ! {
     vmalloc::init(phys_bits);
     kmap::init();
     space::init();
+    crate::mm::pti::init();
     sched::init(u32::try_from(topology::CPUS.lock().count).unwrap_or(0));
     introspect::publish_vmalloc();
     smp::start_others();
@@ -143,7 +144,8 @@ fn run_file(program: Vec<u8>) -> ! {
 /// to its `pause`, so that an audit sees a living process. `None` if a seeded fault has a wrong name.
 fn run_init() -> Option<bool> {
     // What the program is to do: its place in the table of modes in guest/user/src/program.rs, whose last line names it.
-    const MODES: [&str; 9] = ["none", "pause", "process", "signal", "mmap", "fault", "cow", "rmap", "smp"];
+    const MODES: [&str; 10] =
+        ["none", "pause", "process", "signal", "mmap", "fault", "cow", "rmap", "smp", "shm"];
     let mode = cmdline::value("user", |value| MODES.iter().position(|mode| *mode == value));
     if mode == Some(None) {
         println!("user=: the program has no such mode; it has {MODES:?}");

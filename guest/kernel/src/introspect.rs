@@ -1,7 +1,8 @@
 //! Publishes the root descriptor (guest/abi).
 
 use core::mem::size_of;
-use core::sync::atomic::Ordering;
+use core::ops::Range;
+use core::sync::atomic::{AtomicU64, Ordering};
 
 use guest_firmware::BootInfo;
 use memvisor_abi::{
@@ -14,6 +15,7 @@ use mm_pgtable::layout as va_layout;
 use mm_vma::{Id, Mm, RssKind};
 use mm_vmalloc::DIRECTORY_FRAMES;
 
+use crate::arch::percpu::{self, PerCpu};
 use crate::drivers::memvisor;
 use crate::init::E820;
 use crate::mm::layout::levels;
@@ -22,7 +24,6 @@ use crate::mm::vmalloc::AREAS;
 use crate::mm::{cma, early, kcompactd, kmap, memmap, movable, paging, pcp, phys, slab, space, sysctl};
 use crate::sched;
 use crate::sync::Lock;
-use crate::task::{FAULTS, SYSCALLS};
 use crate::topology::{CPUS, SLIT};
 
 /// The root sits alone on its page, so that a scan finds it at a page boundary.
@@ -78,6 +79,9 @@ static MEMVISOR_ROOT: RootPage = RootPage(Lock::new(Root {
     kcompactds: NO_TABLE,
     cpu_tlbs: NO_TABLE,
     zero_pfn: PFN_NONE,
+    entry_pgd_pfn: PFN_NONE,
+    entry_text: [0; 2],
+    entry_idt: [0; 2],
     counters: Counters { pgfault: 0, pgalloc: 0, pgfree: 0, syscalls: 0 },
 }));
 
@@ -262,6 +266,17 @@ pub fn publish_trace(rings: &'static [Ring]) {
     update(|root| root.trace_rings = slice(rings));
 }
 
+/// What ring 3's tables have of the kernel. The tree is an extra table that comes after [`publish_zones`].
+pub fn publish_entry_area(root: Pfn, text: Range<u64>, idt: Range<u64>) {
+    let extra = EXTRA.lock();
+    update(|published| {
+        published.extra_tables = table(extra.pfns.as_ptr(), extra.len as usize, 8);
+        published.entry_pgd_pfn = root.as_u64();
+        published.entry_text = [text.start, text.end];
+        published.entry_idt = [idt.start, idt.end];
+    });
+}
+
 /// A root table that belongs to no address space.
 pub fn add_extra_table(pfn: Pfn) {
     let mut extra = EXTRA.lock();
@@ -275,14 +290,12 @@ pub fn publish_counters() {
     space::publish_tlbs();
     publish_added();
     let (pgalloc, pgfree) = page_alloc::pgalloc_pgfree();
-    update(|root| {
-        root.counters = Counters {
-            pgfault: FAULTS.load(Ordering::Relaxed),
-            pgalloc,
-            pgfree,
-            syscalls: SYSCALLS.load(Ordering::Relaxed),
-        };
-    });
+    let cpus = u32::try_from(CPUS.lock().count).unwrap_or(0);
+    let sum = |of: fn(&PerCpu) -> &AtomicU64| -> u64 {
+        (0..cpus).map(|cpu| of(percpu::of(cpu)).load(Ordering::Relaxed)).sum()
+    };
+    let (pgfault, syscalls) = (sum(|percpu| &percpu.faults), sum(|percpu| &percpu.syscalls));
+    update(|root| root.counters = Counters { pgfault, pgalloc, pgfree, syscalls });
 }
 
 const _: () = assert!(size_of::<RootPage>() as u64 == PAGE_SIZE);

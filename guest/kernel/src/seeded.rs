@@ -3,9 +3,11 @@
 
 mod buddy;
 mod compaction;
+mod devices;
 mod entries;
 mod owners;
 mod pcp;
+mod pti;
 mod slab;
 mod spaces;
 mod tables;
@@ -103,6 +105,12 @@ const FAULTS: &[(&str, Fault)] = &[
     ("migration-left", entries::migration_left),
     ("migration-lost-pte", entries::migration_lost),
     ("migration-mapcount", entries::migration_mapcount),
+    ("pfnmap-unmarked", devices::unmarked),
+    ("pfnmap-elsewhere", devices::elsewhere),
+    ("pfnmap-shifted", devices::shifted),
+    ("pfnmap-counted", devices::counted),
+    ("pfnmap-writable", devices::writable),
+    ("pfnmap-cached", devices::cached),
     ("vma-overlap", spaces::overlap),
     ("vma-tree", spaces::tree),
     ("vma-merged", spaces::merged),
@@ -115,6 +123,9 @@ const FAULTS: &[(&str, Fault)] = &[
     ("rss-file", spaces::rss_file),
     ("table-pages", spaces::table_pages),
     ("kernel-half", spaces::kernel_half),
+    ("pti-direct-map", pti::direct_map),
+    ("pti-secret", pti::secret),
+    ("pti-user-half", pti::user_half),
     ("mmap-lock", spaces::mmap_lock),
     ("flush-pending", spaces::flush_pending),
     ("cpumask", spaces::cpumask),

@@ -2,6 +2,7 @@
 
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
+use guest_firmware::acpi::MAX_CPUS;
 use memvisor_abi::{CpuState, PageKind};
 use mm_core::{PAGE_SIZE, PhysAddr, PhysMem, VirtAddr};
 use mm_memblock::{AllocRange, Direction};
@@ -11,9 +12,14 @@ use crate::arch::{apic, cpu, percpu, regs, trap};
 use crate::mm::layout::{levels, percpu_area};
 use crate::mm::paging::{self, Tables};
 use crate::mm::phys::{self, DirectMap};
-use crate::mm::{early, page_alloc, space};
+use crate::mm::{early, page_alloc};
+use crate::sched::CpuMask;
 use crate::topology::CPUS;
 use crate::{introspect, println, sched};
+
+pub use flush::{Invalidation, Shootdown, ShootdownWords, answer_flush, flush_cpus, flush_others, flushes};
+
+mod flush;
 
 unsafe extern "C" {
     static ap_trampoline: u8;
@@ -29,6 +35,11 @@ unsafe extern "C" {
 }
 
 static ONLINE: AtomicU32 = AtomicU32::new(1);
+/// APIC ids of the CPUs that run, for those who interrupt them and take no lock.
+static TARGETS: [AtomicU32; MAX_CPUS] = [const { AtomicU32::new(NOT_ONLINE) }; MAX_CPUS];
+const NOT_ONLINE: u32 = u32::MAX;
+/// CPUs that the firmware told of.
+static KNOWN: AtomicU32 = AtomicU32::new(1);
 static TRAMPOLINE: AtomicU64 = AtomicU64::new(0);
 static IDENTITY: AtomicU64 = AtomicU64::new(0);
 
@@ -57,6 +68,7 @@ pub fn init_percpu() {
         paging::map_percpu(number_u32, frames);
         // SAFETY: mapped and zeroed just now, and used by nobody before `load`.
         unsafe { percpu::init_area(percpu_area(number_u32).as_u64(), number_u32) };
+        percpu::of(number_u32).node.store(node, Ordering::Relaxed);
         let info = &mut CPUS.lock().table[number];
         info.percpu_gpa = frames.phys().as_u64();
         info.percpu_len = percpu::AREA_FRAMES * PAGE_SIZE;
@@ -67,6 +79,7 @@ pub fn init_percpu() {
 pub fn start_others() {
     let count = CPUS.lock().count;
     let page = TRAMPOLINE.load(Ordering::Relaxed);
+    KNOWN.store(u32::try_from(count).unwrap_or(1), Ordering::Relaxed);
     set_state(0, CpuState::Online);
     if count > 1 && page != 0 {
         install(page);
@@ -83,7 +96,24 @@ pub fn start_others() {
 }
 
 fn set_state(number: usize, state: CpuState) {
-    CPUS.lock().table[number].state = state as u32;
+    let apic_id = {
+        let info = &mut CPUS.lock().table[number];
+        info.state = state as u32;
+        info.apic_id
+    };
+    if state == CpuState::Online {
+        TARGETS[number].store(apic_id, Ordering::Release);
+    }
+}
+
+/// CPUs that the firmware told of, running or not.
+fn nr_known() -> usize {
+    KNOWN.load(Ordering::Relaxed) as usize
+}
+
+/// Whether all of them run.
+fn all_online() -> bool {
+    nr_online() == KNOWN.load(Ordering::Relaxed)
 }
 
 /// Builds the tree that CPUs start on: the kernel half and an identity mapping of the trampoline's
@@ -232,11 +262,10 @@ pub fn call_in_interrupt(f: fn()) -> bool {
 
 fn call_each(f: fn(), own: impl FnOnce()) {
     let this = percpu::cpu() as usize;
-    let count = CPUS.lock().count;
-    // Read one by one: a copy of the table would not fit on the stack.
+    let count = nr_known();
     let online = |number: usize| {
-        let cpu = CPUS.lock().table[number];
-        (number != this && cpu.state == CpuState::Online as u32).then_some((number, cpu.apic_id))
+        let apic_id = TARGETS[number].load(Ordering::Acquire);
+        (number != this && apic_id != NOT_ONLINE).then_some((number, apic_id))
     };
     for (number, apic_id) in (0..count).filter_map(online) {
         let mailbox = mailbox(number);
@@ -268,75 +297,33 @@ pub fn run_call() {
     }
 }
 
-/// Makes every other online CPU drop all its translations, and waits for it (Linux: `flush_tlb_kernel_range`). May be
-/// called with locks held and interrupts off: a CPU that waits for a lock, a call or a flush answers.
-pub fn flush_others() {
-    flush_cpus(&sched::CpuMask::ALL);
-}
-
-/// [`flush_others`] for those in a set (Linux: `flush_tlb_multi`). CPUs whose address space it is and that run none of its tasks leave it.
-pub fn flush_cpus(mask: &sched::CpuMask) {
-    let own = percpu::cpu() as usize;
-    let count = CPUS.lock().count;
-    let online = |number: usize| {
-        let asked = number != own && u32::try_from(number).is_ok_and(|cpu| mask.contains(cpu));
-        let cpu = CPUS.lock().table[number];
-        (asked && cpu.state == CpuState::Online as u32).then_some((number, cpu.apic_id))
+/// Tells an idle CPU of a set that there is work: `near`, a CPU of its node, or any. `false` if none of them is idle.
+pub fn kick(allowed: &CpuMask, near: u32) -> bool {
+    let own = percpu::cpu();
+    let node = |cpu: u32| percpu::of(cpu).node.load(Ordering::Relaxed);
+    let near_node = node(near);
+    let idle = (0..).zip(TARGETS.iter().take(nr_known())).filter_map(|(cpu, target)| {
+        let apic_id = target.load(Ordering::Relaxed);
+        let right = cpu != own && apic_id != NOT_ONLINE && allowed.contains(cpu);
+        (right && percpu::of(cpu).idle.load(Ordering::Acquire) == 1).then_some((cpu, apic_id))
+    });
+    let distance = |&(cpu, _): &(u32, u32)| match cpu {
+        cpu if cpu == near => 0,
+        cpu if node(cpu) == near_node => 1,
+        _ => 2,
     };
-    for (number, apic_id) in (0..count).filter_map(online) {
-        mailbox(number).flush_requested.fetch_add(1, Ordering::AcqRel);
-        apic::send_ipi(apic_id, trap::VECTOR_FLUSH);
+    let target = idle.min_by_key(distance);
+    if let Some((_, apic_id)) = target {
+        apic::send_ipi(apic_id, trap::VECTOR_RESCHEDULE);
     }
-    for (number, _) in (0..count).filter_map(online) {
-        let wanted = mailbox(number).flush_requested.load(Ordering::Acquire);
-        while mailbox(number).flush_done.load(Ordering::Acquire) < wanted {
-            answer_flush();
-            core::hint::spin_loop();
-        }
-    }
-}
-
-/// Flushes that others asked a CPU for, and how many of them it did.
-pub fn flushes(cpu: usize) -> (u64, u64) {
-    let done = mailbox(cpu).flush_done.load(Ordering::Acquire);
-    (mailbox(cpu).flush_requested.load(Ordering::Acquire), done)
-}
-
-/// Does the flushes that others asked this CPU for.
-pub fn answer_flush() {
-    let Some(percpu) = percpu::current() else { return };
-    let requested = percpu.flush_requested.load(Ordering::Acquire);
-    if percpu.flush_done.load(Ordering::Relaxed) < requested {
-        space::tlb::leave_if_lazy(percpu);
-        regs::flush_all();
-        // An interrupt may have answered a later request meanwhile.
-        percpu.flush_done.fetch_max(requested, Ordering::AcqRel);
-    }
-}
-
-/// Tells an idle CPU that there is work, `cpu` if it must be that one.
-pub fn kick(cpu: Option<u32>) {
-    let own = percpu::cpu() as usize;
-    let count = CPUS.lock().count;
-    for number in (0..count).filter(|&number| number != own) {
-        let info = CPUS.lock().table[number];
-        let right = cpu.is_none_or(|cpu| cpu as usize == number);
-        let online = info.state == CpuState::Online as u32;
-        if right && online && mailbox(number).idle.load(Ordering::Acquire) == 1 {
-            apic::send_ipi(info.apic_id, trap::VECTOR_RESCHEDULE);
-            return;
-        }
-    }
+    target.is_some()
 }
 
 /// Makes another CPU leave ring 3 for a moment (Linux: `smp_send_reschedule`).
 pub fn reschedule(cpu: u32) {
-    if cpu == percpu::cpu() {
-        return;
-    }
-    let info = CPUS.lock().table.get(cpu as usize).copied();
-    if let Some(info) = info.filter(|info| info.state == CpuState::Online as u32) {
-        apic::send_ipi(info.apic_id, trap::VECTOR_RESCHEDULE);
+    let target = TARGETS.get(cpu as usize).map_or(NOT_ONLINE, |target| target.load(Ordering::Relaxed));
+    if cpu != percpu::cpu() && target != NOT_ONLINE {
+        apic::send_ipi(target, trap::VECTOR_RESCHEDULE);
     }
 }
 

@@ -3,6 +3,7 @@
 
 mod fs;
 mod futex;
+mod ipc;
 mod mm;
 mod process;
 mod resources;
@@ -14,9 +15,10 @@ use core::sync::atomic::{AtomicU64, Ordering};
 pub use fs::open_console;
 use mm_vma::Errno;
 
+use crate::arch::percpu;
 use crate::arch::trap::TrapFrame;
 use crate::println;
-use crate::task::{SYSCALLS, current, current_pid, work};
+use crate::task::{current, current_pid, work};
 
 /// Numbers below this are counted each, all others together behind them.
 const NUMBERS: usize = 512;
@@ -43,7 +45,9 @@ const fn arguments(frame: &TrapFrame) -> [u64; 6] {
 
 /// Runs the call that the frame's registers describe. A call that changes the frame itself (execve, sigreturn) returns what RAX is to be.
 pub fn dispatch(frame: &mut TrapFrame) {
-    SYSCALLS.fetch_add(1, Ordering::Relaxed);
+    if let Some(percpu) = percpu::current() {
+        percpu::count(&percpu.syscalls);
+    }
     let number = frame.rax;
     // A system call has no error code: there its number is kept, for calls that begin again.
     frame.error = number;
@@ -54,6 +58,7 @@ pub fn dispatch(frame: &mut TrapFrame) {
         .or_else(|| futex::call(number, frame))
         .or_else(|| time::call(number, frame))
         .or_else(|| resources::call(number, frame))
+        .or_else(|| ipc::call(number, frame))
         .unwrap_or_else(|| unknown(number));
     frame.rax = match result {
         Ok(value) => value,

@@ -1,5 +1,7 @@
 //! Nodes, CPUs and distances, from ACPI.
 
+use core::sync::atomic::Ordering;
+
 use guest_firmware::acpi::{MAX_CPUS, Madt, PowerOff, Slit, Srat, Tables};
 use memvisor_abi::{CpuInfo, CpuState};
 use mm_core::PhysAddr;
@@ -92,7 +94,10 @@ pub fn cpus_of(node: u32) -> usize {
 
 /// The node of the CPU that asks.
 pub fn current_node() -> u32 {
-    CPUS.lock().table[percpu::cpu() as usize].node
+    match percpu::current() {
+        Some(percpu) => percpu.node.load(Ordering::Relaxed),
+        None => CPUS.lock().table[0].node,
+    }
 }
 
 /// Calls `f` with the distances, row by row.

@@ -1,8 +1,8 @@
 //! Memory of processes, from the kernel's side (Linux: arch/x86/lib/usercopy_64.c). A user pointer is followed through the
 //! page tables and never dereferenced, so SMAP stays on; pages come in by the same faults as for the process itself.
 
-use mm_core::{PAGE_SIZE, PhysAddr};
-use mm_vma::{Access, Done, Errno, Id, Kernel, Limits, Mm, handle_fault};
+use mm_core::{MemMap, PAGE_SIZE, PageKind, PhysAddr};
+use mm_vma::{Access, Done, Errno, FaultInfo, Id, Kernel, Limits, Mm, handle_fault};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use crate::mm::kmap;
@@ -95,10 +95,18 @@ fn with_byte<R>(
         return None;
     }
     loop {
-        if let Some(result) = space::with_translation(at, va, access == Access::Write, &mut f) {
-            return Some(result);
+        // Differs from Linux: the kernel does not copy from and to a device's registers.
+        let found = space::with_translation(at, va, access == Access::Write, |phys| {
+            let is_ram = |page: &mm_core::Page| page.kind() != PageKind::None;
+            MemMap::page(&Spaces, phys.pfn()).is_some_and(is_ram).then(|| f(phys))
+        });
+        if let Some(result) = found {
+            return result;
         }
-        if handle_fault(&Spaces, mm, limits, va, access, false).ok()? == Done::Wait {
+        // A page that is there and may not be written, or nothing.
+        let present = access == Access::Write && space::translate(at, va, false).is_some();
+        let what = FaultInfo { addr: va, access, present };
+        if handle_fault(&Spaces, mm, what, || *limits).ok()? == Done::Wait {
             Spaces.relax();
         }
     }

@@ -26,6 +26,8 @@ mod program;
 #[cfg(target_os = "none")]
 mod shapes;
 #[cfg(target_os = "none")]
+mod shared;
+#[cfg(target_os = "none")]
 mod signals;
 #[cfg(target_os = "none")]
 mod sys;

@@ -6,7 +6,9 @@ use core::hint::black_box;
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use crate::sys::{self, Out};
-use crate::{arguments, copies, faults, futexes, mappings, moves, processes, shapes, signals, together};
+use crate::{
+    arguments, copies, faults, futexes, mappings, moves, processes, shapes, shared, signals, together,
+};
 
 pub const PAGE: usize = 4096;
 const BSS_PAGES: usize = 16;
@@ -84,7 +86,7 @@ const PAUSE: u64 = 1;
 type Mode = (&'static str, fn(&mut Checks));
 
 /// What `user=` on the kernel's command line asks for, beside the first checks: by the number that the kernel passes.
-const MODES: [Mode; 9] = [
+const MODES: [Mode; 10] = [
     ("none", |_| {}),
     ("pause", |_| {}),
     ("process", |checks| {
@@ -103,6 +105,7 @@ const MODES: [Mode; 9] = [
     ("cow", copies::run),
     ("rmap", moves::run),
     ("smp", together::run),
+    ("shm", shared::run),
 ];
 
 /// Where the stack was when the program began.

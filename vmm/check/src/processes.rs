@@ -1,4 +1,4 @@
-//! Address spaces of processes, read and walked once for the rules of the families vma, pte, rmap, cow, mm and tlb.
+//! Address spaces of processes, read and walked once for the rules of the families vma, pte, rmap, cow, pfnmap, mm and tlb.
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -7,7 +7,7 @@ use memvisor_inspect::{EntryKind, MapCounts, MmSpace, UserEntries, UserEntry, Vm
 
 use crate::context::Context;
 use crate::ledger::Ledger;
-use crate::{Rule, cow, mm, pte, rmap, tlb, vma};
+use crate::{Rule, cow, mm, pfnmap, pte, rmap, tlb, vma};
 
 /// An address space with its entries.
 pub(crate) struct Process {
@@ -39,7 +39,7 @@ pub(crate) struct Processes {
 }
 
 /// Families of rules on address spaces.
-const FAMILIES: [&str; 6] = ["vma", "pte", "rmap", "cow", "mm", "tlb"];
+const FAMILIES: [&str; 7] = ["vma", "pte", "rmap", "cow", "pfnmap", "mm", "tlb"];
 
 /// Their rules.
 fn rules() -> Vec<&'static Rule> {
@@ -106,7 +106,7 @@ const fn is_device(vma: &Vma) -> bool {
     vma.flags & (vm_flags::PFNMAP | vm_flags::MIXEDMAP | vm_flags::IO) != 0
 }
 
-/// Runs the rules of all six families.
+/// Runs the rules of all seven families.
 pub(crate) fn run(context: &Context<'_>, processes: &Processes, ledger: &mut Ledger) {
     let rules = rules();
     if !context.needs_zones(ledger, &rules) {
@@ -124,6 +124,7 @@ pub(crate) fn run(context: &Context<'_>, processes: &Processes, ledger: &mut Led
     }
     rmap::run(context, processes, ledger);
     cow::run(processes, ledger);
+    pfnmap::run(context, processes, ledger);
     mm::run(context, processes, ledger);
     tlb::run(context, processes, ledger);
 }

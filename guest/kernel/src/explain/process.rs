@@ -3,7 +3,8 @@
 
 use mm_core::PAGE_SIZE;
 use mm_vma::{
-    Access, Id, Layout, Limits, MapFlags, Mm, MmapRequest, ProtFlags, Space, dup_mmap, handle_fault,
+    Access, FaultInfo, Id, Layout, Limits, MapFlags, Mm, MmapRequest, ProtFlags, Space, dup_mmap,
+    handle_fault,
 };
 
 use super::part;
@@ -46,7 +47,7 @@ impl Shown {
     }
 
     fn fault(&self, va: u64, access: Access, present: bool) -> bool {
-        handle_fault(&Spaces, self.id, &Limits::default(), va, access, present).is_ok()
+        handle_fault(&Spaces, self.id, FaultInfo { addr: va, access, present }, Limits::default).is_ok()
     }
 
     fn end(self) {

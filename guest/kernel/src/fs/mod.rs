@@ -1,13 +1,14 @@
 //! Files (Linux: fs/). What they are is guest-fs's; here are the locks, the waiting, and what a process has of files.
 //!
 //! Locks, in their order: `VFS`, a table of descriptors, an open file's state; these let others run while they wait. Pipes and the
-//! terminal have ticket locks, because those who wait look at them. A program's memory is never touched with `VFS` held.
+//! terminal have spinning locks, because those who wait look at them. A program's memory is never touched with `VFS` held.
 
 pub mod console;
 mod data;
 mod exec;
 pub mod file;
 pub mod initrd;
+pub mod mapped;
 mod mutex;
 pub mod pipe;
 mod processes;
@@ -28,8 +29,8 @@ pub use mutex::Mutex;
 pub use processes::Tasks;
 pub use table::Files;
 
-use crate::sched;
 use crate::sync::Lock;
+use crate::time;
 
 /// All file systems of this machine.
 pub type FileSystems = Vfs<Pages, Tasks>;
@@ -55,10 +56,10 @@ pub fn with_vfs<R>(f: impl FnOnce(&mut FileSystems) -> Result<R, Errno>) -> Resu
     result
 }
 
-/// The time for inodes.
+/// The time of day, for inodes.
 pub fn now() -> Timespec {
     const NANOSECONDS: u64 = 1_000_000_000;
-    let now = sched::clock::now();
+    let now = time::realtime();
     let nsec = u32::try_from(now % NANOSECONDS).unwrap_or(0);
     Timespec { sec: (now / NANOSECONDS).cast_signed(), nsec }
 }

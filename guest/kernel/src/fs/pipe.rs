@@ -80,8 +80,16 @@ impl PipeEnd {
     /// # Errors
     /// `EAGAIN`, `ERESTARTSYS`, `EFAULT`, `ENOMEM`.
     pub fn read(&self, address: u64, len: usize, nonblocking: bool) -> Result<usize, Errno> {
-        let mut buffer = page(len)?;
-        buffer.resize(len.min(PIPE_BUF), 0);
+        // A few bytes, which most messages are, need no memory.
+        let mut few = [0; 64];
+        let mut many;
+        let buffer = if len <= few.len() {
+            &mut few[..len]
+        } else {
+            many = page(len)?;
+            many.resize(len.min(PIPE_BUF), 0);
+            &mut many[..]
+        };
         let mut done = 0;
         while done < len || len == 0 {
             let want = buffer.len().min(len - done);

@@ -141,7 +141,8 @@ fn a_stack_grows_to_its_limit_and_no_further() -> Outcome {
     map(mm, top - PAGE_SIZE, 1, MapFlags::FIXED | MapFlags::GROWSDOWN)?;
     let lowest = top - limits.stack;
     write(mm, lowest, 1)?;
-    let below = handle_fault(&Spaces, mm, &limits, lowest - 1, mm_vma::Access::Write, false);
+    let what = mm_vma::FaultInfo { addr: lowest - 1, access: mm_vma::Access::Write, present: false };
+    let below = handle_fault(&Spaces, mm, what, || limits);
     check(below == Err(Fault::MapErr), "the stack grew past its limit")?;
     sound(mm)?;
     space::mm_free(mm);

@@ -60,6 +60,7 @@ fn run_work() {
 }
 
 impl<T> CpuLocal<T> for PerCpuTable<T> {
+    #[inline(always)]
     fn with<R>(&self, f: impl FnOnce(u32, &mut T) -> R) -> R {
         let flags = regs::irq_save();
         let cpu = percpu::cpu();

@@ -28,6 +28,10 @@ const MEMMAP_FRAMES: u64 = PAGES_PER_SECTION * size_of::<Page>() as u64 / PAGE_S
 static SECTIONS: AtomicPtr<Section> = AtomicPtr::new(core::ptr::null_mut());
 static COUNT: AtomicUsize = AtomicUsize::new(0);
 static TABLE: AtomicU64 = AtomicU64::new(0);
+/// Sections that are online, by number, for the first 512 GiB: what most look-ups need to know.
+static ONLINE: [AtomicU64; 64] = [const { AtomicU64::new(0) }; 64];
+/// Address of frame 0's descriptor.
+static BASE: AtomicU64 = AtomicU64::new(0);
 
 /// The present sections, ascending.
 pub fn sections() -> &'static [Section] {
@@ -46,7 +50,18 @@ pub fn table_address() -> PhysAddr {
 
 fn find(pfn: Pfn) -> Option<usize> {
     let number = pfn.as_u64() >> SECTION_PAGES_SHIFT;
-    sections().binary_search_by_key(&number, |section| section.number).ok()
+    let sections = sections();
+    // Where RAM has no holes the number is the index.
+    let guess = usize::try_from(number - sections.first()?.number.min(number)).unwrap_or(usize::MAX);
+    match sections.get(guess) {
+        Some(section) if section.number == number => Some(guess),
+        _ => search(sections, number),
+    }
+}
+
+#[inline(never)]
+fn search(sections: &[Section], number: u64) -> Option<usize> {
+    sections.binary_search_by_key(&number, |section| section.number).ok()
 }
 
 /// The descriptors, by frame number.
@@ -63,10 +78,21 @@ impl Vmemmap {
 }
 
 impl MemMap for Vmemmap {
+    #[inline]
     fn page(&self, pfn: Pfn) -> Option<&Page> {
+        let number = pfn.as_u64() >> SECTION_PAGES_SHIFT;
+        let online = ONLINE.get(usize::try_from(number / 64).unwrap_or(usize::MAX));
+        if online.is_some_and(|word| word.load(Ordering::Acquire) >> (number % 64) & 1 != 0) {
+            let first = BASE.load(Ordering::Relaxed) as *const Page;
+            // SAFETY: inside the descriptors of one section, which is online.
+            let page = unsafe { first.add(usize::try_from(pfn.as_u64()).unwrap_or(0)) };
+            // SAFETY: as above: mapped and written.
+            return Some(unsafe { &*page });
+        }
         self.pages(pfn).first()
     }
 
+    #[inline]
     fn pages(&self, pfn: Pfn) -> &[Page] {
         match find(pfn) {
             Some(index) if sections()[index].is_online() => Vmemmap::run(pfn),
@@ -119,6 +145,7 @@ pub fn init() {
         place(run);
     }
     TABLE.store(table.phys().as_u64(), Ordering::Relaxed);
+    BASE.store(layout::vmemmap_start(levels()).as_u64(), Ordering::Relaxed);
     COUNT.store(sections.len(), Ordering::Relaxed);
     // The same layout, pinned by mm-core.
     SECTIONS.store(sections.as_mut_ptr().cast(), Ordering::Release);
@@ -204,6 +231,9 @@ pub fn bring_online(index: usize) {
     for_each_reserved(start, end, |first, last| mark(first, last, PageKind::Reserved));
     early::for_each_owned(start, end, |owned| mark(owned.start, owned.end, owned.kind));
     section.set_online();
+    if let Some(word) = ONLINE.get(usize::try_from(section.number / 64).unwrap_or(usize::MAX)) {
+        word.fetch_or(1 << (section.number % 64), Ordering::Release);
+    }
     for_each_free(start, end, |first, last, node| {
         limits::of(node).for_each_part(first, last, |first, last, kind| {
             page_alloc::hand_over(node, kind, first, last);

@@ -389,6 +389,22 @@ pub fn alloc_pages(order: Order, node: Option<u32>, kind: PageKind) -> Option<Pf
     Some(pfn)
 }
 
+/// [`alloc_pages`] of one frame of zeroes.
+pub fn alloc_zeroed(kind: PageKind) -> Option<Pfn> {
+    let pfn = alloc_gfp(Context::ATOMIC, Gfp::NOWAIT | Gfp::NOWARN | Gfp::ZERO, Order::ZERO, None)?;
+    set_kind(pfn, kind);
+    Some(pfn)
+}
+
+/// Gives a frame back that is all zero again.
+pub fn free_zeroed(pfn: Pfn) {
+    // The allocator's own again, so that it takes it without a closer look.
+    set_kind(pfn, PageKind::Allocated);
+    if let Err(error) = PAGES.free_zeroed_page(pfn) {
+        panic!("free of {pfn}: {error}");
+    }
+}
+
 /// Allocates a block by gfp flags (Linux: `alloc_pages_node`). A node that does not exist has no memory.
 pub fn alloc_gfp(context: Context<'_>, gfp: Gfp, order: Order, node: Option<u32>) -> Option<Pfn> {
     PAGES.alloc_pages(context, gfp, order, node)
@@ -400,6 +416,10 @@ pub fn alloc_gfp(context: Context<'_>, gfp: Gfp, order: Order, node: Option<u32>
 /// Differs from Linux: `GFP_KERNEL` where nothing may sleep is served like `GFP_NOWAIT` and not reported as a bug: areas of vmalloc take
 /// their frames under their lock.
 pub fn alloc_here(gfp: Gfp, order: Order, node: Option<u32>) -> Option<Pfn> {
+    // Whether anything may sleep matters only where there is something to wait for.
+    if let Some(pfn) = PAGES.alloc_from_lists(gfp, order, node) {
+        return Some(pfn);
+    }
     let token = if gfp.contains(Gfp::DIRECT_RECLAIM) { sched::might_sleep() } else { None };
     match &token {
         Some(token) => alloc_gfp(Context::task(token), gfp, order, node),

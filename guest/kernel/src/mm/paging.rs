@@ -1,18 +1,20 @@
 //! The kernel's page tables, and who provides frames for tables.
 
+use core::ops::Range;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use memvisor_abi::PageKind;
-use mm_core::{Order, Pfn, PhysAddr, PhysMem, VirtAddr};
+use mm_core::{Pfn, PhysAddr, PhysMem, VirtAddr};
 use mm_pgtable::{
     Entry, FlushRange, Gather, KeepTables, LeafSize, Levels, PageTable, Prot, TableMem, layout,
 };
 
 use crate::arch::percpu::AREA_RUNS;
-use crate::arch::regs;
+use crate::arch::{pti, regs};
 use crate::mm::layout::{APIC_VA, levels, percpu_area};
 use crate::mm::phys::{self, DirectMap};
 use crate::mm::{early, limits, page_alloc};
+use crate::smp::{self, Invalidation};
 use crate::sync::Lock;
 
 static ROOT: AtomicU64 = AtomicU64::new(0);
@@ -24,7 +26,8 @@ static KERNEL_HALF: Lock<()> = Lock::new(());
 #[derive(Debug)]
 pub struct Tables;
 
-const fn entry_address(table: Pfn, index: usize) -> PhysAddr {
+/// Where an entry is.
+pub const fn entry_address(table: Pfn, index: usize) -> PhysAddr {
     PhysAddr::new(table.phys().as_u64() + 8 * index as u64)
 }
 
@@ -37,29 +40,46 @@ impl TableMem for Tables {
     #[inline]
     fn write(&self, table: Pfn, index: usize, value: u64) {
         DirectMap.write_u64(entry_address(table, index), value);
+        if pti::enabled() {
+            super::pti::mirror(table, index, value);
+        }
     }
 
     fn compare_exchange(&self, table: Pfn, index: usize, old: u64, new: u64) -> Result<(), u64> {
-        phys::compare_exchange(entry_address(table, index), old, new)
+        phys::compare_exchange(entry_address(table, index), old, new)?;
+        if pti::enabled() {
+            super::pti::mirror(table, index, new);
+        }
+        Ok(())
     }
 
     fn fill(&self, table: Pfn, index: usize, count: usize, value: u64, step: u64) {
         DirectMap.fill_table(table, index, count, value, step);
+        if pti::enabled() {
+            (0..count).for_each(|i| super::pti::mirror(table, index + i, value + step * i as u64));
+        }
+    }
+
+    fn skip_empty(&self, table: Pfn, from: usize, to: usize) -> usize {
+        DirectMap.skip_zero_words(table, from, to)
+    }
+
+    fn copy(&self, from: Pfn, to: Pfn, entries: Range<usize>) {
+        DirectMap.copy_words(from, to, entries);
     }
 
     fn alloc_table(&mut self) -> Option<Pfn> {
-        let table = if BUDDY.load(Ordering::Relaxed) {
-            page_alloc::alloc_pages(Order::ZERO, None, PageKind::Table)
-        } else {
-            early::alloc(1, 1, None, PageKind::Table)
-        }?;
+        if BUDDY.load(Ordering::Relaxed) {
+            return page_alloc::alloc_zeroed(PageKind::Table);
+        }
+        let table = early::alloc(1, 1, None, PageKind::Table)?;
         DirectMap.zero_frame(table);
         Some(table)
     }
 
     fn free_table(&mut self, table: Pfn) {
         assert!(BUDDY.load(Ordering::Relaxed), "page table {table} freed before the buddy allocator runs");
-        page_alloc::free_pages(table, Order::ZERO);
+        page_alloc::free_zeroed(table);
     }
 }
 
@@ -217,18 +237,13 @@ pub fn protect_kernel(va: VirtAddr, len: u64, prot: Prot) {
     }
 }
 
-/// Drops translations on this CPU.
-pub fn flush_local(range: &FlushRange) {
-    match range {
-        FlushRange::Pages(pages) => pages.as_slice().iter().for_each(|va| regs::invlpg(va.as_u64())),
-        _ => regs::flush_all(),
-    }
-}
-
-/// Drops translations on every CPU.
+/// Drops translations of the kernel's half on every CPU.
 pub fn flush_all_cpus(range: FlushRange) {
-    flush_local(&range);
-    crate::smp::flush_others();
+    let what = Invalidation::of(&range);
+    if !what.drop_each() {
+        regs::flush_all();
+    }
+    smp::flush_others(what);
 }
 
 /// The tree in this CPU's CR3.

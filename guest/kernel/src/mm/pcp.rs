@@ -153,6 +153,7 @@ impl Slot {
 }
 
 impl CpuLocal<CpuPages> for Local {
+    #[inline(always)]
     fn with<R>(&self, f: impl FnOnce(u32, &mut CpuPages) -> R) -> R {
         SLOTS.with(|cpu, slot| f(cpu, &mut slot.pages()))
     }

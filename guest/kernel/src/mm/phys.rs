@@ -78,10 +78,26 @@ fn pointer(addr: PhysAddr) -> *mut u8 {
 
 /// Panics unless `len` bytes at `addr` are inside the direct map. RAM holes inside it fault, and the
 /// trap report names the address.
+#[inline]
 fn check(addr: PhysAddr, len: u64) {
-    let mapped =
-        addr.as_u64().checked_add(len).is_some_and(|last| last <= MAPPED_END.load(Ordering::Relaxed));
-    assert!(mapped, "physical address {addr} (+{len:#x}) is outside the direct map");
+    // No address and no length comes near the end of the numbers: addresses have 52 bits.
+    if addr.as_u64().wrapping_add(len) > MAPPED_END.load(Ordering::Relaxed) || addr.as_u64() >> 52 != 0 {
+        outside(addr, len);
+    }
+}
+
+/// [`check`] of an aligned word: the direct map ends at a page.
+#[inline]
+fn check_word(addr: PhysAddr) {
+    if addr.as_u64() >= MAPPED_END.load(Ordering::Relaxed) {
+        outside(addr, 8);
+    }
+}
+
+#[cold]
+#[inline(never)]
+fn outside(addr: PhysAddr, len: u64) -> ! {
+    panic!("physical address {addr} (+{len:#x}) is outside the direct map")
 }
 
 /// Frames by physical address. Frames handed out as Rust objects ([`leak_array`], per-CPU areas,
@@ -92,14 +108,14 @@ pub struct DirectMap;
 impl PhysMem for DirectMap {
     #[inline]
     fn read_u64(&self, addr: PhysAddr) -> u64 {
-        check(addr, 8);
+        check_word(addr);
         // SAFETY: inside the direct map, which is mapped before `set_end` admits it.
         unsafe { pointer(addr).cast::<u64>().read_volatile() }
     }
 
     #[inline]
     fn write_u64(&self, addr: PhysAddr, value: u64) {
-        check(addr, 8);
+        check_word(addr);
         // SAFETY: as above; the frame belongs to no Rust object (type documentation).
         unsafe { pointer(addr).cast::<u64>().write_volatile(value) }
     }
@@ -135,6 +151,44 @@ impl DirectMap {
             // SAFETY: the frame belongs to no Rust object (type documentation).
             unsafe { entry.write_volatile(value) };
             value = value.wrapping_add(step);
+        }
+    }
+}
+
+impl DirectMap {
+    /// The first of the words `from..to` of a frame that is not zero; `to` if all are.
+    pub fn skip_zero_words(&self, frame: Pfn, from: usize, to: usize) -> usize {
+        assert!(to <= TABLE_ENTRIES, "a page table has {TABLE_ENTRIES} entries");
+        check(frame.phys(), PAGE_SIZE);
+        let table = pointer(frame.phys()).cast::<u64>();
+        let mut index = from;
+        while index < to {
+            // SAFETY: inside one mapped frame, by the checks above.
+            let entry = unsafe { table.add(index) };
+            // SAFETY: as above; the frame belongs to no Rust object (type documentation).
+            if unsafe { entry.read_volatile() } != 0 {
+                return index;
+            }
+            index += 1;
+        }
+        to
+    }
+
+    /// Copies words to the same places of another frame.
+    pub fn copy_words(&self, from: Pfn, to: Pfn, words: core::ops::Range<usize>) {
+        assert!(words.end <= TABLE_ENTRIES, "a page table has {TABLE_ENTRIES} entries");
+        check(from.phys(), PAGE_SIZE);
+        check(to.phys(), PAGE_SIZE);
+        let offset = 8 * words.start as u64;
+        // SAFETY: inside two mapped frames, by the checks above, which belong to no Rust object (type documentation).
+        unsafe {
+            core::arch::asm!(
+                "rep movsq",
+                inout("rsi") pointer(PhysAddr::new(from.phys().as_u64() + offset)) => _,
+                inout("rdi") pointer(PhysAddr::new(to.phys().as_u64() + offset)) => _,
+                inout("rcx") words.len() => _,
+                options(nostack, preserves_flags),
+            );
         }
     }
 }
@@ -251,6 +305,17 @@ pub fn words(addr: PhysAddr, count: u64) -> &'static [AtomicU64] {
     unsafe { core::slice::from_raw_parts(pointer(addr).cast::<AtomicU64>(), len) }
 }
 
+/// Bytes of frames that were reserved at boot for what the loader left there; `None` beyond the direct map.
+///
+/// # Safety
+/// The frames stay reserved, and nobody writes them.
+pub unsafe fn reserved_bytes(addr: PhysAddr, len: u64) -> Option<&'static [u8]> {
+    let is_mapped = addr.as_u64().checked_add(len).is_some_and(|last| last <= end().as_u64());
+    let len = usize::try_from(len).ok().filter(|_| is_mapped)?;
+    // SAFETY: inside the direct map, which is never unmapped; nobody writes them (the caller).
+    Some(unsafe { core::slice::from_raw_parts(pointer(addr), len) })
+}
+
 /// Where the kernel sees a physical address, for frames that their owner turns into an object.
 pub fn object_at<T>(addr: PhysAddr) -> *mut T {
     check(addr, size_of::<T>() as u64);
@@ -284,7 +349,7 @@ impl Memory for DirectMap {
 
 /// Replaces the word at `addr` if it is `old`, in one locked instruction; else returns what it is.
 pub fn compare_exchange(addr: PhysAddr, old: u64, new: u64) -> Result<(), u64> {
-    check(addr, 8);
+    check_word(addr);
     // SAFETY: inside the direct map and aligned like every table entry; the frame belongs to no
     // Rust object (`DirectMap`).
     let word = unsafe { AtomicU64::from_ptr(pointer(addr).cast()) };

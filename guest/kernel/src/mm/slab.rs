@@ -8,7 +8,7 @@ use memvisor_abi::{CacheNode, MAX_CACHES, PAGE_SIZE, TableRef, Track};
 use mm_core::{Gfp, Order, PageAlloc, PageKind, Pfn, PhysAddr, PhysMem};
 use mm_slab::{Cache, CacheId, CpuCaches, Kmem, Machine, Object, Options, SlabKind};
 
-use crate::arch::regs;
+use crate::arch::{percpu, regs};
 use crate::mm::cpu_local::PerCpuTable;
 use crate::mm::memmap::Vmemmap;
 use crate::mm::page_alloc;
@@ -207,7 +207,11 @@ impl Machine for Kernel {
 
     /// Readers keep interrupts off ([`crate::mm::space::Spaces`]), so a CPU that answers an interrupt has none.
     fn synchronize_rcu(&self) {
-        smp::flush_others();
+        // What a CPU remembers of such slabs goes with the answer.
+        if let Some(percpu) = percpu::current() {
+            percpu.vma_hint.store(0, Ordering::Relaxed);
+        }
+        smp::flush_others(smp::Invalidation::ALL);
     }
 
     fn construct(&self, ctor: u32, object: Object, size: u32) {

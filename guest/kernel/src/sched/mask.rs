@@ -29,6 +29,20 @@ impl CpuMask {
         }
     }
 
+    /// Takes out the CPUs for which `f` is false.
+    pub fn retain(&mut self, f: impl Fn(u32) -> bool) {
+        for (first, word) in (0..).step_by(64).zip(&mut self.0) {
+            let mut left = *word;
+            while left != 0 {
+                let bit = left.trailing_zeros();
+                left &= left - 1;
+                if !f(first + bit) {
+                    *word &= !(1 << bit);
+                }
+            }
+        }
+    }
+
     /// Whether a CPU is in it.
     pub fn contains(&self, cpu: u32) -> bool {
         self.0.get(cpu as usize / 64).is_some_and(|word| word & 1 << (cpu % 64) != 0)

@@ -1,10 +1,10 @@
 //! Wait queues (Linux: include/linux/wait.h).
 
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 
 use mm_core::MaySleep;
 
-use super::{MAX_TASKS, SCHED, clock, current, run_others, schedule, wake};
+use super::{MAX_TASKS, Reason, SCHED, clock, current, run_others, schedule, wake};
 use crate::task;
 
 const WORDS: usize = MAX_TASKS.div_ceil(64);
@@ -13,6 +13,8 @@ const WORDS: usize = MAX_TASKS.div_ceil(64);
 #[derive(Debug)]
 pub struct WaitQueue {
     waiters: [AtomicU64; WORDS],
+    /// How many are about to be or are among them: whoever wakes nobody finds out by a look at one word.
+    count: AtomicU32,
 }
 
 /// Why a wait ended.
@@ -29,7 +31,7 @@ pub enum Woken {
 impl WaitQueue {
     /// Nobody waits.
     pub const fn new() -> WaitQueue {
-        WaitQueue { waiters: [const { AtomicU64::new(0) }; WORDS] }
+        WaitQueue { waiters: [const { AtomicU64::new(0) }; WORDS], count: AtomicU32::new(0) }
     }
 
     /// Sleeps until `condition` holds; it is looked at first, and after every wake-up (Linux: `wait_event`). It must not
@@ -92,15 +94,17 @@ impl WaitQueue {
                 continue;
             }
             // First the queue and the intention, then the condition: a wake-up in between is not lost.
+            self.count.fetch_add(1, Ordering::SeqCst);
             SCHED.lock().slots[number].sleeps = true;
             self.waiters[number / 64].fetch_or(1 << (number % 64), Ordering::AcqRel);
             let woken = look();
             if woken.is_some() {
                 SCHED.lock().slots[number].sleeps = false;
             } else {
-                schedule();
+                schedule(Reason::Free);
             }
             self.waiters[number / 64].fetch_and(!(1 << (number % 64)), Ordering::AcqRel);
+            self.count.fetch_sub(1, Ordering::AcqRel);
             if let Some(woken) = woken {
                 return woken;
             }
@@ -114,6 +118,11 @@ impl WaitQueue {
 
     /// Wakes one waiter; false if there is none (Linux: `wake_up` with exclusive waiters).
     pub fn wake_up(&self) -> bool {
+        // What the condition looks at was changed before.
+        fence(Ordering::SeqCst);
+        if self.count.load(Ordering::Relaxed) == 0 {
+            return false;
+        }
         for (word, waiters) in self.waiters.iter().enumerate() {
             loop {
                 let set = waiters.load(Ordering::Acquire);

@@ -6,8 +6,10 @@ use core::sync::atomic::Ordering;
 use guest_process::frame::{self, Bounds, Context, FRAME_LEN, FXSAVE_LEN, Frame, Registers, Selectors, Trap};
 use guest_process::signal::{AltStack, Delivery, Handled, Restart, SigAction, Signal};
 use mm_vma::Errno;
+use zerocopy::IntoBytes;
 
 use super::{decide_exit, is_orphaned, tell_parent, wake};
+use crate::arch::fpu::FXSAVE_WORDS;
 use crate::arch::percpu::{USER_CS, USER_DS};
 use crate::arch::trap::{TrapFrame, VECTOR_SYSCALL};
 use crate::mm::layout::levels;
@@ -20,7 +22,6 @@ const NO_CALL: u64 = u64::MAX;
 const RESTART_SYSCALL: u64 = 219;
 /// Bytes of the `syscall` instruction.
 const SYSCALL_LEN: u64 = 2;
-const FXSAVE_BYTES: usize = 512;
 const SELECTORS: Selectors = Selectors { cs: USER_CS, ss: USER_DS };
 
 /// Does what the current task's signals want before it goes on in ring 3. Interrupts are on.
@@ -130,11 +131,7 @@ fn save_fpu(task: &Current, address: u64) -> Result<(), Errno> {
     const UNWRITTEN: usize = 52;
     let mut words = task.saved_fpu();
     words[UNWRITTEN..].fill(0);
-    let mut bytes = [0; FXSAVE_BYTES];
-    for (to, word) in bytes.chunks_exact_mut(8).zip(words) {
-        to.copy_from_slice(&word.to_le_bytes());
-    }
-    uaccess::write(address, &bytes)
+    uaccess::write(address, words.as_bytes())
 }
 
 /// rt_sigreturn: the task goes on where the signal found it. Returns what RAX is to be.
@@ -161,12 +158,8 @@ fn restore(task: &Current, trap: &mut TrapFrame) -> Option<()> {
     let restored = frame::restore(&bytes, &bounds).ok()?;
     match restored.fpu_at {
         Some(address) => {
-            let mut bytes = [0; FXSAVE_BYTES];
-            uaccess::read(address, &mut bytes).ok()?;
-            let mut words = [0; FXSAVE_BYTES / 8];
-            for (word, bytes) in words.iter_mut().zip(bytes.as_chunks().0) {
-                *word = u64::from_le_bytes(*bytes);
-            }
+            let mut words = [0_u64; FXSAVE_WORDS];
+            uaccess::read(address, words.as_mut_bytes()).ok()?;
             task.load_fpu(&words);
         }
         None => task.reset_fpu(),

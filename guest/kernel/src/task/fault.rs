@@ -1,14 +1,12 @@
 //! Traps from ring 3 that are the program's own doing, and the way back (Linux: arch/x86/mm/fault.c, arch/x86/kernel/traps.c,
 //! kernel/entry/common.c).
 
-use core::sync::atomic::Ordering;
-
 use guest_process::signal::{SigInfo, Signal, code};
-use mm_vma::{Access, Done, Fault, Kernel, handle_fault};
+use mm_vma::{Access, Done, Fault, FaultInfo, Kernel, handle_fault};
 
-use super::{Current, FAULTS, current, do_exit, do_group_exit, work};
-use crate::arch::regs;
+use super::{Current, current, do_exit, do_group_exit, work};
 use crate::arch::trap::{self, TrapFrame};
+use crate::arch::{percpu, regs};
 use crate::mm::space::Spaces;
 use crate::{println, sched, signal};
 
@@ -18,7 +16,9 @@ pub fn page_fault(frame: &mut TrapFrame, address: u64) {
     const WRITE: u64 = 1 << 1;
     const RESERVED: u64 = 1 << 3;
     const FETCH: u64 = 1 << 4;
-    FAULTS.fetch_add(1, Ordering::Relaxed);
+    if let Some(percpu) = percpu::current() {
+        percpu::count(&percpu.faults);
+    }
     assert!(frame.error & RESERVED == 0, "corrupted page table at {address:#x}, error {:#x}", frame.error);
     let access = match frame.error {
         error if error & FETCH != 0 => Access::Fetch,
@@ -27,7 +27,8 @@ pub fn page_fault(frame: &mut TrapFrame, address: u64) {
     };
     let task = current().expect("ring 3 is a task's");
     let mm = task.mm().expect("a task in ring 3 has an address space");
-    match handle_fault(&Spaces, mm, &task.limits(), address, access, frame.error & PRESENT != 0) {
+    let what = FaultInfo { addr: address, access, present: frame.error & PRESENT != 0 };
+    match handle_fault(&Spaces, mm, what, || task.limits()) {
         Ok(Done::Wait) => Spaces.relax(),
         Ok(Done::Minor | Done::Major | Done::Spurious) => {}
         Err(fault) => bad_area(&task, frame, address, fault),
@@ -87,7 +88,16 @@ pub fn trap(frame: &mut TrapFrame) {
 
 /// What is left to do before ring 3 goes on with `frame`: give up the CPU, end, deliver signals. Interrupts are off before and after
 /// (Linux: `exit_to_user_mode_loop`).
+#[inline]
 pub fn exit_to_user(frame: &mut TrapFrame) {
+    let idle = |task: super::Current| !task.has_work(work::KILLED | work::SIGPENDING);
+    if sched::needs_resched() || !current().is_none_or(idle) {
+        exit_to_user_with_work(frame);
+    }
+}
+
+#[inline(never)]
+fn exit_to_user_with_work(frame: &mut TrapFrame) {
     loop {
         sched::resched_to_user();
         let Some(task) = current() else { return };

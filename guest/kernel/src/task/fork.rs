@@ -220,6 +220,7 @@ fn copy_mm(parent: &Current, flags: CloneFlags) -> Result<Id<Mm>, Errno> {
     }
     let limits = parent.limits();
     let copy = space::mm_alloc(space::shape_of(mm))?;
+    space::set_start_stack(space::mm_of(copy), space::start_stack(space::mm_of(mm)));
     let copied = {
         let from = Space::lock(&Spaces, mm, limits);
         // Nobody else knows it.

@@ -56,6 +56,17 @@ pub trait Trace {
         let _ = event;
     }
 
+    /// [`Trace::emit`] whose event is made only if it is wanted, for paths that count instructions.
+    #[inline(always)]
+    fn emit_with(&self, id: EventId, event: impl FnOnce() -> Event)
+    where
+        Self: Sized,
+    {
+        if self.wants(id) {
+            record_made(self, event);
+        }
+    }
+
     /// Records the event if it is wanted. Arguments should be values at hand: what computing them costs is
     /// saved only if it is pure.
     #[inline(always)]
@@ -64,6 +75,13 @@ pub trait Trace {
             self.record(&event);
         }
     }
+}
+
+/// Out of the way of those who do not trace.
+#[cold]
+#[inline(never)]
+fn record_made<T: Trace>(trace: &T, event: impl FnOnce() -> Event) {
+    trace.record(&event());
 }
 
 impl<T: Trace + ?Sized> Trace for &T {

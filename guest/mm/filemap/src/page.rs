@@ -20,7 +20,10 @@ pub fn put_page<K: MemMap + PageAlloc>(k: &K, pfn: Pfn) {
     }
     // Whoever has no reference yet does not get the page for what it was.
     page.set_owner(0, 0);
-    page.remove(PageFlags::DIRTY);
+    let marks = PageFlags::DIRTY | PageFlags::UNWRITTEN;
+    if page.has_any(marks) {
+        page.remove(marks);
+    }
     page.set_kind(PageKind::Allocated);
     k.free_pages(pfn, Order::ZERO);
 }

@@ -158,12 +158,12 @@ pub(crate) fn highest_zone(gfp: Gfp) -> ZoneKind {
     TABLE[(gfp.bits() & 0xf) as usize]
 }
 
-/// Highest zone and type of a request that [`check_gfp`] accepts and that needs nothing but a block: no zeroes, no
+/// Highest zone and type of a request that [`check_gfp`] accepts and that needs nothing but a block, zeroed or not: no
 /// compound page, any node. A table again, over the flags that name zones and types.
 #[inline]
 pub(crate) fn plain(context: Context<'_>, gfp: Gfp) -> Option<(ZoneKind, Migratetype)> {
     const MASK: u32 = ZONES | MOBILITY.bits();
-    const PLAIN: Gfp = Gfp::all().difference(Gfp::ZERO).difference(Gfp::COMP).difference(Gfp::THISNODE);
+    const PLAIN: Gfp = Gfp::all().difference(Gfp::COMP).difference(Gfp::THISNODE);
     const TABLE: [Option<(ZoneKind, Migratetype)>; MASK as usize + 1] = {
         let mut table = [None; MASK as usize + 1];
         let mut bits = 0;

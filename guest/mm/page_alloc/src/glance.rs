@@ -132,7 +132,7 @@ impl ZoneGlance {
 
     /// Whether an ordinary request leaves the zone above its low mark, and finds a block: [`ZoneGlance::watermark_ok`]
     /// for the low mark and no rights but contiguous areas (`cma`), as prepared by whoever last changed the zone.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn is_above_low(&self, order: Order, highest: ZoneKind, cma: bool) -> bool {
         let usable = self.usable[usize::from(cma)].load(Relaxed);
         let flags = if cma { AllocFlags::CMA } else { AllocFlags::empty() };

@@ -63,7 +63,7 @@ fn order_of(index: usize) -> Order {
 }
 
 /// Takes the hottest block of a list.
-#[inline]
+#[inline(always)]
 pub(crate) fn pop<'m, M: MemMap + ?Sized>(
     pcp: &mut PerCpuPages,
     map: &'m M,
@@ -132,10 +132,11 @@ fn pop_cold<'m, M: MemMap + ?Sized>(list: &mut PcpList, map: &'m M) -> Option<(P
     Some((Pfn::new(pfn), page))
 }
 
-/// Says that `page` heads a free block of a per-CPU list.
+/// Says that `page` heads a free block of a per-CPU list, whether or not it is known to be `zero`.
 #[inline]
-pub(crate) fn retire(page: &Page, order: Order, migratetype: Migratetype) {
-    page.set_state(PageState::new(PageKind::Pcp, order).with_migratetype(migratetype));
+pub(crate) fn retire(page: &Page, order: Order, migratetype: Migratetype, zero: bool) {
+    let state = PageState::new(PageKind::Pcp, order).with_migratetype(migratetype);
+    page.set_state(state.with_known_zero(zero));
 }
 
 /// Blocks that one refill of a list brings (Linux: `rmqueue_pcplist`).

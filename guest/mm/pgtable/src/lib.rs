@@ -26,6 +26,7 @@ extern crate std;
 mod edit;
 mod entry;
 mod error;
+mod free;
 mod gather;
 mod geometry;
 pub mod layout;

@@ -34,6 +34,20 @@ pub trait TableMem {
     /// handed out once more without being cleared.
     fn free_table(&mut self, table: Pfn);
 
+    /// The first entry of `from..to` that is not all zero; `to` if all are. Worth replacing where a read is dear.
+    #[inline]
+    fn skip_empty(&self, table: Pfn, from: usize, to: usize) -> usize {
+        (from..to).find(|&index| self.read(table, index) != 0).unwrap_or(to)
+    }
+
+    /// Copies entries to the same places of another table.
+    #[inline]
+    fn copy(&self, from: Pfn, to: Pfn, entries: core::ops::Range<usize>) {
+        for index in entries {
+            self.write(to, index, self.read(from, index));
+        }
+    }
+
     /// Writes `count` entries from `index` on: `value`, `value + step`, ... Worth replacing where
     /// a write is dear; `index + count` is at most 512.
     #[inline]

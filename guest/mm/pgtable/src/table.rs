@@ -61,16 +61,15 @@ impl PageTable {
     /// (Linux: `pgd_ctor`). Later changes of those entries do not follow: see
     /// [`PageTable::populate_top`].
     pub fn share_upper_half<M: TableMem>(self, mem: &M, kernel: PageTable) {
-        for index in TABLE_ENTRIES / 2..TABLE_ENTRIES {
-            mem.write(self.root, index, mem.read(kernel.root, index));
-        }
+        mem.copy(kernel.root, self.root, TABLE_ENTRIES / 2..TABLE_ENTRIES);
     }
 
     /// Gives back the root of a tree whose lower half is unmapped and that no CPU uses. The upper
     /// half is taken to be shared, and stays.
     pub fn free_root<M: TableMem>(self, mem: &mut M) -> Result<(), MapError> {
         let top = self.levels.count();
-        if let Some(index) = (0..TABLE_ENTRIES / 2).find(|&index| mem.read(self.root, index) != 0) {
+        let index = mem.skip_empty(self.root, 0, TABLE_ENTRIES / 2);
+        if index < TABLE_ENTRIES / 2 {
             return Err(MapError::InUse { va: VirtAddr::new(index as u64 * Levels::page_size(top)) });
         }
         mem.fill(self.root, TABLE_ENTRIES / 2, TABLE_ENTRIES / 2, 0, 0);
@@ -94,9 +93,30 @@ impl PageTable {
         if !self.levels.is_canonical(va) {
             return None;
         }
-        let mut path = Path { mem, va, f, found: None };
-        let Ok(()) = walk(&mut path, self.root, self.levels, va.as_u64(), va.as_u64());
-        path.found
+        // Faults and copies of user memory begin here: straight down, without the ceremony of a visit.
+        let mut f = f;
+        let (mut table, mut level, mut above) =
+            (self.root, self.levels.count(), Entry::table(self.root, true));
+        loop {
+            let index = Levels::index(va, level);
+            let entry = Entry::new(mem.read(table, index));
+            f(level, table, index, entry);
+            if entry.is_table(level) {
+                (table, level, above) = (entry.table_pfn(), level - 1, above.and(entry));
+                continue;
+            }
+            if !entry.is_leaf(level) {
+                return None;
+            }
+            let offset = va.as_u64() & (Levels::page_size(level) - 1);
+            let flags = entry.flags(level);
+            return Some(Mapping {
+                phys: PhysAddr::new(entry.phys(level).as_u64() | offset),
+                level,
+                flags,
+                effective: Prot::from_flags(flags).below(above),
+            });
+        }
     }
 
     /// Calls `f` for every leaf that maps part of `va..va + len`, ascending. Entries that are
@@ -141,42 +161,6 @@ impl PageTable {
             return Err(MapError::NonCanonical { va, len });
         }
         Ok(if len == 0 { None } else { Some(va.as_u64() + (len - 1)) })
-    }
-}
-
-/// Follows one address.
-struct Path<'m, M, F> {
-    mem: &'m M,
-    va: VirtAddr,
-    f: F,
-    found: Option<Mapping>,
-}
-
-impl<M: TableMem, F: FnMut(u8, Pfn, usize, Entry)> Visitor for Path<'_, M, F> {
-    type Error = Infallible;
-    const EMPTY: bool = true;
-
-    fn read(&self, table: Pfn, index: usize) -> Entry {
-        Entry::new(self.mem.read(table, index))
-    }
-
-    fn entry(&mut self, slot: &Slot) -> Result<Step, Infallible> {
-        let Slot { entry, level, .. } = *slot;
-        (self.f)(level, slot.table, slot.index, entry);
-        if entry.is_table(level) {
-            return Ok(Step::Enter(entry.table_pfn()));
-        }
-        if entry.is_leaf(level) {
-            let offset = self.va.as_u64() & (Levels::page_size(level) - 1);
-            let flags = entry.flags(level);
-            self.found = Some(Mapping {
-                phys: PhysAddr::new(entry.phys(level).as_u64() | offset),
-                level,
-                flags,
-                effective: slot.effective(flags),
-            });
-        }
-        Ok(Step::Next(1))
     }
 }
 

@@ -3,7 +3,7 @@
 //! A fault first tries to go on with the lock of its VMA alone; it takes mmap_lock when a writer is in the way, when the
 //! stack must grow, or when the VMA needs its first `AnonVma`.
 
-use mm_core::{Event, Gfp, Order, PAGE_SIZE, Pfn};
+use mm_core::{Event, EventId, Gfp, Order, PAGE_SIZE, PageKind, Pfn};
 use mm_pgtable::{Entry, FlushRange, PteFlags, TableMem};
 
 use crate::id::Id;
@@ -75,35 +75,44 @@ enum Stop {
     NeedsLock,
 }
 
-/// Deals with the fault at `addr` in user space. `present` is bit 0 of the CPU's error code: the entry was there and
-/// refused.
+/// A fault as the CPU tells it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FaultInfo {
+    /// The address that was used, in user space.
+    pub addr: u64,
+    /// What for.
+    pub access: Access,
+    /// Bit 0 of the CPU's error code: the entry was there and refused.
+    pub present: bool,
+}
+
+/// Deals with a fault. `limits` is asked only where a stack must grow.
 ///
 /// # Errors
 /// The signal to send.
 pub fn handle_fault<K: Kernel>(
     k: &K,
     mm: Id<Mm>,
-    limits: &Limits,
-    addr: u64,
-    access: Access,
-    present: bool,
+    what: FaultInfo,
+    limits: impl FnOnce() -> Limits,
 ) -> Result<Done, Fault> {
     let at: &Mm = k.at(mm);
-    k.emit(Event::HandleMmFault {
+    let FaultInfo { addr, access, present } = what;
+    k.emit_with(EventId::HandleMmFault, || Event::HandleMmFault {
         address: addr,
         write: access == Access::Write,
         exec: access == Access::Fetch,
         present,
     });
-    let result = match fault_unlocked(k, mm, addr, access, present) {
+    let result = match fault_unlocked(k, mm, what) {
         Ok(done) => Ok(done),
         Err(Stop::Fault(fault)) => Err(fault),
-        Err(Stop::NeedsLock) => fault_locked(k, mm, limits, addr, access, present),
+        Err(Stop::NeedsLock) => fault_locked(k, mm, what, limits),
     };
     if let Ok(done @ (Done::Minor | Done::Major | Done::Spurious)) = result {
         at.count_fault(done == Done::Major);
     }
-    k.emit(Event::HandleMmFaultRet { outcome: outcome(result) });
+    k.emit_with(EventId::HandleMmFaultRet, || Event::HandleMmFaultRet { outcome: outcome(result) });
     result
 }
 
@@ -121,33 +130,27 @@ const fn outcome(result: Result<Done, Fault>) -> u8 {
     }
 }
 
-fn fault_unlocked<K: Kernel>(
-    k: &K,
-    mm: Id<Mm>,
-    addr: u64,
-    access: Access,
-    present: bool,
-) -> Result<Done, Stop> {
+fn fault_unlocked<K: Kernel>(k: &K, mm: Id<Mm>, what: FaultInfo) -> Result<Done, Stop> {
     let at: &Mm = k.at(mm);
-    let read = at.lock_vma(k, mm, addr).ok_or(Stop::NeedsLock)?;
-    found(k, read.vma(), addr);
-    check_access(read.vma(), access, present).map_err(Stop::Fault)?;
-    let fault = VmFault { k, mm: at, vma: read.vma(), addr, access };
+    let read = at.lock_vma(k, mm, what.addr).ok_or(Stop::NeedsLock)?;
+    found(k, read.vma(), what.addr);
+    check_access(read.vma(), what).map_err(Stop::Fault)?;
+    let fault = VmFault { k, mm: at, vma: read.vma(), what };
     if read.vma().anon_vma().is_none() && fault.needs_anon_vma() {
         return Err(Stop::NeedsLock);
     }
     fault.handle().map_err(Stop::Fault)
 }
 
+#[inline(never)]
 fn fault_locked<K: Kernel>(
     k: &K,
     mm: Id<Mm>,
-    limits: &Limits,
-    addr: u64,
-    access: Access,
-    present: bool,
+    what: FaultInfo,
+    limits: impl FnOnce() -> Limits,
 ) -> Result<Done, Fault> {
     let at: &Mm = k.at(mm);
+    let addr = what.addr;
     k.mmap_read_lock(at);
     let found = at.find(k, addr);
     let inside = found.is_some_and(|id| Arena::<Vma>::at(k, id).start() <= addr);
@@ -158,44 +161,31 @@ fn fault_locked<K: Kernel>(
         if !grows || addr >= at.task_size() {
             return Err(Fault::MapErr);
         }
-        Space::lock(k, mm, *limits).expand_stack(addr).map_err(|_| Fault::MapErr)?;
-        return handle_fault_grown(k, mm, addr, access, present);
+        Space::lock(k, mm, limits()).expand_stack(addr).map_err(|_| Fault::MapErr)?;
+        return handle_fault_grown(k, mm, what);
     }
-    let result = in_vma(k, at, found, addr, access, present);
+    let result = in_vma(k, at, found, what);
     k.mmap_read_unlock(at);
     result
 }
 
 /// Once more, after the stack grew; a writer may have changed everything in between.
-fn handle_fault_grown<K: Kernel>(
-    k: &K,
-    mm: Id<Mm>,
-    addr: u64,
-    access: Access,
-    present: bool,
-) -> Result<Done, Fault> {
+fn handle_fault_grown<K: Kernel>(k: &K, mm: Id<Mm>, what: FaultInfo) -> Result<Done, Fault> {
     let at: &Mm = k.at(mm);
     k.mmap_read_lock(at);
-    let found = at.find(k, addr).filter(|&id| Arena::<Vma>::at(k, id).start() <= addr);
-    let result = in_vma(k, at, found, addr, access, present);
+    let found = at.find(k, what.addr).filter(|&id| Arena::<Vma>::at(k, id).start() <= what.addr);
+    let result = in_vma(k, at, found, what);
     k.mmap_read_unlock(at);
     result
 }
 
 /// With mmap_lock held.
-pub(crate) fn in_vma<K: Kernel>(
-    k: &K,
-    mm: &Mm,
-    id: Option<Id<Vma>>,
-    addr: u64,
-    access: Access,
-    present: bool,
-) -> Result<Done, Fault> {
+pub(crate) fn in_vma<K: Kernel>(k: &K, mm: &Mm, id: Option<Id<Vma>>, what: FaultInfo) -> Result<Done, Fault> {
     let id = id.ok_or(Fault::MapErr)?;
     let vma: &Vma = k.at(id);
-    found(k, vma, addr);
-    check_access(vma, access, present)?;
-    let fault = VmFault { k, mm, vma, addr, access };
+    found(k, vma, what.addr);
+    check_access(vma, what)?;
+    let fault = VmFault { k, mm, vma, what };
     if fault.needs_anon_vma() {
         if vma.anon_vma().is_none() {
             k.emit(Event::AnonVmaPrepare { start: vma.start() });
@@ -205,24 +195,27 @@ pub(crate) fn in_vma<K: Kernel>(
     fault.handle()
 }
 
+#[inline(always)]
 fn found<K: Kernel>(k: &K, vma: &Vma, address: u64) {
-    let flags = vma.flags();
-    k.emit(Event::VmaFound {
-        address,
-        start: vma.start(),
-        end: vma.end(),
-        write: flags.contains(VmFlags::WRITE),
-        exec: flags.contains(VmFlags::EXEC),
+    k.emit_with(EventId::VmaFound, || {
+        let flags = vma.flags();
+        Event::VmaFound {
+            address,
+            start: vma.start(),
+            end: vma.end(),
+            write: flags.contains(VmFlags::WRITE),
+            exec: flags.contains(VmFlags::EXEC),
+        }
     });
 }
 
 /// Linux: `access_error`.
-fn check_access(vma: &Vma, access: Access, present: bool) -> Result<(), Fault> {
+fn check_access(vma: &Vma, what: FaultInfo) -> Result<(), Fault> {
     let flags = vma.flags();
-    let allowed = match access {
+    let allowed = match what.access {
         Access::Write => flags.contains(VmFlags::WRITE),
         // Fetches from memory that is not executable bring the page in first, and fault again.
-        Access::Fetch if present => flags.contains(VmFlags::EXEC),
+        Access::Fetch if what.present => flags.contains(VmFlags::EXEC),
         Access::Read | Access::Fetch => flags.is_accessible(),
     };
     if allowed { Ok(()) } else { Err(Fault::AccErr) }
@@ -233,17 +226,16 @@ struct VmFault<'a, K> {
     k: &'a K,
     mm: &'a Mm,
     vma: &'a Vma,
-    addr: u64,
-    access: Access,
+    what: FaultInfo,
 }
 
 impl<K: Kernel> VmFault<'_, K> {
     fn page_addr(&self) -> u64 {
-        self.addr & !(PAGE_SIZE - 1)
+        self.what.addr & !(PAGE_SIZE - 1)
     }
 
     fn is_write(&self) -> bool {
-        self.access == Access::Write
+        self.what.access == Access::Write
     }
 
     /// Whether a page of its own may come into the VMA.
@@ -254,6 +246,22 @@ impl<K: Kernel> VmFault<'_, K> {
 
     /// Linux: `handle_pte_fault`.
     fn handle(&self) -> Result<Done, Fault> {
+        if !self.what.present && self.vma.is_anonymous() {
+            // Almost always nothing is there yet: one walk, under one lock, finds out and maps.
+            self.k
+                .emit_with(EventId::DoAnonymousPage, || Event::DoAnonymousPage { address: self.page_addr() });
+            let result = self.anonymous_page();
+            self.k
+                .emit_with(EventId::DoAnonymousPageRet, || Event::DoAnonymousPageRet { pfn: self.mapped() });
+            if result != Ok(Done::Spurious) {
+                return result;
+            }
+        }
+        self.handle_entry()
+    }
+
+    /// [`VmFault::handle`] after a look at the entry.
+    fn handle_entry(&self) -> Result<Done, Fault> {
         let old = self.k.tables(self.mm, |tables| pte::read(tables, self.mm.page_table(), self.page_addr()));
         match pte::decode(old) {
             Pte::Empty => match self.vma.mapping() {
@@ -264,7 +272,7 @@ impl<K: Kernel> VmFault<'_, K> {
                     result
                 }
                 Some(mapping) => {
-                    let (pgoff, write) = (self.vma.index_of(self.addr), self.is_write());
+                    let (pgoff, write) = (self.vma.index_of(self.what.addr), self.is_write());
                     self.k.emit(Event::DoFault { address: self.page_addr(), pgoff, write });
                     let result = self.mapped_page(mapping);
                     self.k.emit(Event::DoFaultRet { pfn: self.mapped() });
@@ -272,6 +280,7 @@ impl<K: Kernel> VmFault<'_, K> {
                 }
             },
             Pte::Migration(_) => Ok(Done::Wait),
+            Pte::Special(pfn) if self.is_write() && !old.has(PteFlags::WRITE) => self.special(old, pfn),
             Pte::Page(pfn) if self.is_write() && !old.has(PteFlags::WRITE) => {
                 let mappings = self.k.page(pfn).map_or(0, |page| page.mapcount() + 1).cast_unsigned();
                 self.k.emit(Event::DoWpPage { address: self.page_addr(), pfn, mappings: mappings.into() });
@@ -280,7 +289,7 @@ impl<K: Kernel> VmFault<'_, K> {
                 self.k.emit(Event::DoWpPageRet { reused: now == Some(pfn), pfn: now });
                 result
             }
-            Pte::Page(_) => self.touch(old),
+            Pte::Page(_) | Pte::Special(_) => self.touch(old),
         }
     }
 
@@ -292,7 +301,7 @@ impl<K: Kernel> VmFault<'_, K> {
         let entry =
             self.k.tables(self.mm, |tables| pte::read(tables, self.mm.page_table(), self.page_addr()));
         match pte::decode(entry) {
-            Pte::Page(pfn) => Some(pfn),
+            Pte::Page(pfn) | Pte::Special(pfn) => Some(pfn),
             _ => None,
         }
     }
@@ -301,6 +310,7 @@ impl<K: Kernel> VmFault<'_, K> {
     fn touch(&self, old: Entry) -> Result<Done, Fault> {
         let mut flags = old.flags(1) | PteFlags::ACCESSED;
         flags.set(PteFlags::DIRTY, flags.contains(PteFlags::DIRTY) || self.is_write());
+        // Soft bits stay: it may be a device's.
         let new = pte::page(old.table_pfn(), flags, self.vma.flags().is_accessible());
         self.replace(old, new);
         Ok(Done::Spurious)
@@ -332,7 +342,7 @@ impl<K: Kernel> VmFault<'_, K> {
             if let Some(kind) = kind {
                 self.mm.add_rss(kind, 1);
             }
-            self.k.emit(set_pte(self.page_addr(), new));
+            self.k.emit_with(EventId::SetPte, || set_pte(self.page_addr(), new));
             counted();
             Ok(true)
         })
@@ -393,7 +403,7 @@ impl<K: Kernel> VmFault<'_, K> {
 
     /// Linux: `do_read_fault`, `do_cow_fault`, `do_shared_fault`.
     fn mapped_page(&self, mapping: Id<crate::Mapping>) -> Result<Done, Fault> {
-        let index = self.vma.index_of(self.addr);
+        let index = self.vma.index_of(self.what.addr);
         let found = self.k.mapping_page(mapping, index).map_err(|error| match error {
             MappedError::Sigbus => Fault::AdrErr,
             MappedError::NoMemory => Fault::NoMemory,
@@ -436,17 +446,34 @@ impl<K: Kernel> VmFault<'_, K> {
         self.copy(old, pfn)
     }
 
+    /// A write to a device's frame: shared, it is allowed; private, it goes to a copy (Linux: `wp_pfn_shared`, `do_wp_page`).
+    ///
+    /// Differs from Linux: registers are not copied; a driver does not allow private writes to them.
+    fn special(&self, old: Entry, pfn: Pfn) -> Result<Done, Fault> {
+        if self.vma.flags().contains(VmFlags::SHARED) {
+            let flags = old.flags(1) | PteFlags::WRITE | PteFlags::DIRTY | PteFlags::ACCESSED;
+            let replaced = self.replace(old, pte::special(pfn, flags, true));
+            return Ok(if replaced { Done::Minor } else { Done::Spurious });
+        }
+        if self.k.page(pfn).is_none_or(|page| page.kind() == PageKind::None) {
+            return Err(Fault::AdrErr);
+        }
+        self.copy(old, pfn)
+    }
+
     /// Linux: `wp_page_copy`.
     fn copy(&self, old: Entry, pfn: Pfn) -> Result<Done, Fault> {
         let anon = self.vma.anon_vma().ok_or(Fault::NoMemory)?;
-        let was_zero = self.k.is_zero_page(pfn);
-        let copy = self.alloc(was_zero)?;
-        if !was_zero {
-            // Without a reference it could be moved, freed and somebody else's meanwhile.
-            if !self.hold(old, pfn) {
-                page::put(self.k, copy);
-                return Ok(Done::Spurious);
-            }
+        let is_zero = self.k.is_zero_page(pfn);
+        // Nobody counts it.
+        let uncounted = is_zero || matches!(pte::decode(old), Pte::Special(_));
+        let copy = self.alloc(is_zero)?;
+        // Without a reference it could be moved, freed and somebody else's meanwhile.
+        if !uncounted && !self.hold(old, pfn) {
+            page::put(self.k, copy);
+            return Ok(Done::Spurious);
+        }
+        if !is_zero {
             self.k.copy_page(copy, pfn);
         }
         let new = pte::page(copy, self.flags(true, true), true);
@@ -465,7 +492,7 @@ impl<K: Kernel> VmFault<'_, K> {
             }
             tables.write(table, index, new.as_u64());
             self.k.emit(set_pte(self.page_addr(), new));
-            if was_zero {
+            if uncounted {
                 self.mm.add_rss(RssKind::Anon, 1);
             } else {
                 let kind = crate::zap::kind_of(self.k, pfn);
@@ -475,14 +502,14 @@ impl<K: Kernel> VmFault<'_, K> {
             }
             true
         });
-        if !was_zero {
+        if !uncounted {
             page::put(self.k, pfn);
         }
         if !replaced {
             page::put(self.k, copy);
             return Ok(Done::Spurious);
         }
-        if !was_zero {
+        if !uncounted {
             // The entry's reference.
             page::put(self.k, pfn);
         }

@@ -6,6 +6,7 @@ use mm_pgtable::{Entry, PteFlags, TableMem};
 
 use crate::gather::Gather;
 use crate::id::Id;
+use crate::mm::RssKind;
 use crate::pte::{self, Pte, Run};
 use crate::{Errno, Kernel, Mm, Space, VmFlags, Vma, anon, page, zap};
 
@@ -61,8 +62,8 @@ fn dup_vma<K: Kernel>(
     }
     child.insert(new);
     child.mm.account(flags, (vma.end() - vma.start()).cast_signed() >> PAGE_SHIFT);
-    // Pages of shared mappings are found again by faults.
-    if !wiped && vma.anon_vma().is_some() {
+    // Pages of shared mappings are found again by faults, a device's frames are not (Linux: `vma_needs_copy`).
+    if !wiped && (vma.anon_vma().is_some() || flags.contains(VmFlags::PFNMAP)) {
         copy_page_range(parent.k, (parent.mm, child.mm), vma, gather)?;
     }
     Ok(())
@@ -103,35 +104,47 @@ fn copy_batch<K: Kernel>(
     let mut batch = [(0, Entry::EMPTY); BATCH];
     let mut len = 0;
     let next = k.tables(from, |tables| {
-        let Some(mut run) = pte::next_run(tables, from.page_table(), va, vma.end()) else {
+        let Some(run) = pte::next_run(tables, from.page_table(), va, vma.end()) else {
             return vma.end();
         };
-        run.count = run.count.min(BATCH);
-        for (index, va) in run.entries() {
+        for (index, va) in run.used(tables) {
             if matches!(pte::decode(Entry::new(tables.read(run.table, index))), Pte::Migration(_)) {
                 return va;
             }
+            // What does not fit is looked at next time.
+            let Some(slot) = batch.get_mut(len) else { return va };
             if let Some(entry) = share_entry(k, tables, run, index, cow) {
                 if entry.1 {
                     gather.translation(va);
                 }
-                if let Some(slot) = batch.get_mut(len) {
-                    *slot = (va, entry.0);
-                    len += 1;
-                }
+                *slot = (va, entry.0);
+                len += 1;
             }
         }
         run.va + run.count as u64 * mm_core::PAGE_SIZE
     });
+    if len == 0 {
+        return Ok(next);
+    }
     let copied = batch.iter().take(len);
     let result = k.tables(to, |tables| {
-        for (done, &(va, entry)) in copied.enumerate() {
-            let Some((table, index)) = pte::make(tables, to, va) else { return Err(done) };
+        // All of them come from one table, and so go to one.
+        let Some((first, _)) = batch.first().copied() else { return Ok(()) };
+        let Some((table, base)) = pte::make(tables, to, first) else { return Err(0) };
+        let mut rss = [0; 2];
+        for &(va, entry) in copied {
+            let index = base + usize::try_from((va - first) / mm_core::PAGE_SIZE).unwrap_or(0);
             tables.write(table, index, entry.as_u64());
             if let Pte::Page(pfn) = pte::decode(entry)
                 && !k.is_zero_page(pfn)
+                && let Some(count) = rss.get_mut(zap::kind_of(k, pfn) as usize)
             {
-                to.add_rss(zap::kind_of(k, pfn), 1);
+                *count += 1;
+            }
+        }
+        for (kind, pages) in [RssKind::Anon, RssKind::File].into_iter().zip(rss) {
+            if pages != 0 {
+                to.add_rss(kind, pages);
             }
         }
         Ok(())
@@ -165,7 +178,7 @@ fn share_entry<K: Kernel, M: TableMem>(
     };
     let old = match pte::decode(seen) {
         Pte::Empty | Pte::Migration(_) => return None,
-        Pte::Page(_) => pte::update(tables, run.table, index, read_only),
+        Pte::Page(_) | Pte::Special(_) => pte::update(tables, run.table, index, read_only),
     };
     let lost = old.is_present() && read_only(old) != old;
     let mut copy = read_only(old);

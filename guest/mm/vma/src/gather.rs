@@ -62,24 +62,22 @@ impl Gather {
         self.last = self.last.max(va);
     }
 
-    /// How many of `wanted` pages fit; 0 if the gather must be finished first.
-    pub(crate) fn room<K: Kernel>(&mut self, k: &K, wanted: usize) -> usize {
-        let bundle = BUNDLE - self.bundled;
-        if wanted <= bundle {
-            return wanted;
+    /// How many pages fit as it is.
+    pub(crate) fn left(&self) -> u64 {
+        (BUNDLE - self.bundled) as u64 + (BATCH - self.in_batch)
+    }
+
+    /// Makes room where there is none; false if the gather must be flushed first.
+    pub(crate) fn grow<K: Kernel>(&mut self, k: &K) -> bool {
+        if self.batches >= MAX_BATCHES {
+            return false;
         }
-        let left = BATCH - self.in_batch;
-        if left == 0
-            && self.batches < MAX_BATCHES
-            && let Some(frame) = k.alloc_pages(Gfp::NOWAIT | Gfp::NOWARN, Order::ZERO, None)
-        {
-            k.write_u64(frame.phys(), self.batch);
-            self.batch = frame.as_u64();
-            self.in_batch = 0;
-            self.batches += 1;
-        }
-        let room = (BATCH - self.in_batch).min(wanted as u64);
-        usize::try_from(room).unwrap_or(wanted).max(bundle)
+        let Some(frame) = k.alloc_pages(Gfp::NOWAIT | Gfp::NOWARN, Order::ZERO, None) else { return false };
+        k.write_u64(frame.phys(), self.batch);
+        self.batch = frame.as_u64();
+        self.in_batch = 0;
+        self.batches += 1;
+        true
     }
 
     /// Ends the current frame, so that [`Gather::drain`] knows how many pages it has.
@@ -110,10 +108,10 @@ impl Gather {
 
     /// Flushes, then frees all that waited. The gather goes on.
     pub(crate) fn flush<K: Kernel>(&mut self, k: &K, mm: &Mm) {
-        if let Some(range) = self.range() {
-            k.flush_tlb(mm, range);
-        }
         let tables = core::mem::take(&mut *self.tables);
+        if let Some(range) = self.range(&tables) {
+            if tables.is_empty() { k.flush_tlb(mm, range) } else { k.flush_tlb_and_tables(mm, range) }
+        }
         if !tables.is_empty() {
             // Flushed above, with everything else.
             let freed = k.tables(mm, |mem| tables.no_cpu_uses_it(mem));
@@ -124,9 +122,9 @@ impl Gather {
     }
 
     /// Everything that changed, tables included.
-    fn range(&self) -> Option<FlushRange> {
+    fn range(&self, tables: &TableGather) -> Option<FlushRange> {
         let (mut start, mut last) = (self.start, self.last);
-        match self.tables.range() {
+        match tables.range() {
             None => {}
             Some(FlushRange::Pages(pages)) => {
                 for page in pages.as_slice() {

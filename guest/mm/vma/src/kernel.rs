@@ -32,6 +32,12 @@ pub trait Kernel:
     /// `flush_tlb_mm_range`).
     fn flush_tlb(&self, mm: &Mm, range: FlushRange);
 
+    /// [`Kernel::flush_tlb`] when tables were taken out too: also CPUs that run no task of `mm`, and so use no translation of it, may
+    /// have pointers to them (Linux: `freed_tables`).
+    fn flush_tlb_and_tables(&self, mm: &Mm, range: FlushRange) {
+        self.flush_tlb(mm, range);
+    }
+
     /// Takes mmap_lock for reading.
     fn mmap_read_lock(&self, mm: &Mm);
 
@@ -47,6 +53,15 @@ pub trait Kernel:
     /// Calls `f` with the lock of the trees of `AnonVma`s and of the lists of `Mapping`s held (Linux: `anon_vma->root->rwsem`,
     /// `i_mmap_rwsem`; one lock for all is allowed).
     fn rmap_lock<R>(&self, f: impl FnOnce() -> R) -> R;
+
+    /// The VMA of the last fault on this CPU, of whatever address space, for as long as its slab has not been given back: asked and told
+    /// inside [`Rcu::rcu_read`] (Linux had one for each task, `vmacache`).
+    fn vma_hint(&self) -> Option<Id<Vma>> {
+        None
+    }
+
+    /// See [`Kernel::vma_hint`]. `id` is in a tree.
+    fn set_vma_hint(&self, _id: Id<Vma>) {}
 
     /// A moment passes for another CPU to get on.
     fn relax(&self) {

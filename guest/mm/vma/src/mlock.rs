@@ -3,7 +3,7 @@
 use bitflags::bitflags;
 use mm_core::{PAGE_SHIFT, PAGE_SIZE};
 
-use crate::fault::{Access, Done, Fault, handle_fault};
+use crate::fault::{Access, Done, Fault, FaultInfo, handle_fault};
 use crate::id::Id;
 use crate::pte::{self, Pte};
 use crate::space::{Populate, page_align};
@@ -255,7 +255,7 @@ fn touch<K: Kernel>(k: &K, mm: Id<Mm>, limits: &Limits, va: u64, access: Access)
         if there && (access == Access::Read || entry.has(mm_pgtable::PteFlags::WRITE)) {
             return Ok(());
         }
-        return match handle_fault(k, mm, limits, va, access, there) {
+        return match handle_fault(k, mm, FaultInfo { addr: va, access, present: there }, || *limits) {
             Ok(Done::Wait) => {
                 k.relax();
                 continue;

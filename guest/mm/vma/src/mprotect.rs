@@ -3,12 +3,12 @@
 use mm_core::{PAGE_SHIFT, PAGE_SIZE};
 use mm_pgtable::{Entry, PteFlags, TableMem};
 
-use crate::fault::{self, Access};
+use crate::fault::{self, Access, FaultInfo};
 use crate::gather::Gather;
 use crate::id::Id;
 use crate::pte::{self, Pte};
 use crate::space::{is_page_aligned, page_align};
-use crate::{Errno, Kernel, Mm, ProtFlags, Space, VmFlags, Vma};
+use crate::{Errno, Kernel, Mm, ProtFlags, Space, VmFlags, Vma, page};
 
 impl<K: Kernel> Space<'_, K> {
     /// Gives a range another protection.
@@ -134,25 +134,30 @@ impl<K: Kernel> Space<'_, K> {
     /// copied later.
     fn copy_locked(&self, id: Id<Vma>, start: u64, end: u64) {
         let mut va = start;
-        while va < end && fault::in_vma(self.k, self.mm, Some(id), va, Access::Write, false).is_ok() {
+        let what = |addr| FaultInfo { addr, access: Access::Write, present: true };
+        while va < end && fault::in_vma(self.k, self.mm, Some(id), what(va)).is_ok() {
             va += PAGE_SIZE;
         }
     }
 }
 
-/// Gives the pages of `start..end` what the VMA allows now. Private pages become writable again by a fault, which
-/// knows whether they are shared (Linux: `change_protection`).
+/// Gives the pages of `start..end` what the VMA allows now. Private pages that others share become writable again by a fault, which
+/// copies them; those that nobody shares at once (Linux: `change_protection`, `can_change_pte_writable`).
 fn change_protection<K: Kernel>(k: &K, mm: &Mm, vma: &Vma, start: u64, end: u64, gather: &mut Gather) {
     let flags = vma.page_prot().flags();
     let accessible = vma.flags().is_accessible();
+    let own = vma.flags() & (VmFlags::WRITE | VmFlags::SHARED) == VmFlags::WRITE;
     k.tables(mm, |tables| {
         pte::for_each_run(tables, mm.page_table(), start, end, |tables, run| {
-            for (index, va) in run.entries() {
-                if tables.read(run.table, index) == 0 {
-                    continue;
-                }
-                let old = pte::update(tables, run.table, index, |old| protected(old, flags, accessible));
-                if old.is_present() {
+            for (index, va) in run.used(tables) {
+                let change = |old: Entry| {
+                    let mut flags = flags;
+                    flags
+                        .set(PteFlags::WRITE, flags.contains(PteFlags::WRITE) || own && is_exclusive(k, old));
+                    protected(old, flags, accessible)
+                };
+                let old = pte::update(tables, run.table, index, change);
+                if loses_rights(old, Entry::new(tables.read(run.table, index))) {
                     gather.translation(va);
                 }
             }
@@ -160,11 +165,35 @@ fn change_protection<K: Kernel>(k: &K, mm: &Mm, vma: &Vma, start: u64, end: u64,
     });
 }
 
+/// Whether the entry is that of an anonymous page that nobody else refers to.
+fn is_exclusive<K: Kernel>(k: &K, entry: Entry) -> bool {
+    match pte::decode(entry) {
+        Pte::Page(pfn) => {
+            !k.is_zero_page(pfn)
+                && k.page(pfn).is_some_and(|page| page::is_anon(page) && page.refcount() == 1)
+        }
+        Pte::Migration(_) | Pte::Special(_) | Pte::Empty => false,
+    }
+}
+
+/// Whether a CPU with the old translation could do what the new one refuses. More rights need no flush: a stale refusal faults, and
+/// the fault drops it (Linux: `pte_needs_flush`).
+fn loses_rights(old: Entry, new: Entry) -> bool {
+    let write = old.has(PteFlags::WRITE) && !new.has(PteFlags::WRITE);
+    let fetch = !old.has(PteFlags::NX) && new.has(PteFlags::NX);
+    old.is_present() && (!new.is_present() || write || fetch)
+}
+
 fn protected(old: Entry, flags: PteFlags, accessible: bool) -> Entry {
     match pte::decode(old) {
         Pte::Page(pfn) => {
             let kept = old.flags(1) & (PteFlags::ACCESSED | PteFlags::DIRTY);
             pte::page(pfn, (flags - PteFlags::ACCESSED) | kept, accessible)
+        }
+        Pte::Special(pfn) => {
+            let keep = PteFlags::KEEP | PteFlags::PWT | PteFlags::PCD | PteFlags::PAT;
+            let kept = old.flags(1) & (keep - PteFlags::SOFT);
+            pte::special(pfn, (flags - PteFlags::ACCESSED) | kept, accessible)
         }
         // It comes back with what the VMA allows then.
         Pte::Migration(_) | Pte::Empty => old,

@@ -9,7 +9,7 @@ use crate::id::Id;
 use crate::merge::Merge;
 use crate::pte;
 use crate::space::{Populate, is_page_aligned, page_align};
-use crate::{Errno, Kernel, MapFlags, Space, VmFlags, Vma, zap};
+use crate::{Errno, Kernel, MapFlags, Space, VmFlags, Vma};
 
 bitflags! {
     /// `MREMAP_*`.
@@ -352,9 +352,7 @@ impl<K: Kernel> Space<'_, K> {
                 }
             });
         });
-        if result.is_ok() && len > 0 {
-            zap::free_tables(self.k, self.mm, call.addr, call.addr + len, &mut gather);
-        }
+        // The tables go with the old VMA, or stay with it.
         gather.finish(self.k, self.mm);
         result
     }

@@ -45,7 +45,6 @@ impl<K: Kernel> Space<'_, K> {
         }
         self.k.emit(Event::UnmapRegion { start, end });
         let mut gather = Gather::new(self.mm);
-        // Tables between what stays on both sides; what is mapped there goes with them.
         let mut next = Some(id);
         while let Some(id) = next {
             let vma = self.vma(id);
@@ -53,11 +52,15 @@ impl<K: Kernel> Space<'_, K> {
                 break;
             }
             next = vma.next();
-            let (from, to) = (vma.start(), vma.end());
+            let range = vma.start()..vma.end();
+            // Tables that a neighbour needs stay with it (Linux: floor and ceiling of `free_pgtables`).
+            let floor = vma.prev().map_or(0, |below| self.vma(below).end());
+            let ceiling =
+                next.map_or(self.mm.page_table().levels.half_len(), |above| self.vma(above).start());
             self.forget(id);
             self.remove(id);
-            zap::zap(self.k, self.mm, from..to, Cows::Unmap, &mut gather);
-            zap::free_tables(self.k, self.mm, from, to, &mut gather);
+            zap::zap(self.k, self.mm, range.clone(), Cows::Unmap, &mut gather);
+            zap::free_tables(self.k, self.mm, range, &(floor..ceiling), &mut gather);
             self.free(id);
         }
         gather.finish(self.k, self.mm);

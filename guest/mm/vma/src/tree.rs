@@ -98,35 +98,53 @@ impl Node {
         Id::new(self.get(i).slot)
     }
 
+    /// The fields, and what `entry` has for each.
+    #[inline]
+    fn fields(&self, entry: Entry) -> [(&[AtomicU64; FANOUT], u64); 4] {
+        [(&self.end, entry.end), (&self.start, entry.start), (&self.slot, entry.slot), (&self.gap, entry.gap)]
+    }
+
     fn insert_at(&self, i: usize, entry: Entry) {
         let len = self.len();
-        for k in (i..len).rev() {
-            self.set(k + 1, self.get(k));
+        for (field, value) in self.fields(entry) {
+            let mut carry = value;
+            for word in field.get(i..=len).unwrap_or(&[]) {
+                let before = word.load(Relaxed);
+                word.store(carry, Relaxed);
+                carry = before;
+            }
         }
-        self.set(i, entry);
         self.set_len(len + 1);
     }
 
     fn remove_at(&self, i: usize) {
         let len = self.len();
-        for k in i + 1..len {
-            self.set(k - 1, self.get(k));
+        for (field, _) in self.fields(Entry::default()) {
+            for pair in field.get(i..len).unwrap_or(&[]).windows(2) {
+                if let [to, from] = pair {
+                    to.store(from.load(Relaxed), Relaxed);
+                }
+            }
         }
         self.set_len(len - 1);
     }
 
+    /// First address of the first entry, and the end of the last.
+    #[inline]
+    fn bounds(&self) -> (u64, u64) {
+        let word = |field: &[AtomicU64; FANOUT], i: usize| field.get(i).map_or(0, |word| word.load(Relaxed));
+        (word(&self.start, 0), word(&self.end, self.len().saturating_sub(1)))
+    }
+
     /// The entry that a parent has for this node (N2, N4).
     fn summary(&self, id: Id<Node>) -> Entry {
+        let (start, end) = self.bounds();
         let len = self.len();
-        let (first, last) = (self.get(0), self.get(len.saturating_sub(1)));
-        let mut gap = 0;
-        let mut before = first.start;
-        for i in 0..len {
-            let entry = self.get(i);
-            gap = gap.max(entry.gap).max(entry.start.saturating_sub(before));
-            before = entry.end;
-        }
-        Entry { start: first.start, end: last.end, slot: id.as_u64(), gap }
+        let below = self.gap.iter().take(len).map(|gap| gap.load(Relaxed)).fold(0, u64::max);
+        let between = self.start.iter().take(len).skip(1).zip(&self.end);
+        let gap = between
+            .fold(below, |gap, (start, end)| gap.max(start.load(Relaxed).saturating_sub(end.load(Relaxed))));
+        Entry { start, end, slot: id.as_u64(), gap }
     }
 }
 
@@ -181,10 +199,11 @@ impl Tree {
             if i >= at.len() {
                 return None;
             }
+            let slot = at.slot.get(i)?.load(Relaxed);
             if level <= 1 {
-                return Id::new(at.get(i).slot);
+                return Id::new(slot);
             }
-            node = at.child(i)?;
+            node = Id::new(slot)?;
             level -= 1;
         }
     }
@@ -277,22 +296,22 @@ impl Tree {
         let Some(root) = self.root.load() else {
             return query.fit(0, u64::MAX).map(|(_, end)| end - query.len);
         };
-        let whole = k.at(root).summary(root);
+        let (start, end) = k.at(root).bounds();
         query
-            .fit(whole.end, u64::MAX)
+            .fit(end, u64::MAX)
             .or_else(|| highest_below(k, root, self.height.load(Relaxed), query))
-            .or_else(|| query.fit(0, whole.start))
+            .or_else(|| query.fit(0, start))
             .map(|(_, end)| end - query.len)
     }
 
     /// The lowest gap that `query` fits, as its first address (Linux: `mas_empty_area`).
     pub fn lowest_gap<K: Arena<Node>>(&self, k: &K, query: GapQuery) -> Option<u64> {
         let Some(root) = self.root.load() else { return query.fit(0, u64::MAX).map(|(start, _)| start) };
-        let whole = k.at(root).summary(root);
+        let (start, end) = k.at(root).bounds();
         query
-            .fit(0, whole.start)
+            .fit(0, start)
             .or_else(|| lowest_below(k, root, self.height.load(Relaxed), query))
-            .or_else(|| query.fit(whole.end, u64::MAX))
+            .or_else(|| query.fit(end, u64::MAX))
             .map(|(start, _)| start)
     }
 

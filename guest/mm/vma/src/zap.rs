@@ -2,9 +2,9 @@
 
 use core::ops::Range;
 
-use mm_core::{PageFlags, VirtAddr};
+use mm_core::PageFlags;
 use mm_filemap::Cows;
-use mm_pgtable::{Entry, KeepTables, PteFlags, TABLE_ENTRIES, TableMem};
+use mm_pgtable::{Entry, PteFlags, TableMem};
 
 use crate::gather::Gather;
 use crate::mm::RssKind;
@@ -15,23 +15,39 @@ use crate::{Kernel, Mm, page};
 pub(crate) fn zap<K: Kernel>(k: &K, mm: &Mm, range: Range<u64>, cows: Cows, gather: &mut Gather) {
     let Range { start: mut va, end } = range;
     while va < end {
-        let room = gather.room(k, TABLE_ENTRIES);
-        if room == 0 {
-            gather.flush(k, mm);
-            continue;
-        }
-        let next = k.tables(mm, |tables| {
-            let Some(mut run) = pte::next_run(tables, mm.page_table(), va, end) else { return end };
-            run.count = run.count.min(room);
-            for (index, va) in run.entries() {
+        let (next, full) = k.tables(mm, |tables| {
+            let Some(run) = pte::next_run(tables, mm.page_table(), va, end) else { return (end, false) };
+            // The counts once a run (Linux: `add_mm_rss_vec`).
+            let mut rss = [0; 2];
+            let mut stopped = None;
+            for (index, va) in run.used(tables) {
+                if gather.left() == 0 {
+                    stopped = Some(va);
+                    break;
+                }
                 let seen = Entry::new(tables.read(run.table, index));
-                if !seen.is_empty() && (cows == Cows::Unmap || !is_own(k, seen)) {
+                if cows == Cows::Unmap || !is_own(k, seen) {
                     let old = pte::update(tables, run.table, index, |_| Entry::EMPTY);
-                    release(k, mm, va, old, gather);
+                    if let Some(kind) = release(k, va, old, gather)
+                        && let Some(count) = rss.get_mut(kind as usize)
+                    {
+                        *count -= 1;
+                    }
                 }
             }
-            run.va + run.count as u64 * mm_core::PAGE_SIZE
+            for (kind, pages) in [RssKind::Anon, RssKind::File].into_iter().zip(rss) {
+                if pages != 0 {
+                    mm.add_rss(kind, pages);
+                }
+            }
+            match stopped {
+                Some(va) => (va, true),
+                None => (run.va + run.count as u64 * mm_core::PAGE_SIZE, false),
+            }
         });
+        if full && !gather.grow(k) {
+            gather.flush(k, mm);
+        }
         va = next;
     }
 }
@@ -40,30 +56,33 @@ pub(crate) fn zap<K: Kernel>(k: &K, mm: &Mm, range: Range<u64>, cows: Cows, gath
 fn is_own<K: Kernel>(k: &K, entry: Entry) -> bool {
     match pte::decode(entry) {
         Pte::Page(pfn) | Pte::Migration(pfn) => k.page(pfn).is_some_and(page::is_anon),
-        Pte::Empty => false,
+        Pte::Empty | Pte::Special(_) => false,
     }
 }
 
-/// Accounts for an entry that was taken out.
-fn release<K: Kernel>(k: &K, mm: &Mm, va: u64, old: Entry, gather: &mut Gather) {
+/// Gives up what an entry that was taken out stood for; what it counted as, if it did.
+fn release<K: Kernel>(k: &K, va: u64, old: Entry, gather: &mut Gather) -> Option<RssKind> {
     if old.is_present() {
         gather.translation(va);
     }
     match pte::decode(old) {
-        Pte::Empty => {}
-        Pte::Page(pfn) if k.is_zero_page(pfn) => {}
+        Pte::Empty | Pte::Special(_) => None,
+        Pte::Page(pfn) if k.is_zero_page(pfn) => None,
         Pte::Page(pfn) => {
-            mm.add_rss(kind_of(k, pfn), -1);
-            if old.has(PteFlags::DIRTY)
-                && let Some(page) = k.page(pfn)
-            {
-                page.insert(PageFlags::DIRTY);
-            }
-            page::remove_rmap(k, pfn);
+            let kind = k.page(pfn).map_or(RssKind::Anon, |page| {
+                let kind = if page::is_anon(page) { RssKind::Anon } else { RssKind::File };
+                // An anonymous page is nobody's but its mappers', who are gone with it.
+                if kind == RssKind::File && old.has(PteFlags::DIRTY) {
+                    page.insert(PageFlags::DIRTY);
+                }
+                page.mappings().fetch_sub(1, core::sync::atomic::Ordering::Relaxed);
+                kind
+            });
             gather.page(k, pfn);
+            Some(kind)
         }
         // Whoever moves the page holds its references.
-        Pte::Migration(pfn) => mm.add_rss(kind_of(k, pfn), -1),
+        Pte::Migration(pfn) => Some(kind_of(k, pfn)),
     }
 }
 
@@ -71,17 +90,13 @@ pub(crate) fn kind_of<K: Kernel>(k: &K, pfn: mm_core::Pfn) -> RssKind {
     if k.page(pfn).is_none_or(page::is_anon) { RssKind::Anon } else { RssKind::File }
 }
 
-/// Unlinks the tables of `start..end` that are empty; nothing is mapped there.
-pub(crate) fn free_tables<K: Kernel>(k: &K, mm: &Mm, start: u64, end: u64, gather: &mut Gather) {
-    let done = k.tables(mm, |tables| {
-        mm.page_table().unmap(
-            tables,
-            VirtAddr::new(start),
-            end - start,
-            KeepTables::Root,
-            &mut gather.tables,
-            |_, _, _| debug_assert!(false, "something is mapped where nothing may be"),
-        )
-    });
-    debug_assert!(done.is_ok(), "tables cannot be freed: {done:?}");
+/// Unlinks the tables that served `range` and no longer serve anything: nothing is mapped in `bounds`, around it.
+pub(crate) fn free_tables<K: Kernel>(
+    k: &K,
+    mm: &Mm,
+    range: Range<u64>,
+    bounds: &Range<u64>,
+    gather: &mut Gather,
+) {
+    k.tables(mm, |tables| mm.page_table().free_tables(tables, range, bounds, &mut gather.tables));
 }

@@ -8,8 +8,9 @@ use common::model::Model;
 use common::op::{Op, PAGE, WINDOW};
 use mm_core::{Gfp, MemMap, Order, PageAlloc};
 use mm_vma::{
-    Access, Arena, Done, Fault, Id, Kernel, MapFile, MapFlags, Mm, MmapRequest, ProtFlags, RssKind, Space,
-    Unmapped, VmFlags, audit, for_each_pte, handle_fault, put_page, remove_migration_ptes, try_to_migrate,
+    Access, Arena, Done, Fault, FaultInfo, Id, Kernel, MapFile, MapFlags, Mm, MmapRequest, ProtFlags,
+    RssKind, Space, Unmapped, audit, for_each_pte, handle_fault, put_page, remove_migration_ptes,
+    try_to_migrate,
 };
 
 const AT: u64 = 300 * PAGE;
@@ -88,8 +89,14 @@ fn signals_tell_nothing_there_from_not_allowed() {
     assert_eq!(write(&model, 0, 1), -11_002);
     assert_eq!(read(&model, 1), -11_002);
     assert_eq!(read(&model, 2), -11_001);
-    let fetch =
-        |present| handle_fault(&model.k, model.mm, &model.limits, WINDOW + AT, Access::Fetch, present);
+    let fetch = |present| {
+        handle_fault(
+            &model.k,
+            model.mm,
+            FaultInfo { addr: WINDOW + AT, access: Access::Fetch, present },
+            || model.limits,
+        )
+    };
     assert_eq!(fetch(true), Err(Fault::AccErr));
     model.finish();
 }
@@ -112,7 +119,14 @@ fn a_page_past_the_end_of_a_mapping_is_a_bus_error() {
 fn a_second_fault_on_the_same_page_is_spurious() {
     let mut model = Model::new();
     map(&mut model, 0, 1, WRITE, PRIVATE);
-    let fault = || handle_fault(&model.k, model.mm, &model.limits, WINDOW + AT, Access::Write, false);
+    let fault = || {
+        handle_fault(
+            &model.k,
+            model.mm,
+            FaultInfo { addr: WINDOW + AT, access: Access::Write, present: false },
+            || model.limits,
+        )
+    };
     assert_eq!(fault(), Ok(Done::Minor));
     assert_eq!(fault(), Ok(Done::Spurious));
     model.finish();
@@ -249,7 +263,14 @@ fn a_page_moves_to_another_frame_and_everybody_follows() {
     let references = model.k.page(old).unwrap().references();
     references.fetch_add(1, Relaxed);
     assert_eq!(try_to_migrate(&model.k, old, 1), Unmapped::Yes);
-    let fault = || handle_fault(&model.k, model.mm, &model.limits, WINDOW + AT, Access::Read, false);
+    let fault = || {
+        handle_fault(
+            &model.k,
+            model.mm,
+            FaultInfo { addr: WINDOW + AT, access: Access::Read, present: false },
+            || model.limits,
+        )
+    };
     assert_eq!(fault(), Ok(Done::Wait));
     let new = model.k.alloc_pages(Gfp::HIGHUSER_MOVABLE, Order::ZERO, None).unwrap();
     model.k.copy_page(new, old);
@@ -359,8 +380,7 @@ fn a_page_that_leaves_its_file_during_a_fault_is_not_mapped() {
     for flags in [0x11, PRIVATE_FILE] {
         let mut model = Model::new();
         let mapping = model.k.shmem_zero_setup(PAGE).unwrap();
-        let file =
-            MapFile { mapping, readable: true, writable: true, noexec: false, flags: VmFlags::empty() };
+        let file = MapFile::of(mapping);
         let request = MmapRequest {
             addr: WINDOW + AT,
             len: PAGE,

@@ -54,13 +54,17 @@ pub fn end_of_interrupt() {
 
 fn send(apic_id: u32, command: u32) {
     const PENDING: u32 = 1 << 12;
+    const SHORTHAND: u32 = 3 << 18;
     // A handler that sends in between would write over the destination.
     let flags = super::regs::irq_save();
-    write(ICR_HIGH, apic_id << 24);
-    write(ICR_LOW, command);
+    // The one before must be on its way (Linux: `safe_apic_wait_icr_idle`).
     while read(ICR_LOW) & PENDING != 0 {
         core::hint::spin_loop();
     }
+    if command & SHORTHAND == 0 {
+        write(ICR_HIGH, apic_id << 24);
+    }
+    write(ICR_LOW, command);
     super::regs::irq_restore(flags);
 }
 

@@ -22,8 +22,11 @@ use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use memvisor_abi::{KM_MAX_IDX, THREAD_SIZE};
 use mm_core::{PAGE_SIZE, PFN_NONE};
+use mm_pgtable::layout;
 
 use super::regs;
+use crate::sched::CPU_WORDS;
+use crate::smp::ShootdownWords;
 
 /// Virtual bytes of an area.
 pub const AREA_SIZE: u64 = 0x4_0000;
@@ -90,6 +93,14 @@ pub struct PerCpu {
     pub flush_requested: AtomicU64,
     /// See [`PerCpu::flush_requested`].
     pub flush_done: AtomicU64,
+    /// CPUs that wait for a flush of this one.
+    pub flush_from: [AtomicU64; CPU_WORDS],
+    /// CPUs that have not answered this one.
+    pub flush_left: [AtomicU64; CPU_WORDS],
+    /// What this one asks for.
+    pub shootdown: ShootdownWords,
+    /// Flushes of the loaded address space that this CPU has done (Linux: `cpu_tlbstate.ctxs[].tlb_gen`).
+    pub tlb_generation: AtomicU64,
     /// The user task that runs, as [`crate::task::current`] knows it; 0 for none.
     pub user: AtomicU64,
     /// Its process, or 0: for those who may not look at the task.
@@ -104,13 +115,20 @@ pub struct PerCpu {
     pub loaded_mm: AtomicU64,
     /// Nobody who uses that address space runs here: a flush may as well take it away (Linux: `cpu_tlbstate_shared.is_lazy`).
     pub lazy: AtomicU32,
-    reserved: AtomicU32,
+    /// Its node.
+    pub node: AtomicU32,
     /// The user task whose registers the FPU holds (Linux: `fpu_fpregs_owner_ctx`).
     pub fpu_owner: AtomicU64,
     /// What the FS and GS bases of ring 3 are.
     pub fs_base: AtomicU64,
     /// See [`PerCpu::fs_base`].
     pub gs_base: AtomicU64,
+    /// See [`mm_vma::Kernel::vma_hint`]; 0 for none.
+    pub vma_hint: AtomicU64,
+    /// Page faults from ring 3 (Linux: `PGFAULT`).
+    pub faults: AtomicU64,
+    /// System calls.
+    pub syscalls: AtomicU64,
     /// What the windows of kmap_local map.
     pub kmaps: [KmapLocalSlot; KM_MAX_IDX],
 }
@@ -155,22 +173,26 @@ struct Tables {
 }
 
 /// The address of the area of the CPU that runs this, or `None` on a boot stack.
+#[inline]
 fn area() -> Option<u64> {
     let rsp = regs::rsp();
+    // Threads first, who ask most: their stacks are the only ones below the areas. Boot's is in the image, above them.
+    if rsp < layout::PERCPU_START.as_u64() {
+        // SAFETY: this code runs on a thread's stack, so its last words are mapped.
+        return Some(unsafe { (*thread_info(rsp)).percpu });
+    }
     let base = rsp & !(AREA_SIZE - 1);
-    if crate::mm::layout::percpu_contains(base) {
-        return Some(base);
-    }
-    if !crate::mm::layout::vmalloc_contains(rsp) {
-        return None;
-    }
-    // SAFETY: this code runs on a thread's stack, so its last words are mapped.
-    Some(unsafe { (*thread_info(rsp)).percpu })
+    crate::mm::layout::percpu_contains(base).then_some(base)
 }
 
 /// The last words of the kernel thread's stack that holds `rsp`.
 pub const fn thread_info(rsp: u64) -> *mut ThreadInfo {
     ((rsp & !(THREAD_SIZE - 1)) + THREAD_SIZE - size_of::<ThreadInfo>() as u64) as *mut ThreadInfo
+}
+
+/// Counts an event of this CPU, which alone writes the counter and does not switch tasks in between.
+pub fn count(counter: &AtomicU64) {
+    counter.store(counter.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
 }
 
 /// Address of a CPU's interrupt stack's end.
@@ -179,6 +201,7 @@ pub fn irq_stack_top(percpu: &PerCpu) -> u64 {
 }
 
 /// This CPU's data; `None` until the CPU runs on its own stack.
+#[inline]
 pub fn current() -> Option<&'static PerCpu> {
     let base = area()? as *const PerCpu;
     // SAFETY: areas are mapped, initialised by `init_area` before any CPU runs on them, and never
@@ -196,8 +219,14 @@ pub fn of(cpu: u32) -> &'static PerCpu {
 /// Traps from ring 3 begin at `top` from now on, which is 16-byte aligned (Linux: `load_sp0`).
 pub fn set_kernel_stack(percpu: &PerCpu, top: u64) {
     percpu.kstack_top.store(top, Ordering::Relaxed);
+    set_kernel_stack_of_tss(percpu, top);
+}
+
+/// Where the CPU itself puts what it pushes first.
+pub fn set_kernel_stack_of_tss(percpu: &PerCpu, top: u64) {
     let rsp0 = percpu.tss_rsp0.load(Ordering::Relaxed) as *mut u64;
-    // SAFETY: `init_area` put the address of the TSS's RSP0 there; only this CPU reads and writes it.
+    // SAFETY: `init_area` put the address of the TSS's RSP0 there, or pti.rs that of a word for nothing; only this CPU reads and
+    // writes it.
     unsafe { rsp0.write_unaligned(top) };
 }
 

@@ -1,7 +1,7 @@
 # Trap, interrupt and system-call entry.
 #
 # A stub of 16 bytes a vector pushes (error code,) vector and joins trap_common, which saves the
-# general registers: the stack then holds a TrapFrame (trap.rs). Every way back is iretq.
+# general registers: the stack then holds a TrapFrame (trap.rs). The way back is iretq, and sysretq from most system calls.
 # GS always holds the user's base: the kernel finds its per-CPU area through RSP (percpu.rs), and
 # only syscall_entry borrows the kernel's GS base for two instructions, because it arrives on the
 # user's stack.
@@ -81,6 +81,43 @@ trap_common:
     mov %rsp, %rdi
     xor %ebp, %ebp
     call trap_entry
+    # A system call that goes on where `syscall` left ring 3 goes back by sysret (Linux: syscall_return_via_sysret): RCX and R11 are
+    # RIP and RFLAGS, as they are after every call that does not change them. Above the lower half sysret would trap in ring 0; RF and TF it
+    # does not restore as iret does.
+    cmpq $256, 120(%rsp)            # vector
+    jne trap_return
+    mov 136(%rsp), %rcx             # rip
+    cmp 104(%rsp), %rcx             # rcx
+    jne trap_return
+    mov 152(%rsp), %r11             # rflags
+    cmp 32(%rsp), %r11              # r11
+    jne trap_return
+    test $0x10100, %r11             # RF, TF
+    jnz trap_return
+    mov %rcx, %rax
+    shr $47, %rax
+    jnz trap_return
+    cmpq $0x23, 144(%rsp)           # cs
+    jne trap_return
+    cmpq $0x1b, 168(%rsp)           # ss
+    jne trap_return
+    popq %r15
+    popq %r14
+    popq %r13
+    popq %r12
+    popq %r11
+    popq %r10
+    popq %r9
+    popq %r8
+    popq %rdi
+    popq %rsi
+    popq %rbp
+    popq %rbx
+    popq %rdx
+    popq %rcx
+    popq %rax
+    mov 40(%rsp), %rsp              # rsp
+    sysretq
 .globl trap_return
 trap_return:
     popq %r15

@@ -8,7 +8,7 @@ mod objects;
 mod published;
 pub mod tlb;
 
-pub use cache::program_mapping;
+pub use cache::{Source, program_mapping};
 pub use published::{publish_tlbs, tlb_table};
 
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -18,12 +18,12 @@ use mm_filemap::shmem::FallocFlags;
 use mm_pgtable::{FlushRange, PageTable};
 use mm_vma::{Arena, Errno, Id, Kernel, Layout, MappedError, MappedPage, Mapping, Mm, Space};
 
-use crate::arch::regs;
+use crate::arch::{percpu, regs};
 use crate::mm::layout::levels;
 use crate::mm::memmap::Vmemmap;
 use crate::mm::paging::{self, Tables};
 use crate::mm::phys::DirectMap;
-use crate::mm::{kmap, page_alloc};
+use crate::mm::{kmap, page_alloc, pti};
 use crate::sync::Lock;
 use crate::{introspect, sched, smp};
 
@@ -75,7 +75,16 @@ pub fn mm_alloc(shape: Layout) -> Result<Id<Mm>, Errno> {
     table.share_upper_half(&Tables, paging::kernel());
     let mm = mm_of(id);
     mm.init(table, shape);
+    if !pti::alloc_user_table(mm, table) {
+        // The upper half is the kernel's.
+        let freed = table.free_root(&mut Tables);
+        freed.expect("nothing is mapped yet");
+        Arena::<Mm>::free(&Spaces, id);
+        return Err(Errno::Enomem);
+    }
     objects::of_mm(mm).cpus.iter().for_each(|word| word.store(0, Ordering::Relaxed));
+    objects::of_mm(mm).tlb_generation.store(0, Ordering::Relaxed);
+    set_start_stack(mm, 0);
     objects::of_mm(mm).users.store(1, Ordering::Release);
     Ok(id)
 }
@@ -83,6 +92,16 @@ pub fn mm_alloc(shape: Layout) -> Result<Id<Mm>, Errno> {
 /// The address space.
 pub fn mm_of(id: Id<Mm>) -> &'static Mm {
     Arena::<Mm>::at(&Spaces, id)
+}
+
+/// Where the program's stack was when it began; 0 if it has none.
+pub fn start_stack(mm: &Mm) -> u64 {
+    objects::of_mm(mm).start_stack.load(Ordering::Relaxed)
+}
+
+/// Says where the program's stack begins.
+pub fn set_start_stack(mm: &Mm, address: u64) {
+    objects::of_mm(mm).start_stack.store(address, Ordering::Relaxed);
 }
 
 /// One more user (Linux: `mmget`).
@@ -108,6 +127,7 @@ pub fn mm_free(id: Id<Mm>) {
     Space::lock(&Spaces, id, mm_vma::Limits::default()).exit();
     let mm = mm_of(id);
     tlb::leave_everywhere(mm);
+    pti::free_user_table(mm);
     let freed = mm.page_table().free_root(&mut Tables);
     freed.expect("everything below is unmapped");
     Arena::<Mm>::free(&Spaces, id);
@@ -198,6 +218,13 @@ impl Kernel for Spaces {
         tlb::flush(mm, &range);
     }
 
+    fn flush_tlb_and_tables(&self, mm: &Mm, range: FlushRange) {
+        if LOSE_FLUSHES.load(Ordering::Relaxed) {
+            return;
+        }
+        tlb::flush_with_tables(mm, &range);
+    }
+
     fn mmap_read_lock(&self, mm: &Mm) {
         let lock = &objects::of_mm(mm).mmap_lock;
         self.wait_until(|| {
@@ -233,6 +260,18 @@ impl Kernel for Spaces {
         f()
     }
 
+    #[inline]
+    fn vma_hint(&self) -> Option<Id<mm_vma::Vma>> {
+        percpu::current().and_then(|percpu| Id::new(percpu.vma_hint.load(Ordering::Relaxed)))
+    }
+
+    #[inline]
+    fn set_vma_hint(&self, id: Id<mm_vma::Vma>) {
+        if let Some(percpu) = percpu::current() {
+            percpu.vma_hint.store(id.as_u64(), Ordering::Relaxed);
+        }
+    }
+
     fn relax(&self) {
         match sched::might_sleep() {
             Some(token) => sched::yield_now(&token),
@@ -253,17 +292,15 @@ impl Kernel for Spaces {
     }
 
     fn shmem_zero_setup(&self, bytes: u64) -> Result<Id<Mapping>, Errno> {
-        cache::shmem_file_setup(bytes)
+        cache::new_mapping(Source::Anonymous, bytes)
     }
 
     fn mapping_get(&self, mapping: Id<Mapping>) {
-        objects::of_mapping(mapping).references.fetch_add(1, Ordering::Relaxed);
+        cache::get(mapping);
     }
 
     fn mapping_put(&self, mapping: Id<Mapping>) {
-        if objects::of_mapping(mapping).references.fetch_sub(1, Ordering::AcqRel) == 1 {
-            cache::free_mapping(mapping);
-        }
+        cache::put(mapping);
     }
 
     fn mapping_page(&self, mapping: Id<Mapping>, pgoff: u64) -> Result<MappedPage, MappedError> {

@@ -21,11 +21,25 @@ impl<M: Machine> PageAllocator<M> {
     #[inline]
     pub fn free_pages(&self, pfn: Pfn, order: Order) -> Result<(), FreeError> {
         if let Some(page) = self.machine.map().page(pfn)
-            && self.free_hot(pfn, page, order)
+            && self.free_hot(pfn, page, order, false)
         {
             return Ok(());
         }
         self.free_pages_slowly(pfn, order)
+    }
+
+    /// [`PageAllocator::free_pages`] of a single frame that its owner leaves all zero: whoever asks for zeroes next need not clear it.
+    ///
+    /// # Errors
+    /// As [`PageAllocator::free_pages`].
+    #[inline]
+    pub fn free_zeroed_page(&self, pfn: Pfn) -> Result<(), FreeError> {
+        if let Some(page) = self.machine.map().page(pfn)
+            && self.free_hot(pfn, page, Order::ZERO, true)
+        {
+            return Ok(());
+        }
+        self.free_pages_slowly(pfn, Order::ZERO)
     }
 
     #[inline(never)]
@@ -128,7 +142,7 @@ impl<M: Machine> PageAllocator<M> {
             };
             map.emit(Event::FreeUnrefPage { pfn, order, migratetype: kept as u8 });
             page.set_mapping(0);
-            pcp::retire(page, order, kept);
+            pcp::retire(page, order, kept, false);
             pcp::push(pcp, map, (pfn, page), list, order, false);
             if pcp.count >= pcp.high || pcp.free_factor != 0 && order > Order::ZERO || self.is_busy(zone) {
                 self.flush(cpu, zone, list, order);

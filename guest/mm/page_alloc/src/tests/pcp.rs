@@ -82,7 +82,7 @@ fn as_much_as_asked_for_goes_back_coldest_first_and_list_by_list() {
         let at = Pfn::new(zone.alloc(raw).expect("there is more"));
         let page = zone.mem.page(at).expect("RAM");
         page.set_refcount(0);
-        retire(page, order(raw), Migratetype::Movable);
+        retire(page, order(raw), Migratetype::Movable, false);
         push(&mut pcp, &zone.mem, (at, page), index(raw), order(raw), false);
     }
     let kept = |pcp: &PerCpuPages, raw| pcp.lists[index(raw)];

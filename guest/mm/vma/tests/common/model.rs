@@ -3,8 +3,8 @@
 use mm_core::{PhysAddr, PhysMem, VirtAddr};
 use mm_pgtable::PteFlags;
 use mm_vma::{
-    Access, Advised, Arena, Done, Fault, MlockAll, MremapFlags, MsyncFlags, Populate, dup_mmap, handle_fault,
-    populate, populate_exact, populate_locked,
+    Access, Advised, Arena, Done, Fault, FaultInfo, MlockAll, MremapFlags, MsyncFlags, Populate, dup_mmap,
+    handle_fault, populate, populate_exact, populate_locked,
 };
 use mm_vma::{
     Errno, Id, Kernel, Layout, Limits, MapFile, MapFlags, Mm, MmapRequest, ProtFlags, Space, VmFlags,
@@ -36,8 +36,7 @@ impl Model {
         let end = WINDOW + PAGES * PAGE;
         for (start, end) in [(LOWEST, WINDOW), (end, TASK_SIZE)] {
             let mapping = model.k.shmem_zero_setup(1 << 47).unwrap();
-            let file =
-                MapFile { mapping, readable: true, writable: true, noexec: false, flags: VmFlags::empty() };
+            let file = MapFile::of(mapping);
             let request = MmapRequest {
                 addr: start,
                 len: end - start,
@@ -186,7 +185,9 @@ impl Model {
             // The fault drops the translation that refused.
             self.k.tlb.lock().unwrap().remove(&(root, page));
             let access = if write.is_some() { Access::Write } else { Access::Read };
-            match handle_fault(&self.k, self.mm, &self.limits, addr, access, entry.is_some()) {
+            match handle_fault(&self.k, self.mm, FaultInfo { addr, access, present: entry.is_some() }, || {
+                self.limits
+            }) {
                 Ok(Done::Wait) => panic!("a page is moved while nobody moves pages"),
                 Ok(_) => {}
                 Err(Fault::NoMemory) => panic!("out of memory"),

@@ -115,11 +115,12 @@ fn ordinary_requests_are_plain_and_others_are_not() {
     let task = Context::task(&token);
     assert_eq!(plain(task, Gfp::KERNEL), Some((ZoneKind::Normal, Migratetype::Unmovable)));
     assert_eq!(plain(task, Gfp::HIGHUSER_MOVABLE), Some((ZoneKind::Movable, Migratetype::Movable)));
+    assert_eq!(plain(task, Gfp::KERNEL | Gfp::ZERO), Some((ZoneKind::Normal, Migratetype::Unmovable)));
     assert_eq!(
         plain(Context::ATOMIC, Gfp::ATOMIC | Gfp::DMA32),
         Some((ZoneKind::Dma32, Migratetype::Unmovable))
     );
-    for special in [Gfp::KERNEL | Gfp::ZERO, Gfp::DMA | Gfp::DMA32, Gfp::MOVABLE | Gfp::RECLAIMABLE] {
+    for special in [Gfp::KERNEL | Gfp::COMP, Gfp::DMA | Gfp::DMA32, Gfp::MOVABLE | Gfp::RECLAIMABLE] {
         assert_eq!(plain(task, special), None, "{special:?}");
     }
     assert_eq!(plain(Context::ATOMIC, Gfp::KERNEL), None, "it may not sleep");
