@@ -64,6 +64,7 @@ fi
 # L1's memory is for guests, not for debug information.
 mkdir -p "$TARGET/nested/bin"
 strip --strip-debug -o "$TARGET/nested/bin/memvisor" "$memvisor" || cp "$memvisor" "$TARGET/nested/bin/memvisor"
+make --no-print-directory initrds || say "no initrds: cases that boot one are skipped"
 phase "memvisor built"
 
 select=(--length "$length")
@@ -73,22 +74,25 @@ select=(--length "$length")
 quoted() { printf '%q ' "$@"; }
 
 in_l1() { # VARIANT CPU ARGUMENT...
-    local variant=$1 cpu=$2 code=0 linux=() run="memvisor test"
+    local variant=$1 cpu=$2 code=0 files=() run="MEMVISOR_INITRDS=/bin memvisor test"
     shift 2
     if [ "$variant" = linux ]; then
         scripts/linux/initramfs.sh "$TARGET/linux/initramfs.cpio"
-        linux=("$L1/bzImage" "$TARGET/linux/initramfs.cpio")
-        [ ! -f "$L1/vmlinux" ] || linux+=("$L1/vmlinux")
+        files=("$L1/bzImage" "$TARGET/linux/initramfs.cpio")
+        [ ! -f "$L1/vmlinux" ] || files+=("$L1/vmlinux")
         run="MEMVISOR_LINUX=/bin memvisor test"
         # To bring a dump back takes a minute.
         [ "$length" != long ] || run="MEMVISOR_LINUX_DUMPS=/out/dumps $run"
         export NESTED_THREAD=${NESTED_THREAD:-multi}
+    else
+        # Cases with an initrd are skipped without it, and say so.
+        mapfile -t files < <(ls images/*.cpio 2>/dev/null)
     fi
     echo "-- nested: -cpu $cpu"
     # shellcheck disable=SC2086 # a list of arguments
     NESTED_CPU=$cpu scripts/nested/l1.sh "$OUT/$variant" "$run $(quoted --bed nested --jobs 2 --keep consoles \
         --report junit=junit.xml --report json=results.json --report ktap=results.ktap ${TEST_ARGS:-} "$@")" \
-        "$TARGET/nested/bin/memvisor" "${linux[@]}" || code=$?
+        "$TARGET/nested/bin/memvisor" "${files[@]}" || code=$?
     phase "$variant done"
     return $code
 }

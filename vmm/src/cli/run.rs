@@ -299,7 +299,7 @@ pub(super) fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
         out::text(&description)?;
         out::text(&started(&vm, &launch.config, &launch.claim))?;
     }
-    let (event_loop, events) = launch.event_loop(args, !args.json)?;
+    let (event_loop, events) = launch.event_loop(args, true)?;
 
     let mut printed = Ok(());
     let at_end = if args.hold { AtEnd::Hold } else { AtEnd::Return };
