@@ -71,24 +71,30 @@ fn key(address: u64, private: bool) -> Result<Key, Errno> {
     }
 }
 
-/// Where the word is, if it is in memory and may be used so.
-fn present(address: u64, access: Access) -> Option<PhysAddr> {
-    space::translate(space::mm_of(current()?.mm()?), address, access == Access::Write)
-}
-
-/// Calls `f` with the waiters and the word, which is in memory. `f` says `None` to have that done again.
-fn with_word<R>(
+/// Looks at the word, or changes it, with the waiters' lock held: `look` gets where it is, with the page tables locked so that it stays
+/// there, and says `None` to be called again. `act` then has the waiters and what was seen.
+fn with_word<T, R>(
     address: u64,
     access: Access,
-    mut f: impl FnMut(&mut Futexes<u32>, PhysAddr) -> Option<R>,
+    mut look: impl FnMut(PhysAddr) -> Option<T>,
+    act: impl FnOnce(&mut Futexes<u32>, T) -> R,
 ) -> Result<R, Errno> {
+    let mm = task()?.mm().ok_or(Errno::Efault)?;
     loop {
-        uaccess::locate(address, access)?;
+        // It may have to be brought in, which sleeps.
+        uaccess::with_word(address, access, |_| ())?;
         let mut futexes = FUTEXES.lock();
-        if let Some(result) = present(address, access).and_then(|word| f(&mut futexes, word)) {
-            return Ok(result);
+        let write = access == Access::Write;
+        let seen = space::with_translation(space::mm_of(mm), address, write, &mut look).flatten();
+        if let Some(seen) = seen {
+            return Ok(act(&mut futexes, seen));
         }
     }
+}
+
+/// The word.
+fn load(word: PhysAddr) -> Option<u32> {
+    Some(kmap::load_u32(word))
 }
 
 fn wake_task(tid: u32) {
@@ -107,12 +113,12 @@ pub fn wait(wait: &Wait) -> Result<u64, Errno> {
     let key = key(wait.address, wait.private)?;
     let woken = || task.signals.futex_woken.load(Ordering::Acquire);
     loop {
-        with_word(wait.address, Access::Read, |futexes, word| {
-            if kmap::load_u32(word) != wait.value {
-                return Some(Err(Errno::Eagain));
+        with_word(wait.address, Access::Read, load, |futexes, word| {
+            if word != wait.value {
+                return Err(Errno::Eagain);
             }
             task.signals.futex_woken.store(false, Ordering::Release);
-            Some(futexes.wait(key, wait.bitset, task.tid))
+            futexes.wait(key, wait.bitset, task.tid)
         })??;
         let why = WAITING.wait_interruptible(&sched::task_context(), wait.deadline, woken);
         // Who was woken meanwhile was woken.
@@ -185,8 +191,8 @@ pub fn requeue(pair: &Pair, wakes: u32, moves: u32, expected: Option<u32>) -> Re
     let keys = pair.keys()?;
     let run = |futexes: &mut Futexes<u32>| futexes.requeue(keys, (wakes, moves), wake_task);
     let Some(expected) = expected else { return run(&mut FUTEXES.lock()).map(u64::from) };
-    with_word(pair.from, Access::Read, |futexes, word| {
-        Some(if kmap::load_u32(word) == expected { run(futexes) } else { Err(Errno::Eagain) })
+    with_word(pair.from, Access::Read, load, |futexes, word| {
+        if word == expected { run(futexes) } else { Err(Errno::Eagain) }
     })?
     .map(u64::from)
 }
@@ -197,13 +203,15 @@ pub fn requeue(pair: &Pair, wakes: u32, moves: u32, expected: Option<u32>) -> Re
 /// EINVAL, EFAULT.
 pub fn wake_op(pair: &Pair, first: u32, second: u32, op: &WakeOp) -> Result<u64, Errno> {
     let (from, to) = pair.keys()?;
-    with_word(pair.to, Access::Write, |futexes, word| {
+    let change = |word| {
         let old = kmap::load_u32(word);
         // Somebody else may write it meanwhile.
-        kmap::compare_exchange_u32(word, old, op.apply(old)).ok()?;
+        kmap::compare_exchange_u32(word, old, op.apply(old)).ok().map(|()| old)
+    };
+    with_word(pair.to, Access::Write, change, |futexes, old| {
         let woken = futexes.wake(from, first, ANY, wake_task);
         let more = if op.wakes(old) { futexes.wake(to, second, ANY, wake_task) } else { Ok(0) };
-        Some(woken.and_then(|woken| more.map(|more| u64::from(woken + more))))
+        woken.and_then(|woken| more.map(|more| u64::from(woken + more)))
     })?
 }
 
@@ -218,14 +226,15 @@ pub fn exit_robust_list(task: &Current) {
         if !entry.word.is_multiple_of(4) {
             return;
         }
-        let death = with_word(entry.word, Access::Write, |_, word| {
+        let change = |word| {
             let old = kmap::load_u32(word);
             let death = robust::death(old, task.tid, &entry);
             if let Death::Write { word: new, .. } = death {
                 kmap::compare_exchange_u32(word, old, new).ok()?;
             }
             Some(death)
-        });
+        };
+        let death = with_word(entry.word, Access::Write, change, |_, death| death);
         if matches!(death, Ok(Death::Wake | Death::Write { wake: true, .. })) {
             wake_one(entry.word);
         }

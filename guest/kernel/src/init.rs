@@ -15,7 +15,7 @@ use crate::mm::layout::{APIC_VA, levels, percpu_area};
 use crate::mm::phys::DirectMap;
 use crate::mm::space::tlb;
 use crate::mm::{
-    early, kcompactd, kmap, layout, limits, memmap, page_alloc, paging, phys, slab, space, vmalloc,
+    early, kcompactd, kmap, layout, limits, memmap, page_alloc, paging, phys, shuffle, slab, space, vmalloc,
 };
 use crate::sync::Lock;
 use crate::task::End;
@@ -143,18 +143,20 @@ fn run_file(program: Vec<u8>) -> ! {
 /// Runs the ring-3 program twice: once to its end, after which everything must be free again, and once
 /// to its `pause`, so that an audit sees a living process. `None` if a seeded fault has a wrong name.
 fn run_init() -> Option<bool> {
-    // What the program is to do: see guest/user.
-    let mode = cmdline::value("user", |value| match value {
-        "process" => 2,
-        "signal" => 3,
-        "mappings" => 4,
-        "shm" => 5,
-        _ => 0,
-    });
-    let ended = run_program(1, mode.unwrap_or(0));
+    // What the program is to do: its place in the table of modes in guest/user/src/program.rs, whose last line names it.
+    const MODES: [&str; 10] =
+        ["none", "pause", "process", "signal", "mmap", "fault", "cow", "rmap", "smp", "shm"];
+    let mode = cmdline::value("user", |value| MODES.iter().position(|mode| *mode == value));
+    if mode == Some(None) {
+        println!("user=: the program has no such mode; it has {MODES:?}");
+        return None;
+    }
+    shuffle::init(&sched::task_context());
     introspect::stage(BootStage::Running);
+    let ended = run_program(1, mode.flatten().unwrap_or(0) as u64, AtPause::GoesOn);
+    shuffle::end(&sched::task_context());
     checkpoint(1, c"exited");
-    let paused = run_program(2, 1);
+    let paused = run_program(2, 1, AtPause::Stays);
     if !seeded::apply() {
         return None;
     }
@@ -163,8 +165,20 @@ fn run_init() -> Option<bool> {
     Some(ended == Some(End::Exited(0)) && paused == Some(End::Paused))
 }
 
-/// Runs the program to its end or its pause, and says which.
-fn run_program(pid: u32, argument: u64) -> Option<End> {
+/// What becomes of a program that pauses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum AtPause {
+    /// It goes on after a checkpoint, which sees it and its children as they stand.
+    GoesOn,
+    /// It stays.
+    Stays,
+}
+
+/// Number of the first checkpoint at which a program pauses and goes on.
+const FIRST_PAUSE: u32 = 10;
+
+/// Runs the program to its end or its last pause, and says which.
+fn run_program(pid: u32, argument: u64, at_pause: AtPause) -> Option<End> {
     let process = match task::run_init(pid, argument) {
         Ok(process) => process,
         Err(error) => {
@@ -172,7 +186,16 @@ fn run_program(pid: u32, argument: u64) -> Option<End> {
             return None;
         }
     };
-    let end = task::wait_init(&process);
+    let mut number = FIRST_PAUSE;
+    let end = loop {
+        let end = task::wait_init(&process);
+        if end != End::Paused || at_pause == AtPause::Stays {
+            break end;
+        }
+        checkpoint(number, c"paused");
+        number += 1;
+        task::end_pause(&process);
+    };
     match end {
         End::Exited(status) => println!("task[{pid}]: exit status {status}"),
         End::Paused => println!("task[{pid}]: paused"),
@@ -183,8 +206,10 @@ fn run_program(pid: u32, argument: u64) -> Option<End> {
 /// Asks the VMM to audit. Under another VMM the line on the console is the request, and with
 /// `checkpoint=serial` a byte on the serial line is the answer.
 pub fn checkpoint(number: u32, name: &'static core::ffi::CStr) {
-    if let Some(context) = sched::might_sleep() {
-        kcompactd::wait_idle(&context);
+    let context = sched::might_sleep();
+    if let Some(context) = &context {
+        shuffle::hold(context);
+        kcompactd::wait_idle(context);
     }
     task::publish_all();
     if let Some(mm) = task::living_mm() {
@@ -203,6 +228,9 @@ pub fn checkpoint(number: u32, name: &'static core::ffi::CStr) {
     }
     if cmdline::value("stop_at", |value| value == text) == Some(true) {
         power::power_off();
+    }
+    if context.is_some() {
+        shuffle::go_on();
     }
 }
 

@@ -42,7 +42,7 @@ pub use fork::{CloneArgs, CloneFlags, clone};
 pub use hooks::Files;
 pub use publish::{living_mm, publish_all, user_table};
 pub use registry::{alloc_pid, find_process, find_task, tasks_where, with_relations};
-pub use run::{End, enter, pause, run_file, run_init, wait_init};
+pub use run::{End, end_pause, enter, pause, run_file, run_init, wait_init};
 pub use switch::switch_to;
 pub use wait::{Waited, do_wait};
 

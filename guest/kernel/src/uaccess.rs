@@ -69,27 +69,39 @@ pub fn read_text(va: u64, buffer: &mut [u8]) -> Result<Option<usize>, Errno> {
     Ok(None)
 }
 
-/// Where a word of the process that runs here is, once it may use it so.
+/// Calls `f` with where the word at `va` of the process that runs here is, once the process may use it so. The word stays there until `f`
+/// returns: the page tables are locked.
 ///
 /// # Errors
 /// `EFAULT`.
-pub fn locate(va: u64, access: Access) -> Result<PhysAddr, Errno> {
+pub fn with_word<R>(va: u64, access: Access, f: impl FnMut(PhysAddr) -> R) -> Result<R, Errno> {
     let task = task::current().ok_or(Errno::Efault)?;
     let mm = task.mm().ok_or(Errno::Efault)?;
-    fault_in(mm, &task.limits(), va, access).ok_or(Errno::Efault)
+    with_byte(mm, &task.limits(), va, access, f).ok_or(Errno::Efault)
 }
 
-/// Where the byte at `va` is once the process may use it so; `None` where it may not.
-fn fault_in(mm: Id<Mm>, limits: &Limits, va: u64, access: Access) -> Option<PhysAddr> {
+/// Calls `f` with where the byte at `va` is once the process may use it so; `None` where it may not. Its page tables are locked
+/// meanwhile, so that the page is not unmapped and freed, moved, or shared by a fork under `f`, as the MMU sees to it for a
+/// program (Linux copies through the program's own addresses).
+fn with_byte<R>(
+    mm: Id<Mm>,
+    limits: &Limits,
+    va: u64,
+    access: Access,
+    mut f: impl FnMut(PhysAddr) -> R,
+) -> Option<R> {
     let at = space::mm_of(mm);
     if va >= at.task_size() {
         return None;
     }
     loop {
-        if let Some(found) = space::translate(at, va, access == Access::Write) {
-            // Differs from Linux: the kernel does not copy from and to a device's registers.
+        // Differs from Linux: the kernel does not copy from and to a device's registers.
+        let found = space::with_translation(at, va, access == Access::Write, |phys| {
             let is_ram = |page: &mm_core::Page| page.kind() != PageKind::None;
-            return MemMap::page(&Spaces, found.pfn()).is_some_and(is_ram).then_some(found);
+            MemMap::page(&Spaces, phys.pfn()).is_some_and(is_ram).then(|| f(phys))
+        });
+        if let Some(result) = found {
+            return result;
         }
         // A page that is there and may not be written, or nothing.
         let present = access == Access::Write && space::translate(at, va, false).is_some();
@@ -110,9 +122,9 @@ fn for_each_piece(
 ) -> Option<()> {
     let mut done = 0;
     while done < len {
-        let phys = fault_in(mm, limits, va.checked_add(done)?, access)?;
-        let piece = (PAGE_SIZE - phys.page_offset()).min(len - done);
-        f(done, phys, piece);
+        let at = va.checked_add(done)?;
+        let piece = (PAGE_SIZE - at % PAGE_SIZE).min(len - done);
+        with_byte(mm, limits, at, access, |phys| f(done, phys, piece))?;
         done += piece;
     }
     Some(())

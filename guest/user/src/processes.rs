@@ -15,6 +15,9 @@ const WNOWAIT: u64 = 0x0100_0000;
 const WEXITED: u64 = 4;
 /// Bytes of a thread's stack.
 const STACK: usize = 16 << 10;
+/// Threads that there are stacks for.
+pub const MAX_THREADS: usize = 8;
+/// Threads of the checks here.
 const THREADS: usize = 4;
 
 /// Memory that processes have each for themselves and threads together.
@@ -22,15 +25,15 @@ static WORD: AtomicU64 = AtomicU64::new(0);
 static TURN: AtomicU64 = AtomicU64::new(0);
 static SUM: AtomicU64 = AtomicU64::new(0);
 /// The kernel clears a thread's word when it has ended.
-static TIDS: [AtomicU32; THREADS] = [const { AtomicU32::new(0) }; THREADS];
+static TIDS: [AtomicU32; MAX_THREADS] = [const { AtomicU32::new(0) }; MAX_THREADS];
 /// What FS points to in each thread: its own address first.
-static BLOCKS: [[AtomicU64; 2]; THREADS] = [const { [const { AtomicU64::new(0) }; 2] }; THREADS];
+static BLOCKS: [[AtomicU64; 2]; MAX_THREADS] = [const { [const { AtomicU64::new(0) }; 2] }; MAX_THREADS];
 
 #[repr(align(16))]
-struct Stacks(UnsafeCell<[[u8; STACK]; THREADS]>);
+struct Stacks(UnsafeCell<[[u8; STACK]; MAX_THREADS]>);
 // SAFETY: only addresses are taken; each stack is one thread's.
 unsafe impl Sync for Stacks {}
-static STACKS: Stacks = Stacks(UnsafeCell::new([[0; STACK]; THREADS]));
+static STACKS: Stacks = Stacks(UnsafeCell::new([[0; STACK]; MAX_THREADS]));
 
 /// All of them. Nothing of a child is left afterwards.
 pub fn run(checks: &mut Checks) {

@@ -5,7 +5,7 @@ use core::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
 use crate::processes::{ANY, ECHILD, EINVAL, ESRCH, child, join, thread, wait};
 use crate::program::Checks;
-use crate::sys::{self, Trap, call};
+use crate::sys::{self, Trap, call, kill};
 
 const EAGAIN: u64 = 11_u64.wrapping_neg();
 const EINTR: u64 = 4_u64.wrapping_neg();
@@ -14,9 +14,9 @@ const ENOMEM: u64 = 12_u64.wrapping_neg();
 const ILL: u64 = 4;
 const TRAP: u64 = 5;
 const FPE: u64 = 8;
-const KILL: u64 = 9;
-const USR1: u64 = 10;
-const SEGV: u64 = 11;
+pub const KILL: u64 = 9;
+pub const USR1: u64 = 10;
+pub const SEGV: u64 = 11;
 const USR2: u64 = 12;
 const ALRM: u64 = 14;
 const TERM: u64 = 15;
@@ -25,11 +25,11 @@ const CONT: u64 = 18;
 const STOP: u64 = 19;
 const RT: u64 = 34;
 
-const SIGINFO: u64 = 4;
+pub const SIGINFO: u64 = 4;
 const NOCLDWAIT: u64 = 2;
-const ONSTACK: u64 = 0x0800_0000;
+pub const ONSTACK: u64 = 0x0800_0000;
 const RESTART: u64 = 0x1000_0000;
-const NODEFER: u64 = 0x4000_0000;
+pub const NODEFER: u64 = 0x4000_0000;
 const RESETHAND: u64 = 0x8000_0000;
 const RESTORER: u64 = 0x0400_0000;
 const DEFAULT: u64 = 0;
@@ -83,7 +83,7 @@ extern "C" fn handler(number: u64, info: *const u64, context: *mut u64) {
 }
 
 /// `rt_sigaction` of a whole structure; what was there comes back.
-fn action(signal: u64, handler: u64, flags: u64, mask: u64) -> (u64, [u64; 4]) {
+pub fn action(signal: u64, handler: u64, flags: u64, mask: u64) -> (u64, [u64; 4]) {
     let new = [handler, flags | RESTORER, sys::restorer(), mask];
     let mut old = [0_u64; 4];
     let result = call(13, [signal, new.as_ptr() as u64, old.as_mut_ptr() as u64, 8, 0, 0]);
@@ -94,24 +94,20 @@ fn catch(signal: u64, flags: u64) {
     action(signal, handler as *const () as u64, flags | SIGINFO, 0);
 }
 
-fn reset(signal: u64) {
+pub fn reset(signal: u64) {
     action(signal, DEFAULT, 0, 0);
-}
-
-fn kill(pid: u64, signal: u64) -> u64 {
-    call(62, [pid, signal, 0, 0, 0, 0])
 }
 
 fn tgkill(tid: u64, signal: u64) -> u64 {
     call(234, [sys::getpid(), tid, signal, 0, 0, 0])
 }
 
-const fn bit(signal: u64) -> u64 {
+pub const fn bit(signal: u64) -> u64 {
     1 << (signal - 1)
 }
 
 /// `rt_sigprocmask`: how is 0 to block, 1 to unblock, 2 to set. Returns what was blocked.
-fn mask(how: u64, set: u64) -> u64 {
+pub fn mask(how: u64, set: u64) -> u64 {
     let mut old = 0_u64;
     call(14, [how, &raw const set as u64, &raw mut old as u64, 8, 0, 0]);
     old
@@ -123,7 +119,7 @@ fn pending() -> u64 {
     set
 }
 
-fn suspend(set: u64) -> u64 {
+pub fn suspend(set: u64) -> u64 {
     call(130, [&raw const set as u64, 8, 0, 0, 0, 0])
 }
 

@@ -89,6 +89,43 @@ pub fn pause() {
     call(34, [0; 6]);
 }
 
+/// `pipe(2)`: the end to read from and the one to write to.
+pub fn pipe() -> [u64; 2] {
+    let mut ends = [0_u32; 2];
+    call(22, [ends.as_mut_ptr() as u64, 0, 0, 0, 0, 0]);
+    ends.map(u64::from)
+}
+
+/// `read(2)` to anywhere.
+pub fn read_raw(fd: u64, address: u64, len: u64) -> u64 {
+    call(0, [fd, address, len, 0, 0, 0])
+}
+
+/// `close(2)`.
+pub fn close(fd: u64) {
+    call(3, [fd, 0, 0, 0, 0, 0]);
+}
+
+/// `kill(2)`.
+pub fn kill(pid: u64, signal: u64) -> u64 {
+    call(62, [pid, signal, 0, 0, 0, 0])
+}
+
+/// Minor and major faults of this process so far (`getrusage(2)`).
+pub fn faults() -> [u64; 2] {
+    let mut usage = [0_u64; 18];
+    call(98, [0, usage.as_mut_ptr() as u64, 0, 0, 0, 0]);
+    [usage[8], usage[9]]
+}
+
+/// `prlimit(2)` that sets a soft limit and keeps the hard one.
+pub fn set_limit(resource: u64, soft: u64) -> u64 {
+    let mut limit = [0_u64; 2];
+    call(302, [0, resource, 0, limit.as_mut_ptr() as u64, 0, 0]);
+    limit[0] = soft;
+    call(302, [0, resource, limit.as_ptr() as u64, 0, 0, 0])
+}
+
 /// `getpid(2)`.
 pub fn getpid() -> u64 {
     call(39, [0; 6])
@@ -300,6 +337,10 @@ pub fn spoil_sse() {
 pub enum Trap {
     /// Reads this address; two bytes long.
     Read(u64),
+    /// Writes to this address; two bytes long.
+    Write(u64),
+    /// Calls what is there; the trap comes at the address itself.
+    Call(u64),
     /// Divides by zero; two bytes long.
     Divide,
     /// Undefined; two bytes long.
@@ -314,6 +355,10 @@ pub fn trap(what: Trap) {
     match what {
         // SAFETY: as above; the instruction reads to a register that is given up.
         Trap::Read(address) => unsafe { asm!("mov al, [rdi]", in("rdi") address, out("rax") _) },
+        // SAFETY: as above; what is at the address is the caller's for that.
+        Trap::Write(address) => unsafe { asm!("mov [rdi], al", in("rdi") address, in("rax") 0x77_u64) },
+        // SAFETY: as above; what is there returns at once, or the handler does in its place.
+        Trap::Call(address) => unsafe { asm!("call rdi", in("rdi") address, clobber_abi("sysv64")) },
         // SAFETY: as above.
         Trap::Divide => unsafe {
             asm!("div ecx", inout("rax") 1_u64 => _, inout("rdx") 0_u64 => _, in("rcx") 0_u64);
@@ -323,6 +368,28 @@ pub fn trap(what: Trap) {
         // SAFETY: as above.
         Trap::Breakpoint => unsafe { asm!("int3") },
     }
+}
+
+/// Writes to an address that may not be there, by an instruction of two bytes.
+pub fn store(address: u64, value: u64) {
+    let value = u32::try_from(value & 0xffff_ffff).unwrap_or(0);
+    // SAFETY: the address is of memory that only such stores and loads use; a handler passes over what is refused.
+    unsafe { asm!("mov [rdi], eax", in("rdi") address, in("eax") value, options(nostack)) };
+}
+
+/// Reads from an address that may not be there, by an instruction of two bytes; `otherwise` where a handler passed over it.
+pub fn load(address: u64, otherwise: u64) -> u64 {
+    let missing = u32::try_from(otherwise & 0xffff_ffff).unwrap_or(0);
+    let mut value = missing;
+    // SAFETY: as for `store`.
+    unsafe { asm!("mov eax, [rdi]", in("rdi") address, inout("eax") value, options(nostack, readonly)) };
+    if value == missing { otherwise } else { u64::from(value) }
+}
+
+/// Uses all of the stack, and more.
+pub fn overflow_stack() -> ! {
+    // SAFETY: it ends the process, by design, at the first page that is not there.
+    unsafe { asm!("2:", "push rax", "jmp 2b", options(noreturn)) };
 }
 
 /// Whether an SSE register keeps a value for so many turns of a loop.

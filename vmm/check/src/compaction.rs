@@ -6,7 +6,8 @@
 //!     is at most one above the largest.
 //! C3  `movable.owner`: a frame that is said to be movable is allocated and names an owner that exists, and an owner has
 //!     as many as it counts.
-//! C4  `movable.isolated`: a frame that is isolated is movable, and an owner has as many isolated ones as it counts.
+//! C4  `movable.isolated`: a frame that is isolated is movable or a page of programs, and an owner has as many isolated ones as it counts.
+//!     At a checkpoint no page of programs is isolated.
 
 use memvisor_abi::{MovableOwner, NR_ORDERS, Page, PageFlags, PageKind};
 

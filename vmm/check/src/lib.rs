@@ -152,6 +152,7 @@ pub const RULES: &[&Rule] = &[
     &pte::WRITE,
     &pte::EXEC,
     &pte::ACCESS,
+    &pte::MIGRATION,
     &rmap::REFCOUNT,
     &rmap::LISTS,
     &rmap::FINDS,

@@ -35,7 +35,7 @@ pub(crate) const REFCOUNT: Rule = Rule {
     name: "memmap.refcount",
     invariant: "free: 0 references; user: mapcount + 1 = user PTEs",
     reads: "descriptors, page tables, free lists",
-    seeded: &["user-refcount", "mapcount-lost", "mapcount-extra"],
+    seeded: &["user-refcount", "mapcount-lost", "mapcount-extra", "migration-mapcount"],
     hint: "get_page and put_page, page_add_rmap and page_remove_rmap",
 };
 pub(crate) const RESERVED: Rule = Rule {

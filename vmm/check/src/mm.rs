@@ -19,7 +19,7 @@ pub(crate) const RSS: Rule = Rule {
     name: "mm.rss",
     invariant: "RSS counters are the entries of each kind",
     reads: "Mm, page tables, descriptors",
-    seeded: &["rss-anon", "rss-file"],
+    seeded: &["rss-anon", "rss-file", "migration-lost-pte"],
     hint: "add_mm_counter: install, zap, copy on write, fork, migration",
 };
 pub(crate) const TABLES: Rule = Rule {

@@ -120,7 +120,7 @@ pub(crate) fn run(context: &Context<'_>, processes: &Processes, ledger: &mut Led
     }
     for process in &processes.list {
         vma::run(context, process, ledger);
-        pte::run(process, ledger);
+        pte::run(context, process, ledger);
     }
     rmap::run(context, processes, ledger);
     cow::run(processes, ledger);

@@ -6,11 +6,13 @@
 //! E3  `pte.exec`: a present entry that allows fetches lies in a VMA that does (VM_EXEC).
 //! E4  `pte.access`: a present entry is ring 3's and lies in a VMA that allows any access; a page without access lies in one that
 //!     allows none.
+//! E5  `pte.migration`: an entry waits for its page only while somebody moves the page, who has it locked.
 
-use memvisor_abi::vm_flags;
+use memvisor_abi::{Page, PageFlags, vm_flags};
 use memvisor_inspect::{Entry, EntryKind, UserEntry};
 
 use crate::Rule;
+use crate::context::Context;
 use crate::ledger::{Ledger, finding};
 use crate::processes::Process;
 
@@ -43,10 +45,18 @@ pub(crate) const ACCESS: Rule = Rule {
     hint: "change_protection to and from PROT_NONE",
 };
 
-/// Runs E1 to E4 for one address space.
-pub(crate) fn run(process: &Process, ledger: &mut Ledger) {
+pub(crate) const MIGRATION: Rule = Rule {
+    name: "pte.migration",
+    invariant: "an entry waits only for a page that is being moved",
+    reads: "page tables, descriptors",
+    seeded: &["migration-left"],
+    hint: "migrate_page: what remove_migration_ptes did not find; fork, mremap and munmap beside it",
+};
+
+/// Runs E1 to E5 for one address space.
+pub(crate) fn run(context: &Context<'_>, process: &Process, ledger: &mut Ledger) {
     const ANY: u64 = vm_flags::READ | vm_flags::WRITE | vm_flags::EXEC;
-    for rule in [&VMA, &WRITE, &EXEC, &ACCESS] {
+    for rule in [&VMA, &WRITE, &EXEC, &ACCESS, &MIGRATION] {
         ledger.checked(rule, process.entries.entries.len() as u64);
     }
     let mut report = |rule: &'static Rule, entry: &UserEntry, claim: String, outside: String| {
@@ -58,6 +68,11 @@ pub(crate) fn run(process: &Process, ledger: &mut Ledger) {
             let outside = "neither present nor marked: it means nothing".to_owned();
             report(&VMA, entry, format!("entry {:#x}", entry.entry.as_u64()), outside);
             continue;
+        }
+        let is_locked = |page: Page| page.page_flags().contains(PageFlags::LOCKED);
+        if entry.kind == EntryKind::Migration && !context.page(entry.pfn).is_some_and(is_locked) {
+            let claim = format!("it waits for pfn {:#x} to be moved", entry.pfn);
+            report(&MIGRATION, entry, claim, "nobody moves the page: it is not locked".to_owned());
         }
         let Some(at) = vma else {
             let claim = format!("entry {:#x}, {}", entry.entry.as_u64(), entry.kind.name());

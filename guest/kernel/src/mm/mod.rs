@@ -18,6 +18,7 @@ pub mod pcp;
 pub mod phys;
 pub mod pti;
 pub mod reclaim;
+pub mod shuffle;
 pub mod slab;
 pub mod space;
 pub mod sysctl;

@@ -2,12 +2,15 @@
 //!
 //! An owner registers once and gets a number, which its pages carry in `mapping`. The counts that are published follow
 //! each mark, so that an audit can compare them with the descriptors.
+//!
+//! Pages of programs have no number: [`mm_vma::migrate_page`] finds everybody who maps them.
 
 use memvisor_abi::{MAX_MOVABLE_OWNERS, MovableOwner, TableRef};
-use mm_core::{MemMap, Migrate, MigrateError, MigrateMode, Page, PageFlags, Pfn};
+use mm_core::{MemMap, Migrate, MigrateError, MigrateMode, Page, PageFlags, Pfn, is_user_page};
 
 use crate::mm::memmap::Vmemmap;
 use crate::mm::phys;
+use crate::mm::space::Spaces;
 use crate::sync::Lock;
 
 /// What an owner can do with its pages.
@@ -76,6 +79,10 @@ pub struct Owners;
 
 impl Migrate for Owners {
     fn isolate_page(&self, pfn: Pfn, page: &Page, mode: MigrateMode) -> bool {
+        if is_user_page(page) {
+            // On no list that somebody else walks; who uses it goes on until it moves.
+            return true;
+        }
         let taken = operations(page).is_some_and(|owner| owner.isolate_page(pfn, page, mode));
         if taken {
             note(page.mapping(), |info| info.isolated += 1);
@@ -92,7 +99,14 @@ impl Migrate for Owners {
         Ok(())
     }
 
+    fn migrate_user_page(&self, to: Pfn, from: Pfn, _mode: MigrateMode) -> Result<(), MigrateError> {
+        mm_vma::migrate_page(&Spaces, from, to)
+    }
+
     fn putback_page(&self, pfn: Pfn, page: &Page) {
+        if is_user_page(page) {
+            return;
+        }
         if let Some(owner) = operations(page) {
             owner.putback_page(pfn, page);
         }

@@ -4,13 +4,13 @@ use core::mem::offset_of;
 
 use memvisor_abi as abi;
 use memvisor_abi::PTE_PROTNONE;
-use mm_core::PAGE_SIZE;
+use mm_core::{Gfp, Order, PAGE_SIZE, PageAlloc, Pfn};
 use mm_pgtable::PteFlags;
-use mm_vma::{ProtFlags, dup_mmap};
+use mm_vma::{ProtFlags, Unmapped, dup_mmap, migrate_page, put_page, try_to_migrate};
 
 use super::victim::{Outcome, PAGES, Victim, add, page, read, victim, write};
 use crate::introspect;
-use crate::mm::space;
+use crate::mm::space::{self, Spaces};
 
 const PRESENT: u64 = PteFlags::PRESENT.bits();
 const WRITE: u64 = PteFlags::WRITE.bits();
@@ -146,4 +146,42 @@ pub fn foreign_frame() -> Outcome {
     page.set_mapcount(page.mapcount() + 1);
     page.set_refcount(page.refcount() + 1);
     Ok(())
+}
+
+/// A page of two processes that went to another frame.
+fn migrated() -> Outcome<(Victim, u64, Pfn)> {
+    let (parent, child) = (victim()?, another()?);
+    let va = parent.touched()?;
+    dup_mmap(&parent.lock(), &child.lock()).map_err(|_| "fork failed")?;
+    let from = parent.frame(va)?;
+    let to = Spaces.alloc_pages(Gfp::HIGHUSER_MOVABLE, Order::ZERO, None).ok_or("no frame to move to")?;
+    mm_core::refcount::get(page(from)?.references());
+    migrate_page(&Spaces, from, to).map_err(|_| "the page is held")?;
+    put_page(&Spaces, from);
+    if child.frame(va)? == to { Ok((child, va, to)) } else { Err("the page did not move") }
+}
+
+/// A page that moved, and came back to one of the two that had it.
+pub fn migration_lost() -> Outcome {
+    let (child, va, _) = migrated()?;
+    child.edit(va, |_| 0)
+}
+
+/// A page that moved, and whose new frame counts an entry too few.
+pub fn migration_mapcount() -> Outcome {
+    let (_, _, to) = migrated()?;
+    let page = page(to)?;
+    page.set_mapcount(page.mapcount() - 1);
+    Ok(())
+}
+
+/// A move that was begun and never ended: whoever touches the page waits for ever.
+pub fn migration_left() -> Outcome {
+    let victim = victim()?;
+    let pfn = victim.frame(victim.touched()?)?;
+    mm_core::refcount::get(page(pfn)?.references());
+    match try_to_migrate(&Spaces, pfn, 1) {
+        Unmapped::Yes => Ok(()),
+        Unmapped::Pinned => Err("the page is held"),
+    }
 }

@@ -21,10 +21,7 @@ pub fn call(number: u64, frame: &mut TrapFrame) -> Option<Result<u64, Errno>> {
         13 => sigaction(int(a), b, c, d),
         14 => sigprocmask(signed(a), b, c, d),
         15 => Ok(signal::return_from_handler(frame)),
-        34 => {
-            task::pause();
-            Err(Errno::Erestartnohand)
-        }
+        34 => Err(task::pause()),
         62 => kill(signed(a), int(b)),
         127 => sigpending(a, b),
         128 => sigtimedwait(a, b, c, d),

@@ -1,7 +1,7 @@
 //! The first process (Linux: init/main.c, `kernel_init`, `run_init_process`).
 
 use alloc::sync::Arc;
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use mm_vma::Errno;
 
@@ -9,7 +9,7 @@ use super::{Current, Process, current, do_exit, fork, wait};
 use crate::arch::trap::TrapFrame;
 use crate::arch::user;
 use crate::elf::{self, Bundled};
-use crate::sched::{self, CpuMask, WaitQueue};
+use crate::sched::{self, CpuMask, WaitQueue, Woken};
 use crate::syscall::open_console;
 use crate::{exec, println};
 
@@ -97,12 +97,34 @@ pub fn wait_init(process: &Arc<Process>) -> End {
     End::Exited(if status & 0x7f == 0 { status >> 8 & 0xff } else { 128 + (status & 0x7f) })
 }
 
-/// Sleeps until a signal comes (Linux: `pause`).
-pub fn pause() {
-    static NEVER: WaitQueue = WaitQueue::new();
-    let Some(task) = current() else { return };
-    task.process.paused.store(true, Ordering::Release);
-    task.process.ended.wake_up_all();
-    NEVER.wait_interruptible(&sched::task_context(), None, || false);
-    task.process.paused.store(false, Ordering::Release);
+/// Those who pause.
+static PAUSED: WaitQueue = WaitQueue::new();
+/// The first process whose pause the kernel ends; 0 for none.
+static GOES_ON: AtomicU32 = AtomicU32::new(0);
+
+/// Sleeps until a signal comes (Linux: `pause`), or until the kernel ends it; the call's error.
+pub fn pause() -> Errno {
+    let Some(task) = current() else { return Errno::Eintr };
+    let process = &task.process;
+    process.paused.store(true, Ordering::Release);
+    process.ended.wake_up_all();
+    let goes_on = || GOES_ON.compare_exchange(process.pid, 0, Ordering::AcqRel, Ordering::Relaxed).is_ok();
+    let woken = PAUSED.wait_interruptible(&sched::task_context(), None, goes_on);
+    process.paused.store(false, Ordering::Release);
+    match woken {
+        // No signal says what is to be done: the program goes on.
+        Woken::Event => Errno::Eintr,
+        _ => Errno::Erestartnohand,
+    }
+}
+
+/// Lets a first process go on after [`wait_init`] saw it pause, as a signal that it handles would. Returns when it has left the call, so
+/// that it is not seen pausing twice.
+pub fn end_pause(process: &Process) {
+    GOES_ON.store(process.pid, Ordering::Release);
+    PAUSED.wake_up_all();
+    let context = sched::task_context();
+    while process.paused.load(Ordering::Acquire) && !process.is_zombie() {
+        sched::yield_now(&context);
+    }
 }

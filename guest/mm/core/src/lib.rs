@@ -29,7 +29,7 @@ pub use context::MaySleep;
 pub use errno::Errno;
 pub use gfp::Gfp;
 pub use id::{Arena, Id, Link, Rcu};
-pub use migrate::{Migrate, MigrateError, MigrateMode, NoMigrate};
+pub use migrate::{Migrate, MigrateError, MigrateMode, NoMigrate, is_movable_page, is_user_page};
 pub use order::Order;
 pub use page::Page;
 pub use page_state::PageState;

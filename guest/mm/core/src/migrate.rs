@@ -12,8 +12,22 @@
 //!
 //! Whoever marks, unmarks or moves a page holds its lock, so an owner that frees a page locks it, clears the mark and
 //! unlocks it first. Nobody sleeps with a page locked.
+//!
+//! Pages of programs ([`PageKind::User`]) are movable without a mark: who maps them is found through their owner (Linux: pages of the LRU
+//! lists). They are isolated and put back by the same calls, and moved by [`Migrate::migrate_user_page`].
 
-use crate::{Page, Pfn};
+use crate::{Page, PageFlags, PageKind, Pfn};
+
+/// Whether the frame is a page of programs that says who finds its entries: an anonymous page, or one of a mapping (Linux: `PageLRU`).
+/// Only a look: whoever acts on it looks again with a reference.
+pub fn is_user_page(page: &Page) -> bool {
+    page.kind() == PageKind::User && page.mapping() != 0
+}
+
+/// Whether the frame's contents could go elsewhere, as far as its descriptor says (Linux: `PageLRU` or `__PageMovable`).
+pub fn is_movable_page(page: &Page) -> bool {
+    page.has(PageFlags::MOVABLE) || is_user_page(page)
+}
 
 /// How far a migration may go (Linux: `enum migrate_mode`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -75,6 +89,16 @@ pub trait Migrate {
 
     /// Takes a page back that was isolated and stays where it is.
     fn putback_page(&self, pfn: Pfn, page: &Page);
+
+    /// Moves a page of programs, of which the caller has a reference, to the fresh page `to`, and makes everybody who maps `from` map `to`
+    /// (Linux: `migrate_folio_unmap`, `migrate_folio_move`). With `Ok` the caller's reference is the last one of `from`, and that of `to`
+    /// was spent.
+    ///
+    /// # Errors
+    /// [`MigrateError::Again`] if somebody holds the page besides, [`MigrateError::Busy`] if it never moves; then nothing has changed.
+    fn migrate_user_page(&self, _to: Pfn, _from: Pfn, _mode: MigrateMode) -> Result<(), MigrateError> {
+        Err(MigrateError::Busy)
+    }
 }
 
 /// A machine without movable pages.

@@ -92,6 +92,18 @@ pub fn put<C: Counter>(count: &C) -> Option<bool> {
     None
 }
 
+/// Drops a reference unless it is the last one, which stays; false then.
+pub fn put_unless_last<C: Counter>(count: &C) -> bool {
+    let mut seen = count.load(Ordering::Relaxed);
+    while seen > 1 {
+        match count.compare_exchange(seen, seen - 1, Ordering::AcqRel, Ordering::Relaxed) {
+            Ok(_) => return true,
+            Err(now) => seen = now,
+        }
+    }
+    false
+}
+
 /// Takes all references at once if there are `expected`: until [`unfreeze`] nobody gets one (Linux:
 /// `page_ref_freeze`).
 pub fn freeze<C: Counter>(count: &C, expected: i32) -> bool {

@@ -1,6 +1,6 @@
 //! Pages of mappings: finding, adding and taking out (Linux: mm/filemap.c).
 
-use mm_core::{Arena, Gfp, Id, MemMap, Order, PageKind, Pfn, refcount};
+use mm_core::{Arena, Gfp, Id, MemMap, Order, PageFlags, PageKind, Pfn, refcount};
 
 use crate::lookup::{self, Tried};
 use crate::tree::Spare;
@@ -132,6 +132,42 @@ pub fn delete_from_page_cache<K: Cache>(k: &K, id: Id<Mapping>, index: u64, pfn:
         put_page(k, pfn);
     }
     deleted
+}
+
+/// Gives the slot of the page `old`, which the caller has a reference of, to the fresh page `new`, with its contents by `copy`; the cache
+/// takes a reference of it. False, with nothing changed, if somebody else holds `old`, or it has left the mapping (Linux:
+/// `folio_migrate_mapping`). After it the caller's reference is the last one of `old`, which is nobody's page; entries that mapped it are
+/// the caller's to mend, who has made sure that nothing maps it now.
+pub fn replace_page<K: Cache>(
+    k: &K,
+    id: Id<Mapping>,
+    index: u64,
+    (old, new): (Pfn, Pfn),
+    copy: impl FnOnce(),
+) -> bool {
+    let tree = Arena::<Mapping>::at(k, id).i_pages();
+    let (Some(from), Some(to)) = (MemMap::page(k, old), MemMap::page(k, new)) else { return false };
+    k.pages_lock(id, || {
+        // The cache's reference and the caller's. Frozen, a lookup that found the page does not get it, and looks again (L2).
+        if tree.load(k, index) != Entry::Frame(old) || !refcount::freeze(from.references(), 2) {
+            return false;
+        }
+        copy();
+        to.set_kind(PageKind::User);
+        to.set_owner(id.as_u64(), index);
+        if from.has(PageFlags::DIRTY) {
+            to.insert(PageFlags::DIRTY);
+        }
+        refcount::get(to.references());
+        // The slot is there, so no node is needed.
+        let stored = tree.store(k, index, Entry::Frame(new), &mut Spare::default());
+        debug_assert!(stored.is_ok(), "a slot in use needs no nodes");
+        from.set_owner(0, 0);
+        from.remove(PageFlags::DIRTY);
+        from.set_kind(PageKind::Allocated);
+        refcount::unfreeze(from.references(), 1);
+        true
+    })
 }
 
 /// Takes what is at `index` out, under the lock; the cache's reference of a page goes to the caller.

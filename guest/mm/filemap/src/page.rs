@@ -15,17 +15,8 @@ pub fn get_page(map: &impl MemMap, pfn: Pfn) {
 /// A lookup may get a reference of a page whose last one is being dropped; then that lookup frees it.
 pub fn put_page<K: MemMap + PageAlloc>(k: &K, pfn: Pfn) {
     let Some(page) = k.page(pfn) else { return };
-    let count = page.references();
-    loop {
-        let now = page.refcount();
-        if now <= 1 {
-            break;
-        }
-        let (success, failure) =
-            (core::sync::atomic::Ordering::AcqRel, core::sync::atomic::Ordering::Relaxed);
-        if count.compare_exchange(now, now - 1, success, failure).is_ok() {
-            return;
-        }
+    if refcount::put_unless_last(page.references()) {
+        return;
     }
     // Whoever has no reference yet does not get the page for what it was.
     page.set_owner(0, 0);

@@ -17,6 +17,7 @@
 
 use mm_core::{
     Event, Gfp, MemMap, MigrateMode, Migratetype, Order, PAGEBLOCK_PAGES, PageKind, PageState, Pfn, Trace,
+    is_movable_page,
 };
 
 use crate::alloc::{Machine, PageAllocator, PageList, zone_index};
@@ -24,7 +25,6 @@ use crate::free::{block_over, is_free};
 use crate::free_list::linked;
 use crate::gfp::Context;
 use crate::migrate::AllocTarget;
-use crate::pageblock::is_movable_page;
 use crate::{FreeError, Zone};
 
 /// Why a range cannot be had (Linux: a negative errno).

@@ -6,17 +6,23 @@
 //! putback_movable_pages       what stayed goes back to its owner                             (M1)
 //! ```
 //!
+//! Owners mark their blocks, or they are pages of programs ([`mm_core::is_user_page`]): those of address spaces and the page cache, which
+//! [`mm_core::Migrate::migrate_user_page`] moves under everybody who maps them.
+//!
 //! Invariants:
-//! M1  a frame flagged `ISOLATED` is flagged `MOVABLE` too, unless its owner has freed it since, and has a reference of
-//!     whoever isolated it;
-//! M2  a block that moved: the new one has the old one's kind, owner fields, mark and the owner's one reference; the old
-//!     one is free;
+//! M1  a frame flagged `ISOLATED` is movable ([`mm_core::is_movable_page`]) too, unless its owner has freed it since, and has a reference
+//!     of whoever isolated it;
+//! M2  a block that moved: the new one has the old one's kind, owner fields, mark and the owner's references (one, but for pages of
+//!     programs); the old one is free;
 //! M3  a block that did not move is as it was, and the new one is back where it came from.
 //!
 //! A movable block of an order above 0 is a compound page. No function here takes a zone's lock but to free.
 
 use memvisor_abi::VmEvent;
-use mm_core::{Event, Gfp, MemMap, MigrateError, MigrateMode, Order, Page, PageFlags, PageKind, Pfn, Trace};
+use mm_core::{
+    Event, Gfp, MemMap, MigrateError, MigrateMode, Order, Page, PageFlags, PageKind, Pfn, Trace,
+    is_movable_page, is_user_page,
+};
 
 use crate::alloc::{Machine, PageAllocator, PageList};
 use crate::gfp::Context;
@@ -114,7 +120,7 @@ impl<M: Machine> PageAllocator<M> {
     pub fn putback_movable_page(&self, pfn: Pfn) {
         let Some(page) = self.machine.map().page(pfn) else { return };
         page.lock();
-        if page.has(PageFlags::MOVABLE) {
+        if is_movable_page(page) {
             self.machine.migrate().putback_page(pfn, page);
         }
         page.remove(PageFlags::ISOLATED);
@@ -258,6 +264,15 @@ impl<M: Machine> PageAllocator<M> {
             }
             page.lock();
         }
+        if is_user_page(page) {
+            // Who maps it holds references, so the counting is the owner's.
+            let moved = self.machine.migrate().migrate_user_page(to, from, mode);
+            if moved.is_ok() {
+                page.remove(PageFlags::ISOLATED);
+            }
+            page.unlock();
+            return moved.map(|()| true);
+        }
         if !page.has(PageFlags::MOVABLE) {
             page.remove(PageFlags::ISOLATED);
             page.unlock();
@@ -290,6 +305,17 @@ impl<M: Machine> PageAllocator<M> {
 
     /// Drops a reference that migration holds.
     pub(crate) fn release(&self, pfn: Pfn) {
+        if let Some(page) = self.machine.map().page(pfn)
+            && page.kind() == PageKind::User
+        {
+            if refcount::put_unless_last(page.references()) {
+                return;
+            }
+            // Its users have gone meanwhile (Linux: `__page_cache_release`).
+            page.set_owner(0, 0);
+            page.remove(PageFlags::DIRTY);
+            page.set_kind(PageKind::Allocated);
+        }
         if let Err(error) = self.put_page(pfn)
             && self.machine.may_report()
         {
@@ -311,7 +337,7 @@ fn hand_on(page: &Page, new: &Page) {
 
 /// Whether isolation may succeed; to be looked at again under the page's lock.
 fn is_isolatable(page: &Page) -> bool {
-    page.has(PageFlags::MOVABLE) && !page.has(PageFlags::ISOLATED)
+    is_movable_page(page) && !page.has(PageFlags::ISOLATED)
 }
 
 /// Frames to step over: those of the block that starts here, as far as the descriptor says.

@@ -1,7 +1,7 @@
 //! Pageblocks: 512 frames that hold allocations of one type as far as possible (Linux: "grouping pages by
 //! mobility").
 
-use mm_core::{Event, MemMap, Migratetype, PAGEBLOCK_PAGES, Page, PageFlags, PageKind, Pfn};
+use mm_core::{Event, MemMap, Migratetype, PAGEBLOCK_PAGES, PageKind, Pfn, is_movable_page};
 
 use crate::Zone;
 use crate::free::pageblock_type;
@@ -24,12 +24,6 @@ pub(crate) const fn is_mergeable(migratetype: Migratetype) -> bool {
 /// The first frame of the pageblock that holds `pfn`.
 pub(crate) const fn pageblock_start(pfn: Pfn) -> Pfn {
     Pfn::new(pfn.as_u64() & !(PAGEBLOCK_PAGES - 1))
-}
-
-/// Whether the owner of an allocated frame could put its contents elsewhere (Linux: `PageLRU` or
-/// `__PageMovable`).
-pub(crate) fn is_movable_page(page: &Page) -> bool {
-    page.has(PageFlags::MOVABLE) || page.has(PageFlags::LRU)
 }
 
 impl Zone {

@@ -348,6 +348,17 @@ impl<K: Kernel> VmFault<'_, K> {
         })
     }
 
+    /// Takes a reference of the page if the entry is still `old`, which maps it.
+    fn hold(&self, old: Entry, pfn: Pfn) -> bool {
+        self.k.tables(self.mm, |tables| {
+            let mapped = pte::read(tables, self.mm.page_table(), self.page_addr()) == old;
+            if mapped {
+                page::get(self.k, pfn);
+            }
+            mapped
+        })
+    }
+
     fn flags(&self, write: bool, dirty: bool) -> PteFlags {
         let mut flags = self.vma.page_prot().flags();
         flags.set(PteFlags::WRITE, write);
@@ -457,6 +468,11 @@ impl<K: Kernel> VmFault<'_, K> {
         // Nobody counts it.
         let uncounted = is_zero || matches!(pte::decode(old), Pte::Special(_));
         let copy = self.alloc(is_zero)?;
+        // Without a reference it could be moved, freed and somebody else's meanwhile.
+        if !uncounted && !self.hold(old, pfn) {
+            page::put(self.k, copy);
+            return Ok(Done::Spurious);
+        }
         if !is_zero {
             self.k.copy_page(copy, pfn);
         }
@@ -486,11 +502,15 @@ impl<K: Kernel> VmFault<'_, K> {
             }
             true
         });
+        if !uncounted {
+            page::put(self.k, pfn);
+        }
         if !replaced {
             page::put(self.k, copy);
             return Ok(Done::Spurious);
         }
         if !uncounted {
+            // The entry's reference.
             page::put(self.k, pfn);
         }
         Ok(Done::Minor)

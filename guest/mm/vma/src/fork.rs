@@ -81,12 +81,18 @@ fn copy_page_range<K: Kernel>(
     while va < vma.end() {
         let mut step = || copy_batch(k, (from, to), vma, va, gather);
         // Whoever unmaps pages of a file finds them in the parent or in both, never on the way.
-        va = if vma.mapping().is_some() { k.rmap_lock(step) } else { step() }?;
+        let next = if vma.mapping().is_some() { k.rmap_lock(step) } else { step() }?;
+        if next == va {
+            // The page there is being moved.
+            k.relax();
+        }
+        va = next;
     }
     Ok(())
 }
 
-/// Copies some entries from `va` on; where to go on.
+/// Copies some entries from `va` on; where to go on. It stops at a page that is being moved: a copy of its entry would not be found when the
+/// move ends, because it is in no table yet.
 fn copy_batch<K: Kernel>(
     k: &K,
     (from, to): (&Mm, &Mm),
@@ -102,6 +108,9 @@ fn copy_batch<K: Kernel>(
             return vma.end();
         };
         for (index, va) in run.used(tables) {
+            if matches!(pte::decode(Entry::new(tables.read(run.table, index))), Pte::Migration(_)) {
+                return va;
+            }
             // What does not fit is looked at next time.
             let Some(slot) = batch.get_mut(len) else { return va };
             if let Some(entry) = share_entry(k, tables, run, index, cow) {
@@ -126,7 +135,7 @@ fn copy_batch<K: Kernel>(
         for &(va, entry) in copied {
             let index = base + usize::try_from((va - first) / mm_core::PAGE_SIZE).unwrap_or(0);
             tables.write(table, index, entry.as_u64());
-            if let Pte::Page(pfn) | Pte::Migration(pfn) = pte::decode(entry)
+            if let Pte::Page(pfn) = pte::decode(entry)
                 && !k.is_zero_page(pfn)
                 && let Some(count) = rss.get_mut(zap::kind_of(k, pfn) as usize)
             {
@@ -168,10 +177,8 @@ fn share_entry<K: Kernel, M: TableMem>(
         if cow { Entry::new(entry.as_u64() & !PteFlags::WRITE.bits()) } else { entry }
     };
     let old = match pte::decode(seen) {
-        Pte::Empty => return None,
-        Pte::Page(_) | Pte::Migration(_) | Pte::Special(_) => {
-            pte::update(tables, run.table, index, read_only)
-        }
+        Pte::Empty | Pte::Migration(_) => return None,
+        Pte::Page(_) | Pte::Special(_) => pte::update(tables, run.table, index, read_only),
     };
     let lost = old.is_present() && read_only(old) != old;
     let mut copy = read_only(old);

@@ -1,5 +1,5 @@
 //! Address spaces: VMAs, the mmap family, page faults, fork and reverse mapping (Linux: mm/mmap.c, mm/vma.c, mm/mprotect.c,
-//! mm/mremap.c, mm/madvise.c, mm/mlock.c, mm/memory.c, mm/rmap.c, kernel/fork.c).
+//! mm/mremap.c, mm/madvise.c, mm/mlock.c, mm/memory.c, mm/rmap.c, mm/migrate.c, kernel/fork.c).
 //!
 //! An address space is an [`Mm`]: a tree of [`Vma`]s, page tables, and counts. Whoever changes it takes mmap_lock
 //! ([`Space::lock`]) and calls a method of [`Space`] that is named like the system call; a fault usually needs only the lock of one VMA
@@ -15,7 +15,7 @@
 //! M5  every anonymous page is found from its `AnonVma` in every VMA that maps it, at its `index`;
 //! M6  entries of frames that nobody counts lie in PFNMAP VMAs, where all others are private copies.
 //!
-//! Invariants of the parts are in `tree.rs` (N), `anon.rs` (A), `page.rs` (P) and `gather.rs` (G). Lock order: mmap_lock,
+//! Invariants of the parts are in `tree.rs` (N), `anon.rs` (A), `page.rs` (P), `gather.rs` and `migrate.rs` (G). Lock order: mmap_lock,
 //! VMA locks, the rmap lock, page-table locks.
 
 #![no_std]
@@ -37,6 +37,7 @@ mod kernel;
 mod lock;
 mod madvise;
 mod merge;
+mod migrate;
 mod mlock;
 mod mm;
 mod mmap;
@@ -62,6 +63,7 @@ pub use fork::dup_mmap;
 pub use kernel::Kernel;
 pub use lock::VmaRead;
 pub use madvise::{Advice, Advised, madvise_remove};
+pub use migrate::{Unmapped, migrate_page, remove_migration_ptes, try_to_migrate};
 pub use mlock::{MLOCK_ONFAULT, MlockAll, populate, populate_exact, populate_locked};
 pub use mm::{Layout, Limits, Mm, RssKind, STACK_GUARD_GAP};
 pub use mm_core::Errno;
@@ -72,7 +74,7 @@ pub use mremap::MremapFlags;
 pub use page::{Owner, owner, put as put_page};
 pub use pfnmap::Frames;
 pub use query::MsyncFlags;
-pub use rmap::{Unmapped, for_each_pte, remove_migration_ptes, try_to_migrate, unmap_mapping_range};
+pub use rmap::{for_each_pte, unmap_mapping_range};
 pub use shm::mapping_writably_mapped;
 pub use space::{Populate, Space};
 pub use tree::{FANOUT, GapQuery, Node, Tree};

@@ -19,6 +19,8 @@ use crate::{Kernel, Mm, Vma};
 
 const ATTACHED: u32 = 1;
 const WRITER: u32 = 0x4000_0000;
+/// Looks at a VMA's readers before others may run.
+const SPINS: u32 = 1000;
 
 impl Vma {
     /// In a tree from now on; nobody else knew the descriptor.
@@ -27,10 +29,27 @@ impl Vma {
         self.refcount.store(ATTACHED, Release);
     }
 
-    /// In no tree any more. The VMA is locked for writing, so there are no readers.
-    pub(crate) fn detach(&self) {
+    /// In no tree any more (Linux: `vma_mark_detached`). The VMA is locked for writing, so no reader believes it, but some may still be on
+    /// their way to find that out: a count that one of them gives back later would be that of the descriptor's next use. It keeps its
+    /// address space until it is freed: whoever looks for entries of a page finds those that are still to be removed.
+    pub(crate) fn detach<K: Kernel>(&self, k: &K) {
+        self.shut(k);
         self.refcount.store(0, Release);
-        self.mm.store(None);
+    }
+
+    /// Lets no reader in from now on, and waits until all have left.
+    fn shut<K: Kernel>(&self, k: &K) {
+        self.refcount.fetch_add(WRITER, AcqRel);
+        let mut spins = 0;
+        while self.refcount.load(Acquire) != ATTACHED | WRITER {
+            // A reader is in a fault on another CPU, and soon done. To let others run meanwhile would keep mmap_lock from everybody.
+            if spins < SPINS {
+                spins += 1;
+                core::hint::spin_loop();
+            } else {
+                k.relax();
+            }
+        }
     }
 
     /// Locks the VMA until mmap_lock, held for writing, is dropped (Linux: `vma_start_write`).
@@ -40,10 +59,7 @@ impl Vma {
         if self.lock_seq.load(Relaxed) == seq || self.refcount.load(Relaxed) == 0 {
             return;
         }
-        self.refcount.fetch_add(WRITER, AcqRel);
-        while self.refcount.load(Acquire) != ATTACHED | WRITER {
-            k.relax();
-        }
+        self.shut(k);
         self.lock_seq.store(seq, Release);
         self.refcount.fetch_sub(WRITER, AcqRel);
     }

@@ -3,7 +3,7 @@
 use bitflags::bitflags;
 use mm_core::{PAGE_SHIFT, PAGE_SIZE};
 
-use crate::fault::{Access, Fault, FaultInfo, handle_fault};
+use crate::fault::{Access, Done, Fault, FaultInfo, handle_fault};
 use crate::id::Id;
 use crate::pte::{self, Pte};
 use crate::space::{Populate, page_align};
@@ -249,14 +249,20 @@ pub fn populate_exact<K: Kernel>(
 /// Faults one page in unless its entry allows the access already.
 fn touch<K: Kernel>(k: &K, mm: Id<Mm>, limits: &Limits, va: u64, access: Access) -> Result<(), Errno> {
     let at: &Mm = k.at(mm);
-    let entry = k.tables(at, |tables| pte::read(tables, at.page_table(), va));
-    let there = matches!(pte::decode(entry), Pte::Page(_)) && entry.is_present();
-    if there && (access == Access::Read || entry.has(mm_pgtable::PteFlags::WRITE)) {
-        return Ok(());
-    }
-    match handle_fault(k, mm, FaultInfo { addr: va, access, present: there }, || *limits) {
-        Ok(_) => Ok(()),
-        Err(Fault::NoMemory) => Err(Errno::Enomem),
-        Err(Fault::MapErr | Fault::AccErr | Fault::AdrErr) => Err(Errno::Efault),
+    loop {
+        let entry = k.tables(at, |tables| pte::read(tables, at.page_table(), va));
+        let there = matches!(pte::decode(entry), Pte::Page(_)) && entry.is_present();
+        if there && (access == Access::Read || entry.has(mm_pgtable::PteFlags::WRITE)) {
+            return Ok(());
+        }
+        return match handle_fault(k, mm, FaultInfo { addr: va, access, present: there }, || *limits) {
+            Ok(Done::Wait) => {
+                k.relax();
+                continue;
+            }
+            Ok(_) => Ok(()),
+            Err(Fault::NoMemory) => Err(Errno::Enomem),
+            Err(Fault::MapErr | Fault::AccErr | Fault::AdrErr) => Err(Errno::Efault),
+        };
     }
 }

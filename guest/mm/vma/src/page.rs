@@ -30,7 +30,11 @@ pub enum Owner {
 
 /// Who finds the PTEs of `page` (P3).
 pub fn owner(page: &Page) -> Owner {
-    let raw = page.mapping();
+    owner_of(page.mapping())
+}
+
+/// Who a page's `mapping` names.
+pub(crate) fn owner_of(raw: u64) -> Owner {
     if raw & ANON != 0 {
         Id::new(raw & !ANON).map_or(Owner::None, Owner::Anon)
     } else {

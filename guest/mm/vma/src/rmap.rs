@@ -1,12 +1,11 @@
-//! From a page to every entry that maps it, and moving pages (Linux: mm/rmap.c, `rmap_walk`, `try_to_migrate`;
-//! mm/migrate.c, `remove_migration_ptes`).
+//! From a page to every entry that maps it (Linux: mm/rmap.c, `rmap_walk`).
 
 use core::ops::Range;
 use core::sync::atomic::Ordering::{Acquire, Release};
 
-use mm_core::{PAGE_SHIFT, PAGE_SIZE, Page, PageFlags, Pfn, VirtAddr};
+use mm_core::{PAGE_SHIFT, Page, Pfn};
 use mm_filemap::Cows;
-use mm_pgtable::{Entry, FlushRange, PteFlags, TableMem};
+use mm_pgtable::Entry;
 
 use crate::gather::Gather;
 use crate::id::Id;
@@ -28,23 +27,43 @@ pub fn for_each_pte<K: Kernel>(k: &K, pfn: Pfn, mut f: impl FnMut(Id<Mm>, Id<Vma
     });
 }
 
+/// Where a page belongs, as its descriptor said at one moment.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Place {
+    pub owner: Owner,
+    pub index: u64,
+}
+
+impl Place {
+    /// What the page says now.
+    pub(crate) fn of(page: &Page) -> Place {
+        let (mapping, index) = page.owner();
+        Place { owner: page::owner_of(mapping), index }
+    }
+}
+
 /// Calls `f` for every place where the page may be mapped (Linux: `rmap_walk`).
-fn walk<K: Kernel>(k: &K, page: &Page, mut f: impl FnMut(Id<Mm>, Id<Vma>, u64) -> bool) {
-    let index = page.index();
+fn walk<K: Kernel>(k: &K, page: &Page, f: impl FnMut(Id<Mm>, Id<Vma>, u64) -> bool) {
+    k.rmap_lock(|| walk_place(k, Place::of(page), f));
+}
+
+/// [`walk`] with the rmap lock held. VMAs that leave their address space are still visited until they leave the list. The owner may be
+/// free already: objects keep their type while the lock keeps interrupts off, and what is free or another's has no entry of the page.
+pub(crate) fn walk_place<K: Kernel>(k: &K, place: Place, mut f: impl FnMut(Id<Mm>, Id<Vma>, u64) -> bool) {
     let mut visit = |id: Id<Vma>| {
         let vma: &Vma = k.at(id);
-        match (vma.mm.load(), vma.address_of(index)) {
+        match (vma.mm.load(), vma.address_of(place.index)) {
             (Some(mm), Some(va)) => f(mm, id, va),
             _ => true,
         }
     };
-    k.rmap_lock(|| match page::owner(page) {
+    match place.owner {
         Owner::Anon(anon) => anon::for_each_vma(k, anon, &mut visit),
         Owner::Mapped(mapping) => {
             sharers(k, mapping).all(visit);
         }
         Owner::None => {}
-    });
+    }
 }
 
 /// The first VMA of a mapping (Linux: `i_mmap`).
@@ -119,82 +138,5 @@ pub fn unmap_mapping_range<K: Kernel>(k: &K, mapping: Id<Mapping>, pages: Range<
             zap::zap(k, mm, start..start + ((end - first) << PAGE_SHIFT), cows, &mut gather);
             gather.finish(k, mm);
         }
-    });
-}
-
-/// What [`try_to_migrate`] left.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Unmapped {
-    /// Nothing maps the page, and nobody but the caller and its mapping holds it.
-    Yes,
-    /// Somebody else holds it: put the entries back with [`remove_migration_ptes`] to itself.
-    Pinned,
-}
-
-/// Replaces every entry of the page, which the caller holds a reference of, by one that makes faults wait. `expected` is
-/// the references that remain: the caller's, and one if the page belongs to a mapping.
-pub fn try_to_migrate<K: Kernel>(k: &K, pfn: Pfn, expected: i32) -> Unmapped {
-    let Some(page) = k.page(pfn) else { return Unmapped::Pinned };
-    walk(k, page, |mm, _, va| {
-        let at: &Mm = k.at(mm);
-        let taken = k.tables(at, |tables| {
-            let (table, index) = pte::locate(tables, at.page_table(), va).ok()?;
-            let seen = Entry::new(tables.read(table, index));
-            if pte::decode(seen) != Pte::Page(pfn) {
-                return None;
-            }
-            let old = pte::update(tables, table, index, pte::migration);
-            // No CPU writes to the page any more once its contents are copied.
-            let va = VirtAddr::new(va);
-            k.flush_tlb(at, FlushRange::Range { start: va, last: va, stride: PAGE_SIZE });
-            Some(old)
-        });
-        if let Some(old) = taken {
-            if old.has(PteFlags::DIRTY) {
-                page.insert(PageFlags::DIRTY);
-            }
-            page::remove_rmap(k, pfn);
-            page::put(k, pfn);
-        }
-        true
-    });
-    if page.mapcount() == -1 && page.refcount() == expected { Unmapped::Yes } else { Unmapped::Pinned }
-}
-
-/// Makes `new`, a copy of `old` with a reference of the caller's, what the entries that wait for `old` map. `new` may be
-/// `old` itself: the move was given up. An anonymous page's owner goes over; a mapping's is its own affair.
-pub fn remove_migration_ptes<K: Kernel>(k: &K, old: Pfn, new: Pfn) {
-    let (Some(from), Some(to)) = (k.page(old), k.page(new)) else { return };
-    if old != new {
-        to.set_kind(from.kind());
-        to.set_mapping(from.mapping());
-        to.set_index(from.index());
-        if from.has(PageFlags::DIRTY) {
-            to.insert(PageFlags::DIRTY);
-        }
-    }
-    walk(k, from, |mm, id, va| {
-        let at: &Mm = k.at(mm);
-        let vma: &Vma = k.at(id);
-        k.tables(at, |tables| {
-            let Ok((table, index)) = pte::locate(tables, at.page_table(), va) else { return };
-            let seen = Entry::new(tables.read(table, index));
-            if pte::decode(seen) != Pte::Migration(old) {
-                return;
-            }
-            // Writable again only if the VMA still is.
-            let prot = vma.page_prot().flags();
-            let write = seen.has(PteFlags::WRITE)
-                && vma.flags().contains(crate::VmFlags::WRITE)
-                && (vma.flags().contains(crate::VmFlags::SHARED) || seen.has(PteFlags::WRITE));
-            let mut flags =
-                (prot - PteFlags::ACCESSED) | seen.flags(1) & (PteFlags::ACCESSED | PteFlags::DIRTY);
-            flags.set(PteFlags::WRITE, write);
-            page::get(k, new);
-            page::add_rmap(k, new);
-            let entry = pte::page(new, flags, vma.flags().is_accessible());
-            tables.write(table, index, entry.as_u64());
-        });
-        true
     });
 }

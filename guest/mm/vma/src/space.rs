@@ -139,7 +139,7 @@ impl<'k, K: Kernel> Space<'k, K> {
         }
         let found = self.mm.tree.remove(self.k, vma.start());
         debug_assert!(found, "a VMA was not in the tree");
-        vma.detach();
+        vma.detach(self.k);
         self.mm.set_map_count(self.mm.map_count() - 1);
     }
 
@@ -148,6 +148,7 @@ impl<'k, K: Kernel> Space<'k, K> {
         anon::unlink(self.k, id);
         let mapping = self.vma(id).mapping();
         rmap::unshare(self.k, id);
+        self.vma(id).mm.store(None);
         self.k.free(id);
         if let Some(mapping) = mapping {
             self.k.mapping_put(mapping);

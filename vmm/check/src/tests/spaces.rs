@@ -249,6 +249,17 @@ fn pte_vma_sees_an_entry_outside_and_one_without_meaning() {
 }
 
 #[test]
+fn pte_migration_sees_an_entry_that_nobody_will_bring_back() {
+    let mut guest = healthy();
+    edit_user(&mut guest, DATA_VA, |entry| entry & !1 | PTE_MIGRATION);
+    let finding = rules(&guest);
+    assert!(finding.contains(&"pte.migration"), "{finding:?}");
+    // Whoever moves the page has it locked.
+    guest.edit_page(USER_PFN + 1, |page| page.flags |= PageFlags::LOCKED.bits());
+    assert!(!rules(&guest).contains(&"pte.migration"));
+}
+
+#[test]
 fn rmap_refcount_sees_a_reference_too_many_and_counts_what_a_mapping_holds() {
     let mut guest = healthy();
     guest.edit_page(USER_PFN + 1, |page| page.refcount = 2);

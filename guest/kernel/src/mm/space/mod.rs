@@ -31,6 +31,11 @@ use crate::{introspect, sched, smp};
 #[derive(Clone, Copy, Debug)]
 pub struct Spaces;
 
+/// In mmap_lock, beside the readers: a writer waits.
+const WRITER_WAITS: i32 = 1 << 30;
+/// Looks at a lock before the CPU goes to somebody else: its holder is likely on another one, and soon done.
+const SPINS: u32 = 200;
+
 /// Guards all trees of `AnonVma`s and all lists of mappings.
 static RMAP: Lock<()> = Lock::new(());
 
@@ -139,6 +144,21 @@ pub fn is_user_address(va: u64) -> bool {
     va < mm_pgtable::layout::task_size(levels())
 }
 
+impl Spaces {
+    /// Waits for a lock whose holder may sleep.
+    fn wait_until(self, mut taken: impl FnMut() -> bool) {
+        loop {
+            for _ in 0..SPINS {
+                if taken() {
+                    return;
+                }
+                core::hint::spin_loop();
+            }
+            self.relax();
+        }
+    }
+}
+
 impl MemMap for Spaces {
     fn page(&self, pfn: Pfn) -> Option<&Page> {
         MemMap::page(&Vmemmap, pfn)
@@ -207,13 +227,12 @@ impl Kernel for Spaces {
 
     fn mmap_read_lock(&self, mm: &Mm) {
         let lock = &objects::of_mm(mm).mmap_lock;
-        loop {
+        self.wait_until(|| {
             let now = lock.load(Ordering::Relaxed);
-            if now >= 0 && lock.compare_exchange(now, now + 1, Ordering::Acquire, Ordering::Relaxed).is_ok() {
-                return;
-            }
-            self.relax();
-        }
+            // Readers hold back where a writer waits, or there might always be one.
+            (0..WRITER_WAITS).contains(&now)
+                && lock.compare_exchange(now, now + 1, Ordering::Acquire, Ordering::Relaxed).is_ok()
+        });
     }
 
     fn mmap_read_unlock(&self, mm: &Mm) {
@@ -222,9 +241,14 @@ impl Kernel for Spaces {
 
     fn mmap_write_lock(&self, mm: &Mm) {
         let lock = &objects::of_mm(mm).mmap_lock;
-        while lock.compare_exchange(0, -1, Ordering::Acquire, Ordering::Relaxed).is_err() {
-            self.relax();
-        }
+        self.wait_until(|| {
+            let now = lock.load(Ordering::Relaxed);
+            let free = now == 0 || now == WRITER_WAITS;
+            let wanted = if free { -1 } else { now | WRITER_WAITS };
+            // While another writer has it there is nobody to hold back.
+            (now >= 0 && lock.compare_exchange(now, wanted, Ordering::Acquire, Ordering::Relaxed).is_ok())
+                && free
+        });
     }
 
     fn mmap_write_unlock(&self, mm: &Mm) {
@@ -292,8 +316,16 @@ impl Kernel for Spaces {
     }
 }
 
-/// Where an address of a process is, if it is mapped, and ring 3 may use it so.
+/// Where an address of a process is, if it is mapped, and ring 3 may use it so. It may be elsewhere by now.
 pub fn translate(mm: &Mm, va: u64, write: bool) -> Option<PhysAddr> {
-    let found = Spaces.tables(mm, |tables| mm.page_table().translate(tables, VirtAddr::new(va)))?;
-    (found.effective.user && (found.effective.write || !write)).then_some(found.phys)
+    with_translation(mm, va, write, |phys| phys)
+}
+
+/// Calls `f` with where an address of a process is, if it is mapped, and ring 3 may use it so. It stays there until `f` returns, which
+/// neither sleeps nor uses page tables.
+pub fn with_translation<R>(mm: &Mm, va: u64, write: bool, f: impl FnOnce(PhysAddr) -> R) -> Option<R> {
+    Spaces.tables(mm, |tables| {
+        let found = mm.page_table().translate(tables, VirtAddr::new(va))?;
+        (found.effective.user && (found.effective.write || !write)).then(|| f(found.phys))
+    })
 }

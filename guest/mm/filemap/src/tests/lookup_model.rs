@@ -237,3 +237,99 @@ fn a_walk_finds_its_page_or_notices_that_the_tree_changed() {
 fn the_model_notices_nodes_that_leave_uncounted() {
     walk_against_shrink(true);
 }
+
+/// A slot that names one of two frames: the page that moves, and where to.
+struct Moving {
+    slot: AtomicU64,
+    frames: [Frame; 2],
+    /// A seeded fault: references are looked at and not frozen.
+    unfrozen: bool,
+}
+
+const WRITTEN: u64 = 1 << 8;
+
+impl Moving {
+    /// The cache and the one who moves it have references of the first, the latter one of the second.
+    fn new(unfrozen: bool) -> Arc<Moving> {
+        let frame = |count, (mapping, index): (u64, u64)| Frame {
+            slot: AtomicU64::new(0),
+            count: Count(AtomicI32::new(count)),
+            mapping: AtomicU64::new(mapping),
+            index: AtomicU64::new(index),
+            contents: Cell::new(index),
+            relaxed: false,
+        };
+        Arc::new(Moving { slot: AtomicU64::new(0), frames: [frame(2, OWNER), frame(1, (0, 0))], unfrozen })
+    }
+
+    fn frame(&self) -> &Frame {
+        &self.frames[usize::try_from(self.slot.load(Acquire)).unwrap()]
+    }
+
+    /// A lookup that writes to the page; whether it got it.
+    fn write(&self) -> bool {
+        for _ in 0..2 {
+            let frame = self.frame();
+            match lookup::try_get(frame, OWNER) {
+                Tried::Free => {}
+                Tried::Other => frame.put(),
+                Tried::Got => {
+                    frame.contents.set(frame.contents.get() + WRITTEN);
+                    frame.put();
+                    return true;
+                }
+            }
+        }
+        false
+    }
+
+    /// What `replace_page` does under the lock, and `migrate_pages` after it; whether the page moved.
+    fn migrate(&self) -> bool {
+        let [old, new] = &self.frames;
+        let alone =
+            if self.unfrozen { old.count.0.load(Acquire) == 2 } else { refcount::freeze(&old.count, 2) };
+        if alone {
+            new.contents.set(old.contents.get());
+            new.index.store(OWNER.1, Relaxed);
+            new.mapping.store(OWNER.0, Release);
+            refcount::get(&new.count);
+            self.slot.store(1, Release);
+            old.mapping.store(0, Release);
+            if self.unfrozen {
+                // The cache's.
+                old.put();
+            } else {
+                refcount::unfreeze(&old.count, 1);
+            }
+        }
+        new.put();
+        old.put();
+        alone
+    }
+}
+
+fn write_against_migration(unfrozen: bool) {
+    loom::model(move || {
+        let moving = Moving::new(unfrozen);
+        let other = moving.clone();
+        let writer = thread::spawn(move || other.write());
+        let moved = moving.migrate();
+        let written = writer.join().expect("no panic");
+        let frame = moving.frame();
+        assert_eq!(core::ptr::eq(frame, &moving.frames[1]), moved);
+        assert_eq!(frame.owner(), OWNER, "the page is where it was looked for");
+        assert_eq!(frame.contents.get(), OWNER.1 + u64::from(written) * WRITTEN, "a write was lost");
+        assert_eq!(frame.count.0.load(Relaxed), 1, "the cache has the only reference");
+    });
+}
+
+#[test]
+fn a_page_that_moves_loses_no_write_of_a_lookup() {
+    write_against_migration(false);
+}
+
+#[test]
+#[should_panic(expected = "")]
+fn the_model_notices_references_that_are_not_frozen() {
+    write_against_migration(true);
+}

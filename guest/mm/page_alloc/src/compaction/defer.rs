@@ -1,10 +1,12 @@
 //! What a zone remembers between compactions: failures, where the scanners go on, which pageblocks are worth nothing.
 
-use mm_core::{Event, MemMap, MigrateMode, Migratetype, Order, PAGEBLOCK_PAGES, PageKind, Pfn};
+use mm_core::{
+    Event, MemMap, MigrateMode, Migratetype, Order, PAGEBLOCK_PAGES, PageKind, Pfn, is_movable_page,
+};
 
 use crate::Zone;
 use crate::free::pageblock_type;
-use crate::pageblock::{is_movable_page, pageblock_start};
+use crate::pageblock::pageblock_start;
 
 /// At most 64 requests are turned away after failures (Linux: `COMPACT_MAX_DEFER_SHIFT`).
 pub const COMPACT_MAX_DEFER_SHIFT: u32 = 6;

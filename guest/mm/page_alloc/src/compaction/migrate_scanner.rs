@@ -2,13 +2,13 @@
 //! `isolate_migratepages_block`).
 
 use memvisor_abi::VmEvent;
-use mm_core::{Event, MemMap, Migratetype, Order, PAGEBLOCK_PAGES, PageKind, Pfn, Trace};
+use mm_core::{Event, MemMap, Migratetype, Order, PAGEBLOCK_PAGES, PageKind, Pfn, Trace, is_movable_page};
 
 use super::{Control, Isolated, is_pageblock_start};
 use crate::alloc::{Machine, PageAllocator};
 use crate::free::pageblock_type;
 use crate::migrate::{CLUSTER_MAX, frames_of};
-use crate::pageblock::{is_movable_page, pageblock_start};
+use crate::pageblock::pageblock_start;
 
 /// Counts of one pageblock's scan.
 #[derive(Clone, Copy, Debug, Default)]
