@@ -43,7 +43,7 @@ pub use event::{CpuEvents, NR_NUMA_EVENTS, NR_VM_EVENTS, NumaEvent, VmEvent};
 pub use layout::{LayoutKind, LayoutRange, fnv1a};
 pub use mm::{
     AnonVma, AnonVmaChain, CpuTlb, MAX_MAP_COUNT, MM_CPU_WORDS, Mapping, MappingNode, Mm, PTE_MIGRATION,
-    PTE_PROTNONE, STACK_GUARD_PAGES, VMA_FANOUT, VMA_TREE_MAX_HEIGHT, Vma, VmaNode, vm_flags,
+    PTE_PROTNONE, PTE_SPECIAL, STACK_GUARD_PAGES, VMA_FANOUT, VMA_TREE_MAX_HEIGHT, Vma, VmaNode, vm_flags,
 };
 pub use page::{Page, PageFlags, PageKind};
 pub use pcp::{NR_PCP_LISTS, PCP_HUGE_ORDER, PCP_MAX_ORDER, PcpList, PerCpuPages};

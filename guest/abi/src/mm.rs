@@ -6,7 +6,8 @@
 //!
 //! An entry of the lowest level that is not present and not 0 keeps its address bits, and has one mark:
 //! [`PTE_PROTNONE`], a page in a VMA without access, or [`PTE_MIGRATION`], a page that is being moved from that frame. What a
-//! [`PTE_PROTNONE`] entry names counts as mapped; a migration entry holds no reference and is no mapping.
+//! [`PTE_PROTNONE`] entry names counts as mapped; a migration entry holds no reference and is no mapping. Nor does an entry with
+//! [`PTE_SPECIAL`], which lies in a VMA with [`vm_flags::PFNMAP`].
 
 use core::mem::offset_of;
 
@@ -16,6 +17,9 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 pub const PTE_PROTNONE: u64 = 1 << 9;
 /// In an entry that is not present: the page is being moved (Linux: `SWP_MIGRATION_*`).
 pub const PTE_MIGRATION: u64 = 1 << 10;
+/// In an entry, present or not: a frame that a driver mapped and that nobody counts, though it may have a descriptor (Linux:
+/// `_PAGE_SPECIAL`).
+pub const PTE_SPECIAL: u64 = 1 << 11;
 /// Words of [`Mm::cpus`].
 pub const MM_CPU_WORDS: usize = 4;
 /// VMAs of an address space at most, whatever `vm.max_map_count` is.
@@ -79,6 +83,8 @@ pub mod vm_flags {
     pub const NOHUGEPAGE: u64 = 0x4000_0000;
     /// `VM_MERGEABLE`.
     pub const MERGEABLE: u64 = 0x8000_0000;
+    /// Its driver counts VMAs, so that none merges with another (Linux: `vm_ops->close`; not a bit there).
+    pub const COUNTED: u64 = 1 << 62;
 }
 
 /// An address space (Linux: `struct mm_struct`).
@@ -287,6 +293,10 @@ const _: () = assert!(size_of::<Mapping>() == 48);
 impl Mapping {
     /// In `flags`: the mapping is a cache, which holds one reference of each page that names it.
     pub const HOLDS_PAGES: u32 = 1;
+    /// In `flags`: a device's, without pages. Its VMAs map frames by [`PTE_SPECIAL`] entries.
+    pub const DEVICE: u32 = 2;
+    /// In `flags`: a segment of System V shared memory.
+    pub const SYSV: u32 = 4;
 }
 
 /// A node of a mapping's tree of pages: an index has 6 bits here, and [`MappingNode::shift`] below (Linux: `struct xa_node`).

@@ -102,6 +102,9 @@ bitflags! {
         const MOVABLE = 1 << 7;
         /// Taken off the owner's lists for a migration (Linux: `PG_isolated`).
         const ISOLATED = 1 << 8;
+        /// Allocated ahead and not written yet: a hole for whoever looks for data (Linux: a page of shmem that is not
+        /// `PG_uptodate`).
+        const UNWRITTEN = 1 << 9;
         /// `PG_reserved`: never given to the buddy allocator.
         const RESERVED = 1 << 10;
         const _ = !0;

@@ -148,8 +148,13 @@ impl<D: Data, P: Processes> Vfs<D, P> {
     /// chmod of what is no symbolic link.
     ///
     /// # Errors
-    /// `EPERM` in /proc, `EOPNOTSUPP` for a symbolic link.
+    /// `EPERM` in /proc and where a seal forbids it, `EOPNOTSUPP` for a symbolic link.
     pub fn chmod(&mut self, context: &Context, place: Place, permissions: u32) -> Result<(), Errno> {
+        if let Node::Inode(id) = place.node
+            && let Some(Inode { content: Content::File(data), permissions: old, .. }) = self.inode(id)
+        {
+            self.data.check_mode(*data, *old, permissions)?;
+        }
         let inode = self.changed(place)?;
         if matches!(inode.content, Content::Symlink(_)) {
             return Err(Errno::Eopnotsupp);

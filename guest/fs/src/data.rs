@@ -35,6 +35,14 @@ pub trait Data {
     /// `ENOMEM`, `EFBIG`, `ENOSPC`.
     fn write(&mut self, id: Self::Id, offset: u64, bytes: &[u8]) -> Result<(), Errno>;
 
+    /// Whether the rights may change from `old` to `new` (Linux: F_SEAL_EXEC).
+    ///
+    /// # Errors
+    /// `EPERM`.
+    fn check_mode(&self, _id: Self::Id, _old: u32, _new: u32) -> Result<(), Errno> {
+        Ok(())
+    }
+
     /// Nobody names the file any more. Mappings of it may still exist.
     fn release(&mut self, id: Self::Id);
 }

@@ -42,10 +42,14 @@ pub enum Char {
     Console,
     /// /dev/ttyS0.
     Serial,
+    /// /dev/frames: memory that a driver allocated, for whoever maps it.
+    Frames,
+    /// /dev/lapic: the registers of the CPU's interrupt controller, to be mapped and read.
+    Lapic,
 }
 
 /// Name in /dev, number, permissions (Linux: `devlist` in drivers/char/mem.c, drivers/tty/tty_io.c).
-pub const NODES: [(&str, Device, u32); 8] = [
+pub const NODES: [(&str, Device, u32); 10] = [
     ("null", Device { major: 1, minor: 3 }, 0o666),
     ("zero", Device { major: 1, minor: 5 }, 0o666),
     ("full", Device { major: 1, minor: 7 }, 0o666),
@@ -54,6 +58,9 @@ pub const NODES: [(&str, Device, u32); 8] = [
     ("tty", Device { major: 5, minor: 0 }, 0o666),
     ("console", Device { major: 5, minor: 1 }, 0o600),
     ("ttyS0", Device { major: 4, minor: 64 }, 0o600),
+    // For local use (Linux: Documentation/admin-guide/devices.txt).
+    ("frames", Device { major: 240, minor: 0 }, 0o600),
+    ("lapic", Device { major: 240, minor: 1 }, 0o400),
 ];
 
 impl Char {
@@ -68,6 +75,8 @@ impl Char {
             (5, 0) => Char::Tty,
             (5, 1) => Char::Console,
             (4, 64) => Char::Serial,
+            (240, 0) => Char::Frames,
+            (240, 1) => Char::Lapic,
             _ => return None,
         })
     }
@@ -80,13 +89,14 @@ impl Char {
     /// Reads from a device that is not a terminal: the number of bytes, 0 at the end. `random` fills a buffer.
     ///
     /// # Errors
-    /// `EIO` for a terminal.
+    /// `EIO` for a terminal, `EINVAL` for what is only mapped.
     pub fn read(self, buffer: &mut [u8], random: impl FnOnce(&mut [u8])) -> Result<usize, Errno> {
         match self {
             Char::Null => return Ok(0),
             Char::Zero | Char::Full => buffer.fill(0),
             Char::Random | Char::Urandom => random(buffer),
             Char::Tty | Char::Console | Char::Serial => return Err(Errno::Eio),
+            Char::Frames | Char::Lapic => return Err(Errno::Einval),
         }
         Ok(buffer.len())
     }
@@ -94,13 +104,14 @@ impl Char {
     /// Writes to a device that is not a terminal; the number of bytes taken. `mix` takes what random numbers shall depend on.
     ///
     /// # Errors
-    /// `ENOSPC` of /dev/full, `EIO` for a terminal.
+    /// `ENOSPC` of /dev/full, `EIO` for a terminal, `EINVAL` for what is only mapped.
     pub fn write(self, bytes: &[u8], mix: impl FnOnce(&[u8])) -> Result<usize, Errno> {
         match self {
             Char::Full if !bytes.is_empty() => return Err(Errno::Enospc),
             Char::Full | Char::Null | Char::Zero => {}
             Char::Random | Char::Urandom => mix(bytes),
             Char::Tty | Char::Console | Char::Serial => return Err(Errno::Eio),
+            Char::Frames | Char::Lapic => return Err(Errno::Einval),
         }
         Ok(bytes.len())
     }

@@ -342,7 +342,16 @@ impl<D: Data, P: Processes> Vfs<D, P> {
             let id = self.new_inode(new, context)?;
             self.add_name(dir, name.as_bytes(), id)?;
         }
-        Ok(())
+        // Differs from Linux: there the first program makes it, and mounts a tmpfs on it. Here shm_open works without.
+        let content = Content::Directory(Directory::new());
+        let new = NewInode { fs, permissions: 0o1777, parent: Some(dir), content };
+        let id = self.new_inode(new, context)?;
+        self.add_name(dir, b"shm", id)
+    }
+
+    /// `st_dev` of files without a place: memfds, shared memory.
+    pub fn nameless_device(&self) -> u64 {
+        self.device_of(SHM_MOUNT)
     }
 
     /// Mounts the file system; the place is covered.

@@ -2,7 +2,7 @@
 
 use guest_process::stack::Strings;
 use mm_core::PAGE_SIZE;
-use mm_vma::{Errno, Id, Kernel, MapFile, Mapping, VmFlags};
+use mm_vma::{Errno, Id, Kernel, MapFile, Mapping};
 
 use crate::exec::Source;
 use crate::mm::space::{self, Spaces};
@@ -42,7 +42,7 @@ impl Source for Bundled {
     }
 
     fn map(&self) -> MapFile {
-        MapFile { mapping: self.0, readable: true, writable: false, noexec: false, flags: VmFlags::empty() }
+        MapFile { writable: false, ..MapFile::of(self.0) }
     }
 }
 

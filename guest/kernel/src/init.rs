@@ -147,6 +147,7 @@ fn run_init() -> Option<bool> {
         "process" => 2,
         "signal" => 3,
         "mappings" => 4,
+        "shm" => 5,
         _ => 0,
     });
     let ended = run_program(1, mode.unwrap_or(0));

@@ -34,6 +34,8 @@ mod init;
 #[cfg(target_os = "none")]
 mod introspect;
 #[cfg(target_os = "none")]
+mod ipc;
+#[cfg(target_os = "none")]
 mod ktest;
 #[cfg(target_os = "none")]
 mod mm;

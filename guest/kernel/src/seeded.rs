@@ -3,6 +3,7 @@
 
 mod buddy;
 mod compaction;
+mod devices;
 mod entries;
 mod owners;
 mod pcp;
@@ -100,6 +101,12 @@ const FAULTS: &[(&str, Fault)] = &[
     ("anon-list", entries::anon_list),
     ("cow-writable", entries::cow_writable),
     ("foreign-frame", entries::foreign_frame),
+    ("pfnmap-unmarked", devices::unmarked),
+    ("pfnmap-elsewhere", devices::elsewhere),
+    ("pfnmap-shifted", devices::shifted),
+    ("pfnmap-counted", devices::counted),
+    ("pfnmap-writable", devices::writable),
+    ("pfnmap-cached", devices::cached),
     ("vma-overlap", spaces::overlap),
     ("vma-tree", spaces::tree),
     ("vma-merged", spaces::merged),

@@ -3,6 +3,7 @@
 
 mod fs;
 mod futex;
+mod ipc;
 mod mm;
 mod process;
 mod resources;
@@ -54,6 +55,7 @@ pub fn dispatch(frame: &mut TrapFrame) {
         .or_else(|| futex::call(number, frame))
         .or_else(|| time::call(number, frame))
         .or_else(|| resources::call(number, frame))
+        .or_else(|| ipc::call(number, frame))
         .unwrap_or_else(|| unknown(number));
     frame.rax = match result {
         Ok(value) => value,

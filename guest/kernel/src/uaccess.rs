@@ -1,7 +1,7 @@
 //! Memory of processes, from the kernel's side (Linux: arch/x86/lib/usercopy_64.c). A user pointer is followed through the
 //! page tables and never dereferenced, so SMAP stays on; pages come in by the same faults as for the process itself.
 
-use mm_core::{PAGE_SIZE, PhysAddr};
+use mm_core::{MemMap, PAGE_SIZE, PageKind, PhysAddr};
 use mm_vma::{Access, Done, Errno, Id, Kernel, Limits, Mm, handle_fault};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
@@ -87,7 +87,9 @@ fn fault_in(mm: Id<Mm>, limits: &Limits, va: u64, access: Access) -> Option<Phys
     }
     loop {
         if let Some(found) = space::translate(at, va, access == Access::Write) {
-            return Some(found);
+            // Differs from Linux: the kernel does not copy from and to a device's registers.
+            let is_ram = |page: &mm_core::Page| page.kind() != PageKind::None;
+            return MemMap::page(&Spaces, found.pfn()).is_some_and(is_ram).then_some(found);
         }
         if handle_fault(&Spaces, mm, limits, va, access, false).ok()? == Done::Wait {
             Spaces.relax();

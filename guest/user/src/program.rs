@@ -6,7 +6,7 @@ use core::hint::black_box;
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use crate::sys::{self, Out};
-use crate::{arguments, futexes, mappings, processes, signals};
+use crate::{arguments, futexes, mappings, processes, shared, signals};
 
 pub const PAGE: usize = 4096;
 const BSS_PAGES: usize = 16;
@@ -85,6 +85,8 @@ const PROCESSES: u64 = 2;
 const SIGNALS: u64 = 3;
 /// With every call on mappings.
 const MAPPINGS: u64 = 4;
+/// With shared memory and devices.
+const SHARED: u64 = 5;
 
 /// Where `_start` jumps.
 pub extern "C" fn main(mode: u64, stack: *const u64) -> ! {
@@ -120,6 +122,7 @@ pub extern "C" fn main(mode: u64, stack: *const u64) -> ! {
     deep_stack(&mut checks);
     match mode {
         MAPPINGS => mappings::run(&mut checks),
+        SHARED => shared::run(&mut checks),
         PROCESSES => {
             processes::run(&mut checks);
             arguments::execve(&mut checks);

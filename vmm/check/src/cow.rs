@@ -24,7 +24,7 @@ pub(crate) fn run(processes: &Processes, ledger: &mut Ledger) {
         let mapped = process.with_vmas().filter(|(entry, _)| entry.kind.is_mapping());
         for (entry, vma) in mapped {
             let Some(at) = vma.filter(|at| at.vma.flags & vm_flags::SHARED == 0) else { continue };
-            // A device's frames are nobody's to copy.
+            // A device's frames are the business of pfnmap.cow.
             if at.vma.flags & (vm_flags::PFNMAP | vm_flags::IO) != 0 {
                 continue;
             }

@@ -32,6 +32,7 @@ mod owner;
 mod pageblock;
 mod paging;
 mod pcp;
+mod pfnmap;
 mod pgtable;
 mod processes;
 mod pte;

@@ -1,4 +1,4 @@
-//! Address spaces of processes, read and walked once for the rules of the families vma, pte, rmap, cow, mm and tlb.
+//! Address spaces of processes, read and walked once for the rules of the families vma, pte, rmap, cow, pfnmap, mm and tlb.
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -7,7 +7,7 @@ use memvisor_inspect::{EntryKind, MapCounts, MmSpace, UserEntries, UserEntry, Vm
 
 use crate::context::Context;
 use crate::ledger::Ledger;
-use crate::{Rule, cow, mm, pte, rmap, tlb, vma};
+use crate::{Rule, cow, mm, pfnmap, pte, rmap, tlb, vma};
 
 /// An address space with its entries.
 pub(crate) struct Process {
@@ -38,8 +38,8 @@ pub(crate) struct Processes {
     pages: HashMap<u64, Page>,
 }
 
-/// Every rule of the six families.
-pub(crate) const RULES: [&Rule; 18] = [
+/// Every rule of the seven families.
+pub(crate) const RULES: [&Rule; 23] = [
     &vma::LIST,
     &vma::TREE,
     &vma::COUNTS,
@@ -53,6 +53,11 @@ pub(crate) const RULES: [&Rule; 18] = [
     &rmap::LISTS,
     &rmap::FINDS,
     &cow::READ_ONLY,
+    &pfnmap::VMA,
+    &pfnmap::FRAMES,
+    &pfnmap::UNCOUNTED,
+    &pfnmap::COW,
+    &pfnmap::CACHE,
     &mm::RSS,
     &mm::TABLES,
     &mm::LOCKS,
@@ -118,7 +123,7 @@ const fn is_device(vma: &Vma) -> bool {
     vma.flags & (vm_flags::PFNMAP | vm_flags::MIXEDMAP | vm_flags::IO) != 0
 }
 
-/// Runs the rules of all six families.
+/// Runs the rules of all seven families.
 pub(crate) fn run(context: &Context<'_>, processes: &Processes, ledger: &mut Ledger) {
     if !context.needs_zones(ledger, &RULES) {
         return;
@@ -135,6 +140,7 @@ pub(crate) fn run(context: &Context<'_>, processes: &Processes, ledger: &mut Led
     }
     rmap::run(context, processes, ledger);
     cow::run(processes, ledger);
+    pfnmap::run(context, processes, ledger);
     mm::run(context, processes, ledger);
     tlb::run(context, processes, ledger);
 }

@@ -45,6 +45,7 @@ pub fn render(node: Node, source: &dyn Source) -> Result<Vec<u8>, Errno> {
     let mut text = Text { bytes: Vec::new(), full: false };
     let result = match node {
         Node::System(file) => system::show(file, source, &mut text),
+        Node::SysvShm => source.sysvipc_shm(&mut text),
         Node::File(who, PidFile::Cmdline) => return source.cmdline_of(who),
         Node::File(who, PidFile::Environ) => return source.environ_of(who),
         Node::File(who, file) => {

@@ -183,6 +183,10 @@ pub enum Node {
     Fds(Who),
     /// Its directory of threads.
     Threads(u32),
+    /// /proc/sysvipc.
+    Sysvipc,
+    /// System V shared memory, in it.
+    SysvShm,
 }
 
 /// Where a link leads.
@@ -202,8 +206,12 @@ fn number(name: &[u8]) -> Option<u32> {
 }
 
 const LINKS: [(&str, Link); 3] = [("cwd", Link::Cwd), ("exe", Link::Exe), ("root", Link::Root)];
-const PLACES: [(&str, Node); 3] =
-    [("mounts", Node::Mounts), ("self", Node::Own), ("thread-self", Node::OwnThread)];
+const PLACES: [(&str, Node); 4] = [
+    ("mounts", Node::Mounts),
+    ("self", Node::Own),
+    ("sysvipc", Node::Sysvipc),
+    ("thread-self", Node::OwnThread),
+];
 /// First position of a process in /proc, as in Linux (`FIRST_PROCESS_ENTRY`).
 const FIRST_PROCESS: u64 = 256;
 /// Positions 0 and 1 are `.` and `..`.
@@ -215,7 +223,7 @@ pub(crate) type Put<'a> = &'a mut dyn FnMut(&Dirent<'_>) -> Result<bool, Errno>;
 impl Node {
     /// Whether names can be looked up in it.
     pub const fn is_dir(self) -> bool {
-        matches!(self, Node::Root | Node::Process(_) | Node::Fds(_) | Node::Threads(_))
+        matches!(self, Node::Root | Node::Process(_) | Node::Fds(_) | Node::Threads(_) | Node::Sysvipc)
     }
 
     const fn is_link(self) -> bool {
@@ -225,7 +233,8 @@ impl Node {
     /// `st_mode`.
     pub const fn mode(self) -> u32 {
         match self {
-            Node::Root | Node::Process(_) | Node::Threads(_) => mode::S_IFDIR | 0o555,
+            Node::Root | Node::Process(_) | Node::Threads(_) | Node::Sysvipc => mode::S_IFDIR | 0o555,
+            Node::SysvShm => mode::S_IFREG | 0o444,
             Node::Fds(_) => mode::S_IFDIR | 0o500,
             Node::System(file) => mode::S_IFREG | file.permissions(),
             Node::File(_, file) => mode::S_IFREG | file.permissions(),
@@ -236,7 +245,10 @@ impl Node {
     /// The directory that it is in.
     pub(crate) const fn parent(self) -> Node {
         match self {
-            Node::Root | Node::System(_) | Node::Own | Node::OwnThread | Node::Mounts => Node::Root,
+            Node::Root | Node::System(_) | Node::Own | Node::OwnThread | Node::Mounts | Node::Sysvipc => {
+                Node::Root
+            }
+            Node::SysvShm => Node::Sysvipc,
             Node::Process(Who { pid, tid: Some(_) }) => Node::Threads(pid),
             Node::Process(_) => Node::Root,
             Node::Link(who, Link::Fd(_)) => Node::Fds(who),
@@ -257,6 +269,8 @@ impl Node {
             Node::Own => "self",
             Node::OwnThread => "thread-self",
             Node::Mounts => "mounts",
+            Node::Sysvipc => "sysvipc",
+            Node::SysvShm => "shm",
             Node::Fds(_) => "fd",
             Node::Threads(_) => "task",
             Node::Link(_, Link::Cwd) => "cwd",
@@ -279,6 +293,8 @@ impl Node {
             Node::Own => SYSTEM + 0x100,
             Node::OwnThread => SYSTEM + 0x101,
             Node::Mounts => SYSTEM + 0x102,
+            Node::Sysvipc => SYSTEM + 0x103,
+            Node::SysvShm => SYSTEM + 0x104,
             Node::Process(who) => of(who) + 0x8_0000,
             Node::File(who, file) => of(who) + 0x8_0001 + file as u64,
             Node::Link(who, Link::Cwd) => of(who) + 0x8_0101,
@@ -293,7 +309,7 @@ impl Node {
     /// What stat tells.
     pub(crate) fn stat(self, dev: u64, processes: &impl Processes) -> Stat {
         let nlink = match self {
-            Node::Root => 2,
+            Node::Root | Node::Sysvipc => 2,
             Node::Process(_) => 4,
             Node::Fds(_) | Node::Threads(_) => 2,
             _ => 1,
@@ -352,7 +368,8 @@ impl Node {
             Node::Root => {
                 let named = |(text, _): &&(&str, Node)| text.as_bytes() == name;
                 if let Some((_, node)) = PLACES.iter().find(named) {
-                    return (*node == Node::Mounts || processes.current().is_some()).then_some(*node);
+                    let own = matches!(node, Node::Own | Node::OwnThread);
+                    return (!own || processes.current().is_some()).then_some(*node);
                 }
                 let file = SystemFile::ALL.iter().find(|file| file.name().as_bytes() == name);
                 file.map(|file| Node::System(*file)).or_else(|| {
@@ -373,6 +390,7 @@ impl Node {
                 let file = PidFile::ALL.iter().find(|file| file.name().as_bytes() == name);
                 link.map(|(_, link)| Node::Link(who, *link)).or(file.map(|file| Node::File(who, *file)))
             }
+            Node::Sysvipc => (name == b"shm").then_some(Node::SysvShm),
             Node::Fds(who) => {
                 let fd = number(name)?;
                 processes.fd_access(who, fd).map(|_| Node::Link(who, Link::Fd(fd)))
@@ -407,6 +425,7 @@ impl Node {
                 let files = PidFile::ALL.iter().map(|file| Node::File(who, *file));
                 list_fixed([Node::Fds(who)].into_iter().chain(threads).chain(links).chain(files), pos, put)
             }
+            Node::Sysvipc => list_fixed([Node::SysvShm].into_iter(), pos, put),
             Node::Fds(who) => {
                 let next = |from| processes.next_fd(who, from);
                 list_numbers(FIRST, pos, next, |fd| Node::Link(who, Link::Fd(fd)), put)

@@ -330,4 +330,10 @@ pub trait Source {
     /// # Errors
     /// Those of `out`.
     fn text(&self, file: SystemFile, out: &mut dyn fmt::Write) -> fmt::Result;
+
+    /// /proc/sysvipc/shm.
+    ///
+    /// # Errors
+    /// Those of `out`.
+    fn sysvipc_shm(&self, out: &mut dyn fmt::Write) -> fmt::Result;
 }

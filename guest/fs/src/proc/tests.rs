@@ -86,6 +86,9 @@ impl Source for Host {
     fn text(&self, file: SystemFile, out: &mut dyn fmt::Write) -> fmt::Result {
         out.write_str(file.name())
     }
+    fn sysvipc_shm(&self, out: &mut dyn fmt::Write) -> fmt::Result {
+        out.write_str("segments\n")
+    }
 }
 
 fn info() -> ProcessInfo {

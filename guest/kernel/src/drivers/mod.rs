@@ -1,5 +1,6 @@
 //! The few devices that the kernel uses.
 
+pub mod frames;
 pub mod memvisor;
 pub mod pit;
 pub mod power;

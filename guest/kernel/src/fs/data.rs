@@ -1,6 +1,7 @@
 //! The bytes of regular files are mappings of the page cache.
 
 use guest_fs::{Data, Errno};
+use mm_filemap::CacheError;
 use mm_vma::{Id, Kernel, Mapping};
 
 use crate::mm::space::{Spaces, cache};
@@ -34,6 +35,10 @@ impl Data for Pages {
     fn write(&mut self, id: Id<Mapping>, offset: u64, bytes: &[u8]) -> Result<(), Errno> {
         let done = cache::write(id, offset, bytes)?;
         if done == bytes.len() { Ok(()) } else { Err(Errno::Enospc) }
+    }
+
+    fn check_mode(&self, id: Id<Mapping>, old: u32, new: u32) -> Result<(), Errno> {
+        cache::sealed(id).seals().check_mode(old, new).map_err(CacheError::errno)
     }
 
     fn release(&mut self, id: Id<Mapping>) {

@@ -1,7 +1,7 @@
 //! Files as programs (Linux: fs/exec.c `do_open_execat`).
 
 use guest_fs::{Follow, Kind, OpenFlags, Place};
-use mm_vma::{Errno, Id, MapFile, Mapping, VmFlags};
+use mm_vma::{Errno, Id, MapFile, Mapping};
 
 use super::{context, with_vfs};
 use crate::mm::space::cache;
@@ -41,13 +41,7 @@ impl ExecFile {
 
     /// For mappings of it.
     pub fn map(&self) -> MapFile {
-        MapFile {
-            mapping: self.data,
-            readable: true,
-            writable: false,
-            noexec: false,
-            flags: VmFlags::empty(),
-        }
+        MapFile { writable: false, ..MapFile::of(self.data) }
     }
 
     /// Where it is.

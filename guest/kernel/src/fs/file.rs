@@ -5,11 +5,13 @@ use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU32, Ordering};
 
 use guest_fs::{Char, File, Kind, Node, OpenFlags, Place, PollFlags, proc};
-use mm_vma::{Errno, Id, MapFile, Mapping, VmFlags};
+use mm_vma::{Errno, Id, MapFile, Mapping};
 
+use super::mapped::{self, Mapped};
 use super::pipe::PipeEnd;
 use super::source::Kernel;
 use super::{Mutex, console, context, with_vfs};
+use crate::drivers::frames;
 use crate::mm::space::cache;
 use crate::{random, uaccess};
 
@@ -91,6 +93,13 @@ impl OpenFile {
         match self.kind {
             Kind::Fifo(_) => self.pipe.as_ref().ok_or(Errno::Ebadf)?.read(address, len, self.nonblocking()),
             Kind::Char(device) if device.is_tty() => console::read(address, len, self.nonblocking()),
+            Kind::Char(Char::Frames) => self.read_at(position, |at| {
+                in_pieces(len, |done, piece| {
+                    let got = frames::read(at + done as u64, piece)?;
+                    uaccess::write(address + done as u64, piece.get(..got).unwrap_or_default())?;
+                    Ok(got)
+                })
+            }),
             Kind::Char(device) => read_device(device, address, len),
             Kind::Regular(data) => self.read_at(position, |at| {
                 let done = read_file(data, address, len, at)?;
@@ -153,6 +162,12 @@ impl OpenFile {
         match self.kind {
             Kind::Fifo(_) => self.pipe.as_ref().ok_or(Errno::Ebadf)?.write(address, len, self.nonblocking()),
             Kind::Char(device) if device.is_tty() => console::write(address, len),
+            Kind::Char(Char::Frames) => self.read_at(position, |at| {
+                in_pieces(len, |done, piece| {
+                    uaccess::read(address + done as u64, piece)?;
+                    frames::write(at + done as u64, piece)
+                })
+            }),
             Kind::Char(device) => write_device(device, address, len),
             Kind::Regular(data) => self.state.with(|state| {
                 let at = if let Position::At(at) = position { at } else { state.pos };
@@ -172,7 +187,7 @@ impl OpenFile {
     }
 
     /// The file's times change.
-    fn written(&self) {
+    pub fn written(&self) {
         if let (Node::Inode(id), Ok(context)) = (self.place.node, context()) {
             // The file exists as long as it is open.
             let _ = with_vfs(|vfs| {
@@ -182,23 +197,21 @@ impl OpenFile {
         }
     }
 
-    /// For mappings of it.
+    /// For a mapping of it, shared or private, to be written at once or not.
     ///
     /// # Errors
-    /// `EBADF`, `ENODEV`.
-    pub fn map(&self) -> Result<MapFile, Errno> {
+    /// `EBADF`, `ENODEV`, `ENOMEM`; `EPERM` for a seal, and for devices that are not to be written.
+    pub fn map(&self, shared: bool, write: bool) -> Result<Mapped, Errno> {
         let flags = self.flags();
-        match self.kind {
-            Kind::Regular(mapping) => Ok(MapFile {
-                mapping,
-                readable: flags.reads(),
-                writable: flags.writes(),
-                noexec: false,
-                flags: VmFlags::empty(),
-            }),
-            Kind::Path => Err(Errno::Ebadf),
-            _ => Err(Errno::Enodev),
-        }
+        let file = match self.kind {
+            Kind::Regular(mapping) => MapFile::of(mapping),
+            Kind::Char(device @ (Char::Frames | Char::Lapic)) => frames::map(device, write)?,
+            Kind::Path => return Err(Errno::Ebadf),
+            _ => return Err(Errno::Enodev),
+        };
+        let file = MapFile { readable: flags.reads(), writable: flags.writes(), ..file };
+        mapped::remember(file.mapping, self)?;
+        Mapped::sealed(file, shared, write)
     }
 
     /// Whether it may be written.

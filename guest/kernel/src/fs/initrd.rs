@@ -59,6 +59,8 @@ fn make_defaults(vfs: &mut FileSystems, context: &Context) -> Result<(), guest_f
     const S_IFCHR: u32 = 0o2_0000;
     let at = |path| At { base: context.root, path };
     vfs.mkdir(context, at(b"dev"), 0o755)?;
+    // Where shm_open looks, whether or not somebody mounts something on /dev.
+    vfs.mkdir(context, at(b"dev/shm"), 0o1777)?;
     vfs.mknod(context, at(b"dev/console"), S_IFCHR | 0o600, Device { major: 5, minor: 1 })?;
     vfs.mkdir(context, at(b"root"), 0o700)
 }

@@ -8,6 +8,7 @@ mod data;
 mod exec;
 pub mod file;
 pub mod initrd;
+pub mod mapped;
 mod mutex;
 pub mod pipe;
 mod processes;

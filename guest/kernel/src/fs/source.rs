@@ -7,7 +7,8 @@ use core::sync::atomic::Ordering;
 
 use guest_fs::Errno;
 use guest_fs::proc::{
-    CpuInfo, CpuTime, MapInfo, MemInfo, ProcessInfo, Rlimit, Source, SystemFile, SystemInfo, VmInfo, Who,
+    CpuInfo, CpuTime, MapInfo, MapPages, MemInfo, ProcessInfo, Rlimit, Source, SystemFile, SystemInfo,
+    VmInfo, Who,
 };
 use guest_process::limits::Resource;
 use guest_process::signal::SigSet;
@@ -15,11 +16,11 @@ use mm_core::PAGE_SIZE;
 use mm_vma::{Id, Mm, RssKind, Space, VmFlags};
 
 use super::processes::task_of;
-use super::{console, now, with_vfs};
+use super::{console, mapped, now, with_vfs};
 use crate::mm::page_alloc;
 use crate::mm::space::{self, Spaces, cache};
 use crate::task::{self, Task};
-use crate::{cmdline, proc, sched, signal, smp};
+use crate::{cmdline, ipc, proc, sched, signal, smp};
 
 /// The kernel.
 #[derive(Clone, Copy, Debug)]
@@ -240,6 +241,10 @@ impl Source for Kernel {
         memory()
     }
 
+    fn sysvipc_shm(&self, out: &mut dyn Write) -> fmt::Result {
+        ipc::shm::show(out)
+    }
+
     fn text(&self, file: SystemFile, out: &mut dyn Write) -> fmt::Result {
         match file {
             SystemFile::Cmdline => cmdline::with(|line| writeln!(out, "{line}")),
@@ -268,7 +273,10 @@ fn maps_of(task: &Task, id: Id<Mm>, f: &mut dyn FnMut(&MapInfo<'_>) -> fmt::Resu
     }
     for (start, end, flags, pgoff, mapping) in all {
         let is_file = mapping.is_some();
-        let name: &[u8] = if is_file {
+        let shown = mapping.and_then(mapped::show);
+        let name: &[u8] = if let Some(shown) = &shown {
+            &shown.path
+        } else if is_file {
             &path
         } else if start < mm.brk() && end > mm.start_brk() {
             // Linux: `vma_is_initial_heap`.
@@ -287,7 +295,10 @@ fn maps_of(task: &Task, id: Id<Mm>, f: &mut dyn FnMut(&MapInfo<'_>) -> fmt::Resu
             exec: flags.contains(VmFlags::EXEC),
             shared: flags.contains(VmFlags::MAYSHARE),
             offset: if is_file { pgoff * PAGE_SIZE } else { 0 },
+            dev: shown.as_ref().map_or(0, |shown| shown.dev),
+            ino: shown.as_ref().map_or(0, |shown| shown.ino),
             name,
+            pages: MapPages { vm_flags: flags.bits(), ..MapPages::default() },
             ..MapInfo::default()
         })?;
     }

@@ -1,23 +1,26 @@
 //! Shared memory: files without a disk, mapped by address spaces that no CPU runs.
 
+use guest_fs::Char;
 use mm_core::{MemMap, PAGE_SIZE, Pfn, PhysAddr};
 use mm_filemap::shmem::FallocFlags;
 use mm_vma::{
     Access, Advised, Errno, Fault, Id, Kernel, Layout, Limits, MapFile, MapFlags, Mapping, Mm, MmapRequest,
-    ProtFlags, Space, VmFlags, audit, dup_mmap, handle_fault, madvise_remove,
+    ProtFlags, RssKind, Space, audit, dup_mmap, handle_fault, madvise_remove,
 };
 
 use super::{Failure, Test, check};
+use crate::drivers::frames;
 use crate::mm::layout::levels;
 use crate::mm::space::{self, Spaces, cache};
 use crate::uaccess;
 
-pub const TESTS: [(&str, Test); 5] = [
+pub const TESTS: [(&str, Test); 6] = [
     ("shared_anonymous_memory_is_one_after_fork", shared_anonymous_memory_is_one_after_fork),
     ("a_file_is_read_written_and_mapped_as_one", a_file_is_read_written_and_mapped_as_one),
     ("truncation_unmaps_what_lies_behind", truncation_unmaps_what_lies_behind),
     ("a_hole_reads_as_zeroes_and_spares_private_copies", a_hole_reads_as_zeroes_and_spares_private_copies),
     ("reads_of_nothing_share_the_zero_page", reads_of_nothing_share_the_zero_page),
+    ("a_devices_frames_are_mapped_and_not_counted", a_devices_frames_are_mapped_and_not_counted),
 ];
 
 const MADV_REMOVE: u64 = 9;
@@ -37,13 +40,7 @@ fn lock(mm: Id<Mm>) -> Space<'static, Spaces> {
 }
 
 fn map(mm: Id<Mm>, file: Option<Id<Mapping>>, pages: u64, flags: MapFlags) -> Outcome<u64> {
-    let file = file.map(|mapping| MapFile {
-        mapping,
-        readable: true,
-        writable: true,
-        noexec: false,
-        flags: VmFlags::empty(),
-    });
+    let file = file.map(MapFile::of);
     let request = MmapRequest {
         addr: 0,
         len: pages * PAGE_SIZE,
@@ -180,4 +177,27 @@ fn reads_of_nothing_share_the_zero_page() -> Outcome {
     check(frame(mm, area) != Some(zero) && read(mm, area)? == 1, "a write gets a page of its own")?;
     check(read(mm, area + PAGE_SIZE)? == 0, "the zero page holds zeroes")?;
     end(&[mm], &[], counts())
+}
+
+fn a_devices_frames_are_mapped_and_not_counted() -> Outcome {
+    let (parent, child) = (new()?, new()?);
+    let device = frames::map(Char::Frames, true).map_err(wrong("no device"))?;
+    let attach = |mm: Id<Mm>, flags| {
+        let (prot, len) = (ProtFlags::READ | ProtFlags::WRITE, 4 * PAGE_SIZE);
+        let request = MmapRequest { addr: 0, len, prot, flags, file: Some(device), offset: PAGE_SIZE };
+        lock(mm).mmap(&request).map(|(addr, _)| addr).map_err(wrong("mmap failed"))
+    };
+    let (shared, private) = (attach(parent, MapFlags::SHARED)?, attach(parent, MapFlags::PRIVATE)?);
+    check(frame(parent, shared) == frame(parent, private), "both map the device's frame")?;
+    write(parent, shared, 5)?;
+    check(read(parent, private)? == 5, "both are the device")?;
+    write(parent, private, 6)?;
+    check(frame(parent, shared) != frame(parent, private) && read(parent, shared)? == 5, "a write copies")?;
+    let rss = |mm: Id<Mm>| space::mm_of(mm).rss(RssKind::Anon) + space::mm_of(mm).rss(RssKind::File);
+    check(rss(parent) == 1, "only the copy is resident")?;
+    dup_mmap(&lock(parent), &lock(child)).map_err(wrong("dup_mmap failed"))?;
+    check(frame(child, shared) == frame(parent, shared) && read(child, private)? == 6, "the child has all")?;
+    check(frames::counts() == Some((1, -1)), "somebody counts the device's frames")?;
+    end(&[parent, child], &[], counts())?;
+    check(frames::counts() == Some((1, -1)), "the frames are not the driver's any more")
 }

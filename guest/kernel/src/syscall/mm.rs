@@ -1,9 +1,10 @@
 //! Calls that change the address space (Linux: mm/mmap.c, mm/mprotect.c).
 
+use guest_fs::{Char, Kind};
 use mm_core::PAGE_SIZE;
 use mm_vma::{
-    Advised, Errno, Id, Limits, MapFlags, MlockAll, Mm, MmapRequest, MremapFlags, MsyncFlags, Populate,
-    ProtFlags, Space,
+    Advised, Errno, Id, Limits, MapFlags, MapType, MlockAll, Mm, MmapRequest, MremapFlags, MsyncFlags,
+    Populate, ProtFlags, Space,
 };
 
 use super::int;
@@ -86,12 +87,18 @@ pub fn mmap(addr: u64, len: u64, prot: u64, flags: u64, fd: u64, offset: u64) ->
         });
     }
     let file = task::current().ok_or(Errno::Ebadf)?.files.get(int(fd))?;
-    let map = file.map()?;
-    if !flags.contains(MapFlags::PRIVATE) {
-        // Until faults share the pages of files.
-        return Err(Errno::Enodev);
+    if matches!(file.kind, Kind::Char(Char::Zero)) {
+        // Differs from Linux: /proc/PID/maps does not say that a private mapping came from there.
+        let flags = flags | MapFlags::ANONYMOUS;
+        return change_and_populate(|space| {
+            space.mmap(&MmapRequest { addr, len, prot, flags, file: None, offset })
+        });
     }
-    change_and_populate(|space| space.mmap(&MmapRequest { addr, len, prot, flags, file: Some(map), offset }))
+    let shared = matches!(flags.map_type(), Some(MapType::Shared | MapType::SharedValidate));
+    let mapped = file.map(shared, prot.contains(ProtFlags::WRITE))?;
+    // Seals are kept away until it is mapped.
+    let request = MmapRequest { addr, len, prot, flags, file: Some(mapped.file), offset };
+    change_and_populate(|space| space.mmap(&request))
 }
 
 /// munmap.

@@ -7,13 +7,16 @@ use mm_vma::{Id, Mm, RssKind};
 use super::registry::REGISTRY;
 use crate::introspect::ADDRESS_SPACES;
 use crate::mm::space::{self, Spaces};
-use crate::{cmdline, println, sched};
+use crate::{cmdline, ipc, println, sched};
 
 /// Publishes all address spaces with their counts; with `debug_vm` on the command line after a look whether each is as it must be.
 pub fn publish_all() {
     publish_tasks();
     // Linux: CONFIG_DEBUG_VM_MAPLE_TREE, `validate_mm`. Readers from outside have rules of their own for it.
     let debug = cmdline::flag("debug_vm");
+    if debug && let Err(broken) = ipc::shm::audit() {
+        println!("BUG: System V shared memory: {broken}");
+    }
     let mut slot = 0;
     let mut after = 0;
     // One at a time: the look takes long, and nobody else runs at a checkpoint.

@@ -2,6 +2,8 @@
 
 use core::fmt;
 
+use mm_core::Errno;
+
 /// Why not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CacheError {
@@ -21,6 +23,24 @@ pub enum CacheError {
     TooBig,
     /// Such a call is not supported.
     NotSupported,
+    /// A seal forbids it.
+    Sealed,
+}
+
+impl CacheError {
+    /// What a system call returns.
+    pub const fn errno(self) -> Errno {
+        match self {
+            CacheError::NoMemory => Errno::Enomem,
+            CacheError::NoSpace => Errno::Enospc,
+            CacheError::Exists => Errno::Eexist,
+            CacheError::PastEnd | CacheError::Invalid => Errno::Einval,
+            CacheError::Io => Errno::Eio,
+            CacheError::TooBig => Errno::Efbig,
+            CacheError::NotSupported => Errno::Eopnotsupp,
+            CacheError::Sealed => Errno::Eperm,
+        }
+    }
 }
 
 impl fmt::Display for CacheError {
@@ -34,6 +54,7 @@ impl fmt::Display for CacheError {
             CacheError::Invalid => "invalid argument",
             CacheError::TooBig => "file too large",
             CacheError::NotSupported => "not supported",
+            CacheError::Sealed => "a seal forbids it",
         })
     }
 }

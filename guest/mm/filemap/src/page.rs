@@ -29,7 +29,7 @@ pub fn put_page<K: MemMap + PageAlloc>(k: &K, pfn: Pfn) {
     }
     // Whoever has no reference yet does not get the page for what it was.
     page.set_owner(0, 0);
-    page.remove(PageFlags::DIRTY);
+    page.remove(PageFlags::DIRTY | PageFlags::UNWRITTEN);
     page.set_kind(PageKind::Allocated);
     k.free_pages(pfn, Order::ZERO);
 }

@@ -7,7 +7,7 @@ use mm_core::{Id, MemMap, PAGE_SIZE, PageFlags, Pfn};
 
 use crate::filemap::{Bound, find_get_page, read_cache_page};
 use crate::{
-    Cache, CacheError, Cows, MappedError, MappedPage, Mapping, put_page, truncate_inode_pages_range,
+    Cache, CacheError, Cows, MappedError, MappedPage, Mapping, Seals, put_page, truncate_inode_pages_range,
     truncate_pagecache,
 };
 
@@ -31,7 +31,7 @@ bitflags! {
 /// # Errors
 /// [`MappedError`].
 pub fn fault<K: Cache>(k: &K, id: Id<Mapping>, index: u64) -> Result<MappedPage, MappedError> {
-    match get(k, id, index, Bound::Size) {
+    match get_written(k, id, index, Bound::Size) {
         Ok(pfn) => Ok(MappedPage { pfn, major: false }),
         Err(CacheError::NoMemory) => Err(MappedError::NoMemory),
         Err(_) => Err(MappedError::Sigbus),
@@ -51,7 +51,7 @@ pub fn write_begin<K: Cache>(k: &K, id: Id<Mapping>, index: u64) -> Result<Pfn, 
     if index > MAX_BYTES / PAGE_SIZE {
         return Err(CacheError::TooBig);
     }
-    get(k, id, index, Bound::None)
+    get_written(k, id, index, Bound::None)
 }
 
 /// The caller has written to the page up to byte `end` of the file (Linux: `shmem_write_end`).
@@ -66,10 +66,32 @@ pub fn write_end<K: Cache>(k: &K, id: Id<Mapping>, end: u64, pfn: Pfn) {
     put_page(k, pfn);
 }
 
-/// Linux: `shmem_get_folio`.
-fn get<K: Cache>(k: &K, id: Id<Mapping>, index: u64, bound: Bound) -> Result<Pfn, CacheError> {
+/// The page, which is data from now on.
+fn get_written<K: Cache>(k: &K, id: Id<Mapping>, index: u64, bound: Bound) -> Result<Pfn, CacheError> {
+    let (pfn, _) = get(k, id, index, bound, PageFlags::empty())?;
+    set_written(k, pfn);
+    Ok(pfn)
+}
+
+fn set_written<K: Cache>(k: &K, pfn: Pfn) {
+    if let Some(page) = MemMap::page(k, pfn).filter(|page| page.has(PageFlags::UNWRITTEN)) {
+        page.remove(PageFlags::UNWRITTEN);
+    }
+}
+
+/// The page with a reference, and whether it is new; then it has `flags` before anybody finds it (Linux: `shmem_get_folio`).
+fn get<K: Cache>(
+    k: &K,
+    id: Id<Mapping>,
+    index: u64,
+    bound: Bound,
+    flags: PageFlags,
+) -> Result<(Pfn, bool), CacheError> {
     let mut counted = false;
-    let got = read_cache_page(k, id, index, bound, |_| {
+    let got = read_cache_page(k, id, index, bound, |pfn| {
+        if let Some(page) = MemMap::page(k, pfn).filter(|_| !flags.is_empty()) {
+            page.insert(flags);
+        }
         counted = k.shmem_acct_blocks(id, 1);
         if counted { Ok(()) } else { Err(CacheError::NoSpace) }
     });
@@ -77,19 +99,28 @@ fn get<K: Cache>(k: &K, id: Id<Mapping>, index: u64, bound: Bound) -> Result<Pfn
         // Another was faster, or it did not fit.
         k.shmem_unacct_blocks(id, 1);
     }
-    got.map(|(pfn, _)| pfn)
+    got
+}
+
+/// [`set_size_sealed`] of a file without seals.
+///
+/// # Errors
+/// [`CacheError::TooBig`].
+pub fn set_size<K: Cache>(k: &K, id: Id<Mapping>, bytes: u64) -> Result<(), CacheError> {
+    set_size_sealed(k, id, Seals::empty(), bytes)
 }
 
 /// Makes the file `bytes` long (Linux: `shmem_setattr` with `ATTR_SIZE`).
 ///
 /// # Errors
-/// [`CacheError::TooBig`].
-pub fn set_size<K: Cache>(k: &K, id: Id<Mapping>, bytes: u64) -> Result<(), CacheError> {
+/// [`CacheError::TooBig`], [`CacheError::Sealed`].
+pub fn set_size_sealed<K: Cache>(k: &K, id: Id<Mapping>, seals: Seals, bytes: u64) -> Result<(), CacheError> {
     if bytes > MAX_BYTES {
         return Err(CacheError::TooBig);
     }
     let mapping: &Mapping = k.at(id);
     let old = mapping.size();
+    seals.check_resize(old, bytes)?;
     mapping.set_size(bytes);
     if bytes <= old {
         let removed = truncate_pagecache(k, id, bytes);
@@ -98,9 +129,7 @@ pub fn set_size<K: Cache>(k: &K, id: Id<Mapping>, bytes: u64) -> Result<(), Cach
     Ok(())
 }
 
-/// Allocates pages, or frees them (Linux: `shmem_fallocate` after `vfs_fallocate`).
-///
-/// Differs from Linux: pages that were allocated before memory ran out stay.
+/// [`fallocate_sealed`] of a file without seals.
 ///
 /// # Errors
 /// [`CacheError`].
@@ -111,6 +140,33 @@ pub fn fallocate<K: Cache>(
     offset: u64,
     len: u64,
 ) -> Result<(), CacheError> {
+    fallocate_sealed(k, id, Seals::empty(), &Fallocate { mode, offset, len })
+}
+
+/// Arguments of fallocate.
+#[derive(Clone, Copy, Debug)]
+pub struct Fallocate {
+    /// What to do.
+    pub mode: FallocFlags,
+    /// From this byte on.
+    pub offset: u64,
+    /// To so many bytes.
+    pub len: u64,
+}
+
+/// Allocates pages, or frees them (Linux: `shmem_fallocate` after `vfs_fallocate`).
+///
+/// Differs from Linux: pages that were allocated before memory ran out stay.
+///
+/// # Errors
+/// [`CacheError`].
+pub fn fallocate_sealed<K: Cache>(
+    k: &K,
+    id: Id<Mapping>,
+    seals: Seals,
+    request: &Fallocate,
+) -> Result<(), CacheError> {
+    let Fallocate { mode, offset, len } = *request;
     if len == 0 || offset > MAX_BYTES || len > MAX_BYTES {
         return Err(CacheError::Invalid);
     }
@@ -121,14 +177,20 @@ pub fn fallocate<K: Cache>(
     }
     let end = offset.checked_add(len).filter(|end| *end <= MAX_BYTES).ok_or(CacheError::TooBig)?;
     if mode.contains(FallocFlags::PUNCH_HOLE) {
+        seals.check_punch()?;
         punch_hole(k, id, offset, end);
         return Ok(());
     }
+    let mapping: &Mapping = k.at(id);
+    seals.check_allocate(end, mapping.size())?;
     for index in offset / PAGE_SIZE..end.div_ceil(PAGE_SIZE) {
-        let pfn = get(k, id, index, Bound::None)?;
+        let (pfn, new) = get(k, id, index, Bound::None, PageFlags::UNWRITTEN)?;
+        if !new {
+            // What is allocated twice is data, as on Linux.
+            set_written(k, pfn);
+        }
         put_page(k, pfn);
     }
-    let mapping: &Mapping = k.at(id);
     if !mode.contains(FallocFlags::KEEP_SIZE) && end > mapping.size() {
         mapping.set_size(end);
     }

@@ -3,5 +3,6 @@
 mod cache;
 mod lookup_model;
 mod machine;
+mod memfd;
 mod shmem;
 mod tree;

@@ -17,7 +17,7 @@ pub struct Broken {
     pub at: u64,
 }
 
-/// Checks M1 to M5 for one address space; nobody changes it meanwhile.
+/// Checks M1 to M6 for one address space; nobody changes it meanwhile.
 ///
 /// # Errors
 /// The first thing that is broken.
@@ -87,8 +87,9 @@ fn check_entries<K: Kernel>(k: &K, mm: &Mm) -> Result<(), Broken> {
                     check(entry.is_empty(), "M2: an entry means something", va)?;
                     continue;
                 }
-                Pte::Page(pfn) | Pte::Migration(pfn) => pfn,
+                Pte::Page(pfn) | Pte::Migration(pfn) | Pte::Special(pfn) => pfn,
             };
+            let special = matches!(pte::decode(entry), Pte::Special(_));
             let vma = mm.find(k, va).map(|id| Arena::<Vma>::at(k, id)).filter(|vma| vma.start() <= va);
             let vma = vma.ok_or(Broken { what: "M2: an entry lies in a VMA", at: va })?;
             let flags = vma.flags();
@@ -97,6 +98,17 @@ fn check_entries<K: Kernel>(k: &K, mm: &Mm) -> Result<(), Broken> {
             check(!writable || flags.contains(VmFlags::WRITE), "M2: writable in a writable VMA", va)?;
             let executable = entry.is_present() && !entry.has(PteFlags::NX);
             check(!executable || flags.contains(VmFlags::EXEC), "M2: executable in an executable VMA", va)?;
+            check(!special || flags.contains(VmFlags::PFNMAP), "M6: a device's frame in a PFNMAP VMA", va)?;
+            if special {
+                check(
+                    !writable || flags.contains(VmFlags::SHARED),
+                    "M3: a device's frame is copied first",
+                    va,
+                )?;
+                continue;
+            }
+            let copied = k.page(pfn).is_some_and(page::is_anon);
+            check(copied || !flags.contains(VmFlags::PFNMAP), "M6: a copy in a PFNMAP VMA", va)?;
             if k.is_zero_page(pfn) {
                 check(!writable, "M3: the zero page is read-only", va)?;
                 continue;

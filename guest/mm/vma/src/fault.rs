@@ -3,7 +3,7 @@
 //! A fault first tries to go on with the lock of its VMA alone; it takes mmap_lock when a writer is in the way, when the
 //! stack must grow, or when the VMA needs its first `AnonVma`.
 
-use mm_core::{Event, Gfp, Order, PAGE_SIZE, Pfn};
+use mm_core::{Event, Gfp, Order, PAGE_SIZE, PageKind, Pfn};
 use mm_pgtable::{Entry, FlushRange, PteFlags, TableMem};
 
 use crate::id::Id;
@@ -272,6 +272,7 @@ impl<K: Kernel> VmFault<'_, K> {
                 }
             },
             Pte::Migration(_) => Ok(Done::Wait),
+            Pte::Special(pfn) if self.is_write() && !old.has(PteFlags::WRITE) => self.special(old, pfn),
             Pte::Page(pfn) if self.is_write() && !old.has(PteFlags::WRITE) => {
                 let mappings = self.k.page(pfn).map_or(0, |page| page.mapcount() + 1).cast_unsigned();
                 self.k.emit(Event::DoWpPage { address: self.page_addr(), pfn, mappings: mappings.into() });
@@ -280,7 +281,7 @@ impl<K: Kernel> VmFault<'_, K> {
                 self.k.emit(Event::DoWpPageRet { reused: now == Some(pfn), pfn: now });
                 result
             }
-            Pte::Page(_) => self.touch(old),
+            Pte::Page(_) | Pte::Special(_) => self.touch(old),
         }
     }
 
@@ -292,7 +293,7 @@ impl<K: Kernel> VmFault<'_, K> {
         let entry =
             self.k.tables(self.mm, |tables| pte::read(tables, self.mm.page_table(), self.page_addr()));
         match pte::decode(entry) {
-            Pte::Page(pfn) => Some(pfn),
+            Pte::Page(pfn) | Pte::Special(pfn) => Some(pfn),
             _ => None,
         }
     }
@@ -301,6 +302,7 @@ impl<K: Kernel> VmFault<'_, K> {
     fn touch(&self, old: Entry) -> Result<Done, Fault> {
         let mut flags = old.flags(1) | PteFlags::ACCESSED;
         flags.set(PteFlags::DIRTY, flags.contains(PteFlags::DIRTY) || self.is_write());
+        // Soft bits stay: it may be a device's.
         let new = pte::page(old.table_pfn(), flags, self.vma.flags().is_accessible());
         self.replace(old, new);
         Ok(Done::Spurious)
@@ -425,12 +427,29 @@ impl<K: Kernel> VmFault<'_, K> {
         self.copy(old, pfn)
     }
 
+    /// A write to a device's frame: shared, it is allowed; private, it goes to a copy (Linux: `wp_pfn_shared`, `do_wp_page`).
+    ///
+    /// Differs from Linux: registers are not copied; a driver does not allow private writes to them.
+    fn special(&self, old: Entry, pfn: Pfn) -> Result<Done, Fault> {
+        if self.vma.flags().contains(VmFlags::SHARED) {
+            let flags = old.flags(1) | PteFlags::WRITE | PteFlags::DIRTY | PteFlags::ACCESSED;
+            let replaced = self.replace(old, pte::special(pfn, flags, true));
+            return Ok(if replaced { Done::Minor } else { Done::Spurious });
+        }
+        if self.k.page(pfn).is_none_or(|page| page.kind() == PageKind::None) {
+            return Err(Fault::AdrErr);
+        }
+        self.copy(old, pfn)
+    }
+
     /// Linux: `wp_page_copy`.
     fn copy(&self, old: Entry, pfn: Pfn) -> Result<Done, Fault> {
         let anon = self.vma.anon_vma().ok_or(Fault::NoMemory)?;
-        let was_zero = self.k.is_zero_page(pfn);
-        let copy = self.alloc(was_zero)?;
-        if !was_zero {
+        let is_zero = self.k.is_zero_page(pfn);
+        // Nobody counts it.
+        let uncounted = is_zero || matches!(pte::decode(old), Pte::Special(_));
+        let copy = self.alloc(is_zero)?;
+        if !is_zero {
             self.k.copy_page(copy, pfn);
         }
         let new = pte::page(copy, self.flags(true, true), true);
@@ -449,7 +468,7 @@ impl<K: Kernel> VmFault<'_, K> {
             }
             tables.write(table, index, new.as_u64());
             self.k.emit(set_pte(self.page_addr(), new));
-            if was_zero {
+            if uncounted {
                 self.mm.add_rss(RssKind::Anon, 1);
             } else {
                 let kind = crate::zap::kind_of(self.k, pfn);
@@ -463,7 +482,7 @@ impl<K: Kernel> VmFault<'_, K> {
             page::put(self.k, copy);
             return Ok(Done::Spurious);
         }
-        if !was_zero {
+        if !uncounted {
             page::put(self.k, pfn);
         }
         Ok(Done::Minor)

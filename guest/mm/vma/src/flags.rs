@@ -60,6 +60,8 @@ bitflags! {
         const NOHUGEPAGE = 0x4000_0000;
         /// MADV_MERGEABLE.
         const MERGEABLE = 0x8000_0000;
+        /// Its driver counts VMAs, so that none merges with another (Linux: `vm_ops->close`; not a bit there).
+        const COUNTED = 1 << 62;
 
         /// `VM_ACCESS_FLAGS`.
         const ACCESS = Self::READ.bits() | Self::WRITE.bits() | Self::EXEC.bits();
@@ -67,6 +69,9 @@ bitflags! {
         const LOCKED_MASK = Self::LOCKED.bits() | Self::LOCKONFAULT.bits();
         /// `VM_SPECIAL`: cannot merge, nor be mlocked.
         const SPECIAL = Self::IO.bits() | Self::DONTEXPAND.bits() | Self::PFNMAP.bits() | Self::MIXEDMAP.bits();
+        /// What `remap_pfn_range` gives a VMA.
+        const REMAPPED =
+            Self::IO.bits() | Self::PFNMAP.bits() | Self::DONTEXPAND.bits() | Self::DONTDUMP.bits();
         /// What every mmap starts with.
         const MAY_ALL = Self::MAYREAD.bits() | Self::MAYWRITE.bits() | Self::MAYEXEC.bits();
     }

@@ -61,8 +61,8 @@ fn dup_vma<K: Kernel>(
     }
     child.insert(new);
     child.mm.account(flags, (vma.end() - vma.start()).cast_signed() >> PAGE_SHIFT);
-    // Pages of shared mappings are found again by faults.
-    if !wiped && vma.anon_vma().is_some() {
+    // Pages of shared mappings are found again by faults, a device's frames are not (Linux: `vma_needs_copy`).
+    if !wiped && (vma.anon_vma().is_some() || flags.contains(VmFlags::PFNMAP)) {
         copy_page_range(parent.k, (parent.mm, child.mm), vma, gather)?;
     }
     Ok(())
@@ -156,7 +156,9 @@ fn share_entry<K: Kernel, M: TableMem>(
     };
     let old = match pte::decode(seen) {
         Pte::Empty => return None,
-        Pte::Page(_) | Pte::Migration(_) => pte::update(tables, run.table, index, read_only),
+        Pte::Page(_) | Pte::Migration(_) | Pte::Special(_) => {
+            pte::update(tables, run.table, index, read_only)
+        }
     };
     let lost = old.is_present() && read_only(old) != old;
     let mut copy = read_only(old);

@@ -12,7 +12,8 @@
 //! M2  every entry of a page table lies in a VMA; a present one allows no more than its VMA does;
 //! M3  a private page that more than one entry maps is nowhere writable;
 //! M4  RSS counts equal the entries; `total_vm`, `locked_vm` and so on equal the sums over VMAs;
-//! M5  every anonymous page is found from its `AnonVma` in every VMA that maps it, at its `index`.
+//! M5  every anonymous page is found from its `AnonVma` in every VMA that maps it, at its `index`;
+//! M6  entries of frames that nobody counts lie in PFNMAP VMAs, where all others are private copies.
 //!
 //! Invariants of the parts are in `tree.rs` (N), `anon.rs` (A), `page.rs` (P) and `gather.rs` (G). Lock order: mmap_lock,
 //! VMA locks, the rmap lock, page-table locks.
@@ -43,9 +44,11 @@ mod mprotect;
 mod mremap;
 mod munmap;
 mod page;
+mod pfnmap;
 mod pte;
 mod query;
 mod rmap;
+mod shm;
 mod space;
 mod tree;
 mod vma;
@@ -67,8 +70,10 @@ pub use mm_filemap::{Cows, MappedError, MappedPage, Mapping};
 pub use mmap::{MapFile, MmapRequest};
 pub use mremap::MremapFlags;
 pub use page::{Owner, owner, put as put_page};
+pub use pfnmap::Frames;
 pub use query::MsyncFlags;
 pub use rmap::{Unmapped, for_each_pte, remove_migration_ptes, try_to_migrate, unmap_mapping_range};
+pub use shm::mapping_writably_mapped;
 pub use space::{Populate, Space};
 pub use tree::{FANOUT, GapQuery, Node, Tree};
 pub use vma::Vma;

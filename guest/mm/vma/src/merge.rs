@@ -101,7 +101,9 @@ impl<K: Kernel> Space<'_, K> {
 
     /// Merges a range that is not mapped yet; the VMA that holds it then, or `None` (Linux: `vma_merge_new_range`).
     pub(crate) fn merge_new(&self, merge: &Merge) -> Option<Id<Vma>> {
-        if merge.flags.intersects(VmFlags::SPECIAL) {
+        if merge.flags.intersects(VmFlags::SPECIAL)
+            || merge.flags.contains(VmFlags::COUNTED) && !merge.just_expand
+        {
             return None;
         }
         let left = self.left(merge);
@@ -136,7 +138,9 @@ impl<K: Kernel> Space<'_, K> {
     fn merge_existing(&self, merge: &Merge) -> Result<Option<Id<Vma>>, Errno> {
         let Some(middle) = merge.middle else { return Ok(None) };
         let (start, end) = (self.vma(middle).start(), self.vma(middle).end());
-        if merge.flags.intersects(VmFlags::SPECIAL) || merge.start != start && merge.end != end {
+        if merge.flags.intersects(VmFlags::SPECIAL | VmFlags::COUNTED)
+            || merge.start != start && merge.end != end
+        {
             return Ok(None);
         }
         let left = if merge.start == start { self.left(merge) } else { None };

@@ -6,7 +6,7 @@ use crate::flags::MapType;
 use crate::id::Id;
 use crate::merge::Merge;
 use crate::space::{Populate, page_align};
-use crate::{Errno, Kernel, MapFlags, Mapping, ProtFlags, Space, VmFlags};
+use crate::{Errno, Frames, Kernel, MapFlags, Mapping, ProtFlags, Space, VmFlags};
 
 /// A file, as mmap looks at it.
 #[derive(Clone, Copy, Debug)]
@@ -19,8 +19,27 @@ pub struct MapFile {
     pub writable: bool,
     /// On a file system mounted noexec.
     pub noexec: bool,
-    /// Flags that its driver adds: PFNMAP, IO, DONTEXPAND ...
+    /// Flags that its driver adds.
     pub flags: VmFlags,
+    /// Flags that its driver takes away: MAYWRITE of what nobody may ever write.
+    pub without: VmFlags,
+    /// Frames that its driver maps at once, instead of pages at faults.
+    pub frames: Option<Frames>,
+}
+
+impl MapFile {
+    /// A file that is open for reading and writing, and has pages.
+    pub const fn of(mapping: Id<Mapping>) -> MapFile {
+        MapFile {
+            mapping,
+            readable: true,
+            writable: true,
+            noexec: false,
+            flags: VmFlags::empty(),
+            without: VmFlags::empty(),
+            frames: None,
+        }
+    }
 }
 
 /// Arguments of mmap.
@@ -97,7 +116,7 @@ impl<K: Kernel> Space<'_, K> {
         let (write, exec) = (flags.contains(VmFlags::WRITE), flags.contains(VmFlags::EXEC));
         self.k.emit(Event::MmapRegion { address: addr, len, write, exec });
         let before = self.mm.map_count();
-        let mapped = self.map_region(addr, len, flags, pgoff, request.file.map(|file| file.mapping));
+        let mapped = self.map_region(addr, len, flags, pgoff, request.file.as_ref());
         self.k.emit(Event::MmapRegionRet { ok: mapped.is_ok(), merged: self.mm.map_count() <= before });
         mapped?;
         let populate = flags.contains(VmFlags::LOCKED)
@@ -122,8 +141,9 @@ impl<K: Kernel> Space<'_, K> {
         len: u64,
         mut flags: VmFlags,
         pgoff: u64,
-        mapping: Option<Id<Mapping>>,
+        file: Option<&MapFile>,
     ) -> Result<(), Errno> {
+        let mapping = file.map(|file| file.mapping);
         let (end, pages) = (addr + len, len >> PAGE_SHIFT);
         if !self.limits.may_expand(self.mm, flags, pages - self.pages_in(addr, end)) {
             return Err(Errno::Enomem);
@@ -171,6 +191,12 @@ impl<K: Kernel> Space<'_, K> {
         self.mm.account(flags, pages.cast_signed());
         if flags.contains(VmFlags::LOCKED) {
             self.lock_new(addr, pages);
+        }
+        if let Some(frames) = file.and_then(|file| file.frames)
+            && let Err(error) = self.remap_pfn_range(addr, pgoff, frames)
+        {
+            self.unmap_range(addr, end)?;
+            return Err(error);
         }
         Ok(())
     }
@@ -232,5 +258,8 @@ fn file_flags(file: &MapFile, map: MapFlags, mut flags: VmFlags) -> Result<VmFla
     if flags.contains(VmFlags::GROWSDOWN) {
         return Err(Errno::Einval);
     }
-    Ok(flags | file.flags)
+    if file.frames.is_some() {
+        flags |= VmFlags::REMAPPED;
+    }
+    Ok((flags | file.flags) - file.without)
 }

@@ -166,6 +166,11 @@ fn protected(old: Entry, flags: PteFlags, accessible: bool) -> Entry {
             let kept = old.flags(1) & (PteFlags::ACCESSED | PteFlags::DIRTY);
             pte::page(pfn, (flags - PteFlags::ACCESSED) | kept, accessible)
         }
+        Pte::Special(pfn) => {
+            let keep = PteFlags::KEEP | PteFlags::PWT | PteFlags::PCD | PteFlags::PAT;
+            let kept = old.flags(1) & (keep - PteFlags::SOFT);
+            pte::special(pfn, (flags - PteFlags::ACCESSED) | kept, accessible)
+        }
         // It comes back with what the VMA allows then.
         Pte::Migration(_) | Pte::Empty => old,
     }

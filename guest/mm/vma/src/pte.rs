@@ -2,7 +2,7 @@
 //!
 //! An entry that is not present and not empty keeps its address bits and one of two marks: [`PROTNONE`], a page in a VMA
 //! without access (Linux: `_PAGE_PROTNONE`), or [`MIGRATION`], a page that is being moved (Linux: `SWP_MIGRATION_*`), with
-//! WRITE as it was.
+//! WRITE as it was. An entry with [`SPECIAL`], present or not, maps a frame that a driver chose and that nobody counts.
 
 use mm_core::{PAGE_SIZE, Pfn, VirtAddr};
 use mm_pgtable::{Entry, Levels, PageTable, PteFlags, TABLE_ENTRIES, TableMem};
@@ -11,7 +11,12 @@ use crate::Mm;
 
 const PROTNONE: u64 = PteFlags::SOFT1.bits();
 const MIGRATION: u64 = PteFlags::SOFT2.bits();
-const _: () = assert!(PROTNONE == memvisor_abi::PTE_PROTNONE && MIGRATION == memvisor_abi::PTE_MIGRATION);
+const SPECIAL: u64 = PteFlags::SOFT3.bits();
+const _: () = assert!(
+    PROTNONE == memvisor_abi::PTE_PROTNONE
+        && MIGRATION == memvisor_abi::PTE_MIGRATION
+        && SPECIAL == memvisor_abi::PTE_SPECIAL
+);
 
 /// What an entry is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,12 +26,14 @@ pub(crate) enum Pte {
     Page(Pfn),
     /// The page is being moved from this frame.
     Migration(Pfn),
+    /// Mapped, and nobody counts it: a device's (Linux: `pte_special`).
+    Special(Pfn),
 }
 
 pub(crate) fn decode(entry: Entry) -> Pte {
     let pfn = entry.table_pfn();
     if entry.is_present() || entry.as_u64() & PROTNONE != 0 {
-        Pte::Page(pfn)
+        if entry.as_u64() & SPECIAL == 0 { Pte::Page(pfn) } else { Pte::Special(pfn) }
     } else if entry.as_u64() & MIGRATION != 0 {
         Pte::Migration(pfn)
     } else {
@@ -38,6 +45,11 @@ pub(crate) fn decode(entry: Entry) -> Pte {
 pub(crate) fn page(pfn: Pfn, flags: PteFlags, accessible: bool) -> Entry {
     let entry = Entry::leaf(1, pfn.phys(), flags);
     if accessible { entry } else { Entry::new(entry.as_u64() & !PteFlags::PRESENT.bits() | PROTNONE) }
+}
+
+/// The entry of a frame that nobody counts (Linux: `pte_mkspecial`).
+pub(crate) fn special(pfn: Pfn, flags: PteFlags, accessible: bool) -> Entry {
+    Entry::new(page(pfn, flags, accessible).as_u64() | SPECIAL)
 }
 
 /// The migration entry that takes the place of `old`.

@@ -43,7 +43,7 @@ impl<K: Kernel> Space<'_, K> {
             while va < stop {
                 let entry = self.k.tables(self.mm, |tables| pte::read(tables, self.mm.page_table(), va));
                 let resident = match (pte::decode(entry), vma.mapping()) {
-                    (Pte::Page(_) | Pte::Migration(_), _) => true,
+                    (Pte::Page(_) | Pte::Migration(_) | Pte::Special(_), _) => true,
                     (Pte::Empty, Some(mapping)) => self.k.mapping_has_page(mapping, vma.index_of(va)),
                     (Pte::Empty, None) => false,
                 };

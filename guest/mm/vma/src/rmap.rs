@@ -57,7 +57,7 @@ fn set_first(mapping: &Mapping, id: Option<Id<Vma>>) {
 }
 
 /// The VMAs of a mapping; the rmap lock is held.
-fn sharers<K: Kernel>(k: &K, mapping: Id<Mapping>) -> impl Iterator<Item = Id<Vma>> {
+pub(crate) fn sharers<K: Kernel>(k: &K, mapping: Id<Mapping>) -> impl Iterator<Item = Id<Vma>> {
     let mut next = first(k.at(mapping));
     core::iter::from_fn(move || {
         let id = next?;

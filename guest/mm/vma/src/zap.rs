@@ -40,7 +40,7 @@ pub(crate) fn zap<K: Kernel>(k: &K, mm: &Mm, range: Range<u64>, cows: Cows, gath
 fn is_own<K: Kernel>(k: &K, entry: Entry) -> bool {
     match pte::decode(entry) {
         Pte::Page(pfn) | Pte::Migration(pfn) => k.page(pfn).is_some_and(page::is_anon),
-        Pte::Empty => false,
+        Pte::Empty | Pte::Special(_) => false,
     }
 }
 
@@ -50,7 +50,7 @@ fn release<K: Kernel>(k: &K, mm: &Mm, va: u64, old: Entry, gather: &mut Gather) 
         gather.translation(va);
     }
     match pte::decode(old) {
-        Pte::Empty => {}
+        Pte::Empty | Pte::Special(_) => {}
         Pte::Page(pfn) if k.is_zero_page(pfn) => {}
         Pte::Page(pfn) => {
             mm.add_rss(kind_of(k, pfn), -1);

@@ -359,8 +359,7 @@ fn a_page_that_leaves_its_file_during_a_fault_is_not_mapped() {
     for flags in [0x11, PRIVATE_FILE] {
         let mut model = Model::new();
         let mapping = model.k.shmem_zero_setup(PAGE).unwrap();
-        let file =
-            MapFile { mapping, readable: true, writable: true, noexec: false, flags: VmFlags::empty() };
+        let file = MapFile::of(mapping);
         let request = MmapRequest {
             addr: WINDOW + AT,
             len: PAGE,

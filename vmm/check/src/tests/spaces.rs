@@ -356,3 +356,56 @@ fn the_zero_page_is_mapped_without_counts() {
     edit_user(&mut guest, DATA_VA, |entry| entry | 2);
     assert!(rules(&guest).contains(&"cow.read-only"));
 }
+
+/// The process maps a frame of a driver's at DATA_VA + 0x3000: shared, or private and not copied yet.
+fn with_device(shared: bool) -> TestGuest {
+    let mut guest = healthy();
+    let marks = vm_flags::PFNMAP | vm_flags::IO | vm_flags::DONTEXPAND | vm_flags::DONTDUMP;
+    // The stack makes room: its two pages become the device's one.
+    let (start, end) = (DATA_VA + 0x3000, DATA_VA + 0x4000);
+    let how = if shared { vm_flags::SHARED | vm_flags::MAYSHARE } else { 0 };
+    edit_vma(&mut guest, STACK, |vma| {
+        (vma.start, vma.end, vma.pgoff) = (start, end, if shared { 0 } else { ALLOCATED_PFN });
+        vma.flags = vm_flags::READ | vm_flags::WRITE | how | RWX | marks;
+    });
+    guest.memory.write_u64(NODE + offset_of!(VmaNode, start) as u64 + 16, start).unwrap();
+    guest.memory.write_u64(NODE + 16, end).unwrap();
+    edit_mm(&mut guest, |mm| {
+        (mm.total_vm, mm.stack_vm, mm.data_vm) = (5, 0, if shared { 3 } else { 4 });
+        mm.brk = mm.start_brk;
+    });
+    let write = if shared { 2 } else { 0 };
+    edit_user(&mut guest, start, |_| ALLOCATED_PFN << 12 | 5 | write | 1 << 63 | PTE_SPECIAL);
+    guest
+}
+
+#[test]
+fn a_device_is_mapped_without_counts() {
+    for shared in [true, false] {
+        let found = with_device(shared).audit().findings;
+        assert_eq!(found, [], "shared: {shared}");
+    }
+}
+
+#[test]
+fn pfnmap_rules_see_marks_frames_and_rights_that_are_wrong() {
+    let at = DATA_VA + 0x3000;
+    let mut guest = with_device(true);
+    edit_user(&mut guest, at, |entry| entry & !PTE_SPECIAL);
+    assert!(rules(&guest).contains(&"pfnmap.vma"), "{:?}", rules(&guest));
+    let mut guest = with_device(true);
+    edit_vma(&mut guest, STACK, |vma| vma.flags &= !vm_flags::DONTDUMP);
+    assert_eq!(only(&guest, "pfnmap.vma").address, Some(at));
+    let mut guest = with_device(false);
+    edit_vma(&mut guest, STACK, |vma| vma.pgoff += 1);
+    assert!(only(&guest, "pfnmap.frames").outside_says.contains("frame"));
+    let mut guest = with_device(false);
+    edit_user(&mut guest, at, |entry| entry | 2);
+    assert_eq!(only(&guest, "pfnmap.cow").address, Some(at));
+    let mut guest = with_device(true);
+    edit_user(&mut guest, at, |entry| entry | 1 << 4);
+    assert!(rules(&guest).contains(&"pfnmap.cache"), "{:?}", rules(&guest));
+    let mut guest = with_device(true);
+    guest.edit_page(ALLOCATED_PFN, |page| page.mapcount = 0);
+    assert!(rules(&guest).contains(&"pfnmap.uncounted"), "{:?}", rules(&guest));
+}

@@ -97,6 +97,8 @@ fn row(space: &MmSpace, at: &VmaAt) -> MapsRow {
     let is_stack = |at: &VmaAt| at.vma.flags & vm_flags::GROWSDOWN != 0 && at.vma.mapping == 0;
     let stack = space.vmas.items.iter().rev().find(|at| is_stack(at)).is_some_and(|top| top.gpa == at.gpa);
     let name = match (anonymous, heap, stack) {
+        (false, _, _) if vma.flags & vm_flags::PFNMAP != 0 => format!("device:{:#x}", vma.mapping),
+        (false, _, _) if vma.flags & vm_flags::COUNTED != 0 => format!("sysv:{:#x}", vma.mapping),
         (false, _, _) => format!("mapping:{:#x}", vma.mapping),
         (true, true, _) => "[heap]".to_owned(),
         (true, _, true) => "[stack]".to_owned(),

@@ -4,25 +4,36 @@
 use core::ops::Range;
 use core::sync::atomic::{AtomicU64, Ordering};
 
+use guest_ipc::Usage;
 use mm_core::{PAGE_SIZE, Pfn};
-use mm_filemap::shmem::{self, FallocFlags};
-use mm_filemap::{Bound, Cache, CacheError, read_cache_page, truncate_inode_pages_range};
+use mm_filemap::shmem::{self, FallocFlags, Fallocate};
+use mm_filemap::{
+    Bound, Cache, CacheError, Sealed, Seek, read_cache_page, seek_hole_data, truncate_inode_pages_range,
+};
 use mm_vma::{
-    Arena, Cows, Errno, Id, Kernel, MappedError, MappedPage, Mapping, put_page, unmap_mapping_range,
+    Arena, Cows, Errno, Id, Kernel, MappedError, MappedPage, Mapping, mapping_writably_mapped, put_page,
+    unmap_mapping_range,
 };
 
 use super::{Spaces, objects};
-use crate::elf;
+use crate::fs::{self, mapped};
 use crate::mm::kmap;
+use crate::{elf, ipc, task};
 
 /// Where the contents of a mapping come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
-pub(super) enum Source {
-    /// From nowhere: shared memory.
+pub enum Source {
+    /// From nowhere: a file in memory.
     Shmem = 0,
     /// The program inside the kernel image.
     Program = 1,
+    /// Shared anonymous memory.
+    Anonymous = 2,
+    /// A segment of System V shared memory.
+    SysV = 3,
+    /// A device, which has frames and no pages.
+    Device = 4,
 }
 
 /// Pages in mappings (Linux: `NR_FILE_PAGES`).
@@ -46,7 +57,13 @@ pub fn nr_shmem() -> u64 {
 }
 
 /// A mapping with a reference for the caller.
-fn new_mapping(source: Source, bytes: u64) -> Result<Id<Mapping>, Errno> {
+///
+/// # Errors
+/// `ENOMEM`; `EINVAL` for more than a file can have.
+pub fn new_mapping(source: Source, bytes: u64) -> Result<Id<Mapping>, Errno> {
+    if bytes > shmem::MAX_BYTES {
+        return Err(Errno::Einval);
+    }
     let id = Arena::<Mapping>::alloc(&Spaces).ok_or(Errno::Enomem)?;
     let mapping: &Mapping = Spaces.at(id);
     mapping.init(bytes);
@@ -59,9 +76,6 @@ fn new_mapping(source: Source, bytes: u64) -> Result<Id<Mapping>, Errno> {
 /// # Errors
 /// `ENOMEM`; `EINVAL` for more than a file can have.
 pub fn shmem_file_setup(bytes: u64) -> Result<Id<Mapping>, Errno> {
-    if bytes > shmem::MAX_BYTES {
-        return Err(Errno::Einval);
-    }
     new_mapping(Source::Shmem, bytes)
 }
 
@@ -85,12 +99,14 @@ pub fn program_mapping() -> Result<Id<Mapping>, Errno> {
 
 /// Frees the mapping of whoever dropped the last reference.
 pub(super) fn free_mapping(id: Id<Mapping>) {
-    match objects::of_mapping(id).source() {
-        Source::Shmem => shmem::evict(&Spaces, id),
+    match source(id) {
+        Source::Shmem | Source::Anonymous | Source::SysV => shmem::evict(&Spaces, id),
         Source::Program => {
             truncate_inode_pages_range(&Spaces, id, 0..u64::MAX);
         }
+        Source::Device => {}
     }
+    mapped::forget(id);
     Arena::<Mapping>::free(&Spaces, id);
 }
 
@@ -101,8 +117,10 @@ pub(super) fn fault(id: Id<Mapping>, index: u64) -> Result<MappedPage, MappedErr
         kmap::copy_to_page(pfn, 0, bytes);
         Ok(())
     };
-    match objects::of_mapping(id).source() {
-        Source::Shmem => shmem::fault(&Spaces, id, index),
+    match source(id) {
+        Source::Shmem | Source::Anonymous | Source::SysV => shmem::fault(&Spaces, id, index),
+        // Its frames are there from the start.
+        Source::Device => Err(MappedError::Sigbus),
         Source::Program => match read_cache_page(&Spaces, id, index, Bound::Size, read) {
             Ok((pfn, _)) => Ok(MappedPage { pfn, major: false }),
             Err(CacheError::NoMemory) => Err(MappedError::NoMemory),
@@ -152,17 +170,21 @@ fn parts(offset: u64, buffer: &mut [u8]) -> impl Iterator<Item = &mut [u8]> {
 /// Writes to shared memory; how many bytes (Linux: `shmem_file_write_iter`).
 ///
 /// # Errors
-/// `EFBIG`, `ENOMEM`, `ENOSPC`, if not a byte was written.
+/// `EFBIG`, `ENOMEM`, `ENOSPC`, `EPERM` for a seal, if not a byte was written.
 pub fn write(id: Id<Mapping>, offset: u64, mut from: &[u8]) -> Result<usize, Errno> {
     with_inode(id, || {
         let (mut at, mut done) = (offset, 0);
         while !from.is_empty() {
             let room = usize::try_from(PAGE_SIZE - at % PAGE_SIZE).unwrap_or(0).min(from.len());
             let (part, rest) = from.split_at(room);
-            let pfn = match shmem::write_begin(&Spaces, id, at / PAGE_SIZE) {
+            let seals = objects::of_mapping(id).sealed.seals();
+            let begun = seals
+                .check_write(at.saturating_add(room as u64), size(id))
+                .and_then(|()| shmem::write_begin(&Spaces, id, at / PAGE_SIZE));
+            let pfn = match begun {
                 Ok(pfn) => pfn,
                 Err(_) if done > 0 => break,
-                Err(error) => return Err(errno(error)),
+                Err(error) => return Err(error.errno()),
             };
             kmap::copy_to_page(pfn, at % PAGE_SIZE, part);
             at += room as u64;
@@ -187,9 +209,10 @@ pub fn nr_pages(id: Id<Mapping>) -> u64 {
 /// Makes shared memory longer or shorter; what lies behind is unmapped (Linux: `do_truncate`).
 ///
 /// # Errors
-/// `EFBIG`.
+/// `EFBIG`; `EPERM` for a seal.
 pub fn truncate(id: Id<Mapping>, bytes: u64) -> Result<(), Errno> {
-    with_inode(id, || shmem::set_size(&Spaces, id, bytes)).map_err(errno)
+    let seals = || objects::of_mapping(id).sealed.seals();
+    with_inode(id, || shmem::set_size_sealed(&Spaces, id, seals(), bytes)).map_err(CacheError::errno)
 }
 
 /// Linux: `vfs_fallocate`.
@@ -197,21 +220,79 @@ pub fn truncate(id: Id<Mapping>, bytes: u64) -> Result<(), Errno> {
 /// # Errors
 /// `ENODEV` for what has no such call, else those of [`shmem::fallocate`].
 pub fn fallocate(id: Id<Mapping>, mode: FallocFlags, offset: u64, len: u64) -> Result<(), Errno> {
-    match objects::of_mapping(id).source() {
-        Source::Shmem => with_inode(id, || shmem::fallocate(&Spaces, id, mode, offset, len)).map_err(errno),
-        Source::Program => Err(Errno::Eopnotsupp),
+    let request = Fallocate { mode, offset, len };
+    match source(id) {
+        Source::Shmem | Source::Anonymous | Source::SysV => with_inode(id, || {
+            let seals = objects::of_mapping(id).sealed.seals();
+            shmem::fallocate_sealed(&Spaces, id, seals, &request).map_err(CacheError::errno)
+        }),
+        Source::Program | Source::Device => Err(Errno::Eopnotsupp),
     }
 }
 
-fn errno(error: CacheError) -> Errno {
-    match error {
-        CacheError::NoMemory => Errno::Enomem,
-        CacheError::NoSpace => Errno::Enospc,
-        CacheError::Exists => Errno::Eexist,
-        CacheError::PastEnd | CacheError::Invalid => Errno::Einval,
-        CacheError::Io => Errno::Eio,
-        CacheError::TooBig => Errno::Efbig,
-        CacheError::NotSupported => Errno::Eopnotsupp,
+/// Where its contents come from.
+pub fn source(id: Id<Mapping>) -> Source {
+    objects::of_mapping(id).source()
+}
+
+/// The next data or hole at or after `offset` (Linux: `shmem_file_llseek`).
+///
+/// # Errors
+/// `ENXIO` past the end, and if there is no more data.
+pub fn seek(id: Id<Mapping>, offset: u64, what: Seek) -> Result<u64, Errno> {
+    with_inode(id, || seek_hole_data(&Spaces, id, offset, what)).ok_or(Errno::Enxio)
+}
+
+/// Seals of a file in memory.
+pub fn sealed(id: Id<Mapping>) -> &'static Sealed {
+    &objects::of_mapping(id).sealed
+}
+
+/// F_ADD_SEALS. `executable` is whether anybody may execute the file.
+///
+/// # Errors
+/// Those of [`Sealed::add`].
+pub fn add_seals(id: Id<Mapping>, seals: u32, executable: bool) -> Result<(), Errno> {
+    with_inode(id, || sealed(id).add(seals, executable, || mapping_writably_mapped(&Spaces, id)))
+}
+
+/// How a System V segment is used: the table of segments has one reference, everybody else's is an attachment.
+pub fn segment_usage(id: Id<Mapping>) -> Usage {
+    let object = objects::of_mapping(id);
+    Usage {
+        nattch: object.references.load(Ordering::Acquire).saturating_sub(1).into(),
+        atime: object.atime.load(Ordering::Relaxed).cast_signed(),
+        dtime: object.dtime.load(Ordering::Relaxed).cast_signed(),
+        lpid: object.lpid.load(Ordering::Relaxed),
+        rss: nr_pages(id),
+    }
+}
+
+/// A VMA came or went.
+fn used(object: &objects::MappingObject, time: &AtomicU64) {
+    if object.source() == Source::SysV {
+        time.store(fs::now().sec.cast_unsigned(), Ordering::Relaxed);
+        object.lpid.store(task::current_pid(), Ordering::Relaxed);
+    }
+}
+
+/// One more VMA or program uses it.
+pub(super) fn get(id: Id<Mapping>) {
+    let object = objects::of_mapping(id);
+    object.references.fetch_add(1, Ordering::Relaxed);
+    used(object, &object.atime);
+}
+
+/// One less; the last frees it, and the last but the table's may end a segment.
+pub(super) fn put(id: Id<Mapping>) {
+    let object = objects::of_mapping(id);
+    used(object, &object.dtime);
+    // Whoever drops the last but one reference of a segment may not look at it any more.
+    let segment = object.source() == Source::SysV;
+    match object.references.fetch_sub(1, Ordering::AcqRel) {
+        1 => free_mapping(id),
+        2 if segment => ipc::shm::detached(id),
+        _ => {}
     }
 }
 

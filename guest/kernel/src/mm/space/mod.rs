@@ -8,7 +8,7 @@ mod objects;
 mod published;
 pub mod tlb;
 
-pub use cache::program_mapping;
+pub use cache::{Source, program_mapping};
 pub use published::{publish_tlbs, tlb_table};
 
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -240,17 +240,15 @@ impl Kernel for Spaces {
     }
 
     fn shmem_zero_setup(&self, bytes: u64) -> Result<Id<Mapping>, Errno> {
-        cache::shmem_file_setup(bytes)
+        cache::new_mapping(Source::Anonymous, bytes)
     }
 
     fn mapping_get(&self, mapping: Id<Mapping>) {
-        objects::of_mapping(mapping).references.fetch_add(1, Ordering::Relaxed);
+        cache::get(mapping);
     }
 
     fn mapping_put(&self, mapping: Id<Mapping>) {
-        if objects::of_mapping(mapping).references.fetch_sub(1, Ordering::AcqRel) == 1 {
-            cache::free_mapping(mapping);
-        }
+        cache::put(mapping);
     }
 
     fn mapping_page(&self, mapping: Id<Mapping>, pgoff: u64) -> Result<MappedPage, MappedError> {

@@ -15,6 +15,7 @@ use core::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering};
 
 use memvisor_abi as abi;
 use mm_core::{Gfp, PhysAddr};
+use mm_filemap::{Sealed, Seals};
 use mm_pgtable::layout;
 use mm_slab::{CacheArgs, CacheId, Object, SlabFlags};
 use mm_vma::{AnonVma, AnonVmaChain, Arena, Id, Mapping, Mm, Node, Vma};
@@ -66,6 +67,12 @@ pub struct MappingObject {
     source: AtomicU32,
     /// 1 while somebody writes or changes the size (Linux: `inode->i_rwsem`).
     pub(super) inode_lock: AtomicU32,
+    /// Seals of a file in memory.
+    pub(super) sealed: Sealed,
+    /// Of a System V segment: the process that attached or detached it last, and when (Linux: `shm_lprid`, `shm_atim`, `shm_dtim`).
+    pub(super) lpid: AtomicU32,
+    pub(super) atime: AtomicU64,
+    pub(super) dtime: AtomicU64,
     /// Linux: `xa_lock` of `i_pages`.
     pub(super) pages_lock: Lock<()>,
 }
@@ -74,15 +81,27 @@ impl MappingObject {
     /// A mapping with one reference.
     pub(super) fn init(&self, source: Source) {
         self.references.store(1, Ordering::Relaxed);
-        self.flags.store(abi::Mapping::HOLDS_PAGES, Ordering::Relaxed);
+        let flags = match source {
+            Source::Shmem | Source::Program | Source::Anonymous => abi::Mapping::HOLDS_PAGES,
+            Source::SysV => abi::Mapping::HOLDS_PAGES | abi::Mapping::SYSV,
+            Source::Device => abi::Mapping::DEVICE,
+        };
+        self.flags.store(flags, Ordering::Relaxed);
         self.source.store(source as u32, Ordering::Relaxed);
         self.inode_lock.store(0, Ordering::Relaxed);
+        self.sealed.init(Seals::SEAL);
+        self.lpid.store(0, Ordering::Relaxed);
+        self.atime.store(0, Ordering::Relaxed);
+        self.dtime.store(0, Ordering::Relaxed);
     }
 
     /// Where its contents come from.
     pub(super) fn source(&self) -> Source {
         match self.source.load(Ordering::Relaxed) {
             1 => Source::Program,
+            2 => Source::Anonymous,
+            3 => Source::SysV,
+            4 => Source::Device,
             _ => Source::Shmem,
         }
     }

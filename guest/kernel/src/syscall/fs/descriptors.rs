@@ -2,13 +2,15 @@
 
 use alloc::sync::Arc;
 
-use guest_fs::{Errno as FsErrno, OpenFlags};
+use guest_fs::{Kind, OpenFlags, mode};
 use guest_process::limits::Resource;
+use mm_filemap::Seals;
 use mm_vma::Errno;
 
 use super::{Target, done, ints, path_at, with_files};
 use crate::arch::trap::TrapFrame;
 use crate::fs::{self, OpenFile, with_vfs};
+use crate::mm::space::cache;
 use crate::syscall::int;
 use crate::task::current;
 use crate::uaccess;
@@ -122,6 +124,8 @@ fn fcntl(fd: u32, command: u32, argument: u64) -> Result<u64, Errno> {
     const SETLKW: u32 = 7;
     const DUPFD_CLOEXEC: u32 = 1030;
     const GETPIPE_SZ: u32 = 1032;
+    const ADD_SEALS: u32 = 1033;
+    const GET_SEALS: u32 = 1034;
     let table = with_files(|files| files.table())?;
     let file = with_files(|files| files.get(fd))?;
     match command {
@@ -135,6 +139,11 @@ fn fcntl(fd: u32, command: u32, argument: u64) -> Result<u64, Errno> {
         }
         // Locks of ranges: nobody else is asked.
         GETLK..=SETLKW => Ok(0),
+        ADD_SEALS => done(add_seals(&file, int(argument))),
+        GET_SEALS => match file.kind {
+            Kind::Regular(data) => Ok(cache::sealed(data).seals().bits().into()),
+            _ => Err(Errno::Einval),
+        },
         GETPIPE_SZ if file.pipe_len().is_some() => Ok(65_536),
         _ => Err(Errno::Einval),
     }
@@ -174,24 +183,57 @@ fn pipe(address: u64, flags: u32) -> Result<u64, Errno> {
     Ok(0)
 }
 
+/// F_ADD_SEALS.
+fn add_seals(file: &OpenFile, seals: u32) -> Result<(), Errno> {
+    if !file.flags().writes() {
+        return Err(Errno::Eperm);
+    }
+    let Kind::Regular(data) = file.kind else { return Err(Errno::Einval) };
+    let rights = with_vfs(|vfs| vfs.mode_of(file.place).ok_or(Errno::Enoent))?;
+    cache::add_seals(data, seals, rights & mode::S_IXUGO != 0)
+}
+
+/// memfd_create (Linux: mm/memfd.c).
 fn memfd_create(name: u64, flags: u32) -> Result<u64, Errno> {
     const CLOEXEC: u32 = 1;
     const ALLOW_SEALING: u32 = 2;
-    if flags & !(CLOEXEC | ALLOW_SEALING) != 0 {
+    const HUGETLB: u32 = 4;
+    const NOEXEC_SEAL: u32 = 8;
+    const EXEC: u32 = 0x10;
+    const LONGEST: usize = 249;
+    if flags & HUGETLB != 0 {
+        // No pool of huge pages (Linux without CONFIG_HUGETLBFS).
+        return Err(Errno::Enosys);
+    }
+    if flags & !(CLOEXEC | ALLOW_SEALING | NOEXEC_SEAL | EXEC) != 0
+        || flags & (EXEC | NOEXEC_SEAL) == EXEC | NOEXEC_SEAL
+    {
         return Err(Errno::Einval);
     }
     let mut full = alloc::vec::Vec::from(*b"memfd:");
-    let name = path_at(name)?;
-    if name.len() > 249 {
+    let name =
+        path_at(name).map_err(|error| if error == Errno::Enametoolong { Errno::Einval } else { error })?;
+    if name.len() > LONGEST {
         return Err(Errno::Einval);
     }
     full.extend_from_slice(&name);
     let context = fs::context()?;
-    let file = with_vfs(|vfs| {
-        let file = vfs.open_nameless(&context, &full, OpenFlags::RDWR | OpenFlags::LARGEFILE)?;
-        Ok::<_, FsErrno>(file)
-    })?;
-    install(OpenFile::new(file, true, false)?, flags & CLOEXEC != 0).map(u64::from)
+    let file = with_vfs(|vfs| vfs.open_nameless(&context, &full, OpenFlags::RDWR | OpenFlags::LARGEFILE))?;
+    let file = OpenFile::new(file, true, false)?;
+    if let Kind::Regular(data) = file.kind {
+        let seals = if flags & NOEXEC_SEAL != 0 {
+            Seals::EXEC
+        } else if flags & ALLOW_SEALING != 0 {
+            Seals::empty()
+        } else {
+            Seals::SEAL
+        };
+        if flags & NOEXEC_SEAL != 0 {
+            with_vfs(|vfs| vfs.chmod(&context, file.place, 0o666))?;
+        }
+        cache::sealed(data).set(seals);
+    }
+    install(file, flags & CLOEXEC != 0).map(u64::from)
 }
 
 /// Opens the console as descriptors 0, 1 and 2 of the current task (Linux: `console_on_rootfs`).

@@ -4,12 +4,15 @@ use alloc::sync::Arc;
 
 use guest_fs::{Kind, Whence};
 use guest_process::signal::{SigInfo, Signal, Target};
+use mm_filemap::Seek;
+use mm_filemap::shmem::FallocFlags;
 use mm_vma::Errno;
 
 use super::{count, done, ints, task, with_files};
 use crate::arch::trap::TrapFrame;
 use crate::fs::file::Position;
 use crate::fs::{self, OpenFile, console, with_vfs};
+use crate::mm::space::cache;
 use crate::syscall::int;
 use crate::{signal, uaccess};
 
@@ -103,6 +106,16 @@ fn vector(
 fn lseek(fd: u32, offset: i64, whence: u32) -> Result<u64, Errno> {
     let file = get(fd)?;
     let whence = Whence::from_raw(whence)?;
+    let looks_for = match whence {
+        Whence::Data => Some(Seek::Data),
+        Whence::Hole => Some(Seek::Hole),
+        Whence::Set | Whence::Current | Whence::End => None,
+    };
+    if let (Some(what), Kind::Regular(data)) = (looks_for, file.kind) {
+        let from = u64::try_from(offset).map_err(|_| Errno::Enxio)?;
+        let found = cache::seek(data, from, what)?;
+        return file.state.with(|state| state.seek(found.cast_signed(), Whence::Set, found));
+    }
     let size = with_vfs(|vfs| Ok(vfs.size(file.place)))?;
     file.state.with(|state| state.seek(offset, whence, size))
 }
@@ -122,31 +135,26 @@ fn ftruncate(fd: u32, len: i64) -> Result<u64, Errno> {
     done(with_vfs(|vfs| vfs.truncate(&context, file.place, len)))
 }
 
-/// Memory is not promised: a file that is to be longer gets longer (Linux: `vfs_fallocate`).
-///
-/// Differs from Linux: holes cannot be made, and no page is there before it is written.
+/// Linux: `vfs_fallocate`.
 fn fallocate(fd: u32, mode: u32, offset: i64, len: i64) -> Result<u64, Errno> {
-    const KEEP_SIZE: u32 = 1;
     let file = get(fd)?;
     if offset < 0 || len <= 0 {
         return Err(Errno::Einval);
     }
-    file.check_writable()?;
-    if !matches!(file.kind, Kind::Regular(_)) {
-        return Err(Errno::Enodev);
+    let mode = FallocFlags::from_bits_retain(mode);
+    let known = FallocFlags::KEEP_SIZE | FallocFlags::PUNCH_HOLE;
+    if !known.contains(mode) || mode == FallocFlags::PUNCH_HOLE {
+        return Err(Errno::Eopnotsupp);
     }
-    match mode {
-        KEEP_SIZE => Ok(0),
-        0 => {
-            let end = offset.checked_add(len).ok_or(Errno::Efbig)?;
-            let size = with_vfs(|vfs| Ok(vfs.size(file.place)))?;
-            let context = fs::context()?;
-            if end.cast_unsigned() <= size {
-                return Ok(0);
-            }
-            done(with_vfs(|vfs| vfs.truncate(&context, file.place, end)))
+    file.check_writable()?;
+    match file.kind {
+        Kind::Regular(data) => {
+            done(cache::fallocate(data, mode, offset.cast_unsigned(), len.cast_unsigned()))?;
+            file.written();
+            Ok(0)
         }
-        _ => Err(Errno::Eopnotsupp),
+        Kind::Fifo(_) => Err(Errno::Espipe),
+        _ => Err(Errno::Enodev),
     }
 }
 

@@ -36,8 +36,7 @@ impl Model {
         let end = WINDOW + PAGES * PAGE;
         for (start, end) in [(LOWEST, WINDOW), (end, TASK_SIZE)] {
             let mapping = model.k.shmem_zero_setup(1 << 47).unwrap();
-            let file =
-                MapFile { mapping, readable: true, writable: true, noexec: false, flags: VmFlags::empty() };
+            let file = MapFile::of(mapping);
             let request = MmapRequest {
                 addr: start,
                 len: end - start,
