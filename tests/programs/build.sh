@@ -31,9 +31,7 @@ compile() {
 }
 
 if [ $# -gt 1 ]; then
-    sources=("$2"/*.[ch])
-    newest=$(ls -t "${sources[@]}" "$out/$2-static" 2>/dev/null | head -n 1)
-    [ "$newest" = "$out/$2-static" ] && exit 0
+    [ -x "$out/$2-static" ] && [ -z "$(find "$2" -newer "$out/$2-static")" ] && exit 0
     command -v gcc >/dev/null || { skip "program $2: there is no gcc (Debian: apt-get install gcc libc6-dev)"; exit 1; }
     gcc "${flags[@]}" -static -o "$out/$2-static" "$2"/*.c
     exit 0

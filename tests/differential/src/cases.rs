@@ -101,6 +101,9 @@ mod tests {
     fn what_cannot_be_read_is_named_with_its_line() {
         let error = parse("f", "case a\nmunmap main 1p\nmunmap main\n").unwrap_err();
         assert!(error.to_string().starts_with("f:3: munmap takes"));
-        assert_eq!(parse("f", "\nmunlockall").unwrap_err().to_string(), "f:2: a call stands before the first case");
+        assert_eq!(
+            parse("f", "\nmunlockall").unwrap_err().to_string(),
+            "f:2: a call stands before the first case"
+        );
     }
 }

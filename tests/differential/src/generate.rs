@@ -378,9 +378,9 @@ mod tests {
     fn locked_memory_is_never_moved_without_unmapping() {
         for number in 0..300 {
             let calls = sequence(11, number, 100).calls;
-            let locks = calls.iter().any(|call| matches!(call.name, Name::Mlock | Name::Mlock2 | Name::Mlockall));
-            let moves =
-                calls.iter().any(|call| call.name == Name::Mremap && call.values[3].number & 4 != 0);
+            let locks =
+                calls.iter().any(|call| matches!(call.name, Name::Mlock | Name::Mlock2 | Name::Mlockall));
+            let moves = calls.iter().any(|call| call.name == Name::Mremap && call.values[3].number & 4 != 0);
             assert!(!(locks && moves), "sequence {number}");
         }
     }

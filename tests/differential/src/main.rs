@@ -21,7 +21,9 @@ use memvisor_differential::shrink::Pair;
 use memvisor_differential::{cases, generate, suite};
 
 #[derive(Debug, Parser)]
-#[command(about = "The same calls on this machine's Linux and in the guest, and every difference in what they do")]
+#[command(
+    about = "The same calls on this machine's Linux and in the guest, and every difference in what they do"
+)]
 struct Command {
     #[command(subcommand)]
     verb: Verb,
@@ -128,7 +130,11 @@ impl Which {
         let only: Vec<u64> =
             self.only.iter().filter_map(|name| name.strip_prefix("random-")?.parse().ok()).collect();
         let numbers: Vec<u64> = if self.only.is_empty() { (0..self.sequences).collect() } else { only };
-        all.extend(numbers.into_iter().map(|n| generate::with_files(self.seed, n, self.calls.into(), !self.no_files)));
+        all.extend(
+            numbers
+                .into_iter()
+                .map(|n| generate::with_files(self.seed, n, self.calls.into(), !self.no_files)),
+        );
         if !self.only.is_empty() {
             all.retain(|sequence| self.only.iter().any(|name| sequence.name.starts_with(name.as_str())));
         }
@@ -244,7 +250,8 @@ fn kind(sequence: &Sequence, part: &Part, guest: &Outcome) -> String {
     if matches!(guest, Outcome::Died(_)) {
         return "died".to_owned();
     }
-    let name = part.call.and_then(|call| sequence.calls.get(call)).map_or("contents", |call| call.name.text());
+    let name =
+        part.call.and_then(|call| sequence.calls.get(call)).map_or("contents", |call| call.name.text());
     let first = |lines: &[String]| {
         let line = lines.first().map_or("", String::as_str);
         let result = line.split(' ').skip(1).map(|word| word.trim_start_matches(|c| "mlh".contains(c)));
@@ -259,7 +266,12 @@ fn kind(sequence: &Sequence, part: &Part, guest: &Outcome) -> String {
 const RECORDS: usize = 50;
 
 /// Tells what is meant from what is not, and shrinks the first sequence of each kind.
-fn look_into(pair: Pair<'_>, differing: &[Sequence], args: &RunArgs, report: &mut Report) -> anyhow::Result<()> {
+fn look_into(
+    pair: Pair<'_>,
+    differing: &[Sequence],
+    args: &RunArgs,
+    report: &mut Report,
+) -> anyhow::Result<()> {
     let mut kinds: BTreeMap<String, (Sequence, usize)> = BTreeMap::new();
     for batch in differing.chunks(RECORDS) {
         for (sequence, (linux, guest)) in batch.iter().zip(pair.records(batch)?) {

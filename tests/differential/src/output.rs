@@ -108,8 +108,11 @@ pub fn run_all(
 }
 
 fn last_words(console: &str) -> String {
-    let lines: Vec<&str> =
-        console.lines().map(str::trim_end).filter(|line| !line.is_empty() && !line.starts_with('~')).collect();
+    let lines: Vec<&str> = console
+        .lines()
+        .map(str::trim_end)
+        .filter(|line| !line.is_empty() && !line.starts_with('~'))
+        .collect();
     // What a panic prints first says most.
     let first = lines.iter().position(|line| line.contains("panic") || line.contains("BUG"));
     let from = first.unwrap_or(lines.len().saturating_sub(LAST_WORDS));
@@ -124,7 +127,8 @@ mod tests {
 
     #[test]
     fn a_console_is_read_around_what_the_kernel_says() {
-        let console = "boot\r\n~+ 0 0\r\n~+   m0-m1000\r\ntask[3]: hello\r\n~= 0 1f\r\noops~= 1 20\r\n~. 2\r\n";
+        let console =
+            "boot\r\n~+ 0 0\r\n~+   m0-m1000\r\ntask[3]: hello\r\n~= 0 1f\r\noops~= 1 20\r\n~. 2\r\n";
         let said = Said::parse(console);
         assert_eq!(said.records[0], (0x1f, vec!["0 0".to_owned(), "  m0-m1000".to_owned()]));
         assert_eq!(said.records[1], (0x20, vec![]));
@@ -152,7 +156,8 @@ mod tests {
         let consoles = vec!["~= 0 1\nKernel panic: why\n at x\n", "~= 0 3\n~. 1\n"];
         let side = Alone(std::sync::Mutex::new(Scripted(RefCell::new(consoles))));
         let empty = Sequence { name: "s".to_owned(), calls: Vec::new() };
-        let outcomes = run_all(&side, &[empty.clone(), empty.clone(), empty], Mode::Compact, &|_| ()).unwrap();
+        let outcomes =
+            run_all(&side, &[empty.clone(), empty.clone(), empty], Mode::Compact, &|_| ()).unwrap();
         assert!(matches!(&outcomes[1], Outcome::Died(text) if text.starts_with("Kernel panic: why")));
         assert!(matches!(outcomes[2], Outcome::Ran { hash: 3, .. }));
         assert!(!outcomes[1].is_same(&outcomes[1]));
