@@ -28,7 +28,7 @@ STATIC := $(if $(filter /%,$(shell $(CC) -print-file-name=libc.a)),-C target-fea
 # Read by vmm's build script, which embeds the image.
 export MEMVISOR_GUEST := $(GUEST)
 
-.PHONY: help setup guest build run test test-host test-kvm test-qemu test-nested test-nested-long differential fuzz mutants bench lint ci clean
+.PHONY: help setup guest build initrds run test test-host test-kvm test-qemu test-nested test-nested-long differential fuzz mutants bench lint ci clean
 
 help: ## list these verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -42,6 +42,9 @@ guest: ## build the guest kernel with its ring-3 program
 
 build: guest ## build memvisor, the guest inside: target/release/memvisor
 	cargo rustc --release -p memvisor --bin memvisor -- $(STATIC)
+
+initrds: ## make what suites and `run --initrd` boot with: images/busybox.cpio, images/programs.cpio
+	@tests/programs/image.sh
 
 run: build ## launch MACHINE (default: default) and audit it from outside
 	$(MEMVISOR) run $(MACHINE) $(ARGS)

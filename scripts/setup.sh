@@ -127,6 +127,8 @@ want_tools() {
     have qemu-system-x86_64 || missing+=(qemu-system-x86)
     have iasl || missing+=(acpica-tools)
     have gdb || missing+=(gdb)
+    # For tests/programs; the first is there with the linker.
+    have musl-gcc || missing+=(musl-tools)
     # The lint of the guest needs the clippy of the guest's own toolchain.
     grep -q source "$TARGET/guest-toolchain.env" && [ ! -x /usr/bin/cargo-clippy ] && missing+=(rust-web-clippy)
     [ ${#missing[@]} = 0 ] && return

@@ -1,7 +1,7 @@
 //! The bundled guest kernel: a memory manager first, everything else as small as it can honestly be.
 //!
 //! `init.rs` has the order of boot. All assembly and all `unsafe` is in `arch/`, `sync.rs`, `mm/phys.rs`,
-//! `mm/memmap.rs`, `sched/` and where those are called.
+//! `mm/memmap.rs`, `sched/`, `fs/initrd.rs` and where those are called.
 
 #![cfg_attr(target_os = "none", no_std, no_main)]
 

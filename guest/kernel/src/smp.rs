@@ -314,19 +314,30 @@ pub fn answer_flush() {
     }
 }
 
-/// Tells an idle CPU that there is work, `cpu` if it must be that one.
-pub fn kick(cpu: Option<u32>) {
+/// Tells an idle CPU that there is work: `only` if it must be that one, else `near`, a CPU of its node, or any. `false` if
+/// none of them is idle.
+pub fn kick(only: Option<u32>, near: u32) -> bool {
     let own = percpu::cpu() as usize;
-    let count = CPUS.lock().count;
-    for number in (0..count).filter(|&number| number != own) {
-        let info = CPUS.lock().table[number];
-        let right = cpu.is_none_or(|cpu| cpu as usize == number);
-        let online = info.state == CpuState::Online as u32;
-        if right && online && mailbox(number).idle.load(Ordering::Acquire) == 1 {
-            apic::send_ipi(info.apic_id, trap::VECTOR_RESCHEDULE);
-            return;
-        }
+    let near_node = node_of(near);
+    let target = {
+        let cpus = CPUS.lock();
+        let idle = (0..cpus.count).filter(|&number| {
+            number != own
+                && only.is_none_or(|only| only as usize == number)
+                && cpus.table[number].state == CpuState::Online as u32
+                && mailbox(number).idle.load(Ordering::Acquire) == 1
+        });
+        let distance = |number: &usize| match *number {
+            number if number == near as usize => 0,
+            number if cpus.table[number].node == near_node => 1,
+            _ => 2,
+        };
+        idle.min_by_key(distance).map(|number| cpus.table[number].apic_id)
+    };
+    if let Some(apic_id) = target {
+        apic::send_ipi(apic_id, trap::VECTOR_RESCHEDULE);
     }
+    target.is_some()
 }
 
 /// Makes another CPU leave ring 3 for a moment (Linux: `smp_send_reschedule`).

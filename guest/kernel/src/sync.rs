@@ -7,32 +7,35 @@ use core::sync::atomic::{AtomicU32, Ordering};
 
 use crate::arch::regs;
 
-/// A ticket lock that keeps interrupts off while held (Linux: `spin_lock_irqsave`). The data comes
+/// A lock that keeps interrupts off while held (Linux: `spin_lock_irqsave`). The data comes
 /// first, so that a published array of locked structures is an array with a stride.
+///
+/// Whoever finds it open takes it. Turns by ticket would be fair, but the host may have taken the CPU away from who is next,
+/// and then all others wait too (Linux: `virt_spin_lock`).
 #[repr(C)]
 pub struct Lock<T> {
     data: UnsafeCell<T>,
-    next: AtomicU32,
-    serving: AtomicU32,
+    locked: AtomicU32,
 }
 
-// SAFETY: the ticket protocol gives one CPU at a time access to the data.
+// SAFETY: who sets `locked` is the only one with access to the data until it clears it.
 unsafe impl<T: Send> Sync for Lock<T> {}
 
 impl<T> Lock<T> {
     /// An open lock.
     pub const fn new(data: T) -> Self {
-        Self { data: UnsafeCell::new(data), next: AtomicU32::new(0), serving: AtomicU32::new(0) }
+        Self { data: UnsafeCell::new(data), locked: AtomicU32::new(0) }
     }
 
-    /// Takes the lock, in the order of asking.
+    /// Takes the lock.
     pub fn lock(&self) -> Guard<'_, T> {
         let flags = regs::irq_save();
-        let ticket = self.next.fetch_add(1, Ordering::Relaxed);
-        while self.serving.load(Ordering::Acquire) != ticket {
-            // The holder may wait for every CPU's flush, and this one does not take interrupts.
-            crate::smp::answer_flush();
-            core::hint::spin_loop();
+        while self.locked.swap(1, Ordering::Acquire) != 0 {
+            while self.locked.load(Ordering::Relaxed) != 0 {
+                // The holder may wait for every CPU's flush, and this one does not take interrupts.
+                crate::smp::answer_flush();
+                core::hint::spin_loop();
+            }
         }
         Guard { lock: self, flags }
     }
@@ -52,16 +55,13 @@ impl<T> Lock<T> {
 
     /// Opens the lock whoever holds it. For the panic path, where the holder never comes back.
     pub fn break_open(&self) {
-        self.serving.store(self.next.load(Ordering::Relaxed), Ordering::Release);
+        self.locked.store(0, Ordering::Release);
     }
 }
 
 impl<T> fmt::Debug for Lock<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Lock")
-            .field("next", &self.next)
-            .field("serving", &self.serving)
-            .finish_non_exhaustive()
+        f.debug_struct("Lock").field("locked", &self.locked).finish_non_exhaustive()
     }
 }
 
@@ -84,21 +84,21 @@ impl<T> Guard<'_, T> {
 impl<T> Deref for Guard<'_, T> {
     type Target = T;
     fn deref(&self) -> &T {
-        // SAFETY: the guard holds the ticket.
+        // SAFETY: the guard holds the lock.
         unsafe { &*self.lock.data.get() }
     }
 }
 
 impl<T> DerefMut for Guard<'_, T> {
     fn deref_mut(&mut self) -> &mut T {
-        // SAFETY: the guard holds the ticket, and `&mut self` shows nobody else uses the guard.
+        // SAFETY: the guard holds the lock, and `&mut self` shows nobody else uses the guard.
         unsafe { &mut *self.lock.data.get() }
     }
 }
 
 impl<T> Drop for Guard<'_, T> {
     fn drop(&mut self) {
-        self.lock.serving.fetch_add(1, Ordering::Release);
+        self.lock.locked.store(0, Ordering::Release);
         regs::irq_restore(self.flags);
     }
 }

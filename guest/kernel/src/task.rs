@@ -41,10 +41,10 @@ pub use fault::{exit_to_user, page_fault, trap};
 pub use fork::{CloneArgs, CloneFlags, clone};
 pub use hooks::Files;
 pub use publish::{living_mm, publish_all, user_table};
-pub use registry::{alloc_pid, find_process, find_task, with_relations};
+pub use registry::{alloc_pid, find_process, find_task, tasks_where, with_relations};
 pub use run::{End, enter, pause, run_file, run_init, wait_init};
 pub use switch::switch_to;
-pub use wait::{Selector, WaitFlags, Waited, do_wait};
+pub use wait::{Waited, do_wait};
 
 /// Page faults from ring 3 (Linux: `PGFAULT`).
 pub static FAULTS: AtomicU64 = AtomicU64::new(0);

@@ -13,6 +13,7 @@
 //! | [`wait`] | which child a wait finds, and what it says | kernel/exit.c |
 //! | [`futex`] | queues of waiters by address | kernel/futex |
 //! | [`limits`] | resource limits | kernel/sys.c, `do_prlimit` |
+//! | [`priority`] | policies, nice, shares of a CPU | kernel/sched |
 //! | [`time`] | times, clocks, interval timers | include/linux/time64.h, kernel/time |
 
 #![no_std]
@@ -28,6 +29,7 @@ pub mod elf;
 pub mod frame;
 pub mod futex;
 pub mod limits;
+pub mod priority;
 pub mod signal;
 pub mod stack;
 pub mod time;

@@ -38,32 +38,15 @@ pub(crate) struct Processes {
     pages: HashMap<u64, Page>,
 }
 
-/// Every rule of the seven families.
-pub(crate) const RULES: [&Rule; 23] = [
-    &vma::LIST,
-    &vma::TREE,
-    &vma::COUNTS,
-    &vma::HEAP,
-    &vma::GUARD,
-    &pte::VMA,
-    &pte::WRITE,
-    &pte::EXEC,
-    &pte::ACCESS,
-    &rmap::REFCOUNT,
-    &rmap::LISTS,
-    &rmap::FINDS,
-    &cow::READ_ONLY,
-    &pfnmap::VMA,
-    &pfnmap::FRAMES,
-    &pfnmap::UNCOUNTED,
-    &pfnmap::COW,
-    &pfnmap::CACHE,
-    &mm::RSS,
-    &mm::TABLES,
-    &mm::LOCKS,
-    &tlb::CPUMASK,
-    &tlb::PENDING,
-];
+/// Families of rules on address spaces.
+const FAMILIES: [&str; 7] = ["vma", "pte", "rmap", "cow", "pfnmap", "mm", "tlb"];
+
+/// Their rules.
+fn rules() -> Vec<&'static Rule> {
+    let is_ours =
+        |rule: &&Rule| rule.name.split_once('.').is_some_and(|(family, _)| FAMILIES.contains(&family));
+    crate::RULES.iter().copied().filter(is_ours).collect()
+}
 
 impl Processes {
     /// Reads and walks all address spaces that are published with their `mm_struct`.
@@ -125,11 +108,12 @@ const fn is_device(vma: &Vma) -> bool {
 
 /// Runs the rules of all seven families.
 pub(crate) fn run(context: &Context<'_>, processes: &Processes, ledger: &mut Ledger) {
-    if !context.needs_zones(ledger, &RULES) {
+    let rules = rules();
+    if !context.needs_zones(ledger, &rules) {
         return;
     }
     if processes.list.is_empty() {
-        for rule in RULES {
+        for rule in rules {
             ledger.skip(rule, "no process is alive");
         }
         return;

@@ -49,6 +49,8 @@ pub struct Case {
     pub description: String,
     /// The guest's command line, in addition to what the bed appends.
     pub cmdline: String,
+    /// Its initial file system: an archive's name ([`super::initrd`]).
+    pub initrd: Option<String>,
     /// Longest time from start to end.
     pub timeout: Duration,
     /// How often it is worth its time.

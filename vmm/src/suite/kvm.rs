@@ -15,15 +15,16 @@ use memvisor_inspect::{CpuRegisters, Facts, MappedMemory};
 
 mod document;
 
-pub use document::usage;
-use document::{ExitedWith, observed};
+pub use document::{ExitedWith, observed, usage};
 
 use super::bed::Observed;
 use super::case::{Case, KvmSetup, Need, Setup};
 use super::command::{Finished, memvisor, program};
+use super::initrd;
 use super::linux;
 use super::outcome::Subcase;
 use super::probes::{Control, Held};
+use super::prompt;
 use crate::control::{Client, api::VmInfo};
 use crate::machine::Backing;
 use crate::memory::{free_huge_pages, transparent_refusal};
@@ -100,7 +101,7 @@ pub fn run(case: &Case, kernel: Option<&Path>, deadline: Instant) -> anyhow::Res
     if let Setup::Kvm(setup) = &case.setup
         && !case.dialogue.is_empty()
     {
-        return linux::converse(case, setup, deadline);
+        return prompt::run(case, setup, deadline);
     }
     if case.expect.probes.is_empty() {
         let mut process = Process::start(case, kernel, &[])?;
@@ -289,7 +290,7 @@ impl Process {
         // A stock Linux is not replaced by another build of memvisor's kernel.
         let kernel = kernel.filter(|_| setup.linux.is_none());
         let mut child = Command::new(program()?)
-            .args(arguments(setup, &case.cmdline))
+            .args(arguments(case, setup))
             .args(more)
             .args(kernel.map(|path| ["--kernel".as_ref(), path.as_os_str()]).into_iter().flatten())
             .stdin(Stdio::null())
@@ -329,7 +330,7 @@ impl Process {
 }
 
 /// Arguments of a memvisor that runs a case's machine, with `--json`.
-pub fn arguments(setup: &KvmSetup, cmdline: &str) -> Vec<String> {
+pub fn arguments(case: &Case, setup: &KvmSetup) -> Vec<String> {
     let mut args = vec!["run".to_owned(), setup.machine.clone(), "--json".to_owned()];
     let mut add = |flag: &str, value: Option<String>| {
         if let Some(value) = value {
@@ -342,7 +343,8 @@ pub fn arguments(setup: &KvmSetup, cmdline: &str) -> Vec<String> {
     add("--backing", setup.backing.clone());
     add("--scale", setup.scale.clone());
     add("--cpus", setup.cpus.map(|cpus| cpus.to_string()));
-    add("--cmdline", (!cmdline.is_empty()).then(|| cmdline.to_owned()));
+    add("--cmdline", (!case.cmdline.is_empty()).then(|| case.cmdline.clone()));
+    add("--initrd", case.initrd.as_deref().map(|name| initrd::path(name).display().to_string()));
     if let Some(image) = &setup.linux {
         args.extend(linux::arguments(image));
     }
@@ -384,9 +386,10 @@ mod tests {
 
     #[test]
     fn flags_say_what_the_stanza_says() {
-        let Setup::Kvm(setup) = case().setup else { panic!("not memvisor's") };
+        let case = case();
+        let Setup::Kvm(setup) = &case.setup else { panic!("not memvisor's") };
         assert_eq!(
-            arguments(&setup, "seeded=leak").join(" "),
+            arguments(&case, setup).join(" "),
             "run tiny --json --boot pvh --paging 4 --cpus 2 --cmdline seeded=leak"
         );
     }

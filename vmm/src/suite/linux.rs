@@ -5,7 +5,6 @@
 //! Linux's memory, nodes, CPUs and distances must be what the machine file says.
 
 mod live;
-mod prompt;
 mod said;
 mod zones;
 
@@ -15,7 +14,7 @@ use std::path::PathBuf;
 use memvisor_abi::{E820Type, PAGE_SIZE};
 use memvisor_inspect::{FactE820, Facts};
 
-pub use prompt::run as converse;
+pub use live::examine as examine_live;
 use said::Said;
 
 use super::case::KvmSetup;

@@ -8,12 +8,14 @@ mod anchor;
 pub mod bed;
 pub mod case;
 mod command;
+mod initrd;
 pub mod ktap;
 mod kvm;
 mod linux;
 pub mod outcome;
 mod outside;
 mod probes;
+mod prompt;
 mod qemu;
 mod qmp;
 pub mod report;
@@ -293,6 +295,9 @@ impl Bench {
 
     /// Why a case cannot be tried here.
     fn missing(&self, case: &Case) -> Option<String> {
+        if let Some(reason) = case.initrd.as_deref().and_then(initrd::missing) {
+            return Some(reason);
+        }
         if self.no_kernel.is_some() || case.bed == Bed::Qemu {
             return self.no_kernel.clone().or_else(|| self.no_qemu.clone());
         }

@@ -21,6 +21,7 @@ use memvisor_inspect::{
 
 use super::bed::{Ended, Observed};
 use super::case::{Case, QemuNode, QemuSetup};
+use super::initrd;
 use super::outcome::{Outcome, Subcase, Usage};
 use super::outside::audit;
 use super::probes::{Control, Held, walkthrough_is_complete};
@@ -384,6 +385,9 @@ fn arguments(
     }
     let cmdline = format!("{} checkpoint=serial debug_exit={EXIT_PORT}", case.cmdline);
     add(&["-kernel", &image.display().to_string(), "-append", cmdline.trim()]);
+    if let Some(name) = &case.initrd {
+        add(&["-initrd", &initrd::path(name).display().to_string()]);
+    }
     args
 }
 

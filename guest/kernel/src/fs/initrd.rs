@@ -11,7 +11,7 @@ use mm_vma::Errno;
 use super::program;
 use super::{FileSystems, console, context, now, open_exec, with_vfs};
 use crate::arch::trap::TrapFrame;
-use crate::mm::phys::DirectMap;
+use crate::mm::phys;
 use crate::sync::Lock;
 use crate::syscall::open_console;
 use crate::task::{self, End, current};
@@ -27,15 +27,11 @@ pub fn remember(archive: (u64, u64)) {
 
 /// Unpacks the archive. `None` if there is none, or no program to begin with.
 pub fn load() -> Option<Vec<u8>> {
-    let (addr, len) = *ARCHIVE.lock();
-    if len == 0 {
-        return None;
-    }
-    let archive = read(addr, len)?;
+    let archive = archive()?;
     let result = with_vfs(|vfs| {
         let context = vfs.kernel_context(now());
         make_defaults(vfs, &context)?;
-        Ok(unpack(vfs, &context, &archive))
+        Ok(unpack(vfs, &context, archive))
     });
     let result = match result {
         Ok(result) => result,
@@ -106,21 +102,18 @@ fn begin() -> Result<TrapFrame, Errno> {
     program::run(&task, context()?.root, strings)
 }
 
-/// The archive's bytes, out of the loader's memory.
-fn read(addr: u64, len: u64) -> Option<Vec<u8>> {
-    let len = usize::try_from(len).ok()?;
-    let mut bytes = Vec::new();
-    if bytes.try_reserve_exact(len.next_multiple_of(8)).is_err() {
-        println!("initramfs: no memory for {len} bytes");
+/// The archive's bytes, where the loader put them.
+fn archive() -> Option<&'static [u8]> {
+    let (addr, len) = *ARCHIVE.lock();
+    if len == 0 {
         return None;
     }
-    let mut at = addr;
-    while bytes.len() < len {
-        bytes.extend_from_slice(&mm_core::PhysMem::read_u64(&DirectMap, PhysAddr::new(at)).to_le_bytes());
-        at += 8;
+    // SAFETY: `init` reserved the archive's frames in memblock before there was an allocator, and nobody gives them back.
+    let bytes = unsafe { phys::reserved_bytes(PhysAddr::new(addr), len) };
+    if bytes.is_none() {
+        println!("initramfs: {len} bytes at {addr:#x} are outside the direct map");
     }
-    bytes.truncate(len);
-    Some(bytes)
+    bytes
 }
 
 /// `rdinit=`, else /init, else `init=`, else what Linux tries.

@@ -1,7 +1,7 @@
 //! Files (Linux: fs/). What they are is guest-fs's; here are the locks, the waiting, and what a process has of files.
 //!
 //! Locks, in their order: `VFS`, a table of descriptors, an open file's state; these let others run while they wait. Pipes and the
-//! terminal have ticket locks, because those who wait look at them. A program's memory is never touched with `VFS` held.
+//! terminal have spinning locks, because those who wait look at them. A program's memory is never touched with `VFS` held.
 
 pub mod console;
 mod data;

@@ -119,6 +119,7 @@ impl Source for Kernel {
             }
         }
         let [pending, shared_pending, blocked, ignored, caught] = signal::sets(&task).map(SigSet::bits);
+        let priority = sched::priority(task.number());
         Some(ProcessInfo {
             pid: task.tid,
             tgid: process.pid,
@@ -134,8 +135,8 @@ impl Source for Kernel {
             child_faults: (0, 0),
             time: (0, 0),
             child_time: (0, 0),
-            priority: 20,
-            nice: 0,
+            priority: priority.shown(),
+            nice: priority.nice.into(),
             threads: process.nr_threads(),
             start: 0,
             vm: vm_info(&task),

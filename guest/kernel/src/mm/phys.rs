@@ -251,6 +251,17 @@ pub fn words(addr: PhysAddr, count: u64) -> &'static [AtomicU64] {
     unsafe { core::slice::from_raw_parts(pointer(addr).cast::<AtomicU64>(), len) }
 }
 
+/// Bytes of frames that were reserved at boot for what the loader left there; `None` beyond the direct map.
+///
+/// # Safety
+/// The frames stay reserved, and nobody writes them.
+pub unsafe fn reserved_bytes(addr: PhysAddr, len: u64) -> Option<&'static [u8]> {
+    let is_mapped = addr.as_u64().checked_add(len).is_some_and(|last| last <= end().as_u64());
+    let len = usize::try_from(len).ok().filter(|_| is_mapped)?;
+    // SAFETY: inside the direct map, which is never unmapped; nobody writes them (the caller).
+    Some(unsafe { core::slice::from_raw_parts(pointer(addr), len) })
+}
+
 /// Where the kernel sees a physical address, for frames that their owner turns into an object.
 pub fn object_at<T>(addr: PhysAddr) -> *mut T {
     check(addr, size_of::<T>() as u64);

@@ -1,27 +1,30 @@
 //! Threads of the kernel and of processes (Linux: kernel/sched/core.c and kernel/kthread.c, as far as a memory manager needs them).
 //!
 //! In ring 0 a thread runs until it waits, yields or ends; nobody takes the CPU from it. In ring 3 its slice ends with the tick
-//! (`clock.rs`), and it gives up the CPU on its way back (Linux: PREEMPT_NONE). Ready threads stand in one queue, and every CPU's
-//! idle loop takes from it. A thread with a user task (`crate::task`) takes its address space and its registers of ring 3 along. The idle task of a CPU runs on the stack of its per-CPU area; the boot CPU's also runs
+//! (`clock.rs`), and it gives up the CPU on its way back if another goes first (Linux: PREEMPT_NONE). Ready threads stand in one queue, and
+//! every CPU takes who goes first of those that may run on it (`order.rs`). A thread with a user task (`crate::task`) takes its address space and its registers of ring 3 along. The idle task of a CPU runs on the stack of its per-CPU area; the boot CPU's also runs
 //! boot and tests, and where those wait, it runs threads meanwhile.
 //!
 //! The lock of the queue is held across a switch of stacks: whoever finds a thread in the queue finds its registers saved.
 //!
-//! Differs from Linux: no priorities, one queue.
+//! Differs from Linux: one queue for all CPUs.
 
 pub mod clock;
 mod mask;
+mod order;
 mod stacks;
 mod thread;
 mod wait;
 
 use alloc::sync::Arc;
-use core::sync::atomic::Ordering;
+use core::sync::atomic::{AtomicUsize, Ordering};
 
 use guest_firmware::acpi::MAX_CPUS;
 use memvisor_abi::{TaskInfo, TaskState};
 use mm_core::MaySleep;
 use mm_vmalloc::LocalStack;
+
+use order::Turn;
 
 use crate::arch::percpu::{self, PerCpu};
 use crate::arch::{regs, stack};
@@ -31,6 +34,7 @@ use crate::{smp, task};
 
 pub use clock::{sleep_until, tick};
 pub use mask::{CPU_WORDS, CpuMask};
+pub use order::{priority, set_priority};
 pub use stacks::stack_guard;
 pub use thread::{
     Thread, UserThread, exit_user, is_off_cpu, release, spawn, spawn_daemon, spawn_on, spawn_user,
@@ -63,6 +67,8 @@ struct Slot {
     user: Option<Arc<task::Task>>,
     /// CPUs that it may run on.
     allowed: CpuMask,
+    /// When its turn is.
+    turn: Turn,
     /// When it wants to be woken, in nanoseconds since boot; 0 for never.
     deadline: u64,
 }
@@ -75,6 +81,10 @@ struct Sched {
     last: usize,
     /// Threads that ended and are on no CPU, linked by `next`.
     dead: usize,
+    /// Least virtual time of those who may come (Linux: `min_vruntime`).
+    virtual_time: u64,
+    /// Arrivals of real-time tasks so far.
+    arrivals: u64,
 }
 
 const UNUSED: TaskInfo = TaskInfo {
@@ -107,12 +117,15 @@ static SCHED: Lock<Sched> = Lock::new(Sched {
             detached: false,
             user: None,
             allowed: CpuMask::NONE,
+            turn: Turn::NEW,
             deadline: 0,
         }
     }; MAX_TASKS],
     first: NOBODY,
     last: NOBODY,
     dead: NOBODY,
+    virtual_time: 0,
+    arrivals: 0,
 });
 
 /// The kmap_local mappings of every task; only the task itself uses its own.
@@ -122,6 +135,9 @@ static LOCAL_MAPS: [Lock<LocalStack>; MAX_TASKS] = [const { Lock::new(LocalStack
 pub fn table() -> (*const TaskInfo, usize) {
     (SCHED.as_ptr().cast::<TaskInfo>(), size_of::<Slot>())
 }
+
+/// Tasks in the queue, so that who finds none need not take the lock.
+static READY: AtomicUsize = AtomicUsize::new(0);
 
 /// Gives every CPU its idle task. The one that runs this is the boot CPU's.
 pub fn init(cpus: u32) {
@@ -217,7 +233,16 @@ pub fn nr_live() -> u32 {
 
 /// Lets other threads run (Linux: `cond_resched`, `yield`).
 pub fn yield_now(_context: &MaySleep<'_>) {
-    schedule();
+    schedule(Reason::Free);
+}
+
+/// Why a task lets others run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Reason {
+    /// It waits, ends or yields: whoever is next runs.
+    Free,
+    /// Its slice is over, or somebody woke who may go before it: it goes on if it is first.
+    Preempted,
 }
 
 impl Sched {
@@ -230,17 +255,12 @@ impl Sched {
             last => self.slots[last].next = number,
         }
         self.last = number;
+        READY.fetch_add(1, Ordering::SeqCst);
     }
 
-    /// Takes the first task that may run on `cpu` out of the queue.
-    fn pop(&mut self, cpu: u32) -> Option<usize> {
-        let (mut before, mut at) = (NOBODY, self.first);
-        while at != NOBODY && !self.slots[at].may_run_on(cpu) {
-            (before, at) = (at, self.slots[at].next);
-        }
-        if at == NOBODY {
-            return None;
-        }
+    /// Takes a task out of the queue; `before` stands before it.
+    fn unlink(&mut self, before: usize, at: usize) {
+        READY.fetch_sub(1, Ordering::SeqCst);
         let next = self.slots[at].next;
         match before {
             NOBODY => self.first = next,
@@ -249,7 +269,6 @@ impl Sched {
         if self.last == at {
             self.last = before;
         }
-        Some(at)
     }
 
     fn has_work(&self, cpu: u32) -> bool {
@@ -273,7 +292,7 @@ impl Slot {
 
 /// Gives the CPU to the next thread (Linux: `__schedule`). An idle task that finds none comes back at once; a thread that
 /// finds none gives the CPU to the idle task. Comes back when it is this task's turn again, maybe on another CPU.
-fn schedule() {
+fn schedule(reason: Reason) {
     let percpu = percpu::current().expect("scheduling begins after boot");
     let me = percpu.current.load(Ordering::Relaxed) as usize;
     assert!(
@@ -283,13 +302,21 @@ fn schedule() {
     let cpu = percpu.cpu.load(Ordering::Relaxed);
     let mut sched = SCHED.lock();
     percpu.need_resched.store(0, Ordering::Relaxed);
-    let next = sched.pop(cpu);
+    let now = regs::rdtsc();
     let old = &mut sched.slots[me];
     let idle = old.info.idle == 1;
     let ready = !idle && !old.sleeps && old.info.state == TaskState::Running as u32;
-    let next = match next {
+    let may_stay = ready && old.may_run_on(cpu);
+    if !idle {
+        old.turn.ran_until(now);
+    }
+    if ready {
+        sched.turn_is_over(me, reason);
+    }
+    let keeps = (may_stay && reason == Reason::Preempted).then_some(me);
+    let next = match sched.take_first(cpu, keeps) {
         Some(next) => next,
-        None if idle || (ready && old.may_run_on(cpu)) => return,
+        None if idle || may_stay => return,
         None => cpu as usize,
     };
     if ready {
@@ -300,6 +327,7 @@ fn schedule() {
         sched.slots[me].info.state = TaskState::Sleeping as u32;
     }
     let new = &mut sched.slots[next];
+    new.turn.runs_from(now);
     new.info.state = TaskState::Running as u32;
     new.info.cpu = cpu;
     new.info.switches += 1;
@@ -340,7 +368,7 @@ fn finish_switch() {
 pub fn resched_to_user() -> bool {
     let needed = percpu::current().is_some_and(|percpu| percpu.need_resched.load(Ordering::Relaxed) != 0);
     if needed {
-        schedule();
+        schedule(Reason::Preempted);
     }
     needed
 }
@@ -352,20 +380,24 @@ pub fn idle() {
     let cpu = percpu.cpu.load(Ordering::Relaxed);
     // Announced before the look at the queue, so that who queues a thread after it sends an interrupt.
     percpu.idle.store(1, Ordering::SeqCst);
-    let work = SCHED.lock().has_work(cpu);
+    let work = READY.load(Ordering::SeqCst) > 0 && SCHED.lock().has_work(cpu);
     if !work {
         regs::wait_for_interrupt();
     }
     percpu.idle.store(0, Ordering::SeqCst);
-    schedule();
+    schedule(Reason::Free);
 }
 
 /// What an idle task does where a thread would sleep: runs a thread, or lets time pass. It does not halt, so that no event
 /// is missed.
 fn run_others() {
     let cpu = percpu::cpu();
+    if READY.load(Ordering::SeqCst) == 0 {
+        core::hint::spin_loop();
+        return;
+    }
     if SCHED.lock().has_work(cpu) {
-        schedule();
+        schedule(Reason::Free);
         return;
     }
     let waiting = {
@@ -374,7 +406,7 @@ fn run_others() {
     };
     if let Some(pinned) = waiting {
         // A CPU that missed its interrupt gets another.
-        smp::kick((pinned != ANY_CPU).then_some(pinned));
+        kick(pinned, cpu);
     }
     core::hint::spin_loop();
 }
@@ -382,7 +414,7 @@ fn run_others() {
 /// Puts a task that sleeps into the queue; false if it does not sleep. Whoever sleeps looks again at what it waits for, so that
 /// one wake-up too many does no harm (Linux: `wake_up_process`).
 pub fn wake(number: usize) -> bool {
-    let pinned = {
+    let (pinned, last, busy) = {
         let mut sched = SCHED.lock();
         let task = &mut sched.slots[number];
         if !core::mem::take(&mut task.sleeps) {
@@ -392,12 +424,28 @@ pub fn wake(number: usize) -> bool {
         if task.info.state != TaskState::Sleeping as u32 {
             return true;
         }
-        let pinned = if task.info.kmap_depth > 0 { task.info.cpu } else { task.info.pinned };
+        let last = task.info.cpu;
+        let pinned = if task.info.kmap_depth > 0 { last } else { task.info.pinned };
+        sched.arrives(number);
         sched.push(number);
-        pinned
+        (pinned, last, sched.goes_before_current_of(last, number))
     };
-    smp::kick((pinned != ANY_CPU).then_some(pinned));
+    if !kick(pinned, last) && busy {
+        resched(last);
+    }
     true
+}
+
+/// Tells an idle CPU that there is work: the one it must run on, else the one where it ran last, one of the same node, or any.
+/// `false` if none of them is idle (Linux: `select_idle_sibling`).
+fn kick(pinned: u32, last: u32) -> bool {
+    smp::kick((pinned != ANY_CPU).then_some(pinned), last)
+}
+
+/// Makes a CPU look who goes first (Linux: `resched_curr`).
+fn resched(cpu: u32) {
+    percpu::of(cpu).need_resched.store(1, Ordering::Relaxed);
+    smp::reschedule(cpu);
 }
 
 /// Where a task may run (Linux: `cpus_mask`).
@@ -413,8 +461,7 @@ pub fn set_allowed(number: usize, allowed: CpuMask) {
         slot.allowed = allowed;
         slot.info.cpu
     };
-    percpu::of(cpu).need_resched.store(1, Ordering::Relaxed);
-    smp::reschedule(cpu);
+    resched(cpu);
 }
 
 /// Name of a task, as it is published (Linux: `comm`).

@@ -8,15 +8,16 @@ use mm_core::{MaySleep, VirtAddr};
 use mm_vmalloc::{Request, VmError};
 
 use super::{
-    ANY_CPU, CpuMask, NO_INFO, NOBODY, SCHED, UNUSED, WaitQueue, clock, current, finish_switch, schedule,
+    ANY_CPU, CpuMask, NO_INFO, NOBODY, Reason, SCHED, Turn, UNUSED, WaitQueue, clock, current, finish_switch,
+    kick, schedule,
 };
-use crate::arch::percpu::{PerCpu, THREAD_TOP, thread_info};
+use crate::arch::percpu::{self, PerCpu, THREAD_TOP, thread_info};
 use crate::arch::trap::TrapFrame;
 use crate::arch::{regs, stack, user};
 use crate::mm::phys;
 use crate::mm::vmalloc;
 use crate::sync::Lock;
-use crate::{smp, task};
+use crate::task;
 
 /// Woken when any thread ends.
 static ENDED: WaitQueue = WaitQueue::new();
@@ -128,6 +129,7 @@ fn take_slot(birth: &Birth<'_>, base: u64, user: Option<UserThread<'_>>) -> Resu
     let mut sched = SCHED.lock();
     let free = sched.slots[MAX_CPUS..].iter().position(|slot| slot.info.state == TaskState::Unused as u32);
     let number = MAX_CPUS + free.ok_or(VmError::NoMemory)?;
+    let parent = sched.slots[current()].turn;
     let slot = &mut sched.slots[number];
     slot.info = TaskInfo {
         pid: birth.pid,
@@ -143,6 +145,7 @@ fn take_slot(birth: &Birth<'_>, base: u64, user: Option<UserThread<'_>>) -> Resu
     (slot.entry, slot.argument) = (Some(birth.entry), birth.argument);
     (slot.sleeps, slot.daemon, slot.detached, slot.deadline) = (false, false, user.is_some(), 0);
     slot.allowed = user.as_ref().map_or(CpuMask::ALL, |user| user.allowed);
+    slot.turn = if user.is_some() { parent.child() } else { Turn::NEW };
     slot.user = user.map(|user| user.task);
     Ok(number)
 }
@@ -151,10 +154,11 @@ fn take_slot(birth: &Birth<'_>, base: u64, user: Option<UserThread<'_>>) -> Resu
 fn start(number: usize) {
     let pinned = {
         let mut sched = SCHED.lock();
+        sched.arrives(number);
         sched.push(number);
         sched.slots[number].info.pinned
     };
-    smp::kick((pinned != ANY_CPU).then_some(pinned));
+    kick(pinned, percpu::cpu());
 }
 
 /// Where the registers of ring 3 are when a user task begins.
@@ -231,7 +235,7 @@ fn exit() -> ! {
     assert!(depth == 0, "a thread ended with {depth} kmap_local mappings");
     SCHED.lock().slots[number].info.state = TaskState::Dead as u32;
     ENDED.wake_up_all();
-    schedule();
+    schedule(Reason::Free);
     unreachable!("a dead thread was scheduled")
 }
 

@@ -4,7 +4,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use mm_core::MaySleep;
 
-use super::{MAX_TASKS, SCHED, clock, current, run_others, schedule, wake};
+use super::{MAX_TASKS, Reason, SCHED, clock, current, run_others, schedule, wake};
 use crate::task;
 
 const WORDS: usize = MAX_TASKS.div_ceil(64);
@@ -98,7 +98,7 @@ impl WaitQueue {
             if woken.is_some() {
                 SCHED.lock().slots[number].sleeps = false;
             } else {
-                schedule();
+                schedule(Reason::Free);
             }
             self.waiters[number / 64].fetch_and(!(1 << (number % 64)), Ordering::AcqRel);
             if let Some(woken) = woken {

@@ -4,11 +4,12 @@ mod ids;
 mod sched_calls;
 mod system;
 
+use guest_process::wait::Wait;
 use mm_vma::Errno;
 
 use super::{int, signed};
 use crate::arch::trap::TrapFrame;
-use crate::task::{self, CloneArgs, CloneFlags, SIGCHLD, Selector, WaitFlags, Waited, current};
+use crate::task::{self, CloneArgs, CloneFlags, SIGCHLD, Waited, current};
 use crate::uaccess;
 
 /// The calls of this file and its parts.
@@ -21,7 +22,7 @@ pub fn call(number: u64, frame: &mut TrapFrame) -> Option<Result<u64, Errno>> {
         60 => task::do_exit((int(a) & 0xff) << 8),
         61 => wait4(signed(a), b, int(c), d),
         231 => task::do_group_exit((int(a) & 0xff) << 8),
-        247 => waitid(signed(a), int(b), c, int(d), e),
+        247 => waitid(signed(a), signed(b), c, int(d), e),
         // clone3: glibc and musl go on with clone.
         435 => Err(Errno::Enosys),
         _ => {
@@ -58,28 +59,13 @@ fn own_group() -> Result<u32, Errno> {
 }
 
 fn wait4(pid: i32, status: u64, options: u32, usage: u64) -> Result<u64, Errno> {
-    let allowed = WaitFlags::NOHANG
-        | WaitFlags::STOPPED
-        | WaitFlags::CONTINUED
-        | WaitFlags::NOTHREAD
-        | WaitFlags::CLONE
-        | WaitFlags::ALL;
-    let flags =
-        WaitFlags::from_bits(options).filter(|flags| allowed.contains(*flags)).ok_or(Errno::Einval)?;
-    let which = match pid {
-        // No group has that number.
-        i32::MIN => return Err(Errno::Esrch),
-        -1 => Selector::Any,
-        0 => Selector::Group(own_group()?),
-        1.. => Selector::Pid(pid.unsigned_abs()),
-        _ => Selector::Group(pid.unsigned_abs()),
-    };
-    let Some(waited) = task::do_wait(which, flags | WaitFlags::EXITED)? else { return Ok(0) };
+    let wait = Wait::wait4(pid, options, own_group()?)?;
+    let Some(waited) = task::do_wait(&wait)? else { return Ok(0) };
     if usage != 0 {
         uaccess::put_user(usage, rusage(&waited))?;
     }
     if status != 0 {
-        uaccess::put_user(status, waited.status)?;
+        uaccess::put_user(status, waited.event.status())?;
     }
     Ok(u64::from(waited.pid))
 }
@@ -92,48 +78,21 @@ fn rusage(waited: &Waited) -> [u64; 18] {
     usage
 }
 
-fn waitid(kind: i32, id: u32, info: u64, options: u32, usage: u64) -> Result<u64, Errno> {
-    const ALL: i32 = 0;
-    const PID: i32 = 1;
-    const PGID: i32 = 2;
-    let flags = WaitFlags::from_bits(options).ok_or(Errno::Einval)?;
-    if !flags.intersects(WaitFlags::EXITED | WaitFlags::STOPPED | WaitFlags::CONTINUED) {
-        return Err(Errno::Einval);
-    }
-    let which = match kind {
-        ALL => Selector::Any,
-        PID if id.cast_signed() > 0 => Selector::Pid(id),
-        PGID if id == 0 => Selector::Group(own_group()?),
-        PGID if id.cast_signed() > 0 => Selector::Group(id),
-        _ => return Err(Errno::Einval),
-    };
-    let waited = task::do_wait(which, flags)?;
+fn waitid(kind: i32, id: i32, info: u64, options: u32, usage: u64) -> Result<u64, Errno> {
+    let wait = Wait::waitid(kind, id, options, own_group()?)?;
+    let waited = task::do_wait(&wait)?;
     if let Some(waited) = waited.filter(|_| usage != 0) {
         uaccess::put_user(usage, rusage(&waited))?;
     }
     if info != 0 {
         // Only these fields are written, with zeroes if nobody had anything to tell.
-        let words = waited.map_or([0; 7], |waited| siginfo(&waited));
-        uaccess::put_user(info, [words[0], words[1], words[2]])?;
-        uaccess::put_user(info + 16, [words[4], words[5], words[6]])?;
+        let (head, child) = waited.map_or(([0; 3], [0; 3]), |waited| {
+            let info = waited.event.info(waited.pid, 0, [0; 2]);
+            let head = [info.signal.number(), info.errno.cast_unsigned(), info.code.cast_unsigned()];
+            (head, [info.pid(), info.uid(), info.status()])
+        });
+        uaccess::put_user(info, head)?;
+        uaccess::put_user(info + 16, child)?;
     }
     Ok(0)
-}
-
-/// `siginfo_t` of a child: signo, errno, code, nothing, pid, uid, status.
-fn siginfo(waited: &Waited) -> [u32; 7] {
-    const EXITED: u32 = 1;
-    const KILLED: u32 = 2;
-    const DUMPED: u32 = 3;
-    const STOPPED: u32 = 5;
-    const CONTINUED: u32 = 6;
-    let status = waited.status;
-    let (code, status) = match status & 0xff {
-        _ if status == 0xffff => (CONTINUED, 18),
-        0 => (EXITED, status >> 8 & 0xff),
-        0x7f => (STOPPED, status >> 8 & 0xff),
-        signal if signal & 0x80 != 0 => (DUMPED, signal & 0x7f),
-        signal => (KILLED, signal),
-    };
-    [SIGCHLD, 0, code, 0, waited.pid, 0, status]
 }

@@ -118,3 +118,16 @@ pub fn with_relations<R>(f: impl FnOnce(&[Arc<Process>], &[Arc<Task>]) -> R) -> 
     let registry = REGISTRY.lock();
     f(&registry.processes, &registry.tasks)
 }
+
+/// The living tasks that `is_meant` chooses.
+///
+/// # Errors
+/// `ENOMEM`.
+pub fn tasks_where(is_meant: impl Fn(&Task) -> bool) -> Result<Vec<Arc<Task>>, Errno> {
+    let mut chosen = Vec::new();
+    let registry = REGISTRY.lock();
+    let meant = |task: &&Arc<Task>| !task.process.is_zombie() && is_meant(task);
+    chosen.try_reserve_exact(registry.tasks.iter().filter(meant).count()).map_err(|_| Errno::Enomem)?;
+    chosen.extend(registry.tasks.iter().filter(meant).cloned());
+    Ok(chosen)
+}

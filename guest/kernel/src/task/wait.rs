@@ -3,99 +3,73 @@
 use alloc::sync::Arc;
 use core::sync::atomic::Ordering;
 
-use bitflags::bitflags;
+use guest_process::signal::Signal;
+use guest_process::wait::{Child, Event, Exit, Look, Nothing, Options, State, Wait};
 use mm_vma::Errno;
 
 use super::registry::{REGISTRY, Registry};
-use super::{Process, SIGCHLD, current, registry};
+use super::{Process, current, registry};
 use crate::mm::space;
 use crate::sched::{self, Woken};
 
 /// [`Process::job`] after it went on.
 pub(super) const CONTINUED: u32 = 0xffff;
-/// Status of a process that goes on, as wait4 gives it.
-const STATUS_CONTINUED: u32 = 0xffff;
-
-bitflags! {
-    /// Options of wait4 and waitid (Linux: include/uapi/linux/wait.h).
-    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-    pub struct WaitFlags: u32 {
-        /// Do not sleep.
-        const NOHANG = 1;
-        /// Children that stopped.
-        const STOPPED = 2;
-        /// Children that ended; wait4 always means them.
-        const EXITED = 4;
-        /// Children that go on.
-        const CONTINUED = 8;
-        /// Leave it as it is, so that one can wait for it again.
-        const NOWAIT = 0x0100_0000;
-        /// Children of this task only: the same here.
-        const NOTHREAD = 0x2000_0000;
-        /// Children of any kind.
-        const ALL = 0x4000_0000;
-        /// Children that end with another signal than SIGCHLD.
-        const CLONE = 0x8000_0000;
-    }
-}
-
-/// Which children.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Selector {
-    /// All.
-    Any,
-    /// The one of that number.
-    Pid(u32),
-    /// Those of a process group.
-    Group(u32),
-}
 
 /// A child that was found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Waited {
     /// Its number.
     pub pid: u32,
-    /// Status as wait4 gives it.
-    pub status: u32,
+    /// What it had to tell.
+    pub event: Event,
     /// Its page faults and its children's, minor and major.
     pub faults: [u64; 2],
 }
 
 /// What a look at the children gave.
 enum Found {
-    Child(Arc<Process>, Waited, bool),
-    /// There are some, but none has anything to tell.
-    Nothing,
-    /// There is none to wait for.
-    NoChild,
+    Child(Arc<Process>, Waited),
+    /// None has anything to tell; whether there are some.
+    Nothing {
+        any: bool,
+    },
 }
 
 /// Waits for a child to end, stop or go on; `None` if none has and `NOHANG` is set.
 ///
 /// # Errors
 /// `ECHILD` if there is none to wait for, `ERESTARTSYS` if a signal came first.
-pub fn do_wait(which: Selector, flags: WaitFlags) -> Result<Option<Waited>, Errno> {
+pub fn do_wait(wait: &Wait) -> Result<Option<Waited>, Errno> {
     let task = current().ok_or(Errno::Echild)?;
     let process = &task.process;
+    let keep = wait.options.contains(Options::NOWAIT);
     loop {
-        match look(process, which, flags) {
-            Found::NoChild => return Err(Errno::Echild),
-            Found::Child(child, waited, ended) => {
-                // It is on its way, and sleeps no more before that.
-                while ended && !child.told.load(Ordering::Acquire) {
-                    sched::yield_now(&sched::task_context());
-                }
-                if !ended || flags.contains(WaitFlags::NOWAIT) || reap(process, &child) {
+        match look(process, wait) {
+            Found::Child(child, waited) => {
+                let is_mine = match waited.event {
+                    Event::Ended(_) => {
+                        // It is on its way, and sleeps no more before that.
+                        while !child.told.load(Ordering::Acquire) {
+                            sched::yield_now(&sched::task_context());
+                        }
+                        keep || reap(process, &child)
+                    }
+                    event => keep || take_job(&child, event),
+                };
+                if is_mine {
                     return Ok(Some(waited));
                 }
                 // Another task of this process was faster.
                 continue;
             }
-            Found::Nothing if flags.contains(WaitFlags::NOHANG) => return Ok(None),
-            Found::Nothing => {}
+            Found::Nothing { any } => match wait.nothing(any) {
+                Ok(()) => {}
+                Err(Nothing::NoChild) => return Err(Errno::Echild),
+                Err(Nothing::NotYet) => return Ok(None),
+            },
         }
         let woken = process.children.wait_interruptible(&sched::task_context(), None, || {
-            !matches!(look(process, which, flags | WaitFlags::NOWAIT), Found::Nothing)
+            !matches!(look(process, wait), Found::Nothing { any: true })
         });
         if woken != Woken::Event {
             return Err(Errno::Erestartsys);
@@ -103,54 +77,54 @@ pub fn do_wait(which: Selector, flags: WaitFlags) -> Result<Option<Waited>, Errn
     }
 }
 
-/// The first child with something to tell. What is told of stopping and going on is told once.
-fn look(process: &Process, which: Selector, flags: WaitFlags) -> Found {
+/// The first child with something to tell.
+fn look(process: &Process, wait: &Wait) -> Found {
     let registry = REGISTRY.lock();
     let mut any = false;
-    let found = |child: &&Arc<Process>| is_wanted(child, which, flags) && !child.is_unwanted_zombie();
-    for child in registry.children_of(process.pid).filter(found) {
-        any = true;
-        if child.is_zombie() {
-            if flags.contains(WaitFlags::EXITED) {
-                let status = child.status.load(Ordering::Acquire);
-                return Found::Child(Arc::clone(child), waited(&registry, child, status), true);
+    for child in registry.children_of(process.pid).filter(|child| !child.is_unwanted_zombie()) {
+        match wait.look(&describe(child)) {
+            Look::Other => {}
+            Look::Later => any = true,
+            Look::Now(event) => {
+                let waited = Waited { pid: child.pid, event, faults: faults(&registry, child) };
+                return Found::Child(Arc::clone(child), waited);
             }
-            continue;
-        }
-        if let Some(status) = job(child, flags) {
-            return Found::Child(Arc::clone(child), waited(&registry, child, status), false);
         }
     }
-    if any { Found::Nothing } else { Found::NoChild }
+    Found::Nothing { any }
 }
 
-/// Linux: `eligible_child`, `eligible_pid`.
-fn is_wanted(child: &Process, which: Selector, flags: WaitFlags) -> bool {
-    let named = match which {
-        Selector::Any => true,
-        Selector::Pid(pid) => child.pid == pid,
-        Selector::Group(pgid) => child.pgid() == pgid,
+fn describe(child: &Process) -> Child {
+    let state = if child.is_zombie() {
+        State::Ended(Exit::from_status(child.status.load(Ordering::Acquire)))
+    } else {
+        match child.job.load(Ordering::Acquire) {
+            CONTINUED => State::Continued,
+            signal => Signal::new(signal).map_or(State::Alive, State::Stopped),
+        }
     };
-    let clone = child.exit_signal.load(Ordering::Relaxed) != SIGCHLD;
-    named && (flags.contains(WaitFlags::ALL) || clone == flags.contains(WaitFlags::CLONE))
-}
-
-/// Status of a child that stopped or goes on, if that is wanted and was not told (Linux: `wait_task_stopped`, `wait_task_continued`).
-fn job(child: &Process, flags: WaitFlags) -> Option<u32> {
-    let job = child.job.load(Ordering::Acquire);
-    let status = match job {
-        0 => return None,
-        CONTINUED if flags.contains(WaitFlags::CONTINUED) => STATUS_CONTINUED,
-        signal if signal != CONTINUED && flags.contains(WaitFlags::STOPPED) => signal << 8 | 0x7f,
-        _ => return None,
-    };
-    if !flags.contains(WaitFlags::NOWAIT) {
-        child.job.store(0, Ordering::Release);
+    Child {
+        pid: child.pid,
+        group: child.pgid(),
+        uid: 0,
+        exit_signal: Signal::new(child.exit_signal.load(Ordering::Relaxed)),
+        // Which thread made it is not kept. Differs from Linux: __WNOTHREAD means nothing.
+        own: true,
+        state,
     }
-    Some(status)
 }
 
-fn waited(registry: &Registry, child: &Process, status: u32) -> Waited {
+/// Takes the news that a child stopped or goes on, which is told once; `false` if it is not the news any more (Linux:
+/// `wait_task_stopped`, `wait_task_continued`).
+fn take_job(child: &Process, event: Event) -> bool {
+    let job = match event {
+        Event::Stopped(signal) => signal.number(),
+        _ => CONTINUED,
+    };
+    child.job.compare_exchange(job, 0, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+}
+
+fn faults(registry: &Registry, child: &Process) -> [u64; 2] {
     let mut faults = [0, 1].map(|kind| {
         let own = child.faults.get(kind).map_or(0, |faults| faults.load(Ordering::Relaxed));
         own + child.child_faults.get(kind).map_or(0, |faults| faults.load(Ordering::Relaxed))
@@ -159,7 +133,7 @@ fn waited(registry: &Registry, child: &Process, status: u32) -> Waited {
     if let Some(mm) = mm.map(space::mm_of) {
         faults = [faults[0] + mm.min_flt(), faults[1] + mm.maj_flt()];
     }
-    Waited { pid: child.pid, status, faults }
+    faults
 }
 
 /// Takes a zombie's last traces away; `false` if somebody else did (Linux: `wait_task_zombie`).

@@ -59,6 +59,12 @@ impl Vma {
         }
         false
     }
+
+    /// Locks the VMA for reading, without the checks after it.
+    fn read(&self, id: Id<Vma>) -> Option<VmaRead<'_>> {
+        // Not `then_some`: a lock that was never taken would be made, and given back.
+        self.try_read().then(|| VmaRead { id, vma: self })
+    }
 }
 
 /// A VMA whose fields stay as they are: it is locked for reading.
@@ -93,12 +99,30 @@ impl Mm {
         // Locked, it stays a VMA.
         let read = k.rcu_read(|| {
             let id = self.tree.find(k, addr)?;
-            let vma = k.at(id);
-            vma.try_read().then_some(VmaRead { id, vma })
+            k.at(id).read(id)
         })?;
         let vma = read.vma;
         let current = vma.lock_seq.load(Relaxed) == self.lock_seq.load(Acquire);
         let ours = vma.mm.load() == Some(mm);
         (!current && ours && vma.start() <= addr && addr < vma.end()).then_some(read)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reader_that_is_refused_changes_nothing() {
+        let (vma, id) = (Vma::default(), Id::new(1).expect("not zero"));
+        assert!(vma.read(id).is_none(), "it is in no tree");
+        assert_eq!(vma.refcount.load(Relaxed), 0);
+        vma.refcount.store(ATTACHED, Relaxed);
+        let reader = vma.read(id).expect("nobody writes");
+        vma.refcount.fetch_add(WRITER, Relaxed);
+        assert!(vma.read(id).is_none(), "a writer waits for the first reader");
+        assert_eq!(vma.refcount.load(Relaxed), WRITER | ATTACHED + 1);
+        drop(reader);
+        assert_eq!(vma.refcount.load(Relaxed), WRITER | ATTACHED);
     }
 }

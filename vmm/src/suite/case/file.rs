@@ -32,6 +32,8 @@ const FILES: &[(&str, &str)] = &[
     ("process", include_str!("../../../../tests/cases/process.toml")),
     ("signal", include_str!("../../../../tests/cases/signal.toml")),
     ("shm", include_str!("../../../../tests/cases/shm.toml")),
+    ("busybox", include_str!("../../../../tests/cases/busybox.toml")),
+    ("programs", include_str!("../../../../tests/cases/programs.toml")),
     ("stacks", include_str!("../../../../tests/cases/stacks.toml")),
     ("trace", include_str!("../../../../tests/cases/trace.toml")),
     ("real", include_str!("../../../../tests/cases/real.toml")),
@@ -74,6 +76,7 @@ struct Stanza {
     description: String,
     #[serde(default)]
     cmdline: String,
+    initrd: Option<String>,
     #[serde(default = "Stanza::default_timeout_s")]
     timeout_s: u64,
     #[serde(default)]
@@ -215,6 +218,7 @@ impl Stanza {
                 name,
                 description: self.description.clone(),
                 cmdline,
+                initrd: self.initrd.clone(),
                 timeout: Duration::from_secs(self.timeout_s),
                 dialogue: self.dialogue.clone(),
                 bed: match setup {
@@ -263,10 +267,18 @@ impl Stanza {
             return Err("short and long exclude each other".to_owned());
         }
         let is_linux = self.kvm.as_ref().is_some_and(|kvm| kvm.linux.is_some());
-        if !self.dialogue.is_empty() && !is_linux {
+        if is_linux && self.initrd.is_some() {
+            return Err("initrd and kvm.linux exclude each other: a stock Linux has its own".to_owned());
+        }
+        let has_shell = is_linux || (self.kvm.is_some() && self.initrd.is_some());
+        if !self.dialogue.is_empty() && !has_shell {
             return Err(
-                "dialogue is for a stock Linux (kvm.linux): no other guest reads its console".to_owned()
+                "dialogue needs a shell: give kvm.linux, or the table kvm and an initrd that has one"
+                    .to_owned(),
             );
+        }
+        if !self.dialogue.is_empty() && !is_linux && !self.expect.probes.is_empty() {
+            return Err("memvisor's own kernel is not probed during a dialogue: leave one out".to_owned());
         }
         for probe in &self.expect.probes {
             if probe.is_for_linux() != is_linux {

@@ -16,7 +16,7 @@ use crate::suite::outside::read_report;
 
 /// The code of a process that ended; `None` if a signal ended it.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct ExitedWith(pub(super) Option<i32>);
+pub struct ExitedWith(pub Option<i32>);
 
 /// What `memvisor run --json` says at its end, as far as it is used here.
 #[derive(Debug, Deserialize)]
@@ -88,7 +88,7 @@ struct Checkpoint {
 ///
 /// # Errors
 /// The output is no such document.
-pub(super) fn observed(
+pub fn observed(
     ended: Option<ExitedWith>,
     output: &str,
     messages: String,

@@ -1,7 +1,8 @@
-//! A stock Linux at its shell prompt: `memvisor run` as a person starts it, on a terminal of its own.
+//! A guest at its shell prompt: `memvisor run` as a person starts it, on a terminal of its own.
 //!
-//! The case's dialogue says what to wait for and what to type. Before its last line is typed, while Linux runs, the
-//! case's probes examine it ([`super::live`]).
+//! The case's dialogue says what to wait for and what to type. Before its last line is typed, while a stock Linux
+//! runs, the case's probes examine it ([`linux::examine_live`]). memvisor's own kernel is audited, so its run is asked
+//! for the JSON document that the audits are in; its console is then the error output.
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
@@ -16,18 +17,18 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 
-use super::super::bed::{Ended, Observed};
-use super::super::case::{Case, KvmSetup};
-use super::super::command::program;
-use super::super::kvm;
-use super::super::outcome::{Outcome, Subcase, Usage};
-use super::live;
+use super::bed::{Ended, Observed};
+use super::case::{Case, KvmSetup};
+use super::command::program;
+use super::kvm::{self, ExitedWith};
+use super::linux;
+use super::outcome::{Outcome, Subcase, Usage};
 use crate::control::Client;
 use crate::run::ExitStatus;
 
 /// Output kept of a run.
 const OUTPUT_MAX: usize = 16 << 20;
-/// How long memvisor may take to end after its guest did.
+/// How often the process is asked whether it has ended.
 const POLL: Duration = Duration::from_millis(20);
 
 /// Runs a case with a dialogue.
@@ -37,6 +38,7 @@ const POLL: Duration = Duration::from_millis(20);
 pub fn run(case: &Case, setup: &KvmSetup, deadline: Instant) -> anyhow::Result<Observed> {
     static NUMBER: AtomicU32 = AtomicU32::new(0);
     let name = format!("prompt-{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
+    let is_linux = setup.linux.is_some();
     let mut prompt = Prompt::start(case, setup, &name)?;
     let mut observed = Observed {
         ended: Ended::Other(format!("no end within {} s", case.timeout.as_secs())),
@@ -50,14 +52,31 @@ pub fn run(case: &Case, setup: &KvmSetup, deadline: Instant) -> anyhow::Result<O
     if let Err(error) = prompt.converse(case, &name, deadline, &mut observed) {
         observed.problems.push(format!("{error:#}"));
     } else {
-        observed.ended = prompt.end(deadline);
+        let ended = prompt.end(deadline);
+        if is_linux {
+            observed.ended = ended_of(ended);
+        } else {
+            observed = kvm::observed(ended, &prompt.document.text(), prompt.output.text(), case)?;
+        }
     }
     drop(prompt.child.kill());
     drop(prompt.child.wait());
     observed.console = prompt.output.text().replace('\r', "");
-    let outcome = super::examine(setup, &observed.console)?;
-    observed.probes.push(Subcase { name: super::NAME.to_owned(), outcome });
+    if is_linux {
+        let outcome = linux::examine(setup, &observed.console)?;
+        observed.probes.push(Subcase { name: linux::NAME.to_owned(), outcome });
+    }
     Ok(observed)
+}
+
+/// How a Linux ended, for which no document is asked.
+fn ended_of(ended: Option<ExitedWith>) -> Ended {
+    match ended {
+        Some(ExitedWith(Some(code))) if code == ExitStatus::Clean as i32 => Ended::Clean,
+        Some(ExitedWith(Some(code))) => Ended::Other(format!("memvisor exited with {code}")),
+        Some(ExitedWith(None)) => Ended::Other("memvisor was killed by a signal".to_owned()),
+        None => Ended::Other("memvisor did not end after its guest".to_owned()),
+    }
 }
 
 /// A memvisor process on a terminal.
@@ -65,7 +84,10 @@ struct Prompt {
     child: Child,
     /// The other end of its terminal.
     keyboard: File,
+    /// The guest's console, among what memvisor says itself.
     output: Arc<Output>,
+    /// The run's JSON document; empty for a Linux, whose console is standard output.
+    document: Arc<Output>,
 }
 
 impl Drop for Prompt {
@@ -78,28 +100,28 @@ impl Drop for Prompt {
 
 impl Prompt {
     fn start(case: &Case, setup: &KvmSetup, name: &str) -> anyhow::Result<Prompt> {
+        let is_linux = setup.linux.is_some();
         let (keyboard, terminal) = open_terminal().context("open a terminal")?;
         // memvisor listens to a terminal only if that is its own.
         let mut child = Command::new("setsid")
             .arg("-c")
             .arg(program()?)
-            .args(kvm::arguments(setup, &case.cmdline).into_iter().filter(|word| word != "--json"))
+            .args(kvm::arguments(case, setup).into_iter().filter(|word| !is_linux || word != "--json"))
             .args(["--name", name])
             .stdin(terminal)
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
             .context("start memvisor on a terminal, by setsid")?;
-        let output = Arc::new(Output::default());
-        let pipes: [Option<Box<dyn Read + Send>>; 2] = [
-            child.stdout.take().map(|pipe| Box::new(pipe) as _),
-            child.stderr.take().map(|pipe| Box::new(pipe) as _),
-        ];
-        for pipe in pipes.into_iter().flatten() {
-            let output = output.clone();
-            std::thread::spawn(move || output.fill(pipe));
+        let (output, document) = (Arc::new(Output::default()), Arc::new(Output::default()));
+        let standard = if is_linux { output.clone() } else { document.clone() };
+        if let Some(pipe) = child.stdout.take() {
+            standard.follow(pipe);
         }
-        Ok(Prompt { child, keyboard, output })
+        if let Some(pipe) = child.stderr.take() {
+            output.follow(pipe);
+        }
+        Ok(Prompt { child, keyboard, output, document })
     }
 
     fn converse(
@@ -116,7 +138,7 @@ impl Prompt {
                 let client = Client::find(Some(name)).context("find the running guest")?;
                 let console = self.output.text();
                 for probe in &case.expect.probes {
-                    let outcome = live::examine(*probe, &client, &console)
+                    let outcome = linux::examine_live(*probe, &client, &console)
                         .unwrap_or_else(|error| Outcome::Failed(vec![format!("{error:#}")]));
                     observed.probes.push(Subcase { name: probe.name().to_owned(), outcome });
                 }
@@ -130,14 +152,17 @@ impl Prompt {
         Ok(())
     }
 
-    /// Waits for the process's end.
-    fn end(&mut self, deadline: Instant) -> Ended {
+    /// Waits for the process's end and for the last of its output; `None` if it does not end in time.
+    fn end(&mut self, deadline: Instant) -> Option<ExitedWith> {
         loop {
             match self.child.try_wait() {
                 Ok(None) if Instant::now() < deadline => std::thread::sleep(POLL),
-                Ok(Some(status)) if status.code() == Some(ExitStatus::Clean as i32) => return Ended::Clean,
-                Ok(Some(status)) => return Ended::Other(format!("memvisor ended with {status}")),
-                _ => return Ended::Other("memvisor did not end after its guest".to_owned()),
+                Ok(Some(status)) => {
+                    self.output.wait_for_end(deadline);
+                    self.document.wait_for_end(deadline);
+                    return Some(ExitedWith(status.code()));
+                }
+                _ => return None,
             }
         }
     }
@@ -169,13 +194,20 @@ struct Output {
 #[derive(Debug, Default)]
 struct Printed {
     bytes: Vec<u8>,
-    /// Pipes at their end.
-    ended: usize,
+    /// Pipes that are not at their end.
+    writers: usize,
 }
 
 impl Output {
     fn lock(&self) -> MutexGuard<'_, Printed> {
         self.printed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes what a pipe gives until its end, on a thread of its own.
+    fn follow(self: &Arc<Output>, pipe: impl Read + Send + 'static) {
+        self.lock().writers += 1;
+        let output = Arc::clone(self);
+        std::thread::spawn(move || output.fill(pipe));
     }
 
     fn fill(&self, mut pipe: impl Read) {
@@ -187,8 +219,16 @@ impl Output {
             }
             self.more.notify_all();
         }
-        self.lock().ended += 1;
+        self.lock().writers -= 1;
         self.more.notify_all();
+    }
+
+    /// Waits until every pipe is at its end, at most until `deadline`.
+    fn wait_for_end(&self, deadline: Instant) {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let printed = self.lock();
+        // Whoever reads the text afterwards takes what is there.
+        drop(self.more.wait_timeout_while(printed, left, |printed| printed.writers > 0));
     }
 
     fn text(&self) -> String {
@@ -204,10 +244,10 @@ impl Output {
                 return Ok(at + found + text.len());
             }
             let left = deadline.saturating_duration_since(Instant::now());
-            if printed.ended == 2 || left.is_zero() {
+            if printed.writers == 0 || left.is_zero() {
                 let tail = String::from_utf8_lossy(new.get(new.len().saturating_sub(300)..).unwrap_or(new));
                 let why = if left.is_zero() { "within the case's time" } else { "before memvisor ended" };
-                bail!("Linux did not say {text:?} {why}; it said last: {tail:?}");
+                bail!("the guest did not say {text:?} {why}; it said last: {tail:?}");
             }
             printed = self.more.wait_timeout(printed, left).unwrap_or_else(PoisonError::into_inner).0;
         }
@@ -222,6 +262,7 @@ mod tests {
     fn output_is_waited_for_from_a_place_on() {
         let output = Output::default();
         let soon = || Instant::now() + Duration::from_secs(5);
+        output.lock().writers = 2;
         output.fill(&b"/ # echo 42\n42\n/ # "[..]);
         let at = output.wait("/ # ", 0, soon()).unwrap();
         let at = output.wait("42", at, soon()).unwrap();
