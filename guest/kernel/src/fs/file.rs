@@ -200,14 +200,18 @@ impl OpenFile {
     /// For a mapping of it, shared or private, to be written at once or not.
     ///
     /// # Errors
-    /// `EBADF`, `ENODEV`, `ENOMEM`; `EPERM` for a seal, and for devices that are not to be written.
+    /// `EBADF`, `ENOMEM`; `EPERM` for a seal, and for devices that are not to be written.
     pub fn map(&self, shared: bool, write: bool) -> Result<Mapped, Errno> {
         let flags = self.flags();
         let file = match self.kind {
             Kind::Regular(mapping) => MapFile::of(mapping),
             Kind::Char(device @ (Char::Frames | Char::Lapic)) => frames::map(device, write)?,
             Kind::Path => return Err(Errno::Ebadf),
-            _ => return Err(Errno::Enodev),
+            // mmap says so, when it has looked at everything else.
+            _ => {
+                let file = MapFile::unmappable();
+                return Ok(Mapped::of(MapFile { readable: flags.reads(), writable: flags.writes(), ..file }));
+            }
         };
         let file = MapFile { readable: flags.reads(), writable: flags.writes(), ..file };
         mapped::remember(file.mapping, self)?;
@@ -288,23 +292,35 @@ fn read_file(data: Id<Mapping>, address: u64, len: usize, at: u64) -> Result<usi
     let left = usize::try_from(cache::size(data).saturating_sub(at)).unwrap_or(usize::MAX);
     in_pieces(len.min(left), |done, piece| {
         let got = cache::read(data, at + done as u64, piece);
-        uaccess::write(address + done as u64, &piece[..got])?;
-        Ok(got)
+        uaccess::write_some(address + done as u64, &piece[..got])
     })
 }
 
 fn write_file(data: Id<Mapping>, address: u64, len: usize, at: u64) -> Result<usize, Errno> {
     in_pieces(len, |done, piece| {
-        uaccess::read(address + done as u64, piece)?;
-        cache::write(data, at + done as u64, piece)
+        let at = at + done as u64;
+        match uaccess::read_some(address + done as u64, piece) {
+            Ok(got) => {
+                let wrote = cache::write(data, at, &piece[..got])?;
+                if got < piece.len() {
+                    // As below; what was written counts.
+                    let _ = cache::write_nothing(data, at + got as u64);
+                }
+                Ok(wrote)
+            }
+            Err(error) => {
+                // The page was begun: the file goes up to there, as on Linux 6.18 (`shmem_write_end` of no bytes).
+                cache::write_nothing(data, at)?;
+                Err(error)
+            }
+        }
     })
 }
 
 fn read_device(device: Char, address: u64, len: usize) -> Result<usize, Errno> {
     in_pieces(len, |done, piece| {
         let got = device.read(piece, random::fill)?;
-        uaccess::write(address + done as u64, &piece[..got])?;
-        Ok(got)
+        uaccess::write_some(address + done as u64, &piece[..got])
     })
 }
 
