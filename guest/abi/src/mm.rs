@@ -148,8 +148,10 @@ pub struct Mm {
     pub tlb_flush_pending: u32,
     /// Always 0.
     pub reserved: u32,
+    /// Frame of the top-level table that ring 3 runs on with page-table isolation; [`crate::PFN_NONE`] or 0 without.
+    pub user_pgd_pfn: u64,
     /// Always 0.
-    pub padding: [u64; 6],
+    pub padding: [u64; 5],
     /// Readers of mmap_lock; -1 for a writer.
     pub mmap_lock: i32,
     /// Tasks that use it, and others that need it to stay; 0 of a guest that does not count them (Linux: `mm_users`).

@@ -96,6 +96,8 @@ bitflags! {
         const DIRTY = 1 << 3;
         /// `PG_lru`.
         const LRU = 1 << 4;
+        /// A top-level page table with a second one for ring 3, whose frame `private` has (Linux: the page behind it).
+        const PGD_PAIR = 1 << 5;
         /// `PG_head`: first page of a compound page.
         const HEAD = 1 << 6;
         /// The owner registered how to move the contents elsewhere (Linux: `__PageMovable`).

@@ -116,6 +116,13 @@ pub struct Root {
     pub cpu_tlbs: TableRef,
     /// The frame of zeroes that read faults map, which nobody counts, or [`crate::PFN_NONE`] (Linux: `zero_pfn`).
     pub zero_pfn: u64,
+    /// Root of the tree whose upper half every table for ring 3 has, with page-table isolation; else [`crate::PFN_NONE`]. It is among
+    /// [`Root::extra_tables`].
+    pub entry_pgd_pfn: u64,
+    /// First address of the code that ring 3's tables have, and the first behind it; 0 without.
+    pub entry_text: [u64; 2],
+    /// The same of the table of interrupt gates.
+    pub entry_idt: [u64; 2],
     /// Event counters.
     pub counters: Counters,
 }
@@ -124,7 +131,7 @@ impl Root {
     /// First bytes of the structure.
     pub const MAGIC: [u8; 16] = *b"memvisor-root\x00\x0d\x0a";
     /// Version of this interface. Any change of a layout raises it.
-    pub const VERSION: u32 = 5;
+    pub const VERSION: u32 = 6;
     /// `size_of::<Root>()`, as [`Root::size`] has it.
     #[expect(clippy::cast_possible_truncation, reason = "pinned by an assert below")]
     pub const SIZE: u32 = size_of::<Root>() as u32;
@@ -231,6 +238,6 @@ const _: () = assert!(
     offset_of!(Root, layout_hash) == 24
         && offset_of!(Root, self_gpa) == 32
         && offset_of!(Root, layout) == 120
-        && offset_of!(Root, counters) == 560
-        && size_of::<Root>() == 592
+        && offset_of!(Root, counters) == 600
+        && size_of::<Root>() == 632
 );

@@ -89,6 +89,7 @@ extern "C" fn start_on_own_stack() -> ! {
     vmalloc::init(phys_bits);
     kmap::init();
     space::init();
+    crate::mm::pti::init();
     sched::init(u32::try_from(topology::CPUS.lock().count).unwrap_or(0));
     introspect::publish_vmalloc();
     smp::start_others();

@@ -1,6 +1,7 @@
 //! Publishes the root descriptor (guest/abi).
 
 use core::mem::size_of;
+use core::ops::Range;
 use core::sync::atomic::Ordering;
 
 use guest_firmware::BootInfo;
@@ -78,6 +79,9 @@ static MEMVISOR_ROOT: RootPage = RootPage(Lock::new(Root {
     kcompactds: NO_TABLE,
     cpu_tlbs: NO_TABLE,
     zero_pfn: PFN_NONE,
+    entry_pgd_pfn: PFN_NONE,
+    entry_text: [0; 2],
+    entry_idt: [0; 2],
     counters: Counters { pgfault: 0, pgalloc: 0, pgfree: 0, syscalls: 0 },
 }));
 
@@ -260,6 +264,15 @@ pub fn publish_vmalloc() {
 /// The trace rings, by CPU.
 pub fn publish_trace(rings: &'static [Ring]) {
     update(|root| root.trace_rings = slice(rings));
+}
+
+/// What ring 3's tables have of the kernel.
+pub fn publish_entry_area(root: Pfn, text: Range<u64>, idt: Range<u64>) {
+    update(|published| {
+        published.entry_pgd_pfn = root.as_u64();
+        published.entry_text = [text.start, text.end];
+        published.entry_idt = [idt.start, idt.end];
+    });
 }
 
 /// A root table that belongs to no address space.

@@ -7,6 +7,7 @@ mod devices;
 mod entries;
 mod owners;
 mod pcp;
+mod pti;
 mod slab;
 mod spaces;
 mod tables;
@@ -119,6 +120,9 @@ const FAULTS: &[(&str, Fault)] = &[
     ("rss-file", spaces::rss_file),
     ("table-pages", spaces::table_pages),
     ("kernel-half", spaces::kernel_half),
+    ("pti-direct-map", pti::direct_map),
+    ("pti-secret", pti::secret),
+    ("pti-user-half", pti::user_half),
     ("mmap-lock", spaces::mmap_lock),
     ("flush-pending", spaces::flush_pending),
     ("cpumask", spaces::cpumask),

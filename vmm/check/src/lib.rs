@@ -36,6 +36,7 @@ mod pfnmap;
 mod pgtable;
 mod processes;
 mod pte;
+mod pti;
 mod rmap;
 mod slab;
 #[cfg(test)]
@@ -126,6 +127,8 @@ pub const RULES: &[&Rule] = &[
     &pgtable::CANONICAL,
     &pgtable::CR3,
     &pgtable::SHARED_KERNEL,
+    &pti::ENTRY_AREA,
+    &pti::USER_HALF,
     &direct_map::RULE,
     &slab::OWNER,
     &slab::INUSE,
@@ -153,6 +156,11 @@ pub const RULES: &[&Rule] = &[
     &rmap::LISTS,
     &rmap::FINDS,
     &cow::READ_ONLY,
+    &pfnmap::VMA,
+    &pfnmap::FRAMES,
+    &pfnmap::UNCOUNTED,
+    &pfnmap::COW,
+    &pfnmap::CACHE,
     &mm::RSS,
     &mm::TABLES,
     &mm::LOCKS,
@@ -227,6 +235,7 @@ fn audit_guest(context: &Context<'_>, mut ledger: Ledger) -> AuditReport {
         let write_back = write_back_frames(&context.machine.regions);
         pgtable::in_ram(&paging, &context.machine.ram, &write_back, ledger_ref);
         pgtable::guest(context, &paging, ledger_ref);
+        pti::run(context, ledger_ref);
         direct_map::run(context, &paging, ledger_ref);
         paging
     } else {
@@ -303,5 +312,6 @@ fn page_table_rules() -> impl Iterator<Item = &'static Rule> {
         .into_iter()
         .chain(pgtable::NEED_RAM)
         .chain(pgtable::NEED_GUEST)
+        .chain(pti::RULES)
         .chain([&direct_map::RULE])
 }

@@ -12,6 +12,7 @@ use memvisor_inspect::{Access, CpuRegisters, Entry, Levels, MemorySource, Walker
 use crate::context::Context;
 use crate::e820::Region;
 use crate::frames::{Frames, normalize};
+use crate::pti::user_pgd;
 
 /// A run of leaves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -113,6 +114,12 @@ impl Paging {
                 for slot in differing_slots(context.source, init, pfn) {
                     paging.gather(context.source, &walker(pfn), slot_span(levels, slot));
                 }
+            }
+        }
+        // Whatever they map, other tables map too: the kernel's of the address space, and the entry area's.
+        for pfn in context.spaces.iter().filter_map(|space| user_pgd(context, space)) {
+            if paging.roots.insert(pfn) {
+                paging.tables.push(Table { va: 0, gpa: pfn << PAGE_SHIFT, level: levels.count() });
             }
         }
         for pfn in cr3_frames(context.registers).difference(&paging.roots.clone()) {

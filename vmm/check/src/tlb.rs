@@ -51,7 +51,11 @@ fn loaded(context: &Context<'_>, processes: &Processes, cpu: u32, tlb: &CpuTlb, 
     let registers = context.registers.iter().find(|regs| regs.index == cpu && regs.levels().is_some());
     let by_cr3 = registers.and_then(|regs| {
         let pgd = (regs.cr3 & Entry::ADDRESS) >> PAGE_SHIFT;
-        processes.list.iter().find(|process| process.at.space.pgd_pfn == pgd)
+        let has = |process: &&Process| {
+            // Ring 3 may have tables of its own.
+            process.at.space.pgd_pfn == pgd || pgd != 0 && process.at.mm.user_pgd_pfn == pgd
+        };
+        processes.list.iter().find(has)
     });
     let by_guest = processes.list.iter().find(|process| process.at.space.mm == tlb.mm);
     let name = |process: Option<&Process>| {

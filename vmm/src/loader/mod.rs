@@ -211,6 +211,21 @@ pub const fn has_bundled_kernel() -> bool {
     !BUNDLED.is_empty()
 }
 
+/// Gives the pages of the bundled kernel back, which loading has read: they are the program's file, and come back from it
+/// when somebody wants a symbol.
+pub fn return_bundled_kernel() {
+    const PAGE: usize = 4096;
+    let start = BUNDLED.as_ptr().addr().next_multiple_of(PAGE);
+    let end = (BUNDLED.as_ptr().addr() + BUNDLED.len()) / PAGE * PAGE;
+    if let Some(len) = end.checked_sub(start).filter(|len| *len > 0) {
+        // SAFETY: whole pages of a constant, which nobody has written, so that what is read again is what was read before. That
+        // the call may fail does no harm: then they stay.
+        unsafe {
+            libc::madvise(start as *mut libc::c_void, len, libc::MADV_DONTNEED);
+        }
+    }
+}
+
 /// The initial ramdisk.
 ///
 /// # Errors

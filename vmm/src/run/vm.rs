@@ -130,6 +130,7 @@ impl Vm {
             levels,
         };
         let entry = loader::load(&memory, &cargo)?;
+        loader::return_bundled_kernel();
         let full_irqchip = match config.irqchip {
             Irqchip::Auto => entry.foreign,
             Irqchip::Split => false,

@@ -7,7 +7,7 @@ use std::string::String;
 use std::vec::Vec;
 
 use super::{
-    CpuInfo, CpuTime, MapInfo, MemInfo, Node, PidFile, ProcessInfo, Rlimit, Source, SystemFile, SystemInfo,
+    CpuInfo, CpuTime, Detail, MapInfo, MemInfo, Node, PidFile, ProcessInfo, Rlimit, Source, SystemFile, SystemInfo,
     VmInfo, Who, render,
 };
 use crate::{Device, Errno};

@@ -20,7 +20,9 @@ const ORDER: u8 = 4;
 const BYTES: u64 = PAGE_SIZE << ORDER;
 
 /// What a device has, once somebody used it; it keeps both for ever.
-static DEVICES: Lock<[Option<(Id<Mapping>, Frames)>; 2]> = Lock::new([None; 2]);
+type Device = (Id<Mapping>, Frames);
+
+static DEVICES: Lock<[Option<Device>; 2]> = Lock::new([None; 2]);
 
 const fn index_of(device: Char) -> Option<usize> {
     match device {
@@ -42,7 +44,7 @@ fn frames_of(device: Char) -> Result<Frames, Errno> {
 }
 
 /// The device's mapping, which its VMAs share, and its frames.
-fn device(device: Char) -> Result<(Id<Mapping>, Frames), Errno> {
+fn device(device: Char) -> Result<Device, Errno> {
     let index = index_of(device).ok_or(Errno::Enodev)?;
     let known = || DEVICES.lock().get(index).copied().flatten();
     if let Some(known) = known() {

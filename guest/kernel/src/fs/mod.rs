@@ -29,8 +29,8 @@ pub use mutex::Mutex;
 pub use processes::Tasks;
 pub use table::Files;
 
-use crate::sched;
 use crate::sync::Lock;
+use crate::time;
 
 /// All file systems of this machine.
 pub type FileSystems = Vfs<Pages, Tasks>;
@@ -56,10 +56,10 @@ pub fn with_vfs<R>(f: impl FnOnce(&mut FileSystems) -> Result<R, Errno>) -> Resu
     result
 }
 
-/// The time for inodes.
+/// The time of day, for inodes.
 pub fn now() -> Timespec {
     const NANOSECONDS: u64 = 1_000_000_000;
-    let now = sched::clock::now();
+    let now = time::realtime();
     let nsec = u32::try_from(now % NANOSECONDS).unwrap_or(0);
     Timespec { sec: (now / NANOSECONDS).cast_signed(), nsec }
 }

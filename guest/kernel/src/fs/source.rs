@@ -314,7 +314,6 @@ fn maps_of(
             ino: shown.as_ref().map_or(0, |shown| shown.ino),
             name,
             pages: map_pages(flags, &pages),
-            ..MapInfo::default()
         })?;
     }
     Ok(())

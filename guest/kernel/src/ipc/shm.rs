@@ -95,7 +95,7 @@ impl Attach {
         if addr == 0 && flags.contains(ShmFlags::SHM_REMAP) {
             return Err(Errno::Einval);
         }
-        if addr % PAGE_SIZE != 0 {
+        if !addr.is_multiple_of(PAGE_SIZE) {
             if !flags.contains(ShmFlags::SHM_RND) {
                 return Err(Errno::Einval);
             }

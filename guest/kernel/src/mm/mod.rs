@@ -16,6 +16,7 @@ pub mod page_alloc;
 pub mod paging;
 pub mod pcp;
 pub mod phys;
+pub mod pti;
 pub mod reclaim;
 pub mod slab;
 pub mod space;

@@ -9,7 +9,7 @@ use mm_pgtable::{
 };
 
 use crate::arch::percpu::AREA_RUNS;
-use crate::arch::regs;
+use crate::arch::{pti, regs};
 use crate::mm::layout::{APIC_VA, levels, percpu_area};
 use crate::mm::phys::{self, DirectMap};
 use crate::mm::{early, limits, page_alloc};
@@ -24,7 +24,8 @@ static KERNEL_HALF: Lock<()> = Lock::new(());
 #[derive(Debug)]
 pub struct Tables;
 
-const fn entry_address(table: Pfn, index: usize) -> PhysAddr {
+/// Where an entry is.
+pub const fn entry_address(table: Pfn, index: usize) -> PhysAddr {
     PhysAddr::new(table.phys().as_u64() + 8 * index as u64)
 }
 
@@ -37,14 +38,24 @@ impl TableMem for Tables {
     #[inline]
     fn write(&self, table: Pfn, index: usize, value: u64) {
         DirectMap.write_u64(entry_address(table, index), value);
+        if pti::enabled() {
+            super::pti::mirror(table, index, value);
+        }
     }
 
     fn compare_exchange(&self, table: Pfn, index: usize, old: u64, new: u64) -> Result<(), u64> {
-        phys::compare_exchange(entry_address(table, index), old, new)
+        phys::compare_exchange(entry_address(table, index), old, new)?;
+        if pti::enabled() {
+            super::pti::mirror(table, index, new);
+        }
+        Ok(())
     }
 
     fn fill(&self, table: Pfn, index: usize, count: usize, value: u64, step: u64) {
         DirectMap.fill_table(table, index, count, value, step);
+        if pti::enabled() {
+            (0..count).for_each(|i| super::pti::mirror(table, index + i, value + step * i as u64));
+        }
     }
 
     fn alloc_table(&mut self) -> Option<Pfn> {

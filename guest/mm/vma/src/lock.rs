@@ -121,7 +121,7 @@ mod tests {
         let reader = vma.read(id).expect("nobody writes");
         vma.refcount.fetch_add(WRITER, Relaxed);
         assert!(vma.read(id).is_none(), "a writer waits for the first reader");
-        assert_eq!(vma.refcount.load(Relaxed), WRITER | ATTACHED + 1);
+        assert_eq!(vma.refcount.load(Relaxed), WRITER | (ATTACHED + 1));
         drop(reader);
         assert_eq!(vma.refcount.load(Relaxed), WRITER | ATTACHED);
     }

@@ -44,6 +44,7 @@ pub struct Mm {
     table_pages: AtomicU64,
     tlb_flush_pending: AtomicU32,
     reserved: AtomicU32,
+    user_root: AtomicU64,
 }
 
 // What the kernel adds begins at `mmap_lock`.
@@ -73,6 +74,7 @@ const _: () = assert!(
         && offset_of!(Mm, maj_flt) == offset_of!(abi::Mm, maj_flt)
         && offset_of!(Mm, table_pages) == offset_of!(abi::Mm, table_pages)
         && offset_of!(Mm, tlb_flush_pending) == offset_of!(abi::Mm, tlb_flush_pending)
+        && offset_of!(Mm, user_root) == offset_of!(abi::Mm, user_pgd_pfn)
         && STACK_GUARD_GAP == abi::STACK_GUARD_PAGES * PAGE_SIZE
 );
 
@@ -176,6 +178,16 @@ impl Mm {
     pub fn page_table(&self) -> PageTable {
         let levels = if self.levels.load(Relaxed) == 5 { Levels::Five } else { Levels::Four };
         PageTable { root: Pfn::new(self.root.load(Relaxed)), levels }
+    }
+
+    /// Frame of the top-level table that ring 3 runs on, where that is not the kernel's; whoever provides tables looks after it.
+    pub fn user_root(&self) -> u64 {
+        self.user_root.load(Relaxed)
+    }
+
+    /// See [`Mm::user_root`].
+    pub fn set_user_root(&self, pfn: u64) {
+        self.user_root.store(pfn, Relaxed);
     }
 
     /// Flags of every new VMA: LOCKED after mlockall(MCL_FUTURE).

@@ -9,7 +9,7 @@ use common::op::{Op, PAGE, WINDOW};
 use mm_core::{Gfp, MemMap, Order, PageAlloc};
 use mm_vma::{
     Access, Arena, Done, Fault, Id, Kernel, MapFile, MapFlags, Mm, MmapRequest, ProtFlags, RssKind, Space,
-    Unmapped, VmFlags, audit, for_each_pte, handle_fault, put_page, remove_migration_ptes, try_to_migrate,
+    Unmapped, audit, for_each_pte, handle_fault, put_page, remove_migration_ptes, try_to_migrate,
 };
 
 const AT: u64 = 300 * PAGE;

@@ -165,7 +165,7 @@ impl<'a> Builder<'a> {
         root.boot_protocol = BootProtocol::Pvh as u32;
         root.levels = levels.count();
         root.phys_bits = 46;
-        root.zero_pfn = PFN_NONE;
+        (root.zero_pfn, root.entry_pgd_pfn) = (PFN_NONE, PFN_NONE);
         root.kernel_gpa = kernel_gpa;
         root.kernel_va = KERNEL_BASE_VA + kernel_gpa;
         root.kernel_len = KERNEL_LEN;

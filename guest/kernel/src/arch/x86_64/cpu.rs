@@ -1,6 +1,6 @@
 //! Per-CPU processor setup: control registers, PAT, system-call registers.
 
-use super::{percpu, regs, trap};
+use super::{percpu, pti, regs, trap};
 
 const MSR_EFER: u32 = 0xc000_0080;
 const MSR_STAR: u32 = 0xc000_0081;
@@ -43,7 +43,9 @@ pub fn detect(nogbpages: bool) -> Features {
 
 /// Puts this CPU's control registers into the state all CPUs share; returns (SMEP, SMAP).
 pub fn init_control_registers() -> (bool, bool) {
-    let base = regs::cr4() | CR4_PGE | CR4_OSFXSR | CR4_OSXMMEXCPT;
+    // With page-table isolation no translation of the kernel's survives a load of ring 3's tables.
+    let global = if pti::enabled() { 0 } else { CR4_PGE };
+    let base = regs::cr4() & !CR4_PGE | global | CR4_OSFXSR | CR4_OSXMMEXCPT;
     let mut value = base;
     let leaf7 = regs::cpuid(7, 0);
     let wanted =
@@ -60,6 +62,13 @@ pub fn init_control_registers() -> (bool, bool) {
     // SAFETY: the table gives index 0 (all mappings so far) the same type as the reset value.
     unsafe { regs::wrmsr(MSR_PAT, PAT) };
     (value & CR4_SMEP != 0, value & CR4_SMAP != 0)
+}
+
+/// Makes translations of the kernel's end with every load of CR3.
+pub fn leave_global_pages() {
+    regs::flush_all();
+    // A CPU that refuses keeps them, and works on.
+    let _ = trap::probe(trap::Probe::Cr4(regs::cr4() & !CR4_PGE));
 }
 
 /// Whether this is a virtual machine that says so.

@@ -4,6 +4,7 @@ pub mod apic;
 pub mod cpu;
 pub mod fpu;
 pub mod percpu;
+pub mod pti;
 pub mod regs;
 pub mod stack;
 pub mod trap;

@@ -196,8 +196,14 @@ pub fn of(cpu: u32) -> &'static PerCpu {
 /// Traps from ring 3 begin at `top` from now on, which is 16-byte aligned (Linux: `load_sp0`).
 pub fn set_kernel_stack(percpu: &PerCpu, top: u64) {
     percpu.kstack_top.store(top, Ordering::Relaxed);
+    set_kernel_stack_of_tss(percpu, top);
+}
+
+/// Where the CPU itself puts what it pushes first.
+pub fn set_kernel_stack_of_tss(percpu: &PerCpu, top: u64) {
     let rsp0 = percpu.tss_rsp0.load(Ordering::Relaxed) as *mut u64;
-    // SAFETY: `init_area` put the address of the TSS's RSP0 there; only this CPU reads and writes it.
+    // SAFETY: `init_area` put the address of the TSS's RSP0 there, or pti.rs that of a word for nothing; only this CPU reads and
+    // writes it.
     unsafe { rsp0.write_unaligned(top) };
 }
 

@@ -5,7 +5,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use memvisor_abi::port::ExitCode;
 
-use super::{apic, percpu, regs, stack};
+use super::{apic, percpu, pti, regs, stack};
 use crate::sync::Lock;
 use crate::{panic, println, syscall, task};
 
@@ -128,6 +128,9 @@ unsafe extern "C" {
 
 /// Where `syscall` enters.
 pub fn syscall_entry_address() -> u64 {
+    if pti::enabled() {
+        return pti::syscall_entry_address();
+    }
     syscall_entry as *const () as u64
 }
 
@@ -135,13 +138,23 @@ pub fn syscall_entry_address() -> u64 {
 #[repr(C)]
 struct Gate(u64, u64);
 
-static IDT: Lock<[Gate; 256]> = Lock::new([Gate(0, 0); 256]);
+/// On pages of its own, which ring 3's tables may have.
+#[repr(C, align(4096))]
+struct Idt(Lock<[Gate; 256]>);
+
+static IDT: Idt = Idt(Lock::new([Gate(0, 0); 256]));
+
+/// The pages that hold the table.
+pub fn idt_pages() -> core::ops::Range<u64> {
+    let start = &raw const IDT as u64;
+    start..start + size_of::<Idt>() as u64
+}
 
 /// Fills the table. The stacks of `ist` are used once [`percpu::load`] ran on every CPU; until then
 /// pass `false`.
 pub fn init_idt(ist: bool) {
-    let base = &raw const trap_stubs as u64;
-    let mut idt = IDT.lock();
+    let base = if pti::enabled() { pti::stubs() } else { &raw const trap_stubs as u64 };
+    let mut idt = IDT.0.lock();
     for (vector, gate) in idt.iter_mut().enumerate() {
         let address = base + 16 * vector as u64;
         let stack = match vector {
@@ -170,7 +183,7 @@ pub fn invalid_opcode() {
 
 /// Makes a vector undeliverable, for the test of #DF.
 pub fn break_gate(vector: usize) {
-    IDT.lock()[vector] = Gate(0, 0);
+    IDT.0.lock()[vector] = Gate(0, 0);
 }
 
 /// Loads the table on this CPU.
@@ -180,7 +193,7 @@ pub fn load_idt() {
         limit: u16,
         base: u64,
     }
-    let pointer = Pointer { limit: 4095, base: IDT.as_ptr() as u64 };
+    let pointer = Pointer { limit: 4095, base: IDT.0.as_ptr() as u64 };
     // SAFETY: the table is static and its gates lead to trap.s.
     unsafe {
         core::arch::asm!("lidt [{}]", in(reg) &raw const pointer, options(readonly, nostack, preserves_flags));

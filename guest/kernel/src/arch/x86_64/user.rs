@@ -1,13 +1,14 @@
 //! Entering ring 3, and switching stacks.
 
 use super::percpu::{USER_CS, USER_DS};
-use super::regs;
 use super::trap::TrapFrame;
+use super::{pti, regs};
 
 mod asm {
     use super::TrapFrame;
     unsafe extern "C" {
         pub(super) fn enter_user(frame: *const TrapFrame) -> !;
+        pub(super) fn pti_enter_user(frame: *const TrapFrame) -> !;
         pub(super) fn call_on_stack(stack_top: u64, entry: extern "C" fn() -> !) -> !;
     }
 }
@@ -40,6 +41,10 @@ pub fn enter(frame: &mut TrapFrame, last: fn(&mut TrapFrame)) -> ! {
     regs::irq_save();
     last(frame);
     assert!(frame.came_from_user() && frame.rflags & 1 << 9 != 0, "a frame that does not lead to ring 3");
+    if pti::enabled() {
+        // SAFETY: as below; the frame is on a thread's stack.
+        unsafe { asm::pti_enter_user(&raw const *frame) }
+    }
     // SAFETY: the frame returns to ring 3 with selectors of our GDT; whatever the addresses are, ring 3 can only trap back.
     unsafe { asm::enter_user(&raw const *frame) }
 }

@@ -23,7 +23,7 @@ use crate::mm::layout::levels;
 use crate::mm::memmap::Vmemmap;
 use crate::mm::paging::{self, Tables};
 use crate::mm::phys::DirectMap;
-use crate::mm::{kmap, page_alloc};
+use crate::mm::{kmap, page_alloc, pti};
 use crate::sync::Lock;
 use crate::{introspect, sched, smp};
 
@@ -70,6 +70,13 @@ pub fn mm_alloc(shape: Layout) -> Result<Id<Mm>, Errno> {
     table.share_upper_half(&Tables, paging::kernel());
     let mm = mm_of(id);
     mm.init(table, shape);
+    if !pti::alloc_user_table(mm, table) {
+        // The upper half is the kernel's.
+        let freed = table.free_root(&mut Tables);
+        freed.expect("nothing is mapped yet");
+        Arena::<Mm>::free(&Spaces, id);
+        return Err(Errno::Enomem);
+    }
     objects::of_mm(mm).cpus.iter().for_each(|word| word.store(0, Ordering::Relaxed));
     set_start_stack(mm, 0);
     objects::of_mm(mm).users.store(1, Ordering::Release);
@@ -114,6 +121,7 @@ pub fn mm_free(id: Id<Mm>) {
     Space::lock(&Spaces, id, mm_vma::Limits::default()).exit();
     let mm = mm_of(id);
     tlb::leave_everywhere(mm);
+    pti::free_user_table(mm);
     let freed = mm.page_table().free_root(&mut Tables);
     freed.expect("everything below is unmapped");
     Arena::<Mm>::free(&Spaces, id);

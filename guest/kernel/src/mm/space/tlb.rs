@@ -8,12 +8,13 @@
 
 use core::sync::atomic::{Ordering, fence};
 
+use mm_core::Pfn;
 use mm_pgtable::FlushRange;
 use mm_vma::{Id, Mm};
 
 use super::{mm_of, objects, published};
 use crate::arch::percpu::{self, PerCpu};
-use crate::arch::regs;
+use crate::arch::{pti, regs};
 use crate::mm::paging;
 use crate::sched::CpuMask;
 use crate::smp;
@@ -37,6 +38,9 @@ pub fn switch_mm(percpu: &PerCpu, id: Id<Mm>) {
     published::loads(cpu, id.as_u64());
     // SAFETY: the upper half is the kernel's.
     unsafe { regs::write_cr3(mm.page_table().root.phys().as_u64()) };
+    if pti::enabled() {
+        pti::set_tables(percpu, mm.page_table().root.phys(), Pfn::new(mm.user_root()).phys());
+    }
     forget(old, cpu);
 }
 
