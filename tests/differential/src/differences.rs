@@ -11,8 +11,8 @@ use crate::sequence::Sequence;
 pub struct Meant {
     /// Its name in docs/linux-differences.md.
     pub name: &'static str,
-    /// Whether a call can be one that differs.
-    pub may_be: fn(&Call) -> bool,
+    /// Whether a call of a sequence can be one that differs.
+    pub may_be: fn(&Sequence, &Call) -> bool,
     /// How the guest's line ends then.
     guest_says: &'static str,
 }
@@ -21,33 +21,42 @@ pub struct Meant {
 pub const MEANT: &[Meant] = &[
     Meant {
         name: "locked-dontunmap",
-        may_be: |call| call.name == Name::Mremap && call.values[3].number & 4 != 0,
+        may_be: |sequence, call| {
+            call.name == Name::Mremap && call.values[3].number & 4 != 0 && sequence.calls.iter().any(locks)
+        },
         guest_says: "",
     },
     Meant {
         name: "absent-advice",
-        may_be: |call| {
+        may_be: |_, call| {
             call.name == Name::Madvise && matches!(call.values[2].number, 12 | 13 | 21 | 25 | 100..=103)
         },
         guest_says: " -22",
     },
     Meant {
         name: "no-droppable",
-        may_be: |call| call.name == Name::Mmap && call.values[3].number & 0xf == 8,
+        may_be: |_, call| call.name == Name::Mmap && call.values[3].number & 0xf == 8,
         guest_says: " -22",
     },
     Meant {
         name: "no-huge-pages",
-        may_be: |call| call.name == Name::Mmap && call.values[3].number & 0x4_0000 != 0,
+        may_be: |_, call| call.name == Name::Mmap && call.values[3].number & 0x4_0000 != 0,
         guest_says: " -12",
     },
 ];
+
+/// Whether a call can lock memory.
+fn locks(call: &Call) -> bool {
+    const LOCKED: u64 = 0x2000;
+    matches!(call.name, Name::Mlock | Name::Mlock2 | Name::Mlockall)
+        || call.name == Name::Mmap && call.values[3].number & LOCKED != 0
+}
 
 /// The difference that is meant by what two kernels did for a call of `sequence`.
 pub fn explain(sequence: &Sequence, part: &Part) -> Option<&'static Meant> {
     let call = sequence.calls.get(part.call?)?;
     let says = part.guest.first().map_or("", String::as_str);
-    MEANT.iter().find(|meant| (meant.may_be)(call) && says.ends_with(meant.guest_says))
+    MEANT.iter().find(|meant| (meant.may_be)(sequence, call) && says.ends_with(meant.guest_says))
 }
 
 #[cfg(test)]

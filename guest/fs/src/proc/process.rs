@@ -292,7 +292,7 @@ fn smaps(map: &MapInfo<'_>, out: &mut dyn Write) -> fmt::Result {
     }
     out.write_str("THPeligible:    0\nVmFlags: ")?;
     // Linux: `show_smap_vma_flags`, by bit.
-    const NAMES: [(u32, &str); 25] = [
+    const NAMES: [(u32, &str); 26] = [
         (0, "rd"),
         (1, "wr"),
         (2, "ex"),
@@ -313,6 +313,7 @@ fn smaps(map: &MapInfo<'_>, out: &mut dyn Write) -> fmt::Result {
         (20, "ac"),
         (21, "nr"),
         (22, "ht"),
+        (23, "sf"),
         (25, "wf"),
         (26, "dd"),
         (28, "mm"),

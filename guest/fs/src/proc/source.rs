@@ -300,12 +300,7 @@ pub trait Source {
     ///
     /// # Errors
     /// Those of `f`; an error of its own if the process is gone.
-    fn maps(
-        &self,
-        who: Who,
-        detail: Detail,
-        f: &mut dyn FnMut(&MapInfo<'_>) -> fmt::Result,
-    ) -> fmt::Result;
+    fn maps(&self, who: Who, detail: Detail, f: &mut dyn FnMut(&MapInfo<'_>) -> fmt::Result) -> fmt::Result;
 
     /// Arguments, a zero behind each.
     ///

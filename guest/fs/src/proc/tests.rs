@@ -7,8 +7,8 @@ use std::string::String;
 use std::vec::Vec;
 
 use super::{
-    CpuInfo, CpuTime, Detail, MapInfo, MemInfo, Node, PidFile, ProcessInfo, Rlimit, Source, SystemFile, SystemInfo,
-    VmInfo, Who, render,
+    CpuInfo, CpuTime, Detail, MapInfo, MemInfo, Node, PidFile, ProcessInfo, Rlimit, Source, SystemFile,
+    SystemInfo, VmInfo, Who, render,
 };
 use crate::{Device, Errno};
 

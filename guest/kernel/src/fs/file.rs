@@ -209,7 +209,9 @@ impl OpenFile {
             Kind::Path => return Err(Errno::Ebadf),
             // mmap says so, when it has looked at everything else.
             _ => {
-                let file = MapFile::unmappable();
+                // Linux mounts what pipes and /proc's files are on with SB_I_NOEXEC.
+                let noexec = matches!(self.kind, Kind::Fifo(_) | Kind::Text(_));
+                let file = MapFile { noexec, ..MapFile::unmappable() };
                 return Ok(Mapped::of(MapFile { readable: flags.reads(), writable: flags.writes(), ..file }));
             }
         };

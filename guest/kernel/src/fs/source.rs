@@ -7,8 +7,8 @@ use core::sync::atomic::Ordering;
 
 use guest_fs::Errno;
 use guest_fs::proc::{
-    CpuInfo, CpuTime, Detail, MapInfo, MapPages, MemInfo, ProcessInfo, Rlimit, Source, SystemFile, SystemInfo,
-    VmInfo, Who,
+    CpuInfo, CpuTime, Detail, MapInfo, MapPages, MemInfo, ProcessInfo, Rlimit, Source, SystemFile,
+    SystemInfo, VmInfo, Who,
 };
 use guest_process::limits::Resource;
 use guest_process::signal::SigSet;
@@ -159,12 +159,7 @@ impl Source for Kernel {
         })
     }
 
-    fn maps(
-        &self,
-        who: Who,
-        detail: Detail,
-        f: &mut dyn FnMut(&MapInfo<'_>) -> fmt::Result,
-    ) -> fmt::Result {
+    fn maps(&self, who: Who, detail: Detail, f: &mut dyn FnMut(&MapInfo<'_>) -> fmt::Result) -> fmt::Result {
         let task = task_of(who).ok_or(fmt::Error)?;
         let Some(id) = task.mm() else { return Ok(()) };
         space::mm_get(id);

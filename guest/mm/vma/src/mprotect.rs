@@ -8,7 +8,7 @@ use crate::gather::Gather;
 use crate::id::Id;
 use crate::pte::{self, Pte};
 use crate::space::{is_page_aligned, page_align};
-use crate::{Errno, Kernel, Mm, ProtFlags, Space, VmFlags, Vma};
+use crate::{Errno, Kernel, Mm, ProtFlags, Space, VmFlags, Vma, page};
 
 impl<K: Kernel> Space<'_, K> {
     /// Gives a range another protection.
@@ -140,24 +140,37 @@ impl<K: Kernel> Space<'_, K> {
     }
 }
 
-/// Gives the pages of `start..end` what the VMA allows now. Private pages become writable again by a fault, which
-/// knows whether they are shared (Linux: `change_protection`).
+/// Gives the pages of `start..end` what the VMA allows now (Linux: `change_protection`). A private page that nobody else has becomes
+/// writable at once, others by a fault, which copies them.
 fn change_protection<K: Kernel>(k: &K, mm: &Mm, vma: &Vma, start: u64, end: u64, gather: &mut Gather) {
     let flags = vma.page_prot().flags();
     let accessible = vma.flags().is_accessible();
+    let writes_own = vma.flags().contains(VmFlags::WRITE) && !vma.flags().contains(VmFlags::SHARED);
     k.tables(mm, |tables| {
         pte::for_each_run(tables, mm.page_table(), start, end, |tables, run| {
             for (index, va) in run.entries() {
                 if tables.read(run.table, index) == 0 {
                     continue;
                 }
-                let old = pte::update(tables, run.table, index, |old| protected(old, flags, accessible));
+                let old = pte::update(tables, run.table, index, |old| {
+                    let write = writes_own && is_exclusive(k, old);
+                    protected(old, if write { flags | PteFlags::WRITE } else { flags }, accessible)
+                });
                 if old.is_present() {
                     gather.translation(va);
                 }
             }
         });
     });
+}
+
+/// Whether an entry is that of a page of its own that no other entry maps (Linux: `can_change_private_pte_writable`). Only fork shares
+/// one, and waits for mmap_lock.
+fn is_exclusive<K: Kernel>(k: &K, entry: Entry) -> bool {
+    match pte::decode(entry) {
+        Pte::Page(pfn) => k.page(pfn).is_some_and(|page| page::is_anon(page) && page.refcount() == 1),
+        Pte::Special(_) | Pte::Migration(_) | Pte::Empty => false,
+    }
 }
 
 fn protected(old: Entry, flags: PteFlags, accessible: bool) -> Entry {
