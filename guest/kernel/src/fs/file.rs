@@ -5,6 +5,7 @@ use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU32, Ordering};
 
 use guest_fs::{Char, File, Kind, Node, OpenFlags, Place, PollFlags, proc};
+use mm_core::PAGE_SIZE;
 use mm_vma::{Errno, Id, MapFile, Mapping};
 
 use super::mapped::{self, Mapped};
@@ -298,25 +299,34 @@ fn read_file(data: Id<Mapping>, address: u64, len: usize, at: u64) -> Result<usi
     })
 }
 
+/// A page of the file at a time (Linux: `generic_perform_write`).
 fn write_file(data: Id<Mapping>, address: u64, len: usize, at: u64) -> Result<usize, Errno> {
-    in_pieces(len, |done, piece| {
-        let at = at + done as u64;
-        match uaccess::read_some(address + done as u64, piece) {
-            Ok(got) => {
-                let wrote = cache::write(data, at, &piece[..got])?;
-                if got < piece.len() {
-                    // As below; what was written counts.
-                    let _ = cache::write_nothing(data, at + got as u64);
-                }
-                Ok(wrote)
-            }
-            Err(error) => {
-                // The page was begun: the file goes up to there, as on Linux 6.18 (`shmem_write_end` of no bytes).
-                cache::write_nothing(data, at)?;
-                Err(error)
-            }
+    let mut buffer = buffer(len)?;
+    let mut done = 0;
+    while done < len {
+        let (at, address) = (at + done as u64, address.wrapping_add(done as u64));
+        let page = usize::try_from(PAGE_SIZE - at % PAGE_SIZE).unwrap_or(buffer.len());
+        let room = page.min(buffer.len()).min(len - done);
+        match write_piece(data, address, &mut buffer[..room], at) {
+            Ok(0) => break,
+            Ok(wrote) => done += wrote,
+            Err(error) => return if done > 0 { Ok(done) } else { Err(error) },
         }
-    })
+    }
+    Ok(done)
+}
+
+/// As much as can be read of the program's memory, at least a byte. If nothing can, the file's page was begun all the same and the
+/// file goes up to there (`shmem_write_end` of no bytes, Linux 6.18). Then it is tried again: the memory may be the file's.
+fn write_piece(data: Id<Mapping>, address: u64, piece: &mut [u8], at: u64) -> Result<usize, Errno> {
+    let got = match uaccess::read_some(address, piece) {
+        Ok(got) => got,
+        Err(_) => {
+            cache::write_nothing(data, at)?;
+            uaccess::read_some(address, piece)?
+        }
+    };
+    cache::write(data, at, &piece[..got])
 }
 
 fn read_device(device: Char, address: u64, len: usize) -> Result<usize, Errno> {
