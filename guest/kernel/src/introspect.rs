@@ -266,9 +266,11 @@ pub fn publish_trace(rings: &'static [Ring]) {
     update(|root| root.trace_rings = slice(rings));
 }
 
-/// What ring 3's tables have of the kernel.
+/// What ring 3's tables have of the kernel. The tree is an extra table that comes after [`publish_zones`].
 pub fn publish_entry_area(root: Pfn, text: Range<u64>, idt: Range<u64>) {
+    let extra = EXTRA.lock();
     update(|published| {
+        published.extra_tables = table(extra.pfns.as_ptr(), extra.len as usize, 8);
         published.entry_pgd_pfn = root.as_u64();
         published.entry_text = [text.start, text.end];
         published.entry_idt = [idt.start, idt.end];
