@@ -2,7 +2,7 @@
 //!
 //! A sequence is compared up to the first call of it that does what is listed here; what follows would differ for the same reason.
 
-use crate::call::{Call, Name};
+use crate::call::{Call, Name, PAGE};
 use crate::compare::Part;
 use crate::sequence::Sequence;
 
@@ -34,6 +34,11 @@ pub const MEANT: &[Meant] = &[
         guest_says: " -22",
     },
     Meant {
+        name: "merged-opens",
+        may_be: |sequence, _| neighbours_of_two_opens(sequence),
+        guest_says: "",
+    },
+    Meant {
         name: "no-droppable",
         may_be: |_, call| call.name == Name::Mmap && call.values[3].number & 0xf == 8,
         guest_says: " -22",
@@ -44,6 +49,24 @@ pub const MEANT: &[Meant] = &[
         guest_says: " -12",
     },
 ];
+
+/// Whether private mappings of the file by two descriptors are neighbours, in memory and in the file.
+fn neighbours_of_two_opens(sequence: &Sequence) -> bool {
+    let maps = |call: &&Call| {
+        call.name == Name::Mmap && call.values[3].number & 0x2f == 2 && call.values[4].number < 2
+    };
+    let all: Vec<&Call> = sequence.calls.iter().filter(maps).collect();
+    all.iter().any(|low| {
+        let len = low.values[1].number.wrapping_add(PAGE - 1) & !(PAGE - 1);
+        all.iter().any(|high| {
+            let ([from, _, _, _, file, at], [to, _, _, _, other, behind]) = (low.values, high.values);
+            from.hole == to.hole
+                && file != other
+                && from.number.wrapping_add(len) == to.number
+                && at.number.wrapping_add(len) == behind.number
+        })
+    })
+}
 
 /// Whether a call can lock memory.
 fn locks(call: &Call) -> bool {

@@ -401,3 +401,13 @@ fn a_page_that_nobody_else_has_is_writable_again_without_a_fault() {
     assert_ne!(frame(&model, model.mm, 0), shared);
     model.finish();
 }
+
+#[test]
+fn mremap_says_efault_if_the_old_range_goes_with_what_is_at_the_new_place() {
+    let mut model = Model::new();
+    map(&mut model, 0, 13, WRITE, PRIVATE);
+    let old_len = u64::MAX - PAGE;
+    let op = Op::Mremap { addr: AT + PAGE, old_len, new_len: 2 * PAGE, flags: 3, new_addr: AT };
+    assert_eq!(run(&mut model, op), -14);
+    model.finish();
+}
