@@ -33,11 +33,7 @@ pub const MEANT: &[Meant] = &[
         },
         guest_says: " -22",
     },
-    Meant {
-        name: "merged-opens",
-        may_be: |sequence, _| neighbours_of_two_opens(sequence),
-        guest_says: "",
-    },
+    Meant { name: "merged-opens", may_be: |sequence, _| neighbours_of_two_opens(sequence), guest_says: "" },
     Meant {
         name: "no-droppable",
         may_be: |_, call| call.name == Name::Mmap && call.values[3].number & 0xf == 8,
