@@ -43,8 +43,9 @@ guest: ## build the guest kernel with its ring-3 program
 build: guest ## build memvisor, the guest inside: target/release/memvisor
 	cargo rustc --release -p memvisor --bin memvisor -- $(STATIC)
 
-initrds: ## make what suites and `run --initrd` boot with: images/busybox.cpio, images/programs.cpio
+initrds: ## make what suites and `run --initrd` boot with: images/busybox.cpio, images/programs.cpio, images/differential.cpio
 	@tests/programs/image.sh
+	@tests/differential/image.sh
 
 run: build ## launch MACHINE (default: default) and audit it from outside
 	$(MEMVISOR) run $(MACHINE) $(ARGS)

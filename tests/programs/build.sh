@@ -1,9 +1,8 @@
 #!/usr/bin/env bash
-# Compiles the C programs of this directory as static programs, for the guest and for comparison on the host. A program is a file,
-# or a directory of files.
+# Compiles the C programs of this directory as static programs, for the guest and for comparison on the host.
 #
 #   tests/programs/build.sh DIRECTORY           DIRECTORY/NAME-static, NAME-static-pie, and with musl NAME-musl
-#   tests/programs/build.sh DIRECTORY NAME      DIRECTORY/NAME-static alone, if it is older than its sources
+#   tests/programs/build.sh DIRECTORY NAME      DIRECTORY/NAME-static of the sources in folder NAME, unless it is newer than they
 #
 # Where there is no compiler it says so and ends with 0: there is then nothing to run.
 set -euo pipefail
@@ -24,9 +23,6 @@ compile() {
     local source
     for source in *.c; do
         "$compiler" "${flags[@]}" "$@" -o "$out/${source%.c}-$kind" "$source"
-    done
-    for source in */; do
-        "$compiler" "${flags[@]}" "$@" -o "$out/${source%/}-$kind" "$source"*.c
     done
 }
 

@@ -1,6 +1,8 @@
 //! Memory of processes, from the kernel's side (Linux: arch/x86/lib/usercopy_64.c). A user pointer is followed through the
 //! page tables and never dereferenced, so SMAP stays on; pages come in by the same faults as for the process itself.
 
+use core::ops::Range;
+
 use mm_core::{MemMap, PAGE_SIZE, PageKind, PhysAddr};
 use mm_vma::{Access, Done, Errno, FaultInfo, Id, Kernel, Limits, Mm, handle_fault};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
@@ -27,6 +29,42 @@ pub fn write(va: u64, bytes: &[u8]) -> Result<(), Errno> {
     let task = task::current().ok_or(Errno::Efault)?;
     let mm = task.mm().ok_or(Errno::Efault)?;
     copy_to_user(mm, &task.limits(), va, bytes).ok_or(Errno::Efault)
+}
+
+/// Copies from the memory of the process that runs here, up to the first bad address; how many bytes (Linux: `copy_from_iter`).
+///
+/// # Errors
+/// `EFAULT` if not a byte could be read.
+pub fn read_some(va: u64, bytes: &mut [u8]) -> Result<usize, Errno> {
+    some(bytes.len(), va, |va, range| read(va, bytes.get_mut(range).unwrap_or_default()))
+}
+
+/// Copies to the memory of the process that runs here, up to the first bad address; how many bytes (Linux: `copy_to_iter`).
+///
+/// # Errors
+/// `EFAULT` if not a byte could be written.
+pub fn write_some(va: u64, bytes: &[u8]) -> Result<usize, Errno> {
+    some(bytes.len(), va, |va, range| write(va, bytes.get(range).unwrap_or_default()))
+}
+
+/// Calls `copy` for the part of each page, until it fails.
+fn some(
+    len: usize,
+    va: u64,
+    mut copy: impl FnMut(u64, Range<usize>) -> Result<(), Errno>,
+) -> Result<usize, Errno> {
+    let mut done = 0;
+    while done < len {
+        let at = va.wrapping_add(done as u64);
+        let page = usize::try_from(PAGE_SIZE - at % PAGE_SIZE).unwrap_or(usize::MAX);
+        let end = done.saturating_add(page).min(len);
+        match copy(at, done..end) {
+            Ok(()) => done = end,
+            Err(error) if done == 0 => return Err(error),
+            Err(_) => break,
+        }
+    }
+    Ok(done)
 }
 
 /// Reads a value from the process that runs here (Linux: `get_user`, `copy_from_user`).

@@ -2,7 +2,7 @@
 //!
 //! A sequence is compared up to the first call of it that does what is listed here; what follows would differ for the same reason.
 
-use crate::call::{Call, Name};
+use crate::call::{Call, Name, PAGE};
 use crate::compare::Part;
 use crate::sequence::Sequence;
 
@@ -11,8 +11,8 @@ use crate::sequence::Sequence;
 pub struct Meant {
     /// Its name in docs/linux-differences.md.
     pub name: &'static str,
-    /// Whether a call can be one that differs.
-    pub may_be: fn(&Call) -> bool,
+    /// Whether a call of a sequence can be one that differs.
+    pub may_be: fn(&Sequence, &Call) -> bool,
     /// How the guest's line ends then.
     guest_says: &'static str,
 }
@@ -21,33 +21,61 @@ pub struct Meant {
 pub const MEANT: &[Meant] = &[
     Meant {
         name: "locked-dontunmap",
-        may_be: |call| call.name == Name::Mremap && call.values[3].number & 4 != 0,
+        may_be: |sequence, call| {
+            call.name == Name::Mremap && call.values[3].number & 4 != 0 && sequence.calls.iter().any(locks)
+        },
         guest_says: "",
     },
     Meant {
         name: "absent-advice",
-        may_be: |call| {
+        may_be: |_, call| {
             call.name == Name::Madvise && matches!(call.values[2].number, 12 | 13 | 21 | 25 | 100..=103)
         },
         guest_says: " -22",
     },
+    Meant { name: "merged-opens", may_be: |sequence, _| neighbours_of_two_opens(sequence), guest_says: "" },
     Meant {
         name: "no-droppable",
-        may_be: |call| call.name == Name::Mmap && call.values[3].number & 0xf == 8,
+        may_be: |_, call| call.name == Name::Mmap && call.values[3].number & 0xf == 8,
         guest_says: " -22",
     },
     Meant {
         name: "no-huge-pages",
-        may_be: |call| call.name == Name::Mmap && call.values[3].number & 0x4_0000 != 0,
+        may_be: |_, call| call.name == Name::Mmap && call.values[3].number & 0x4_0000 != 0,
         guest_says: " -12",
     },
 ];
+
+/// Whether private mappings of the file by two descriptors are neighbours, in memory and in the file.
+fn neighbours_of_two_opens(sequence: &Sequence) -> bool {
+    let maps = |call: &&Call| {
+        call.name == Name::Mmap && call.values[3].number & 0x2f == 2 && call.values[4].number < 2
+    };
+    let all: Vec<&Call> = sequence.calls.iter().filter(maps).collect();
+    all.iter().any(|low| {
+        let len = low.values[1].number.wrapping_add(PAGE - 1) & !(PAGE - 1);
+        all.iter().any(|high| {
+            let ([from, _, _, _, file, at], [to, _, _, _, other, behind]) = (low.values, high.values);
+            from.hole == to.hole
+                && file != other
+                && from.number.wrapping_add(len) == to.number
+                && at.number.wrapping_add(len) == behind.number
+        })
+    })
+}
+
+/// Whether a call can lock memory.
+fn locks(call: &Call) -> bool {
+    const LOCKED: u64 = 0x2000;
+    matches!(call.name, Name::Mlock | Name::Mlock2 | Name::Mlockall)
+        || call.name == Name::Mmap && call.values[3].number & LOCKED != 0
+}
 
 /// The difference that is meant by what two kernels did for a call of `sequence`.
 pub fn explain(sequence: &Sequence, part: &Part) -> Option<&'static Meant> {
     let call = sequence.calls.get(part.call?)?;
     let says = part.guest.first().map_or("", String::as_str);
-    MEANT.iter().find(|meant| (meant.may_be)(call) && says.ends_with(meant.guest_says))
+    MEANT.iter().find(|meant| (meant.may_be)(sequence, call) && says.ends_with(meant.guest_says))
 }
 
 #[cfg(test)]

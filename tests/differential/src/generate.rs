@@ -59,8 +59,9 @@ pub fn sequence(seed: u64, number: u64, calls: usize) -> Sequence {
 pub fn with_files(seed: u64, number: u64, calls: usize, files: bool) -> Sequence {
     let mut random = Random(seed);
     let mixed = random.next() ^ number.wrapping_mul(0xd6e8_feb8_6659_fd93);
-    let mut maker = Maker { random: Random(mixed), locks: false, files: false };
+    let mut maker = Maker { random: Random(mixed), locks: false, files: false, private: 0 };
     maker.locks = maker.random.is_one_in(2);
+    maker.private = u64::from(maker.random.is_one_in(3));
     maker.files = !maker.random.is_one_in(3) && files;
     let calls = (0..calls).map(|at| maker.call(calls - at)).collect();
     Sequence { name: format!("random-{number}"), calls }
@@ -72,6 +73,8 @@ struct Maker {
     locks: bool,
     /// The file is mapped.
     files: bool,
+    /// What private mappings of it are opened by: those of two descriptors merge in the guest (difference `merged-opens`).
+    private: u64,
 }
 
 /// Pages of the main hole where most calls meet.
@@ -197,7 +200,10 @@ impl Maker {
         let prot = self.prot();
         let (file, offset) = if is_file {
             let offset = self.random.below(12) * PAGE + u64::from(self.random.is_one_in(30));
-            (self.random.weighted(DESCRIPTORS), offset)
+            match self.random.weighted(DESCRIPTORS) {
+                0 | 1 if flags & 0xf == 2 => (self.private, offset),
+                descriptor => (descriptor, offset),
+            }
         } else {
             (u64::MAX, 0)
         };
@@ -318,11 +324,18 @@ impl Maker {
         Call::new(Name::Fill, &[Value::at(hole, page * PAGE), Value::number(count)])
     }
 
+    /// Memory may be a mapping of the file that it is copied from or to. Then what is read must not be what is written a few bytes further,
+    /// because how processors copy that is their own affair.
     fn copy(&mut self, name: Name) -> Call {
         let (hole, page) = self.page();
         let offset = page * PAGE + self.random.below(PAGE / 8) * 8;
-        let bytes = within(hole, offset, self.random.below(3 * PAGE) & !7, false);
         let at = self.random.below(13 * PAGE / 8) * 8;
+        let apart = offset.abs_diff(at) % PAGE;
+        let (at, bytes) = match self.random.below(2) {
+            0 => (at / PAGE * PAGE + offset % PAGE, self.random.below(3 * PAGE) & !7),
+            _ => (at, apart.min(PAGE - apart)),
+        };
+        let bytes = within(hole, offset, bytes, false);
         Call::new(name, &[Value::at(hole, offset), Value::number(bytes), Value::number(at)])
     }
 

@@ -12,7 +12,7 @@ mod tests;
 
 pub use node::{Access, Link, NoProcesses, Node, PidFile, Processes, SystemFile, Target, Who};
 pub use source::{
-    CpuInfo, CpuTime, MapInfo, MapPages, MemInfo, ProcessInfo, Rlimit, Source, SystemInfo, VmInfo,
+    CpuInfo, CpuTime, Detail, MapInfo, MapPages, MemInfo, ProcessInfo, Rlimit, Source, SystemInfo, VmInfo,
 };
 
 use alloc::vec::Vec;

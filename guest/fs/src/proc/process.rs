@@ -3,7 +3,7 @@
 use core::fmt::{self, Write};
 
 use super::node::{PidFile, Who};
-use super::source::{MapInfo, ProcessInfo, Source, VmInfo};
+use super::source::{Detail, MapInfo, ProcessInfo, Source, VmInfo};
 
 const PAGE_KIB: u64 = 4;
 const PAGE: u64 = 4096;
@@ -21,8 +21,8 @@ pub(super) fn show(
             out.write_char('\n')
         }
         PidFile::Limits => limits(info, out),
-        PidFile::Maps => source.maps(who, &mut |map| maps(map, out)),
-        PidFile::Smaps => source.maps(who, &mut |map| smaps(map, out)),
+        PidFile::Maps => source.maps(who, Detail::Maps, &mut |map| maps(map, out)),
+        PidFile::Smaps => source.maps(who, Detail::Pages, &mut |map| smaps(map, out)),
         PidFile::Mounts => source.mounts(who, out),
         PidFile::OomScore | PidFile::OomScoreAdj => out.write_str("0\n"),
         PidFile::Stat => stat(info, out),
@@ -269,7 +269,7 @@ fn smaps(map: &MapInfo<'_>, out: &mut dyn Write) -> fmt::Result {
         ("MMUPageSize", PAGE),
         ("Rss", pages.rss),
         ("Pss", pages.pss),
-        ("Pss_Dirty", pages.private_dirty),
+        ("Pss_Dirty", pages.pss_dirty),
         ("Shared_Clean", pages.shared_clean),
         ("Shared_Dirty", pages.shared_dirty),
         ("Private_Clean", pages.private_clean),
@@ -292,7 +292,7 @@ fn smaps(map: &MapInfo<'_>, out: &mut dyn Write) -> fmt::Result {
     }
     out.write_str("THPeligible:    0\nVmFlags: ")?;
     // Linux: `show_smap_vma_flags`, by bit.
-    const NAMES: [(u32, &str); 22] = [
+    const NAMES: [(u32, &str); 26] = [
         (0, "rd"),
         (1, "wr"),
         (2, "ex"),
@@ -309,12 +309,16 @@ fn smaps(map: &MapInfo<'_>, out: &mut dyn Write) -> fmt::Result {
         (16, "rr"),
         (17, "dc"),
         (18, "de"),
+        (19, "lf"),
         (20, "ac"),
         (21, "nr"),
         (22, "ht"),
+        (23, "sf"),
         (25, "wf"),
         (26, "dd"),
         (28, "mm"),
+        (29, "hg"),
+        (30, "nh"),
     ];
     for (bit, name) in NAMES {
         if pages.vm_flags >> bit & 1 != 0 {

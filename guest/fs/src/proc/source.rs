@@ -156,6 +156,15 @@ pub struct MapInfo<'a> {
     pub pages: MapPages,
 }
 
+/// What is wanted of mappings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Detail {
+    /// What maps shows.
+    Maps,
+    /// Their pages, too.
+    Pages,
+}
+
 /// Pages of a mapping, in bytes (Linux: `struct mem_size_stats`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct MapPages {
@@ -163,6 +172,8 @@ pub struct MapPages {
     pub rss: u64,
     /// Present, each divided by those who map it.
     pub pss: u64,
+    /// The part of `pss` that was written.
+    pub pss_dirty: u64,
     /// Clean, mapped by others too.
     pub shared_clean: u64,
     /// Dirty, mapped by others too.
@@ -289,7 +300,7 @@ pub trait Source {
     ///
     /// # Errors
     /// Those of `f`; an error of its own if the process is gone.
-    fn maps(&self, who: Who, f: &mut dyn FnMut(&MapInfo<'_>) -> fmt::Result) -> fmt::Result;
+    fn maps(&self, who: Who, detail: Detail, f: &mut dyn FnMut(&MapInfo<'_>) -> fmt::Result) -> fmt::Result;
 
     /// Arguments, a zero behind each.
     ///

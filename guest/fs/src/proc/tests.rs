@@ -7,8 +7,8 @@ use std::string::String;
 use std::vec::Vec;
 
 use super::{
-    CpuInfo, CpuTime, MapInfo, MemInfo, Node, PidFile, ProcessInfo, Rlimit, Source, SystemFile, SystemInfo,
-    VmInfo, Who, render,
+    CpuInfo, CpuTime, Detail, MapInfo, MemInfo, Node, PidFile, ProcessInfo, Rlimit, Source, SystemFile,
+    SystemInfo, VmInfo, Who, render,
 };
 use crate::{Device, Errno};
 
@@ -29,7 +29,7 @@ impl Source for Host {
     fn process(&self, _: Who) -> Option<ProcessInfo> {
         self.info
     }
-    fn maps(&self, _: Who, f: &mut dyn FnMut(&MapInfo<'_>) -> fmt::Result) -> fmt::Result {
+    fn maps(&self, _: Who, _: Detail, f: &mut dyn FnMut(&MapInfo<'_>) -> fmt::Result) -> fmt::Result {
         self.maps.iter().try_for_each(|(start, end, flags, offset, dev, ino, name)| {
             let has = |letter| flags.contains(letter);
             f(&MapInfo {

@@ -5,6 +5,7 @@ use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU32, Ordering};
 
 use guest_fs::{Char, File, Kind, Node, OpenFlags, Place, PollFlags, proc};
+use mm_core::PAGE_SIZE;
 use mm_vma::{Errno, Id, MapFile, Mapping};
 
 use super::mapped::{self, Mapped};
@@ -200,14 +201,20 @@ impl OpenFile {
     /// For a mapping of it, shared or private, to be written at once or not.
     ///
     /// # Errors
-    /// `EBADF`, `ENODEV`, `ENOMEM`; `EPERM` for a seal, and for devices that are not to be written.
+    /// `EBADF`, `ENOMEM`; `EPERM` for a seal, and for devices that are not to be written.
     pub fn map(&self, shared: bool, write: bool) -> Result<Mapped, Errno> {
         let flags = self.flags();
         let file = match self.kind {
             Kind::Regular(mapping) => MapFile::of(mapping),
             Kind::Char(device @ (Char::Frames | Char::Lapic)) => frames::map(device, write)?,
             Kind::Path => return Err(Errno::Ebadf),
-            _ => return Err(Errno::Enodev),
+            // mmap says so, when it has looked at everything else.
+            _ => {
+                // Linux mounts what pipes and /proc's files are on with SB_I_NOEXEC.
+                let noexec = matches!(self.kind, Kind::Fifo(_) | Kind::Text(_));
+                let file = MapFile { noexec, ..MapFile::unmappable() };
+                return Ok(Mapped::of(MapFile { readable: flags.reads(), writable: flags.writes(), ..file }));
+            }
         };
         let file = MapFile { readable: flags.reads(), writable: flags.writes(), ..file };
         mapped::remember(file.mapping, self)?;
@@ -288,23 +295,44 @@ fn read_file(data: Id<Mapping>, address: u64, len: usize, at: u64) -> Result<usi
     let left = usize::try_from(cache::size(data).saturating_sub(at)).unwrap_or(usize::MAX);
     in_pieces(len.min(left), |done, piece| {
         let got = cache::read(data, at + done as u64, piece);
-        uaccess::write(address + done as u64, &piece[..got])?;
-        Ok(got)
+        uaccess::write_some(address + done as u64, &piece[..got])
     })
 }
 
+/// A page of the file at a time (Linux: `generic_perform_write`).
 fn write_file(data: Id<Mapping>, address: u64, len: usize, at: u64) -> Result<usize, Errno> {
-    in_pieces(len, |done, piece| {
-        uaccess::read(address + done as u64, piece)?;
-        cache::write(data, at + done as u64, piece)
-    })
+    let mut buffer = buffer(len)?;
+    let mut done = 0;
+    while done < len {
+        let (at, address) = (at + done as u64, address.wrapping_add(done as u64));
+        let page = usize::try_from(PAGE_SIZE - at % PAGE_SIZE).unwrap_or(buffer.len());
+        let room = page.min(buffer.len()).min(len - done);
+        match write_piece(data, address, &mut buffer[..room], at) {
+            Ok(0) => break,
+            Ok(wrote) => done += wrote,
+            Err(error) => return if done > 0 { Ok(done) } else { Err(error) },
+        }
+    }
+    Ok(done)
+}
+
+/// As much as can be read of the program's memory, at least a byte. If nothing can, the file's page was begun all the same and the
+/// file goes up to there (`shmem_write_end` of no bytes, Linux 6.18). Then it is tried again: the memory may be the file's.
+fn write_piece(data: Id<Mapping>, address: u64, piece: &mut [u8], at: u64) -> Result<usize, Errno> {
+    let got = match uaccess::read_some(address, piece) {
+        Ok(got) => got,
+        Err(_) => {
+            cache::write_nothing(data, at)?;
+            uaccess::read_some(address, piece)?
+        }
+    };
+    cache::write(data, at, &piece[..got])
 }
 
 fn read_device(device: Char, address: u64, len: usize) -> Result<usize, Errno> {
     in_pieces(len, |done, piece| {
         let got = device.read(piece, random::fill)?;
-        uaccess::write(address + done as u64, &piece[..got])?;
-        Ok(got)
+        uaccess::write_some(address + done as u64, &piece[..got])
     })
 }
 

@@ -7,13 +7,13 @@ use core::sync::atomic::Ordering;
 
 use guest_fs::Errno;
 use guest_fs::proc::{
-    CpuInfo, CpuTime, MapInfo, MapPages, MemInfo, ProcessInfo, Rlimit, Source, SystemFile, SystemInfo,
-    VmInfo, Who,
+    CpuInfo, CpuTime, Detail, MapInfo, MapPages, MemInfo, ProcessInfo, Rlimit, Source, SystemFile,
+    SystemInfo, VmInfo, Who,
 };
 use guest_process::limits::Resource;
 use guest_process::signal::SigSet;
 use mm_core::PAGE_SIZE;
-use mm_vma::{Id, Mm, RssKind, Space, VmFlags};
+use mm_vma::{Id, Mm, Resident, RssKind, Space, VmFlags};
 
 use super::processes::task_of;
 use super::{console, mapped, now, with_vfs};
@@ -159,11 +159,11 @@ impl Source for Kernel {
         })
     }
 
-    fn maps(&self, who: Who, f: &mut dyn FnMut(&MapInfo<'_>) -> fmt::Result) -> fmt::Result {
+    fn maps(&self, who: Who, detail: Detail, f: &mut dyn FnMut(&MapInfo<'_>) -> fmt::Result) -> fmt::Result {
         let task = task_of(who).ok_or(fmt::Error)?;
         let Some(id) = task.mm() else { return Ok(()) };
         space::mm_get(id);
-        let result = maps_of(&task, id, f);
+        let result = maps_of(&task, id, detail, f);
         space::mm_put(id);
         result
     }
@@ -260,7 +260,12 @@ impl Source for Kernel {
 }
 
 /// Mappings are copied with mmap_lock held, and told without it.
-fn maps_of(task: &Task, id: Id<Mm>, f: &mut dyn FnMut(&MapInfo<'_>) -> fmt::Result) -> fmt::Result {
+fn maps_of(
+    task: &Task,
+    id: Id<Mm>,
+    detail: Detail,
+    f: &mut dyn FnMut(&MapInfo<'_>) -> fmt::Result,
+) -> fmt::Result {
     let mm = space::mm_of(id);
     let start_stack = space::start_stack(mm);
     let path = path_of_exe(task);
@@ -268,11 +273,15 @@ fn maps_of(task: &Task, id: Id<Mm>, f: &mut dyn FnMut(&MapInfo<'_>) -> fmt::Resu
     {
         let space = Space::lock(&Spaces, id, task.limits());
         all.try_reserve_exact(space.mm().map_count() as usize).map_err(|_| fmt::Error)?;
-        for (_, vma) in space.mm().vmas(&Spaces) {
-            all.push((vma.start(), vma.end(), vma.flags(), vma.pgoff(), vma.mapping()));
+        for (vma_id, vma) in space.mm().vmas(&Spaces) {
+            let pages = match detail {
+                Detail::Maps => Resident::default(),
+                Detail::Pages => space.resident(vma_id),
+            };
+            all.push((vma.start(), vma.end(), vma.flags(), vma.pgoff(), vma.mapping(), pages));
         }
     }
-    for (start, end, flags, pgoff, mapping) in all {
+    for (start, end, flags, pgoff, mapping, pages) in all {
         let is_file = mapping.is_some();
         let shown = mapping.and_then(mapped::show);
         let name: &[u8] = if let Some(shown) = &shown {
@@ -299,10 +308,28 @@ fn maps_of(task: &Task, id: Id<Mm>, f: &mut dyn FnMut(&MapInfo<'_>) -> fmt::Resu
             dev: shown.as_ref().map_or(0, |shown| shown.dev),
             ino: shown.as_ref().map_or(0, |shown| shown.ino),
             name,
-            pages: MapPages { vm_flags: flags.bits(), ..MapPages::default() },
+            pages: map_pages(flags, &pages),
         })?;
     }
     Ok(())
+}
+
+fn map_pages(flags: VmFlags, pages: &Resident) -> MapPages {
+    let Resident { rss, pss, pss_dirty, shared_clean, shared_dirty, .. } = *pages;
+    let Resident { private_clean, private_dirty, referenced, anonymous, locked, .. } = *pages;
+    MapPages {
+        rss,
+        pss,
+        pss_dirty,
+        shared_clean,
+        shared_dirty,
+        private_clean,
+        private_dirty,
+        referenced,
+        anonymous,
+        locked,
+        vm_flags: flags.bits(),
+    }
 }
 
 fn path_of_exe(task: &Task) -> Vec<u8> {

@@ -185,6 +185,7 @@ impl MapFlags {
         flags.set(VmFlags::GROWSDOWN, self.contains(MapFlags::GROWSDOWN));
         flags.set(VmFlags::LOCKED, self.contains(MapFlags::LOCKED));
         flags.set(VmFlags::NOHUGEPAGE, self.contains(MapFlags::STACK));
+        flags.set(VmFlags::SYNC, self.contains(MapFlags::SYNC));
         flags
     }
 }

@@ -8,6 +8,9 @@ use crate::merge::Merge;
 use crate::space::{Populate, page_align};
 use crate::{Errno, Frames, Kernel, MapFlags, Mapping, ProtFlags, Space, VmFlags};
 
+/// Pages of the longest file (Linux: `MAX_LFS_FILESIZE`, `file_mmap_ok`).
+const MAX_FILE_PAGES: u64 = (i64::MAX >> PAGE_SHIFT).cast_unsigned();
+
 /// A file, as mmap looks at it.
 #[derive(Clone, Copy, Debug)]
 pub struct MapFile {
@@ -25,6 +28,8 @@ pub struct MapFile {
     pub without: VmFlags,
     /// Frames that its driver maps at once, instead of pages at faults.
     pub frames: Option<Frames>,
+    /// There is something to map (Linux: `can_mmap_file`); if not, nothing of the mapping is looked at.
+    pub mappable: bool,
 }
 
 impl MapFile {
@@ -38,7 +43,15 @@ impl MapFile {
             flags: VmFlags::empty(),
             without: VmFlags::empty(),
             frames: None,
+            mappable: true,
         }
+    }
+
+    /// A file that cannot be mapped, such as a pipe: mmap says so, but only after it looked at everything else.
+    pub const fn unmappable() -> MapFile {
+        // Any number: nobody looks at it.
+        let nothing = Id::new(8).expect("not 0");
+        MapFile { mappable: false, ..MapFile::of(nothing) }
     }
 }
 
@@ -99,6 +112,9 @@ impl<K: Kernel> Space<'_, K> {
         }
         let pgoff = match request.file {
             Some(file) => {
+                if pgoff + (len >> PAGE_SHIFT) > MAX_FILE_PAGES {
+                    return Err(Errno::Eoverflow);
+                }
                 flags = file_flags(&file, map, flags)?;
                 pgoff
             }
@@ -254,6 +270,9 @@ fn file_flags(file: &MapFile, map: MapFlags, mut flags: VmFlags) -> Result<VmFla
             return Err(Errno::Eperm);
         }
         flags -= VmFlags::MAYEXEC;
+    }
+    if !file.mappable {
+        return Err(Errno::Enodev);
     }
     if flags.contains(VmFlags::GROWSDOWN) {
         return Err(Errno::Einval);

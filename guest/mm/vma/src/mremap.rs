@@ -175,6 +175,8 @@ impl<K: Kernel> Space<'_, K> {
         let mut call = *call;
         if call.flags.contains(MremapFlags::FIXED) {
             self.munmap(call.new_addr, call.new_len)?;
+            // The old range may have gone with it.
+            self.lookup(call.addr).ok_or(Errno::Efault)?;
         }
         if call.new_len < call.old_len {
             self.munmap(call.addr + call.new_len, call.old_len - call.new_len)?;

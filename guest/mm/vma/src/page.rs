@@ -68,6 +68,11 @@ pub(crate) fn add_rmap(map: &impl MemMap, pfn: Pfn) {
     }
 }
 
+/// PTEs that map the page, of all address spaces.
+pub(crate) fn mappers(page: &Page) -> u64 {
+    u64::from((page.mapcount() + 1).max(0).unsigned_abs())
+}
+
 /// One PTE less maps the page (Linux: `page_remove_rmap`).
 pub(crate) fn remove_rmap(map: &impl MemMap, pfn: Pfn) {
     if let Some(page) = map.page(pfn) {

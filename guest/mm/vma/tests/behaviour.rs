@@ -399,3 +399,36 @@ fn a_page_that_leaves_its_file_during_a_fault_is_not_mapped() {
         model.finish();
     }
 }
+
+#[test]
+fn a_page_that_nobody_else_has_is_writable_again_without_a_fault() {
+    let mut model = Model::new();
+    map(&mut model, 0, 2, WRITE, PRIVATE);
+    assert_eq!(write(&model, 0, 5), 0);
+    let protect = |prot| Op::Mprotect { addr: AT, len: 2 * PAGE, prot };
+    assert_eq!(run(&mut model, protect(READ)), 0);
+    assert_eq!(write(&model, 0, 6), -11002);
+    assert_eq!(run(&mut model, protect(WRITE)), 0);
+    let faults = mm(&model, model.mm).min_flt();
+    assert_eq!(write(&model, 0, 6), 0);
+    assert_eq!(mm(&model, model.mm).min_flt(), faults);
+    // The child has it too: now it is copied.
+    assert_eq!(run(&mut model, protect(READ)), 0);
+    assert_eq!(run(&mut model, Op::Fork), 0);
+    assert_eq!(run(&mut model, protect(WRITE)), 0);
+    let (faults, shared) = (mm(&model, model.mm).min_flt(), frame(&model, model.mm, 0));
+    assert_eq!(write(&model, 0, 7), 0);
+    assert_eq!(mm(&model, model.mm).min_flt(), faults + 1);
+    assert_ne!(frame(&model, model.mm, 0), shared);
+    model.finish();
+}
+
+#[test]
+fn mremap_says_efault_if_the_old_range_goes_with_what_is_at_the_new_place() {
+    let mut model = Model::new();
+    map(&mut model, 0, 13, WRITE, PRIVATE);
+    let old_len = u64::MAX - PAGE;
+    let op = Op::Mremap { addr: AT + PAGE, old_len, new_len: 2 * PAGE, flags: 3, new_addr: AT };
+    assert_eq!(run(&mut model, op), -14);
+    model.finish();
+}

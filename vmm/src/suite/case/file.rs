@@ -39,6 +39,7 @@ const FILES: &[(&str, &str)] = &[
     ("shm", include_str!("../../../../tests/cases/shm.toml")),
     ("busybox", include_str!("../../../../tests/cases/busybox.toml")),
     ("programs", include_str!("../../../../tests/cases/programs.toml")),
+    ("differential", include_str!("../../../../tests/cases/differential.toml")),
     ("stacks", include_str!("../../../../tests/cases/stacks.toml")),
     ("trace", include_str!("../../../../tests/cases/trace.toml")),
     ("real", include_str!("../../../../tests/cases/real.toml")),

@@ -196,6 +196,22 @@ pub fn write(id: Id<Mapping>, offset: u64, mut from: &[u8]) -> Result<usize, Err
     })
 }
 
+/// Begins to write at `offset` and ends without a byte: the page is there then, and the file goes up to `offset` at least.
+///
+/// # Errors
+/// As [`write`].
+pub fn write_nothing(id: Id<Mapping>, offset: u64) -> Result<(), Errno> {
+    with_inode(id, || {
+        let seals = objects::of_mapping(id).sealed.seals();
+        let begun = seals
+            .check_write(offset.saturating_add(1), size(id))
+            .and_then(|()| shmem::write_begin(&Spaces, id, offset / PAGE_SIZE));
+        let pfn = begun.map_err(CacheError::errno)?;
+        shmem::write_end(&Spaces, id, offset, pfn);
+        Ok(())
+    })
+}
+
 /// Bytes.
 pub fn size(id: Id<Mapping>) -> u64 {
     Arena::<Mapping>::at(&Spaces, id).size()

@@ -1,0 +1,77 @@
+//! What mmap says about files, and what smaps says about pages.
+
+mod common;
+
+use common::model::Model;
+use common::op::{Op, PAGE, WINDOW};
+use mm_vma::{Errno, Kernel, MapFile, MapFlags, MmapRequest, ProtFlags, Resident, Space};
+
+const AT: u64 = WINDOW + 300 * PAGE;
+
+fn mmap(model: &Model, file: MapFile, flags: MapFlags, offset: u64) -> Result<u64, Errno> {
+    let prot = ProtFlags::READ | ProtFlags::WRITE;
+    let flags = flags | MapFlags::FIXED;
+    let request = MmapRequest { addr: AT, len: 2 * PAGE, prot, flags, file: Some(file), offset };
+    Space::lock(&model.k, model.mm, model.limits).mmap(&request).map(|(addr, _)| addr)
+}
+
+#[test]
+fn a_file_that_cannot_be_mapped_says_so_after_everything_else() {
+    let model = Model::new();
+    let pipe = MapFile { writable: false, ..MapFile::unmappable() };
+    assert_eq!(mmap(&model, pipe, MapFlags::PRIVATE, 0), Err(Errno::Enodev));
+    assert_eq!(mmap(&model, pipe, MapFlags::SHARED, 0), Err(Errno::Eacces));
+    assert_eq!(mmap(&model, pipe, MapFlags::empty(), 0), Err(Errno::Einval));
+    assert_eq!(mmap(&model, pipe, MapFlags::PRIVATE, 1), Err(Errno::Einval));
+    let unread = MapFile { readable: false, ..MapFile::unmappable() };
+    assert_eq!(mmap(&model, unread, MapFlags::PRIVATE, 0), Err(Errno::Eacces));
+    model.finish();
+}
+
+#[test]
+fn no_mapping_goes_past_the_longest_file() {
+    let model = Model::new();
+    let mapping = model.k.shmem_zero_setup(PAGE).unwrap();
+    let file = MapFile::of(mapping);
+    let last = i64::MAX.unsigned_abs() & !(PAGE - 1);
+    assert_eq!(mmap(&model, file, MapFlags::PRIVATE, last), Err(Errno::Eoverflow));
+    assert_eq!(mmap(&model, file, MapFlags::PRIVATE, last - PAGE), Err(Errno::Eoverflow));
+    assert_eq!(mmap(&model, file, MapFlags::PRIVATE, last - 2 * PAGE), Ok(AT));
+    model.k.mapping_put(mapping);
+    model.finish();
+}
+
+fn resident(model: &Model) -> Resident {
+    let space = Space::lock(&model.k, model.mm, model.limits);
+    let id = space.mm().find(&model.k, AT).unwrap();
+    space.resident(id)
+}
+
+#[test]
+fn resident_pages_are_told_apart_by_who_maps_them_and_by_writes() {
+    let mut model = Model::new();
+    let map = Op::Mmap { addr: AT - WINDOW, len: 8 * PAGE, prot: 3, flags: 0x32 };
+    assert!(model.run(0, map).result > 0);
+    assert_eq!(resident(&model), Resident::default());
+    // The page of zeroes belongs to nobody.
+    model.access(AT, None);
+    assert_eq!(resident(&model), Resident::default());
+    for page in 1..4 {
+        model.access(AT + page * PAGE, Some(7));
+    }
+    let own = resident(&model);
+    assert_eq!((own.rss, own.anonymous, own.private_dirty), (3 * PAGE, 3 * PAGE, 3 * PAGE));
+    assert_eq!((own.pss, own.shared_dirty, own.locked), (3 * PAGE, 0, 0));
+    model.run(0, Op::Fork);
+    model.access(AT + PAGE, Some(8));
+    model.run(0, Op::Mlock { addr: AT - WINDOW, len: 2 * PAGE, flags: 1 });
+    let shared = resident(&model);
+    // The lock split the area: what is left of it has the page of zeroes and the copy.
+    assert_eq!((shared.rss, shared.private_dirty, shared.shared_dirty), (PAGE, PAGE, 0));
+    assert_eq!(shared.locked, PAGE);
+    model.run(0, Op::Munlockall);
+    let shared = resident(&model);
+    assert_eq!((shared.rss, shared.private_dirty, shared.shared_dirty), (3 * PAGE, PAGE, 2 * PAGE));
+    assert_eq!(shared.pss, 2 * PAGE);
+    model.finish();
+}
