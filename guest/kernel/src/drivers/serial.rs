@@ -1,5 +1,7 @@
 //! COM1, polled (16550).
 
+use core::sync::atomic::{AtomicBool, Ordering};
+
 use crate::arch::regs::{inb, outb};
 
 const BASE: u16 = 0x3f8;
@@ -43,8 +45,14 @@ fn put(byte: u8) {
     outb(BASE, byte);
 }
 
+/// The next byte is the answer that somebody waits for, and not for the terminal, whose thread runs on another CPU.
+static ANSWER: AtomicBool = AtomicBool::new(false);
+
 /// A byte from outside, if one is there.
 pub fn read() -> Option<u8> {
+    if ANSWER.load(Ordering::Acquire) {
+        return None;
+    }
     (present() && inb(LINE_STATUS) & DATA_READY != 0).then(|| inb(BASE))
 }
 
@@ -57,8 +65,10 @@ pub fn write_raw(bytes: &[u8]) {
 
 /// Waits for a byte from outside; returns at once if there is no port.
 pub fn wait_for_byte() {
+    ANSWER.store(true, Ordering::Release);
     while present() && inb(LINE_STATUS) & DATA_READY == 0 {
         core::hint::spin_loop();
     }
     inb(BASE);
+    ANSWER.store(false, Ordering::Release);
 }
