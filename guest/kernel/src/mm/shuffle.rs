@@ -19,8 +19,8 @@ use crate::mm::pcp;
 use crate::sched::{self, WaitQueue};
 use crate::{cmdline, println};
 
-/// Pages that must have moved for [`end`] to say so: several times all that the suites' programs have.
-const ENOUGH: u64 = 1000;
+/// Pages that must have moved for [`end`] to say so: more than suite rmap's program has at once.
+const ENOUGH: u64 = 200;
 
 /// Nanoseconds between two rounds.
 const REST: u64 = 1_000_000;

@@ -27,7 +27,8 @@ fn a_healthy_guest_has_no_findings_and_every_rule_checked_something() {
     assert!(pti.iter().all(|rule| rule.skipped.is_some()));
     for rule in rules {
         assert_eq!(rule.skipped, None, "{}", rule.name);
-        assert!(rule.checked > 0, "{} checked nothing", rule.name);
+        // Its process maps no device.
+        assert!(rule.checked > 0 || rule.name.starts_with("pfnmap."), "{} checked nothing", rule.name);
     }
     assert_eq!(report.frames_audited, 0x9f + 0x9ee0 + 0x1000);
     assert_eq!(report.owners.values().sum::<u64>(), report.frames_audited);
