@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Tests on the beds named: host, kvm, qemu, nested. Every bed runs, whatever happened on the one before; the
 # closing lines say what ran, what failed, and what this machine could not run and why. Exit codes: 0 all
-# passed, 1 something failed, 2 nothing could run. On bed nested LENGTH (short, normal, long) says which cases run.
+# passed, 1 something failed, 2 nothing could run. LENGTH (short, normal, long) says which cases run; beds kvm and qemu run at least the
+# normal ones.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 . scripts/common.sh
@@ -56,7 +57,8 @@ sum_cargo() { # NAME LOG CODE
 }
 
 suites() { # BED
-    local log=$LOGS/$1.log
+    local log=$LOGS/$1.log length=normal
+    [ "${LENGTH:-}" != long ] || length=long
     if ! make --no-print-directory build; then
         failures+=("$1: the build failed")
         return
@@ -64,7 +66,7 @@ suites() { # BED
     # Without them their cases are skipped, with the reason.
     make --no-print-directory initrds || unable+=("bed $1: cases that boot an initrd: $(make -s initrds 2>&1 | tail -n 1)")
     # shellcheck disable=SC2086 # ARGS is a list of arguments
-    "$MEMVISOR" test --bed "$1" --keep "$LOGS/$1" --report "junit=$LOGS/$1.xml" ${ARGS:-} 2>&1 | tee "$log"
+    "$MEMVISOR" test --bed "$1" --length "$length" --keep "$LOGS/$1" --report "junit=$LOGS/$1.xml" ${ARGS:-} 2>&1 | tee "$log"
     judge_suites "$1" "$log" "${PIPESTATUS[0]}"
 }
 

@@ -67,12 +67,16 @@ fn a_stanza_says_which_of_its_cases_are_short_or_long() {
 }
 
 #[test]
-fn dialogues_and_their_probes_are_for_a_stock_linux() {
+fn dialogues_are_for_shells_and_their_probes_for_a_stock_linux() {
     let talks = "dialogue = [{ wait = \"/ # \", type = \"ls\" }]\nkvm";
-    assert!(problem(&PLAIN.replace("kvm", talks)).contains("dialogue is for"));
+    assert!(problem(&PLAIN.replace("kvm", talks)).contains("dialogue needs a shell"));
+    let shell = PLAIN.replace("kvm", &format!("initrd = \"x.cpio\"\n{talks}"));
+    assert_eq!(parse("boot", &shell).unwrap()[0].initrd.as_deref(), Some("x.cpio"));
+    assert!(problem(&format!("{shell}[case.expect]\nprobes = [\"gib-pages\"]\n")).contains("not probed"));
     let probe = |name: &str| format!("{PLAIN}[case.expect]\nprobes = [\"{name}\"]\n");
     assert!(problem(&probe("linux-views")).contains("a stock Linux (kvm.linux) only"));
     let linux = |text: &str| text.replace("\"tiny\"", "\"tiny\", linux = \"bzImage\"");
+    assert!(problem(&linux(&PLAIN.replace("kvm", "initrd = \"x\"\nkvm"))).contains("exclude each other"));
     assert!(problem(&linux(&probe("gib-pages"))).contains("memvisor's own kernel only"));
     assert!(problem(&linux(&probe("linux-views"))).contains("give it one"));
     let case = parse("boot", &linux(&probe("linux-views").replace("kvm", talks))).unwrap().remove(0);
