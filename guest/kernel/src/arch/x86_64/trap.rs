@@ -306,9 +306,13 @@ extern "C" fn trap_entry(frame: &mut TrapFrame) {
 fn take_interrupt(frame: &TrapFrame) {
     let Some(percpu) = percpu::current() else { return interrupt(frame.vector) };
     percpu.interrupts.fetch_add(1, Ordering::Relaxed);
-    percpu.hardirq.fetch_add(1, Ordering::Relaxed);
-    // SAFETY: the top of the mapped interrupt stack of this CPU, which no handler uses.
-    unsafe { stack::call_on(percpu::irq_stack_top(percpu), interrupt, frame.vector) };
+    if percpu.hardirq.fetch_add(1, Ordering::Relaxed) > 0 {
+        // Inside another handler, whose frames are at the top of that stack (Linux: `hardirq_stack_inuse`).
+        interrupt(frame.vector);
+    } else {
+        // SAFETY: the top of the mapped interrupt stack of this CPU, which no handler uses.
+        unsafe { stack::call_on(percpu::irq_stack_top(percpu), interrupt, frame.vector) };
+    }
     percpu.hardirq.fetch_sub(1, Ordering::Relaxed);
 }
 
