@@ -64,7 +64,9 @@ suites() { # BED
         return
     fi
     # Without them their cases are skipped, with the reason.
-    make --no-print-directory initrds || unable+=("bed $1: cases that boot an initrd: $(make -s initrds 2>&1 | tail -n 1)")
+    local said
+    said=$(make --no-print-directory initrds 2>&1) || unable+=("bed $1: cases that boot an initrd: ${said##*$'\n'}")
+    [ -z "$said" ] || echo "$said"
     # shellcheck disable=SC2086 # ARGS is a list of arguments
     "$MEMVISOR" test --bed "$1" --length "$length" --keep "$LOGS/$1" --report "junit=$LOGS/$1.xml" ${ARGS:-} 2>&1 | tee "$log"
     judge_suites "$1" "$log" "${PIPESTATUS[0]}"

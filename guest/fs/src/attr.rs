@@ -5,7 +5,7 @@ use crate::flags::{MAX_OFFSET, mode};
 use crate::inode::{Content, Inode, Timespec};
 use crate::proc::Processes;
 use crate::stat::{Stat, Statfs};
-use crate::vfs::{Context, FsKind, Node, Place, Vfs};
+use crate::vfs::{Context, FsKind, Node, PIPE_MOUNT, Place, Vfs};
 use crate::{Data, Errno, no_memory};
 
 /// A time that utimensat sets.
@@ -76,7 +76,8 @@ impl<D: Data, P: Processes> Vfs<D, P> {
         Ok(Stat {
             dev,
             ino: inode.number,
-            nlink: if inode.content.type_bits() == mode::S_IFIFO { inode.nlink.max(1) } else { inode.nlink },
+            // A pipe that never had a name counts one (Linux: `inode_init_always`).
+            nlink: if place.mount == PIPE_MOUNT { 1 } else { inode.nlink },
             mode: inode.mode(),
             uid: inode.uid,
             gid: inode.gid,

@@ -8,6 +8,7 @@ mod host;
 mod op;
 
 use guest::Guest;
+use guest_fs::OpenFlags;
 use host::Host;
 use op::{Op, ops};
 use proptest::prelude::*;
@@ -69,5 +70,17 @@ fn a_directory_and_those_above_it_are_not_renamed_to_each_other() {
             ops.push(Op::Rename { from: from.into(), to: to.into(), flags });
         }
     }
+    agree(&ops).unwrap_or_else(|error| panic!("{error}"));
+}
+
+#[test]
+fn a_named_pipe_that_lost_its_name_has_no_links() {
+    let flags = OpenFlags::RDWR | OpenFlags::NONBLOCK;
+    let ops = [
+        Op::Mknod { path: "pipe".into(), fifo: true, mode: 0o644 },
+        Op::Open { slot: 0, path: "pipe".into(), flags, mode: 0 },
+        Op::Unlink { path: "pipe".into() },
+        Op::Fstat { slot: 0 },
+    ];
     agree(&ops).unwrap_or_else(|error| panic!("{error}"));
 }

@@ -27,7 +27,7 @@ use mm_vmalloc::LocalStack;
 use order::Turn;
 
 use crate::arch::percpu::{self, PerCpu};
-use crate::arch::{regs, stack};
+use crate::arch::{regs, stack, trap};
 use crate::mm::kmap;
 use crate::sync::Lock;
 use crate::{smp, task};
@@ -394,13 +394,13 @@ pub fn resched_to_user() -> bool {
 /// One round of a CPU's idle loop: runs a thread if there is one, else waits for an interrupt. Interrupts are off before
 /// and after.
 pub fn idle() {
-    let Some(percpu) = percpu::current() else { return regs::wait_for_interrupt() };
+    let Some(percpu) = percpu::current() else { return trap::wait_for_interrupt() };
     let cpu = percpu.cpu.load(Ordering::Relaxed);
     // Announced before the look at the queue, so that who queues a thread after it sends an interrupt.
     percpu.idle.store(1, Ordering::SeqCst);
     let work = READY.load(Ordering::SeqCst) > 0 && SCHED.lock().has_work(cpu);
     if !work {
-        regs::wait_for_interrupt();
+        trap::wait_for_interrupt();
     }
     percpu.idle.store(0, Ordering::SeqCst);
     schedule(Reason::Free);

@@ -44,8 +44,6 @@ const _: () = assert!(
         && STACK_TOP == 0x2000
 );
 
-core::arch::global_asm!(include_str!("pti.s"), options(att_syntax));
-
 unsafe extern "C" {
     static pti_stubs: [u8; 4096];
     fn pti_syscall_entry();

@@ -106,41 +106,11 @@ pti_exit:
 .text
 .balign 16
 pti_trap_common:
-    cld
-    pushq %rax
-    pushq %rcx
-    pushq %rdx
-    pushq %rbx
-    pushq %rbp
-    pushq %rsi
-    pushq %rdi
-    pushq %r8
-    pushq %r9
-    pushq %r10
-    pushq %r11
-    pushq %r12
-    pushq %r13
-    pushq %r14
-    pushq %r15
-    mov %rsp, %rdi
-    xor %ebp, %ebp
-    call trap_entry
+    call_trap_entry
 pti_return:
     testb $3, 144(%rsp)
     jz trap_return
-    popq %r15
-    popq %r14
-    popq %r13
-    popq %r12
-    popq %r11
-    popq %r10
-    popq %r9
-    popq %r8
-    popq %rdi
-    popq %rsi
-    popq %rbp
-    popq %rbx
-    popq %rdx
+    restore_registers_but_rcx_rax
     # rcx, rax, vector, error code, rip, cs, rflags, rsp, ss are left, on the stack of a thread.
     mov %rsp, %rax
     and $-PTI_THREAD_SIZE, %rax

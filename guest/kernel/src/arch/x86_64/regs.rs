@@ -193,14 +193,6 @@ pub fn irqs_enabled() -> bool {
     flags & 1 << 9 != 0
 }
 
-/// Waits for an interrupt with interrupts enabled, and disables them again.
-pub fn wait_for_interrupt() {
-    // SAFETY: as for `irq_restore`; `sti` takes effect after `hlt` began, so none is missed.
-    unsafe {
-        asm!("sti", "hlt", "cli", options(nostack));
-    }
-}
-
 /// Stops this CPU for good (an NMI only returns here).
 pub fn halt_forever() -> ! {
     loop {

@@ -1,7 +1,7 @@
 //! Interrupt descriptor table and trap dispatch.
 
 use core::fmt;
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use memvisor_abi::port::ExitCode;
 
@@ -119,7 +119,10 @@ unsafe extern "C" {
     static probe_start: u8;
     static probe_end: u8;
     static probe_fault: u8;
+    static halt: u8;
+    static halted: u8;
     fn syscall_entry();
+    fn halt_until_interrupt();
     fn probe_read(address: u64) -> u64;
     fn probe_write(address: u64) -> u64;
     fn probe_exec(address: u64) -> u64;
@@ -301,19 +304,49 @@ extern "C" fn trap_entry(frame: &mut TrapFrame) {
     task::exit_to_user(frame);
 }
 
+/// Waits for an interrupt with interrupts enabled, and disables them again. One that comes before it waits ends the wait.
+pub fn wait_for_interrupt() {
+    // SAFETY: interrupt handlers are installed before anybody enables interrupts.
+    unsafe { halt_until_interrupt() }
+}
+
+/// An interrupt between `sti` and `hlt` may have brought the work that the CPU is about to sleep over. `sti` keeps it from there, but not
+/// wherever this kernel runs: QEMU forgets that when it enters a nested guest (Linux on other architectures: `rollback_idle`).
+fn skip_halt(frame: &mut TrapFrame) {
+    if frame.rip == &raw const halt as u64 {
+        frame.rip = &raw const halted as u64;
+    }
+}
+
 /// Runs the handler on the CPU's interrupt stack (Linux: `run_irq_on_irqstack_cond`): what it needs does not
 /// depend on how deep the interrupted stack is. Handlers keep interrupts off, so the stack is never in use.
-fn take_interrupt(frame: &TrapFrame) {
+fn take_interrupt(frame: &mut TrapFrame) {
+    skip_halt(frame);
     let Some(percpu) = percpu::current() else { return interrupt(frame.vector) };
     percpu.interrupts.fetch_add(1, Ordering::Relaxed);
     if percpu.hardirq.fetch_add(1, Ordering::Relaxed) > 0 {
         // Inside another handler, whose frames are at the top of that stack (Linux: `hardirq_stack_inuse`).
+        report_nested(frame);
         interrupt(frame.vector);
     } else {
         // SAFETY: the top of the mapped interrupt stack of this CPU, which no handler uses.
         unsafe { stack::call_on(percpu::irq_stack_top(percpu), interrupt, frame.vector) };
     }
     percpu.hardirq.fetch_sub(1, Ordering::Relaxed);
+}
+
+/// Says, once, that an interrupt came where interrupts are off, or that a handler turned them on.
+#[cold]
+fn report_nested(frame: &TrapFrame) {
+    static REPORTED: AtomicBool = AtomicBool::new(false);
+    if REPORTED.swap(true, Ordering::Relaxed) {
+        return;
+    }
+    let (vector, rip, cpu) = (frame.vector, frame.rip, percpu::cpu());
+    println!(
+        "WARNING: interrupt {vector:#x} on CPU {cpu} inside a handler, at {rip:#x} with flags {:#x}",
+        frame.rflags
+    );
 }
 
 extern "C" fn interrupt(vector: u64) {

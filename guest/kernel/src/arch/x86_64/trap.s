@@ -62,25 +62,7 @@ page_fault_entry:
 1:  pushq $14
 
 trap_common:
-    cld
-    pushq %rax
-    pushq %rcx
-    pushq %rdx
-    pushq %rbx
-    pushq %rbp
-    pushq %rsi
-    pushq %rdi
-    pushq %r8
-    pushq %r9
-    pushq %r10
-    pushq %r11
-    pushq %r12
-    pushq %r13
-    pushq %r14
-    pushq %r15
-    mov %rsp, %rdi
-    xor %ebp, %ebp
-    call trap_entry
+    call_trap_entry
     # A system call that goes on where `syscall` left ring 3 goes back by sysret (Linux: syscall_return_via_sysret): RCX and R11 are
     # RIP and RFLAGS, as they are after every call that does not change them. Above the lower half sysret would trap in ring 0; RF and TF it
     # does not restore as iret does.
@@ -101,40 +83,12 @@ trap_common:
     jne trap_return
     cmpq $0x1b, 168(%rsp)           # ss
     jne trap_return
-    popq %r15
-    popq %r14
-    popq %r13
-    popq %r12
-    popq %r11
-    popq %r10
-    popq %r9
-    popq %r8
-    popq %rdi
-    popq %rsi
-    popq %rbp
-    popq %rbx
-    popq %rdx
-    popq %rcx
-    popq %rax
+    restore_registers
     mov 40(%rsp), %rsp              # rsp
     sysretq
 .globl trap_return
 trap_return:
-    popq %r15
-    popq %r14
-    popq %r13
-    popq %r12
-    popq %r11
-    popq %r10
-    popq %r9
-    popq %r8
-    popq %rdi
-    popq %rsi
-    popq %rbp
-    popq %rbx
-    popq %rdx
-    popq %rcx
-    popq %rax
+    restore_registers
     add $16, %rsp
     iretq
 
@@ -168,6 +122,18 @@ call_on_stack:
     xor %ebp, %ebp
     call *%rsi
     ud2
+
+# void halt_until_interrupt(void): interrupts are on while it halts, and off afterwards. None may come between sti and hlt, and one that does (trap.rs:
+# skip_halt) goes on behind hlt.
+.balign 16
+.globl halt_until_interrupt, halt, halted
+halt_until_interrupt:
+    sti
+halt:
+    hlt
+halted:
+    cli
+    ret
 
 # Accesses that may fault: trap.rs turns a fault at a probe into its recovery at probe_fault, and the
 # function returns the vector number + 1 (0 = no fault).
