@@ -4,7 +4,7 @@ use alloc::vec::Vec;
 
 use guest_firmware::BootInfo;
 use memvisor_abi::port::ExitCode;
-use memvisor_abi::{BootProtocol, BootStage, E820Type, LayoutKind};
+use memvisor_abi::{BootProtocol, BootStage, CpuTlb, E820Type, LayoutKind};
 use mm_core::PhysAddr;
 use mm_memblock::E820Table;
 use mm_pgtable::layout as va_layout;
@@ -13,7 +13,7 @@ use crate::arch::{apic, cpu, percpu, regs, trap, user};
 use crate::drivers::{memvisor, power, serial};
 use crate::mm::layout::{APIC_VA, levels, percpu_area};
 use crate::mm::phys::DirectMap;
-use crate::mm::space::tlb;
+use crate::mm::space::{self, tlb};
 use crate::mm::{
     early, kcompactd, kmap, layout, limits, memmap, page_alloc, paging, phys, shuffle, slab, space, vmalloc,
 };
@@ -211,13 +211,15 @@ pub fn checkpoint(number: u32, name: &'static core::ffi::CStr) {
         shuffle::hold(context);
         kcompactd::wait_idle(context);
     }
-    task::publish_all();
+    task::audit_all();
     if let Some(mm) = task::living_mm() {
         // Readers that follow this CPU's CR3 see a process, as they would if one ran here.
         tlb::use_mm(mm);
     }
     introspect::publish_counters();
     let text = name.to_str().unwrap_or("?");
+    let cpu = percpu::cpu();
+    space::set_rests(cpu, CpuTlb::CHECKPOINT);
     if memvisor::present() {
         memvisor::checkpoint(number, name);
     } else {
@@ -229,6 +231,7 @@ pub fn checkpoint(number: u32, name: &'static core::ffi::CStr) {
     if cmdline::value("stop_at", |value| value == text) == Some(true) {
         power::power_off();
     }
+    space::set_rests(cpu, 0);
     if context.is_some() {
         shuffle::go_on();
     }

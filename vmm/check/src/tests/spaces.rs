@@ -61,8 +61,8 @@ fn vmas() -> [(u64, Vma); 3] {
     ]
 }
 
-/// Writes the address space; returns what the table of address spaces has of it.
-pub(super) fn publish(memory: &mut SparseMemory, pgd_pfn: u64, levels: u32) -> AddressSpace {
+/// Writes the address space, the only one; returns where it is.
+pub(super) fn publish(memory: &mut SparseMemory, pgd_pfn: u64, levels: u32) -> u64 {
     let mut node = VmaNode {
         end: [0; VMA_FANOUT],
         start: [0; VMA_FANOUT],
@@ -104,16 +104,18 @@ pub(super) fn publish(memory: &mut SparseMemory, pgd_pfn: u64, levels: u32) -> A
         brk: DATA_VA + 0x3000,
         rss: [3, 1],
         table_pages,
+        users: 1,
+        owner: PID,
         cpus: [0b10, 0, 0, 0],
         ..Mm::default()
     };
     memory.write_value(MM, &mm).unwrap();
-    AddressSpace { pgd_pfn, pid: PID, reserved: 0, rss_pages: 4, table_pages, mm: MM }
+    MM
 }
 
 /// CPU 1 runs the process.
 pub(super) fn tlbs() -> [CpuTlb; 2] {
-    [CpuTlb::default(), CpuTlb { mm: MM, flush_requested: 5, flush_done: 5 }]
+    [CpuTlb::default(), CpuTlb { mm: MM, flush_requested: 5, flush_done: 5, rests: 0 }]
 }
 
 fn edit_mm(guest: &mut TestGuest, edit: impl FnOnce(&mut Mm)) {

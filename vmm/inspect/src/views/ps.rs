@@ -60,7 +60,7 @@ impl PsView {
                 pid: task.pid,
                 tgid: task.tgid,
                 ppid: task.ppid,
-                name: if task.mm == 0 { format!("[{plain}]") } else { plain },
+                name: if task.tgid == 0 { format!("[{plain}]") } else { plain },
                 state: Some(TaskState::from_raw(task.state).map_or("undefined", TaskState::name)),
                 cpu: Some(task.cpu),
                 ..of_space(task.mm, space)

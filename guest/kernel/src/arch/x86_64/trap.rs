@@ -364,7 +364,7 @@ extern "C" fn interrupt(vector: u64) {
             apic::end_of_interrupt();
             crate::sched::tick();
         }
-        Ok(VECTOR_STOP) => regs::halt_forever(),
+        Ok(VECTOR_STOP) => crate::smp::stop(frame.cs & 3 == 3),
         Ok(VECTOR_SPURIOUS) | Err(_) => {}
         Ok(vector) => {
             apic::end_of_interrupt();
