@@ -13,7 +13,7 @@ use crate::arch::{apic, cpu, percpu, regs, trap, user};
 use crate::drivers::{memvisor, power, serial};
 use crate::mm::layout::{APIC_VA, levels, percpu_area};
 use crate::mm::phys::DirectMap;
-use crate::mm::space::{self, tlb};
+use crate::mm::space::tlb;
 use crate::mm::{
     early, kcompactd, kmap, layout, limits, memmap, page_alloc, paging, phys, shuffle, slab, space, vmalloc,
 };

@@ -25,7 +25,12 @@ pub fn audit_all() {
 
 /// The address space of a process that lives, the last one that began.
 pub fn living_mm() -> Option<Id<Mm>> {
-    REGISTRY.lock().tasks.iter().rev().find_map(|task| task.mm())
+    living().map(|(_, mm)| mm)
+}
+
+/// The thread of a task that has an address space, and that one.
+pub fn living() -> Option<(usize, Id<Mm>)> {
+    REGISTRY.lock().tasks.iter().rev().find_map(|task| Some((task.number(), task.mm()?)))
 }
 
 /// Its page tables.
