@@ -44,7 +44,7 @@ extern "C" fn start_kernel(protocol: u64, info: u64, image: u64) -> ! {
     console::init();
     trap::init_idt(false);
     trap::load_idt();
-    introspect::init();
+    introspect::init(cpu::detect(false).phys_bits);
     println!("memvisor guest kernel {} ({} levels)", env!("CARGO_PKG_VERSION"), levels().count());
     let boot = read_boot_info(protocol, info);
     fs::initrd::remember(boot.initrd);
@@ -58,7 +58,7 @@ extern "C" fn start_kernel(protocol: u64, info: u64, image: u64) -> ! {
         features.phys_bits, features.gbpages
     );
     init_memory(&boot, features.phys_bits);
-    introspect::publish_memory(&boot, features.phys_bits);
+    introspect::publish_memory(&boot);
     let apic_base = topology::init(boot.rsdp);
     topology::print();
     print_memblock();

@@ -113,12 +113,13 @@ fn update(f: impl FnOnce(&mut Root)) {
 }
 
 /// First publication: who and where the kernel is.
-pub fn init() {
+pub fn init(phys_bits: u32) {
     let image = phys::image();
     let self_gpa = phys::of_image(MEMVISOR_ROOT.0.as_ptr() as u64).as_u64();
     update(|root| {
         root.self_gpa = self_gpa;
         root.levels = u32::from(levels().count());
+        root.phys_bits = phys_bits;
         root.kernel_gpa = image.phys;
         root.kernel_va = image.va;
         root.kernel_len = image.len;
@@ -137,11 +138,10 @@ pub fn stage(stage: BootStage) {
 }
 
 /// E820 maps and memblock.
-pub fn publish_memory(boot: &BootInfo, phys_bits: u32) {
+pub fn publish_memory(boot: &BootInfo) {
     let e820 = E820.lock();
     update(|root| {
         root.boot_protocol = boot.protocol as u32;
-        root.phys_bits = phys_bits;
         root.e820_raw = slice(e820.raw.entries());
         root.e820 = slice(e820.clean.entries());
     });
