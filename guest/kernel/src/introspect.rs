@@ -6,8 +6,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use guest_firmware::BootInfo;
 use memvisor_abi::{
-    BootStage, Counters, CpuInfo, KmapWindow, LAYOUT_HASH, MAX_NR_ZONES, Node, PFN_NONE, Root,
-    TableRef,
+    BootStage, Counters, CpuInfo, KmapWindow, LAYOUT_HASH, MAX_NR_ZONES, Node, PFN_NONE, Root, TableRef,
 };
 use mm_core::{PAGE_SIZE, Pfn, Ring};
 use mm_page_alloc::Zone;

@@ -1,9 +1,9 @@
 //! Everything an audit reads once, before the rules run.
 
 use memvisor_abi::{
-    BootStage, CmaArea, CpuInfo, E820Entry, LayoutRange, MemblockRegion, Migratetype,
-    MovableOwner, NODE_NONE, Node, Page, PageFlags, PageKind, PerCpuPages, Root, Section, SectionState,
-    TaskInfo, VmSysctl, Zone, Zonelist,
+    BootStage, CmaArea, CpuInfo, E820Entry, LayoutRange, MemblockRegion, Migratetype, MovableOwner,
+    NODE_NONE, Node, Page, PageFlags, PageKind, PerCpuPages, Root, Section, SectionState, TaskInfo, VmSysctl,
+    Zone, Zonelist,
 };
 use memvisor_inspect::{
     AddressSpace, CpuRegisters, Facts, FreeList, Guest, GuestError, KmapWindowSlots, MemorySource, PcpBlocks,

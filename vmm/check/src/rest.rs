@@ -3,13 +3,14 @@
 //! Most structures are whole only while nobody changes them, which is when the guest is at rest. What hardware follows at any time, and
 //! what nobody changes any more after boot, must hold at every moment, also in the middle of a change.
 
+use memvisor_abi::BootStage;
 use memvisor_inspect::Busy;
 
 use crate::context::Context;
 use crate::ledger::Ledger;
 use crate::{Rule, attach, cma, cpu, pgtable, pti, topology, zonelist, zones};
 
-/// Rules that hold at every moment.
+/// Rules that hold at every moment once the guest has booted; the first one before, too.
 const AT_EVERY_MOMENT: &[&Rule] = &[
     &attach::ROOT,
     &topology::RAW,
@@ -38,7 +39,10 @@ const AT_EVERY_MOMENT: &[&Rule] = &[
 /// stand.
 pub(crate) fn withdraw(context: &Context<'_>, ledger: &mut Ledger) -> bool {
     let Some(reason) = between(context) else { return false };
-    for rule in crate::RULES.iter().filter(|rule| !AT_EVERY_MOMENT.contains(rule)) {
+    // While it boots nothing is there for good yet.
+    let booted = context.root.stage >= BootStage::Smp as u32;
+    let always = if booted { AT_EVERY_MOMENT } else { &AT_EVERY_MOMENT[..1] };
+    for rule in crate::RULES.iter().filter(|rule| !always.contains(rule)) {
         ledger.withdraw(rule, &reason);
     }
     true

@@ -16,7 +16,8 @@ use thiserror::Error;
 
 use super::{
     api::{
-        ErrorInfo, MemoryInfo, RegistersInfo, RestInfo, StateInfo, Stats, TranslateAnswer, TranslateRequest, VmInfo,
+        ErrorInfo, MemoryInfo, RegistersInfo, RestInfo, StateInfo, Stats, TranslateAnswer, TranslateRequest,
+        VmInfo,
     },
     server::DESCRIPTORS_MAX,
     socket::{SocketError, runtime_dir, socket_path},

@@ -12,7 +12,8 @@ use crate::loader;
 
 /// Audits a guest that stands still.
 pub fn audit(source: &dyn MemorySource, root_gpa: u64, facts: &Facts, registers: &[CpuRegisters]) -> Audit {
-    let evidence = Evidence { source, root_gpa: Some(root_gpa), facts: Some(facts), registers, moment: Moment::Chosen };
+    let evidence =
+        Evidence { source, root_gpa: Some(root_gpa), facts: Some(facts), registers, moment: Moment::Chosen };
     let report = memvisor_check::audit(&evidence);
     Audit {
         rules: report.ran(),

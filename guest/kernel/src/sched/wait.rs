@@ -80,8 +80,9 @@ impl WaitQueue {
         let Some(deadline) = deadline else { return self.wait(Reason::Rests, condition, stop) };
         let number = current();
         clock::set_deadline(number, deadline.max(1));
-        let woken =
-            self.wait(Reason::Rests, condition, || stop().or_else(|| (clock::now() >= deadline).then_some(Woken::TimedOut)));
+        let woken = self.wait(Reason::Rests, condition, || {
+            stop().or_else(|| (clock::now() >= deadline).then_some(Woken::TimedOut))
+        });
         clock::clear_deadline(number);
         woken
     }

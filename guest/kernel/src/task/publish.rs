@@ -18,7 +18,12 @@ pub fn audit_all() {
     }
     space::for_each_mm(|mm| {
         if let Err(broken) = mm_vma::audit(&Spaces, mm) {
-            println!("BUG: address space {:#x}: {} does not hold at {:#x}", mm.as_u64(), broken.what, broken.at);
+            println!(
+                "BUG: address space {:#x}: {} does not hold at {:#x}",
+                mm.as_u64(),
+                broken.what,
+                broken.at
+            );
         }
     });
 }

@@ -371,9 +371,13 @@ fn at_a_moment_that_the_guest_did_not_choose_only_what_always_holds_is_judged_un
         cpu.selectors[0] = 0x33;
     }
     assert_eq!(any(&guest).findings.len(), 1, "all CPUs are in ring 3, so all rules hold");
-    for (cs, flags, rests, whole) in [(0x33, 0, 0, true), (8, 0x202, CpuTlb::IDLE, true), (8, 2, CpuTlb::IDLE, false),
-        (8, 0x202, 0, false), (8, 2, CpuTlb::CHECKPOINT, true)]
-    {
+    for (cs, flags, rests, whole) in [
+        (0x33, 0, 0, true),
+        (8, 0x202, CpuTlb::IDLE, true),
+        (8, 2, CpuTlb::IDLE, false),
+        (8, 0x202, 0, false),
+        (8, 2, CpuTlb::CHECKPOINT, true),
+    ] {
         (guest.registers[1].selectors[0], guest.registers[1].rflags) = (cs, flags);
         let tlb = guest.guest().root().cpu_tlbs.gpa + size_of::<CpuTlb>() as u64;
         guest.memory.write_u64(tlb + offset_of!(CpuTlb, rests) as u64, rests).unwrap();

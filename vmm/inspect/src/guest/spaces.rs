@@ -7,8 +7,8 @@ use std::collections::HashSet;
 
 use memvisor_abi as abi;
 use memvisor_abi::{
-    AnonVma, AnonVmaChain, CpuTlb, MAX_MAP_COUNT, Mapping, MappingNode, Mm, VMA_FANOUT,
-    VMA_TREE_MAX_HEIGHT, Vma, VmaNode,
+    AnonVma, AnonVmaChain, CpuTlb, MAX_MAP_COUNT, Mapping, MappingNode, Mm, VMA_FANOUT, VMA_TREE_MAX_HEIGHT,
+    Vma, VmaNode,
 };
 use serde::Serialize;
 use thiserror::Error;

@@ -3,10 +3,9 @@
 use std::collections::BTreeMap;
 
 use memvisor_abi::{
-    BootProtocol, BootStage, Counters, CpuInfo, CpuState, E820Entry, E820Type, LAYOUT_HASH,
-    LayoutKind, LayoutRange, MAX_NR_ZONES, MemblockRegion, Migratetype, NODE_NONE, NR_ORDERS, Node,
-    PAGES_PER_SECTION, PFN_NONE, Page, PageFlags, PageKind, Root, Section, SectionState, TableRef, Zone,
-    ZoneKind,
+    BootProtocol, BootStage, Counters, CpuInfo, CpuState, E820Entry, E820Type, LAYOUT_HASH, LayoutKind,
+    LayoutRange, MAX_NR_ZONES, MemblockRegion, Migratetype, NODE_NONE, NR_ORDERS, Node, PAGES_PER_SECTION,
+    PFN_NONE, Page, PageFlags, PageKind, Root, Section, SectionState, TableRef, Zone, ZoneKind,
 };
 use zerocopy::{FromZeros, Immutable, IntoBytes};
 

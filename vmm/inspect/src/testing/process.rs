@@ -1,8 +1,8 @@
 //! A process in a synthetic guest.
 
 use memvisor_abi::{
-    AnonVma, AnonVmaChain, CpuTlb, Mapping, Mm, Page, PageKind, TableRef, TaskInfo, TaskState,
-    VMA_FANOUT, Vma, VmaNode, vm_flags,
+    AnonVma, AnonVmaChain, CpuTlb, Mapping, Mm, Page, PageKind, TableRef, TaskInfo, TaskState, VMA_FANOUT,
+    Vma, VmaNode, vm_flags,
 };
 
 use super::{SyntheticGuest, Tables};

@@ -290,7 +290,9 @@ impl Stanza {
         if self.expect.live > 0
             && (self.kvm.is_none() || is_linux || !self.dialogue.is_empty() || !self.expect.probes.is_empty())
         {
-            return Err("live needs the table kvm and memvisor's own kernel, without dialogue and probes".to_owned());
+            return Err(
+                "live needs the table kvm and memvisor's own kernel, without dialogue and probes".to_owned()
+            );
         }
         for probe in &self.expect.probes {
             if probe.is_for_linux() != is_linux {

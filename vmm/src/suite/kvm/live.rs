@@ -69,8 +69,13 @@ impl Looks {
         let registers = client.registers();
         if let (Some(memory), Ok(registers)) = (&self.memory, &registers) {
             let (source, registers): (_, &[CpuRegisters]) = (memory, registers);
-            let evidence =
-                Evidence { source, root_gpa: Some(root), facts: Some(&facts), registers, moment: Moment::Any };
+            let evidence = Evidence {
+                source,
+                root_gpa: Some(root),
+                facts: Some(&facts),
+                registers,
+                moment: Moment::Any,
+            };
             let report = memvisor_check::audit(&evidence);
             let found = report.findings.iter().take(EXAMPLES).map(|finding| format!("finding: {finding}"));
             let mut problems: Vec<String> = found.collect();
@@ -85,16 +90,19 @@ impl Looks {
             } else if let Some(busy) = rest.busy.iter().flatten().next() {
                 self.busy = Some(busy.to_string());
             }
-            self.problems.extend(problems.into_iter().map(|problem| format!("look {}: {problem}", self.count)));
+            self.problems
+                .extend(problems.into_iter().map(|problem| format!("look {}: {problem}", self.count)));
         }
         client.resume()?;
         Ok(())
     }
 
     fn judge(mut self, wanted: u32) -> Subcase {
-        let name = format!("looks at rest: {} of {}, at {} processes", self.at_rest, self.count, self.processes);
+        let name =
+            format!("looks at rest: {} of {}, at {} processes", self.at_rest, self.count, self.processes);
         if self.at_rest < wanted {
-            let reason = self.busy.or(self.last_error).unwrap_or_else(|| "the guest ended too early".to_owned());
+            let reason =
+                self.busy.or(self.last_error).unwrap_or_else(|| "the guest ended too early".to_owned());
             self.problems.push(format!("{} looks at rest, {wanted} are wanted: {reason}", self.at_rest));
         }
         self.problems.truncate(10);
@@ -112,7 +120,10 @@ fn views(memory: &MappedMemory, root: u64, registers: &[CpuRegisters]) -> anyhow
     for row in ps.tasks.iter().filter(|row| row.mm != 0) {
         let pid = row.tgid;
         anyhow::ensure!(row.vsz_kib > 0 && row.tables_kib > 0, "ps: process {pid} has no memory");
-        anyhow::ensure!(spaces.iter().any(|space| space.mm == row.mm), "ps: process {pid}'s memory is nobody's");
+        anyhow::ensure!(
+            spaces.iter().any(|space| space.mm == row.mm),
+            "ps: process {pid}'s memory is nobody's"
+        );
     }
     for space in &spaces {
         let maps = MapsView::new(&guest, space.pid, true).context("maps")?.context("maps: it is gone")?;

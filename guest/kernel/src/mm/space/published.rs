@@ -2,7 +2,10 @@
 //! `cpu_tlbstate`). Both are what the kernel itself works with, so that they are true whenever nobody changes them.
 
 use core::mem::offset_of;
-use core::sync::atomic::{AtomicU64, Ordering::{Relaxed, Release}};
+use core::sync::atomic::{
+    AtomicU64,
+    Ordering::{Relaxed, Release},
+};
 
 use guest_firmware::acpi::MAX_CPUS;
 use memvisor_abi as abi;
