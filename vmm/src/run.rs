@@ -26,10 +26,10 @@ use memvisor_report::AuditReport;
 use thiserror::Error;
 
 pub use outcome::{CheckpointRecord, End, ExitStatus, Outcome};
-pub use vm::{Irqchip, Vm, VmState, build_bus};
+pub use vm::{Irqchip, Vm, VmState, add_pci, build_bus};
 
 use crate::{
-    devices::{BusError, ConsoleTarget, Effect},
+    devices::{BusError, ConsoleTarget, Effect, virtio::DiskError},
     loader::{LoadError, read_initrd, read_kernel},
     machine::{self, Backed, Boot, Machine, MachineError, Paging},
     memory::MemoryError,
@@ -71,6 +71,9 @@ pub enum RunError {
     /// Memory.
     #[error(transparent)]
     Memory(#[from] MemoryError),
+    /// A disk.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
     /// A vCPU.
     #[error(transparent)]
     Vcpu(#[from] VcpuError),
@@ -103,9 +106,11 @@ impl RunError {
     pub fn status(&self) -> ExitStatus {
         match self {
             RunError::Open(_) => ExitStatus::NoKvm,
-            RunError::NoLa57 | RunError::PastPhysBits { .. } | RunError::Machine(_) | RunError::Load(_) => {
-                ExitStatus::BadInput
-            }
+            RunError::NoLa57
+            | RunError::PastPhysBits { .. }
+            | RunError::Machine(_)
+            | RunError::Load(_)
+            | RunError::Disk(_) => ExitStatus::BadInput,
             RunError::Memory(MemoryError::HugePages { .. } | MemoryError::NoPool { .. }) => {
                 ExitStatus::BadInput
             }
@@ -163,6 +168,8 @@ pub struct VmConfig {
     pub console: ConsoleTarget,
     /// When audits run.
     pub audit: AuditMode,
+    /// Disks, in the order of their slots.
+    pub disks: Vec<machine::Disk>,
     /// Whether threads are restricted to the system calls that they need.
     pub seccomp: Filters,
 }
@@ -196,6 +203,7 @@ impl VmConfig {
             irqchip: Irqchip::Auto,
             console: ConsoleTarget::Stdout,
             audit: AuditMode::Every,
+            disks: machine.disks.clone(),
             seccomp: Filters::On,
         })
     }
@@ -301,6 +309,7 @@ fn run_checkpoint(
     // The vCPU that asked waits for its answer anyway.
     let others = || vm.vcpus().iter().filter(|vcpu| vcpu.index() != cpu);
     others().for_each(|vcpu| vcpu.hold(Hold::Checkpoint));
+    vm.disks().iter().for_each(|disk| disk.hold(Hold::Checkpoint as u8));
     let result = match vm.audit {
         AuditMode::Every => audit(vm),
         AuditMode::Final => Err("audits run at the end only (--audit final)".into()),
@@ -311,6 +320,7 @@ fn run_checkpoint(
     let record = record(Some(number), name, Some(cpu), result);
     vm.console().flush_line();
     watch(Progress::Checkpoint(&record));
+    vm.disks().iter().for_each(|disk| disk.release(Hold::Checkpoint as u8));
     others().for_each(|vcpu| vcpu.release(Hold::Checkpoint));
     if let Some(vcpu) = vm.vcpus().iter().find(|vcpu| vcpu.index() == cpu) {
         vcpu.answer();

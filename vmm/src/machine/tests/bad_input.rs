@@ -35,7 +35,7 @@ fn syntax_unknown_keys_and_wrong_words_name_their_line() {
         (&["[machine]", "[machine]"], r#"m.toml:2: key `machine` is given twice"#),
         (
             &["[[nodes]]", r#"memory = ["64M"]"#],
-            r#"m.toml:1: unknown field `nodes`, expected one of `machine`, `node`, `e820`, `boot`, `hmat`"#,
+            r#"m.toml:1: unknown field `nodes`, expected one of `machine`, `node`, `e820`, `boot`, `hmat`, `disk`"#,
         ),
         (
             &["[[node]]", r#"memory = ["64 apples"]"#, "cpus = [0]"],
