@@ -37,6 +37,7 @@ const FILES: &[(&str, &str)] = &[
     ("process", include_str!("../../../../tests/cases/process.toml")),
     ("signal", include_str!("../../../../tests/cases/signal.toml")),
     ("shm", include_str!("../../../../tests/cases/shm.toml")),
+    ("disk", include_str!("../../../../tests/cases/disk.toml")),
     ("busybox", include_str!("../../../../tests/cases/busybox.toml")),
     ("programs", include_str!("../../../../tests/cases/programs.toml")),
     ("differential", include_str!("../../../../tests/cases/differential.toml")),
