@@ -19,14 +19,15 @@ use crate::println;
 use crate::sync::Lock;
 
 /// Most disks: vda to vdz, each with an interrupt vector.
-pub const MAX_DISKS: usize = 26;
+pub const MAX_DISKS: u8 = 26;
+const SLOTS: usize = MAX_DISKS as usize;
 /// Major number of virtio disks: the first of Linux's dynamic ones, and what Debian's kernel gives them.
 pub const MAJOR: u32 = 254;
 /// Minor numbers of a disk: itself and its partitions (Linux: `PART_BITS`).
 pub const MINORS: u32 = 16;
 
-static DISKS: Lock<[Option<Disk>; MAX_DISKS]> = Lock::new([None; MAX_DISKS]);
-static DRIVERS: Lock<[Option<&'static VirtioBlk>; MAX_DISKS]> = Lock::new([None; MAX_DISKS]);
+static DISKS: Lock<[Option<Disk>; SLOTS]> = Lock::new([None; SLOTS]);
+static DRIVERS: Lock<[Option<&'static VirtioBlk>; SLOTS]> = Lock::new([None; SLOTS]);
 
 /// Whole sectors in one frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -243,7 +244,7 @@ fn sectors(segments: &[Segment]) -> u64 {
 pub fn init(context: &MaySleep<'_>) {
     let mut index = 0;
     pci::scan(|function, id| {
-        if !blk::matches(id) || usize::from(index) >= MAX_DISKS {
+        if !blk::matches(id) || index >= MAX_DISKS {
             return;
         }
         let Some(disk) = blk::probe(function, index, context) else { return };
@@ -274,7 +275,7 @@ pub fn by_serial(serial: &str) -> Option<Disk> {
 
 /// All disks.
 pub fn all() -> impl Iterator<Item = Disk> {
-    (0..MAX_DISKS).map_while(disk)
+    (0..SLOTS).map_while(disk)
 }
 
 /// Interrupts of disk `index` are for `driver` from now on.

@@ -546,7 +546,7 @@ fn a_machine_that_does_not_exist_lists_those_that_do() {
     let message = load("defualt").expect_err("misspelt").to_string();
     assert_eq!(
         message,
-        "no machine is named `defualt`; choose one of default, tiny, numa4, sparse, hostile, la57, la57-optional, real-laptop, real-cloud, real-server, real-chiplet, or give the path of a .toml file"
+        "no machine is named `defualt`; choose one of default, tiny, numa4, disks, sparse, hostile, la57, la57-optional, real-laptop, real-cloud, real-server, real-chiplet, or give the path of a .toml file"
     );
     let message = load("./nowhere.toml").expect_err("missing").to_string();
     assert_eq!(message, "read machine file ./nowhere.toml");

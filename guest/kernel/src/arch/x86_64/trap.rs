@@ -19,7 +19,7 @@ const VECTOR_MACHINE_CHECK: u64 = 18;
 pub const VECTOR_PAGE_FAULT: u64 = 14;
 /// Interrupts of the first disk; those of the others follow.
 pub const VECTOR_DISKS: u8 = 0x40;
-const VECTOR_DISKS_END: u8 = VECTOR_DISKS + block::MAX_DISKS as u8;
+const VECTOR_DISKS_END: u8 = VECTOR_DISKS + block::MAX_DISKS;
 /// A call for this CPU waits in its mailbox.
 pub const VECTOR_CALL: u8 = 0xf0;
 /// Another CPU changed kernel mappings: drop translations.

@@ -9,6 +9,7 @@
 //!     with EIO, and so does everything after it.
 
 use alloc::boxed::Box;
+use core::fmt;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use guest_virtio::blk::{self, Op, config, feature};
@@ -105,6 +106,21 @@ enum ProbeError {
     Init(InitError),
 }
 
+impl fmt::Display for ProbeError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            ProbeError::NoParts => "it lacks registers of virtio 1 or MSI-X",
+            ProbeError::NotMapped => "firmware gave its registers no address",
+            ProbeError::NoMemory => "no memory for its queue",
+            ProbeError::Init(InitError::NoReset) => "it does not reset",
+            ProbeError::Init(InitError::Legacy) => "it is older than virtio 1",
+            ProbeError::Init(InitError::FeaturesRefused) => "it refuses the features that it offers",
+            ProbeError::Init(InitError::NoQueue) => "it has no queue of 4 entries",
+            ProbeError::Init(InitError::NoVector) => "it has no vector for its queue",
+        })
+    }
+}
+
 impl From<InitError> for ProbeError {
     fn from(error: InitError) -> ProbeError {
         ProbeError::Init(error)
@@ -122,7 +138,7 @@ pub fn probe(function: Function, index: u8, context: &MaySleep<'_>) -> Option<Di
         Ok(disk) => Some(disk),
         Err(error) => {
             function.disable();
-            println!("virtio_blk 00:{:02x}.{}: not used: {error:?}", function.device, function.function);
+            println!("virtio_blk 00:{:02x}.{}: not used: {error}", function.device, function.function);
             None
         }
     }
