@@ -250,6 +250,12 @@ impl Disk {
         }
     }
 
+    /// Whether its thread works, which it does as long as the disk is there, unless it panicked.
+    pub fn is_alive(&self) -> bool {
+        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner);
+        thread.as_ref().is_some_and(|thread| !thread.is_finished())
+    }
+
     /// Holds the disk for the reason `bit`; returns when no request is half done (D1).
     pub fn hold(&self, bit: u8) {
         let mut work = self.shared.lock();
@@ -327,6 +333,20 @@ struct Worker {
     delay: Duration,
 }
 
+/// However the thread ends, nobody waits for it, and the driver finds a device that needs a reset.
+struct End<'a>(&'a Shared);
+
+impl Drop for End<'_> {
+    fn drop(&mut self) {
+        let mut work = self.0.lock();
+        work.busy = false;
+        work.queue = None;
+        drop(work);
+        self.0.broken.store(true, Ordering::Release);
+        self.0.changed.notify_all();
+    }
+}
+
 impl Worker {
     fn run(mut self, filters: Filters) {
         if let Err(error) = seccomp::enter(filters, seccomp::Thread::Disk) {
@@ -335,6 +355,7 @@ impl Worker {
             return;
         }
         let shared = self.shared.clone();
+        let _end = End(&shared);
         let memory = shared.memory.guest();
         let mut waiting: VecDeque<(Instant, Chain<'_>)> = VecDeque::new();
         let mut generation = 0;
