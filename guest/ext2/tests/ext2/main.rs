@@ -1,0 +1,6 @@
+//! ext2 against the host's own programs: images that mke2fs makes, `e2fsck -fn` clean after everything, bytes that debugfs reads.
+
+mod host;
+mod model;
+mod sequences;
+mod twin;
