@@ -20,9 +20,8 @@ impl<B: Buffers> Ext2<B> {
             (sb.r_blocks_count.get(), sb.def_resuid.get(), sb.def_resgid.get())
         };
         let (blocks, uid, gid) = self.read_super(reserved)?;
-        let may = caller.privileged
-            || caller.uid == u32::from(uid)
-            || (gid != 0 && caller.gid == u32::from(gid));
+        let may =
+            caller.privileged || caller.uid == u32::from(uid) || (gid != 0 && caller.gid == u32::from(gid));
         Ok(may || self.free_blocks > u64::from(blocks))
     }
 
@@ -118,9 +117,8 @@ impl<B: Buffers> Ext2<B> {
         let map = self.block_bitmap(group)?;
         let start = first.0 - self.geometry.group_first(group);
         let end = start + count;
-        let freed = self.buffers.change(map, |map| {
-            (start..end).filter(|bit| bitmap::clear(map, *bit)).count()
-        })?;
+        let freed =
+            self.buffers.change(map, |map| (start..end).filter(|bit| bitmap::clear(map, *bit)).count())?;
         let freed_blocks = i32::try_from(freed).unwrap_or(i32::MAX);
         self.count(group, Delta { free_blocks: freed_blocks, ..Delta::default() })?;
         for step in 0..count {

@@ -1,11 +1,11 @@
 //! From a block of a file to a block of the disk (Linux: fs/ext2/inode.c, `ext2_get_block`).
 
+use crate::Errno;
 use crate::buffers::{Block, Buffers};
 use crate::create::Caller;
 use crate::inode::{Ino, Inode};
 use crate::layout::{NDIR_BLOCKS, set_word, word};
 use crate::mount::Ext2;
-use crate::Errno;
 
 /// Levels of pointers: a direct one, and three of indirect blocks.
 const LEVELS: usize = 4;
@@ -90,7 +90,13 @@ impl<B: Buffers> Ext2<B> {
     ///
     /// # Errors
     /// `EFBIG` past what pointers reach, `ENOSPC`, `EROFS`, `EIO`, `EUCLEAN`.
-    pub fn get_block(&mut self, ino: Ino, index: u64, most: u32, create: Create<'_>) -> Result<Option<Mapped>, Errno> {
+    pub fn get_block(
+        &mut self,
+        ino: Ino,
+        index: u64,
+        most: u32,
+        create: Create<'_>,
+    ) -> Result<Option<Mapped>, Errno> {
         let mut inode = self.inode(ino)?;
         if !inode.is_file() {
             return Err(Errno::Einval);
@@ -143,7 +149,14 @@ impl<B: Buffers> Ext2<B> {
     }
 
     /// How many blocks of the file lie in a row from `block` on, of those whose pointers are beside each other.
-    fn run(&mut self, inode: &Inode, path: &Path, branch: &Branch, block: Block, most: u32) -> Result<u32, Errno> {
+    fn run(
+        &mut self,
+        inode: &Inode,
+        path: &Path,
+        branch: &Branch,
+        block: Block,
+        most: u32,
+    ) -> Result<u32, Errno> {
         let last = path.depth - 1;
         let at = path.offset(last);
         let follows = |step: u32, next: Block| next == block.plus(step);
@@ -171,7 +184,13 @@ impl<B: Buffers> Ext2<B> {
 
     /// Allocates what is missing on the path, from the pointer above to the block itself, or nothing (Linux: `ext2_alloc_branch`,
     /// `ext2_splice_branch`).
-    fn fill_hole(&mut self, inode: &mut Inode, path: &Path, branch: &Branch, caller: &Caller) -> Result<Block, Errno> {
+    fn fill_hole(
+        &mut self,
+        inode: &mut Inode,
+        path: &Path,
+        branch: &Branch,
+        caller: &Caller,
+    ) -> Result<Block, Errno> {
         let missing = branch.levels;
         let mut blocks = [Block(0); LEVELS];
         let mut goal = self.find_goal(inode, path, branch)?;
@@ -253,8 +272,7 @@ impl<B: Buffers> Ext2<B> {
                 Ok(before(&|slot| inode.pointer(slot)).unwrap_or(start))
             }
             Some(holder) => {
-                let near =
-                    self.buffers.read(holder, |bytes| before(&|slot| Block(word(bytes, slot * 4))))?;
+                let near = self.buffers.read(holder, |bytes| before(&|slot| Block(word(bytes, slot * 4))))?;
                 Ok(near.unwrap_or(holder.plus(1)))
             }
         }

@@ -219,7 +219,11 @@ mod tests {
 
     #[test]
     fn device_numbers_of_both_forms_come_back() {
-        for device in [Device { major: 4, minor: 64 }, Device { major: 259, minor: 3 }, Device { major: 8, minor: 0x12345 }] {
+        for device in [
+            Device { major: 4, minor: 64 },
+            Device { major: 259, minor: 3 },
+            Device { major: 8, minor: 0x12345 },
+        ] {
             let back = match device.encode() {
                 (0, new) => Device::decode_new(new),
                 (old, _) => Device::decode_old(old),

@@ -98,7 +98,11 @@ impl<B: Buffers> Ext2<B> {
                 place.copy_from_slice(part);
             }
         };
-        if mapped.new { self.buffers.fill(mapped.block, copy) } else { self.buffers.change(mapped.block, copy) }
+        if mapped.new {
+            self.buffers.fill(mapped.block, copy)
+        } else {
+            self.buffers.change(mapped.block, copy)
+        }
     }
 
     fn file(&mut self, ino: Ino) -> Result<Inode, Errno> {

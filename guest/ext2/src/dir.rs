@@ -42,7 +42,11 @@ impl<B: Buffers> Ext2<B> {
         let blocks = dir.size().div_ceil(u64::from(self.geometry.block_size));
         let allocated = dir.sectors() / u64::from(self.geometry.sectors());
         if blocks > allocated || blocks > u64::from(self.geometry.blocks_count) {
-            return Err(self.corrupt(Errno::Eio, "size of a directory exceeds its blocks", u64::from(dir.ino.0)));
+            return Err(self.corrupt(
+                Errno::Eio,
+                "size of a directory exceeds its blocks",
+                u64::from(dir.ino.0),
+            ));
         }
         u32::try_from(blocks).map_err(|_| Errno::Eio)
     }
@@ -72,12 +76,13 @@ impl<B: Buffers> Ext2<B> {
         for index in 0..self.dir_blocks(dir)? {
             let block = self.dir_block(dir, index)?;
             let found = self.in_block(dir, block, |mut entries| {
-                entries.find_map(|entry| match entry {
-                    Ok(entry) if entry.is_free() || entry.name != name => None,
-                    Ok(entry) => Some(Ok((entry.offset, entry.ino))),
-                    Err(what) => Some(Err(what)),
-                })
-                .transpose()
+                entries
+                    .find_map(|entry| match entry {
+                        Ok(entry) if entry.is_free() || entry.name != name => None,
+                        Ok(entry) => Some(Ok((entry.offset, entry.ino))),
+                        Err(what) => Some(Err(what)),
+                    })
+                    .transpose()
             })?;
             if let Some((offset, ino)) = found {
                 return Ok(Some(Found { block, offset, ino }));
@@ -104,7 +109,12 @@ impl<B: Buffers> Ext2<B> {
     ///
     /// # Errors
     /// `ENOTDIR`, `EIO`, `EUCLEAN`: if nothing was told before.
-    pub fn list(&mut self, dir: Ino, from: u64, mut tell: impl FnMut(Listed<'_>) -> bool) -> Result<u64, Errno> {
+    pub fn list(
+        &mut self,
+        dir: Ino,
+        from: u64,
+        mut tell: impl FnMut(Listed<'_>) -> bool,
+    ) -> Result<u64, Errno> {
         let dir = self.dir(dir)?;
         let block_size = u64::from(self.geometry.block_size);
         let blocks = self.dir_blocks(&dir)?;
@@ -161,12 +171,13 @@ impl<B: Buffers> Ext2<B> {
         for index in 0..blocks {
             let block = self.dir_block(dir, index)?;
             let slot = self.in_block(dir, block, |mut entries| {
-                entries.find_map(|entry| match entry {
-                    Ok(entry) if entry.slack() < need => None,
-                    Ok(entry) => Some(Ok(entry.offset)),
-                    Err(what) => Some(Err(what)),
-                })
-                .transpose()
+                entries
+                    .find_map(|entry| match entry {
+                        Ok(entry) if entry.slack() < need => None,
+                        Ok(entry) => Some(Ok(entry.offset)),
+                        Err(what) => Some(Err(what)),
+                    })
+                    .transpose()
             })?;
             if let Some(offset) = slot {
                 self.buffers.change(block, |bytes| dirblock::insert(bytes, offset, new))?;
@@ -199,7 +210,8 @@ impl<B: Buffers> Ext2<B> {
         if !mapped.new {
             return Err(self.corrupt(Errno::Eio, "directory with blocks past its end", u64::from(dir.ino.0)));
         }
-        let filled = self.buffers.fill(mapped.block, |bytes| dirblock::put(bytes, 0, block_size as usize, new));
+        let filled =
+            self.buffers.fill(mapped.block, |bytes| dirblock::put(bytes, 0, block_size as usize, new));
         let result = filled.and_then(|()| {
             dir.set_size(size);
             self.dir_changed(dir, caller.now)
@@ -230,9 +242,16 @@ impl<B: Buffers> Ext2<B> {
     }
 
     /// Makes an entry name another inode (Linux: `ext2_set_link`).
-    pub(crate) fn set_link(&mut self, dir: &mut Inode, found: Found, inode: &Inode, now: i64) -> Result<(), Errno> {
+    pub(crate) fn set_link(
+        &mut self,
+        dir: &mut Inode,
+        found: Found,
+        inode: &Inode,
+        now: i64,
+    ) -> Result<(), Errno> {
         let file_type = self.type_of(inode);
-        self.buffers.change(found.block, |bytes| dirblock::set_link(bytes, found.offset, inode.ino, file_type))?;
+        self.buffers
+            .change(found.block, |bytes| dirblock::set_link(bytes, found.offset, inode.ino, file_type))?;
         self.dir_changed(dir, now)
     }
 
@@ -241,7 +260,12 @@ impl<B: Buffers> Ext2<B> {
     }
 
     /// The first block of a new directory (Linux: `ext2_make_empty`).
-    pub(crate) fn make_empty(&mut self, caller: &Caller, dir: &mut Inode, parent: &Inode) -> Result<(), Errno> {
+    pub(crate) fn make_empty(
+        &mut self,
+        caller: &Caller,
+        dir: &mut Inode,
+        parent: &Inode,
+    ) -> Result<(), Errno> {
         let block_size = self.geometry.block_size;
         let mapped = self.map_block(dir, 0, 1, Create::Yes(caller))?.ok_or(Errno::Eio)?;
         let file_type = self.type_of(dir);

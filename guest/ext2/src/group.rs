@@ -32,7 +32,9 @@ impl<B: Buffers> Ext2<B> {
         desc.used_dirs_count.set(add(desc.used_dirs_count.get(), delta.dirs));
         let (block, offset) = self.geometry.desc_at(group);
         self.buffers.change(block, |bytes| {
-            if let Some(slot) = bytes.get_mut(offset..).and_then(|rest| rest.get_mut(..size_of::<GroupDesc>())) {
+            if let Some(slot) =
+                bytes.get_mut(offset..).and_then(|rest| rest.get_mut(..size_of::<GroupDesc>()))
+            {
                 slot.copy_from_slice(desc.as_bytes());
             }
         })?;

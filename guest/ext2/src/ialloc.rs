@@ -1,5 +1,6 @@
 //! Allocation of inodes (Linux: fs/ext2/ialloc.c).
 
+use crate::Errno;
 use crate::bitmap;
 use crate::buffers::{Block, Buffers};
 use crate::create::Caller;
@@ -7,7 +8,6 @@ use crate::group::Delta;
 use crate::inode::{Ino, Inode};
 use crate::layout::{GroupDesc, flags, mode};
 use crate::mount::Ext2;
-use crate::Errno;
 
 impl<B: Buffers> Ext2<B> {
     /// A new inode with one name to come, of this mode, for the directory `dir` (Linux: `ext2_new_inode`).
@@ -62,7 +62,9 @@ impl<B: Buffers> Ext2<B> {
     fn take_inode(&mut self, group: u32, is_dir: bool) -> Result<Option<Ino>, Errno> {
         let map = self.inode_bitmap(group)?;
         let end = self.geometry.inodes_per_group;
-        let Some(bit) = self.buffers.read(map, |map| bitmap::find_zero(map, 0, end))? else { return Ok(None) };
+        let Some(bit) = self.buffers.read(map, |map| bitmap::find_zero(map, 0, end))? else {
+            return Ok(None);
+        };
         let ino = Ino(group * self.geometry.inodes_per_group + bit + 1);
         if ino.0 < self.geometry.first_ino {
             return Err(self.corrupt(Errno::Eio, "reserved inode is marked free", u64::from(ino.0)));

@@ -143,7 +143,8 @@ impl Inode {
     pub fn device(&self) -> Option<Device> {
         let is_device = matches!(self.mode() & mode::S_IFMT, mode::S_IFCHR | mode::S_IFBLK);
         let old = self.pointer(0).0;
-        is_device.then(|| if old != 0 { Device::decode_old(old) } else { Device::decode_new(self.pointer(1).0) })
+        is_device
+            .then(|| if old != 0 { Device::decode_old(old) } else { Device::decode_new(self.pointer(1).0) })
     }
 
     pub(crate) fn pointer(&self, slot: usize) -> Block {
@@ -277,9 +278,7 @@ impl<B: Buffers> Ext2<B> {
     /// The inode that an entry of a directory names: it must exist (Linux: `ext2_lookup`).
     pub(crate) fn named_inode(&mut self, ino: Ino) -> Result<Inode, Errno> {
         match self.inode(ino) {
-            Err(Errno::Estale) => {
-                Err(self.corrupt(Errno::Eio, "deleted inode referenced", u64::from(ino.0)))
-            }
+            Err(Errno::Estale) => Err(self.corrupt(Errno::Eio, "deleted inode referenced", u64::from(ino.0))),
             other => other,
         }
     }
@@ -295,7 +294,8 @@ impl<B: Buffers> Ext2<B> {
     pub(crate) fn write_inode(&mut self, inode: &Inode) -> Result<(), Errno> {
         let (block, offset) = self.inode_at(inode.ino)?;
         self.buffers.change(block, |bytes| {
-            if let Some(slot) = bytes.get_mut(offset..).and_then(|rest| rest.get_mut(..size_of::<RawInode>())) {
+            if let Some(slot) = bytes.get_mut(offset..).and_then(|rest| rest.get_mut(..size_of::<RawInode>()))
+            {
                 slot.copy_from_slice(inode.raw.as_bytes());
             }
         })

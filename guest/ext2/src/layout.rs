@@ -174,7 +174,8 @@ pub mod flags {
     pub const TOPDIR: u32 = 0x2_0000;
     /// What a new inode gets from its directory (Linux: `EXT2_FL_INHERITED`): also secure deletion, undeletion, compression,
     /// synchronous changes, journalled data and no tail merging, which nothing here acts on.
-    pub const INHERITED: u32 = 0x1 | 0x2 | 0x4 | 0x8 | NODUMP | NOATIME | 0x200 | 0x400 | 0x4000 | 0x8000 | DIRSYNC;
+    pub const INHERITED: u32 =
+        0x1 | 0x2 | 0x4 | 0x8 | NODUMP | NOATIME | 0x200 | 0x400 | 0x4000 | 0x8000 | DIRSYNC;
 }
 
 /// Bits of `i_mode` (Linux: include/uapi/linux/stat.h).

@@ -49,9 +49,6 @@ mod sync;
 mod truncate;
 mod xattr;
 
-#[cfg(test)]
-mod tests;
-
 pub use attr::{SetAttr, Times};
 pub use blocks::{Create, Mapped};
 pub use buffers::{Block, Buffers, Ram};

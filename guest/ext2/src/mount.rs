@@ -8,7 +8,9 @@ use crate::buffers::{Block, Buffers};
 use crate::geometry::{DESC_SIZE, Geometry};
 use crate::held::Held;
 use crate::inode::Ino;
-use crate::layout::{ERROR_FS, GOOD_OLD_REV, GroupDesc, RO_COMPAT_LARGE_FILE, SUPER_OFFSET, SuperBlock, VALID_FS};
+use crate::layout::{
+    ERROR_FS, GOOD_OLD_REV, GroupDesc, RO_COMPAT_LARGE_FILE, SUPER_OFFSET, SuperBlock, VALID_FS,
+};
 use crate::{Errno, no_memory};
 
 /// What a mount may do.
@@ -80,7 +82,8 @@ impl<B: Buffers> Ext2<B> {
             generation: crate::inode::seconds(now),
         };
         fs.read_groups()?;
-        let root = fs.inode(Ino::ROOT).map_err(|error| if error == Errno::Eio { error } else { Errno::Einval })?;
+        let root =
+            fs.inode(Ino::ROOT).map_err(|error| if error == Errno::Eio { error } else { Errno::Einval })?;
         if !root.is_dir() || root.size() == 0 || root.sectors() == 0 {
             return Err(Errno::Einval);
         }

@@ -32,7 +32,13 @@ impl<B: Buffers> Ext2<B> {
     /// # Errors
     /// Those of rename(2): `ENOENT`, `EEXIST`, `ENOTDIR`, `EISDIR`, `ENOTEMPTY`, `EINVAL` for a directory into itself, `EMLINK`,
     /// `ENOSPC`, `EPERM`, `EROFS`, `EIO`, `EUCLEAN`.
-    pub fn rename(&mut self, caller: &Caller, from: Name<'_>, to: Name<'_>, replace: Replace) -> Result<(), Errno> {
+    pub fn rename(
+        &mut self,
+        caller: &Caller,
+        from: Name<'_>,
+        to: Name<'_>,
+        replace: Replace,
+    ) -> Result<(), Errno> {
         let (_, _, source) = self.victim(from.dir, from.name)?;
         let new_dir = self.dir_to_add(to.dir, to.name)?;
         check_name(to.name)?;
@@ -102,7 +108,13 @@ impl<B: Buffers> Ext2<B> {
     }
 
     /// The new name leads to `source`; what it led to loses it.
-    fn name_anew(&mut self, caller: &Caller, to: Name<'_>, source: &Inode, target: Option<Inode>) -> Result<(), Errno> {
+    fn name_anew(
+        &mut self,
+        caller: &Caller,
+        to: Name<'_>,
+        source: &Inode,
+        target: Option<Inode>,
+    ) -> Result<(), Errno> {
         let mut dir = self.dir(to.dir)?;
         let Some(mut target) = target else {
             self.add_entry(caller, &mut dir, to.name, source)?;
@@ -124,7 +136,13 @@ impl<B: Buffers> Ext2<B> {
     }
 
     /// The old name goes, and a directory learns what is above it now.
-    fn forget_old(&mut self, caller: &Caller, from: Name<'_>, to: Name<'_>, source: Ino) -> Result<(), Errno> {
+    fn forget_old(
+        &mut self,
+        caller: &Caller,
+        from: Name<'_>,
+        to: Name<'_>,
+        source: Ino,
+    ) -> Result<(), Errno> {
         let mut inode = self.inode(source)?;
         inode.set_ctime(caller.now);
         self.write_inode(&inode)?;

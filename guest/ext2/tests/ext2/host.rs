@@ -232,7 +232,7 @@ impl Debugfs {
 fn parse(said: &str) -> Told {
     let after = |label: &str| {
         let rest = said.split(label).nth(1).unwrap_or_else(|| panic!("no {label} in {said}"));
-        rest.trim_start().split_whitespace().next().expect("a word").to_owned()
+        rest.split_whitespace().next().expect("a word").to_owned()
     };
     let number = |label: &str| after(label).parse().unwrap_or_else(|_| panic!("{label} in {said}"));
     let seconds =
