@@ -7,6 +7,8 @@ use std::path::Path;
 use std::process::{Command, Output};
 use std::sync::OnceLock;
 
+use guest_ext2::{Ext2, Ino, Ram};
+
 /// Whether the programs are there. If not, a test says so and does nothing.
 pub fn is_ready() -> bool {
     static READY: OnceLock<bool> = OnceLock::new();
@@ -71,7 +73,9 @@ pub struct Format {
     pub reserved: u32,
 }
 
+/// All features that there is code for.
 pub const NEW: &str = "filetype,sparse_super,large_file";
+/// What mke2fs.conf has for ext2. With groups that are too small for the inode that grows, mke2fs makes meta_bg of it.
 pub const DEFAULT: &str = "filetype,sparse_super,large_file,dir_index,ext_attr,resize_inode";
 
 /// Formats of every size and feature that is supported.
@@ -81,7 +85,7 @@ pub const FORMATS: [Format; 12] = [
     format(1, 1024, 128, "", 3000, 256),
     format(1, 1024, 128, NEW, 2048, 0),
     format(1, 1024, 256, NEW, 4096, 1024),
-    format(1, 1024, 256, DEFAULT, 2048, 256),
+    format(1, 1024, 256, DEFAULT, 2048, 512),
     format(1, 2048, 128, "filetype", 1024, 256),
     format(1, 2048, 256, DEFAULT, 1500, 512),
     format(1, 4096, 128, DEFAULT, 600, 256),
@@ -145,12 +149,29 @@ pub fn e2fsck(bytes: &[u8]) -> Result<(), String> {
 
 /// `e2fsck -fy`: the image as it is then.
 pub fn repair(bytes: &[u8]) -> Vec<u8> {
+    changed(bytes, "-fy")
+}
+
+fn changed(bytes: &[u8], how: &str) -> Vec<u8> {
     let folder = tempfile::tempdir().expect("temporary folder");
     let file = folder.path().join("image");
     fs::write(&file, bytes).expect("writes");
-    let output = run("e2fsck", &["-fy"], &file, &[]);
+    let output = run("e2fsck", &[how], &file, &[]);
     assert!(output.status.code().is_some_and(|code| code < 4), "{}", text(&output));
     fs::read(&file).expect("reads")
+}
+
+/// `e2fsck -D`: directories get indexes.
+pub fn index(bytes: &[u8]) -> Vec<u8> {
+    changed(bytes, "-fyD")
+}
+
+/// Says that an inode has so many names.
+pub fn set_links(fs: &mut Ext2<Ram>, ino: Ino, links: u16) {
+    fs.sync(0).expect("writes");
+    let commands = format!("set_inode_field <{}> links_count {links}\n", ino.as_u32());
+    let image = Debugfs::new(fs.buffers().bytes()).change(&commands);
+    fs.buffers().bytes_mut().copy_from_slice(&image);
 }
 
 /// What debugfs tells of an inode.

@@ -2,5 +2,8 @@
 
 mod host;
 mod model;
+mod mounting;
+mod populated;
 mod sequences;
+mod space;
 mod twin;

@@ -104,7 +104,12 @@ impl Model {
         self.may_add(dir, name)?;
         let id = self.next;
         self.next += 1;
-        self.nodes.insert(id, Node { parent: dir, names: 1, holds: 0, ..node });
+        let (mut gid, mut mode) = (node.gid, node.mode);
+        if self.node(dir).mode & 0o2000 != 0 {
+            gid = self.node(dir).gid;
+            mode |= if matches!(node.kind, Kind::Dir(_)) { 0o2000 } else { 0 };
+        }
+        self.nodes.insert(id, Node { parent: dir, names: 1, holds: 0, gid, mode, ..node });
         self.names_mut(dir).insert(name.to_vec(), id);
         Ok(id)
     }

@@ -19,7 +19,7 @@ fn op() -> impl Strategy<Value = Op> {
         4 => (n(), b(), n(), b(), any::<bool>()).prop_map(|(a, v, c, w, r)| Op::Rename(a, v, c, w, r)),
         10 => (n(), offset(), 0..9000usize, b()).prop_map(|(f, o, l, c)| Op::Write(f, o, l, c)),
         4 => (n(), offset()).prop_map(|(f, s)| Op::Truncate(f, s)),
-        2 => (n(), any::<u32>().prop_map(|m| m >> 1), any::<u32>()).prop_map(|(f, m, u)| Op::Attr(f, m, u)),
+        2 => (n(), any::<u32>().prop_map(|m| m >> 1), any::<u32>().prop_map(|u| u >> 1)).prop_map(|(f, m, u)| Op::Attr(f, m, u)),
         2 => n().prop_map(Op::Hold),
         2 => n().prop_map(Op::Release),
         3 => (n(), offset(), 0..9000usize).prop_map(|(f, o, l)| Op::Read(f, o, l)),
@@ -47,8 +47,14 @@ fn run(format: &Format, ops: &[Op]) -> u32 {
     twin.full
 }
 
+/// `MEMVISOR_SEQUENCES=2000` runs more.
+fn config() -> ProptestConfig {
+    let cases = std::env::var("MEMVISOR_SEQUENCES").ok().and_then(|text| text.parse().ok()).unwrap_or(32);
+    ProptestConfig { cases, failure_persistence: None, ..ProptestConfig::default() }
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 96, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(config())]
 
     #[test]
     fn every_sequence_of_calls_does_what_the_model_does(
