@@ -85,10 +85,10 @@ impl<B: Buffers> Ext2<B> {
         Ok(())
     }
 
-    /// Whether `dir` is `above` or lies below it. As many steps as there are inodes lead to the root, or the image is corrupt.
+    /// Whether `dir` is `above` or lies below it. The root is as many steps away as there are directories, or the image is corrupt.
     fn is_above(&mut self, above: &Inode, dir: &Inode) -> Result<bool, Errno> {
         let mut at = *dir;
-        for _ in 0..self.geometry.inodes_count {
+        for _ in 0..=self.dirs.min(u64::from(self.geometry.inodes_count)) {
             if at.ino == above.ino {
                 return Ok(true);
             }

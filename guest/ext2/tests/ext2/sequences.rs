@@ -47,14 +47,13 @@ fn run(format: &Format, ops: &[Op]) -> u32 {
     twin.full
 }
 
-/// `MEMVISOR_SEQUENCES=2000` runs more.
-fn config() -> ProptestConfig {
-    let cases = std::env::var("MEMVISOR_SEQUENCES").ok().and_then(|text| text.parse().ok()).unwrap_or(32);
-    ProptestConfig { cases, failure_persistence: None, ..ProptestConfig::default() }
+/// How many sequences; `MEMVISOR_SEQUENCES=2000` runs more.
+pub fn cases(usual: u32) -> u32 {
+    std::env::var("MEMVISOR_SEQUENCES").ok().and_then(|text| text.parse().ok()).unwrap_or(usual)
 }
 
 proptest! {
-    #![proptest_config(config())]
+    #![proptest_config(ProptestConfig { cases: cases(32), failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn every_sequence_of_calls_does_what_the_model_does(
