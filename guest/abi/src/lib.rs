@@ -28,6 +28,7 @@ mod pcp;
 pub mod port;
 mod root;
 mod slab;
+mod swap;
 mod task;
 mod trace;
 mod vm_sysctl;
@@ -52,6 +53,11 @@ pub use slab::{
     ALIEN_LIMIT, ALIEN_ROW, CACHE_NAME_LEN, CPU_ARRAY, Cache, CacheCpu, CacheNode, LARGE_MAPPING, MAX_CACHES,
     SLAB_FULL, SLAB_OWNER_SHIFT, SLOB_MAPPING, SlabCounters, SlabKind, SlabList, SlabListKind, Track,
     cache_flags, poison,
+};
+pub use swap::{
+    MAX_SWAP_BADPAGES, MAX_SWAPFILES, PTE_SWAP, PTE_SWAP_EXCLUSIVE, PTE_SWAP_OFFSET_SHIFT,
+    PTE_SWAP_TYPE_SHIFT, SWAP_MAGIC, SWAP_OFFSET_BITS, SWAP_VALUE_TYPE_SHIFT, SwapHeader, pte_swap_slot,
+    swap_pte, swap_slot,
 };
 pub use task::{TaskInfo, TaskState};
 pub use trace::{
