@@ -22,6 +22,7 @@ mod compaction;
 mod cpu;
 mod event;
 mod layout;
+mod lru;
 mod mm;
 mod page;
 mod pcp;
@@ -42,6 +43,7 @@ pub use compaction::{Kcompactd, MAX_MOVABLE_OWNERS, MovableOwner};
 pub use cpu::{AddressSpace, CpuInfo, CpuState};
 pub use event::{CpuEvents, NR_NUMA_EVENTS, NR_VM_EVENTS, NumaEvent, VmEvent};
 pub use layout::{LayoutKind, LayoutRange, fnv1a};
+pub use lru::{LruKind, LruList, Lruvec, NR_LRU_LISTS};
 pub use mm::{
     AnonVma, AnonVmaChain, CpuTlb, MAX_MAP_COUNT, MM_CPU_WORDS, Mapping, MappingNode, Mm, PTE_MIGRATION,
     PTE_PROTNONE, PTE_SPECIAL, STACK_GUARD_PAGES, VMA_FANOUT, VMA_TREE_MAX_HEIGHT, Vma, VmaNode, vm_flags,

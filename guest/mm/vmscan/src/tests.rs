@@ -1,0 +1,8 @@
+//! Host tests.
+
+mod batches;
+mod decisions;
+mod lists_model;
+mod machine;
+mod pressure;
+mod watermarks;
