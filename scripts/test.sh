@@ -67,8 +67,11 @@ suites() { # BED
     local said
     said=$(make --no-print-directory initrds 2>&1) || unable+=("bed $1: cases that boot an initrd: ${said##*$'\n'}")
     [ -z "$said" ] || echo "$said"
+    # Two guests at a time: most have one busy CPU.
+    local jobs=2
+    [ "$(nproc)" -ge 2 ] && [[ " ${ARGS:-} " != *" --jobs"* ]] || jobs=
     # shellcheck disable=SC2086 # ARGS is a list of arguments
-    "$MEMVISOR" test --bed "$1" --length "$length" --keep "$LOGS/$1" --report "junit=$LOGS/$1.xml" ${ARGS:-} 2>&1 | tee "$log"
+    "$MEMVISOR" test --bed "$1" ${jobs:+--jobs $jobs} --length "$length" --keep "$LOGS/$1" --report "junit=$LOGS/$1.xml" ${ARGS:-} 2>&1 | tee "$log"
     judge_suites "$1" "$log" "${PIPESTATUS[0]}"
 }
 

@@ -53,6 +53,27 @@ fn a_log_from_standard_input_becomes_a_machine_that_runs() {
 }
 
 #[test]
+fn a_log_of_this_machine_that_lost_its_start_is_completed() {
+    let log = std::process::Command::new("dmesg").output().map(|out| out.stdout).unwrap_or_default();
+    let log = String::from_utf8_lossy(&log);
+    let latest: Vec<&str> = log.lines().rev().take(20).collect();
+    let has_map = std::fs::read_dir("/sys/firmware/memmap").is_ok_and(|mut entries| entries.next().is_some());
+    if latest.is_empty() || log.lines().count() < 100 || !has_map {
+        eprintln!("SKIPPED: this machine's log, or /sys/firmware/memmap, cannot be read");
+        return;
+    }
+    let bench = Bench::new();
+    bench.put("log", latest.join("\n").as_bytes());
+    let out = bench.run(&["import", "log", "-o", "m.toml"]);
+    let errors = String::from_utf8_lossy(&out.stderr);
+    assert!(out.status.success(), "{errors}");
+    assert!(errors.contains("the log is this machine's and has lost its start"), "{errors}");
+    let other = latest.join("\n").replace("] ", "] other: ");
+    bench.put("other", other.as_bytes());
+    bench.refuses(&["import", "other", "-o", "n.toml"], 2, &["no source has a memory map"]);
+}
+
+#[test]
 fn what_cannot_be_imported_is_named_and_leaves_no_file() {
     let bench = Bench::new();
     bench.put("log", LOG.as_bytes());

@@ -280,9 +280,7 @@ impl<D: Data, P: Processes> Vfs<D, P> {
     /// Whether something is mounted there, and the inode below it.
     fn rename_end(&self, parent: &Parent) -> Result<(bool, Option<InodeId>), Errno> {
         let Node::Inode(dir) = parent.dir.node else { return Err(Errno::Eperm) };
-        if parent.name.len() > crate::flags::NAME_MAX {
-            return Err(Errno::Enametoolong);
-        }
+        self.check_name(parent.dir, &parent.name)?;
         let id = self.inode(dir).and_then(Inode::dir).and_then(|names| names.get(&parent.name));
         let covered =
             |id| self.mounted_on(Place { mount: parent.dir.mount, node: Node::Inode(id) }).is_some();

@@ -236,11 +236,20 @@ impl<D: Data, P: Processes> Vfs<D, P> {
         }
     }
 
+    /// Whether a directory could have an entry of that name. One that was removed has none, however long its name is (Linux: `IS_DEADDIR` in
+    /// `__lookup_slow`, before `simple_lookup`).
+    pub(crate) fn check_name(&self, dir: Place, name: &[u8]) -> Result<(), Errno> {
+        let removed = |id| self.inode(id).is_some_and(|inode| inode.nlink == 0);
+        match dir.node {
+            Node::Inode(id) if removed(id) => Err(Errno::Enoent),
+            _ if name.len() > NAME_MAX => Err(Errno::Enametoolong),
+            _ => Ok(()),
+        }
+    }
+
     /// An entry of a directory, and what is mounted on it.
     pub(crate) fn child(&self, dir: Place, name: &[u8]) -> Result<Place, Errno> {
-        if name.len() > NAME_MAX {
-            return Err(Errno::Enametoolong);
-        }
+        self.check_name(dir, name)?;
         let node = match dir.node {
             Node::Inode(id) => {
                 let names = self.inode(id).and_then(Inode::dir).ok_or(Errno::Enotdir)?;

@@ -100,7 +100,7 @@ extern "C" fn start_on_own_stack() -> ! {
     }
     introspect::stage(BootStage::Smp);
     // Handlers and the APIC are ready; what must not be interrupted says so from here on.
-    regs::irq_restore(1 << 9);
+    regs::irq_restore(regs::RFLAGS_IF);
     crash::run();
     kcompactd::init(&sched::task_context());
     match explain::run() {

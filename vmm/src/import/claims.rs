@@ -131,6 +131,8 @@ pub(super) struct Claims {
     /// Bytes that Linux manages on a node.
     pub totals: Vec<Claim<(u32, u64)>>,
     pub localities: Vec<Claim<Locality>>,
+    /// The last lines of a log that has no map.
+    pub last_lines: Vec<String>,
     pub remarks: Vec<Remark>,
 }
 

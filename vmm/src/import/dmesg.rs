@@ -34,6 +34,9 @@ pub(super) fn is_stamped(line: &str) -> bool {
     })
 }
 
+/// Lines by which a log is known again.
+const LAST_LINES: usize = 64;
+
 /// Takes all claims of a log.
 pub(super) fn read(file: &Arc<str>, text: &str, claims: &mut Claims) {
     let mut log = Log::default();
@@ -45,6 +48,10 @@ pub(super) fn read(file: &Arc<str>, text: &str, claims: &mut Claims) {
             log = Log::default();
         }
         log.line(line, &at);
+    }
+    if log.map.is_empty() {
+        let stamped = text.lines().rev().filter(|line| is_stamped(line)).take(LAST_LINES);
+        log.claims.last_lines = stamped.map(str::to_owned).collect();
     }
     if earlier > 0 {
         log.claims.note(format!("{file} has the logs of {} boots; the last one counts", earlier + 1));
@@ -281,6 +288,7 @@ impl Log {
         claims.online.append(&mut log.online);
         claims.present.append(&mut log.present);
         claims.distances.append(&mut log.distances);
+        claims.last_lines.append(&mut log.last_lines);
         claims.remarks.append(&mut log.remarks);
     }
 }

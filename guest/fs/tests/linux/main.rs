@@ -84,3 +84,30 @@ fn a_named_pipe_that_lost_its_name_has_no_links() {
     ];
     agree(&ops).unwrap_or_else(|error| panic!("{error}"));
 }
+
+#[test]
+fn a_removed_directory_has_no_entries_of_any_length() {
+    let long = "n".repeat(300);
+    let mut ops = vec![
+        Op::Mkdir { path: "a".into(), mode: 0o755 },
+        Op::Mkdir { path: "d".into(), mode: 0o755 },
+        Op::Chdir { path: "d".into() },
+        Op::Rmdir { path: "../d".into() },
+    ];
+    for name in [long.as_str(), "short"] {
+        let path = || name.to_owned();
+        ops.extend([
+            Op::Stat { path: path(), follow: true },
+            Op::Open { slot: 0, path: path(), flags: OpenFlags::RDWR | OpenFlags::CREAT, mode: 0o644 },
+            Op::Mkdir { path: path(), mode: 0o755 },
+            Op::Symlink { target: path(), path: path() },
+            Op::Link { from: path(), to: "../a/b".into(), follow: false },
+            Op::Link { from: "../a".into(), to: path(), follow: false },
+            Op::Rename { from: path(), to: "../a/b".into(), flags: 0 },
+            Op::Rename { from: "../a".into(), to: path(), flags: 0 },
+            Op::Unlink { path: path() },
+            Op::Rmdir { path: path() },
+        ]);
+    }
+    agree(&ops).unwrap_or_else(|error| panic!("{error}"));
+}

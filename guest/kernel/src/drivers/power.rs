@@ -5,6 +5,7 @@ use core::sync::atomic::{AtomicU16, Ordering};
 use memvisor_abi::port::ExitCode;
 
 use super::memvisor;
+use crate::arch::percpu;
 use crate::arch::regs::{self, halt_forever, outb, outl, outw};
 use crate::{cmdline, console, println, smp, topology};
 
@@ -12,6 +13,10 @@ use crate::{cmdline, console, println, smp, topology};
 /// `isa-debug-exit` port named on the command line (`debug_exit=0xf4`) goes first, because it can
 /// report success.
 pub fn power_off() -> ! {
+    let masked: u64 = (0..smp::nr_online()).map(|cpu| percpu::of(cpu).masked.load(Ordering::Relaxed)).sum();
+    if masked > 0 {
+        println!("irq: {masked} interrupts came while interrupts were off, and were ignored");
+    }
     println!("reboot: Power down");
     console::flush();
     smp::stop_others();

@@ -3,12 +3,12 @@
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use memvisor_abi::THREAD_SIZE;
-use mm_core::{PAGE_SIZE, VirtAddr};
+use mm_core::PAGE_SIZE;
 
 use super::{Failure, Test, check};
 use crate::arch::percpu;
 use crate::arch::regs;
-use crate::arch::trap::{Probe, VECTOR_PAGE_FAULT, probe};
+use crate::arch::trap::{self, Probe, VECTOR_PAGE_FAULT, probe};
 use crate::mm::layout::{percpu_area, vmalloc_contains};
 use crate::mm::vmalloc;
 use crate::sched::{self, Thread, WaitQueue};
@@ -16,13 +16,18 @@ use crate::smp;
 
 type Outcome = Result<(), Failure>;
 
-pub const TESTS: [(&str, Test); 8] = [
+pub const TESTS: [(&str, Test); 10] = [
     ("a_thread_runs_on_its_own_guarded_stack", a_thread_runs_on_its_own_guarded_stack),
     ("threads_take_turns", threads_take_turns),
     ("a_wait_queue_wakes_its_waiters", a_wait_queue_wakes_its_waiters),
     ("threads_run_on_every_cpu", threads_run_on_every_cpu),
     ("joined_threads_give_their_stacks_back", joined_threads_give_their_stacks_back),
     ("interrupts_use_the_interrupt_stack", interrupts_use_the_interrupt_stack),
+    (
+        "interrupts_that_come_while_they_are_off_are_ignored",
+        interrupts_that_come_while_they_are_off_are_ignored,
+    ),
+    ("an_interrupt_before_hlt_ends_the_wait", an_interrupt_before_hlt_ends_the_wait),
     ("only_task_context_may_sleep", only_task_context_may_sleep),
     ("sleepers_stay_for_the_audit", sleepers_stay_for_the_audit),
 ];
@@ -128,23 +133,54 @@ fn joined_threads_give_their_stacks_back() -> Outcome {
 }
 
 fn interrupts_use_the_interrupt_stack() -> Outcome {
+    fn stack(cpu: u32, first: u64, end: u64) -> core::ops::Range<u64> {
+        let area = percpu_area(cpu).as_u64();
+        area + first * PAGE_SIZE..area + end * PAGE_SIZE
+    }
     fn handler() {
-        WORD.store(regs::rsp(), Ordering::Release);
-        COUNT.store(percpu::cpu().into(), Ordering::Release);
+        let (rsp, cpu) = (regs::rsp(), percpu::cpu());
+        // A CPU that was about to halt runs the call in its idle loop.
+        let own = stack(cpu, 20, 24).contains(&rsp) || stack(cpu, 3, 7).contains(&rsp);
+        COUNT.fetch_add(u64::from(own), Ordering::AcqRel);
     }
     if smp::nr_online() < 2 {
         return Err(Failure::Skip("one CPU sends itself no calls"));
     }
-    WORD.store(0, Ordering::Release);
+    COUNT.store(0, Ordering::Release);
     smp::call_others(handler);
-    let rsp = WORD.load(Ordering::Acquire);
-    let cpu = u32::try_from(COUNT.load(Ordering::Acquire)).unwrap_or(0);
-    let area = percpu_area(cpu).as_u64();
-    let irq = area + 20 * PAGE_SIZE..area + 24 * PAGE_SIZE;
-    // A CPU that was about to halt runs the call in its idle loop.
-    let idle = area + 3 * PAGE_SIZE..area + 7 * PAGE_SIZE;
-    check(irq.contains(&rsp) || idle.contains(&rsp), "a handler ran on a foreign stack")?;
-    check(faults(VirtAddr::new(irq.start - 8).as_u64()), "the page below the interrupt stack is mapped")
+    let others = u64::from(smp::nr_online() - 1);
+    check(COUNT.load(Ordering::Acquire) == others, "a handler ran on a foreign stack")?;
+    check(
+        (0..smp::nr_online()).all(|cpu| faults(stack(cpu, 20, 24).start - 8)),
+        "the page below an interrupt stack is mapped",
+    )
+}
+
+fn interrupts_that_come_while_they_are_off_are_ignored() -> Outcome {
+    let counts = || {
+        percpu::current()
+            .map(|percpu| (percpu.interrupts.load(Ordering::Relaxed), percpu.masked.load(Ordering::Relaxed)))
+    };
+    let before = counts();
+    trap::raise(trap::VECTOR_RESCHEDULE);
+    let taken = counts();
+    let flags = regs::irq_save();
+    trap::raise(trap::VECTOR_RESCHEDULE);
+    let ignored = counts();
+    regs::irq_restore(flags);
+    let grew = |from: Option<(u64, u64)>, to: Option<(u64, u64)>| {
+        from.zip(to).map(|(from, to)| (to.0 > from.0, to.1 - from.1))
+    };
+    check(grew(before, taken) == Some((true, 0)), "an interrupt was not taken")?;
+    check(grew(taken, ignored) == Some((false, 1)), "a handler ran with interrupts off")
+}
+
+/// If it does not, this hangs.
+fn an_interrupt_before_hlt_ends_the_wait() -> Outcome {
+    trap::raise_before_halt(trap::VECTOR_RESCHEDULE);
+    let off = !regs::irqs_enabled();
+    regs::irq_restore(regs::RFLAGS_IF);
+    check(off, "the wait did not end")
 }
 
 fn only_task_context_may_sleep() -> Outcome {

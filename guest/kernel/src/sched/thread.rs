@@ -215,7 +215,7 @@ pub(super) fn moves_to(stack: u64, percpu: &PerCpu, number: usize) {
 #[unsafe(no_mangle)]
 extern "C" fn thread_main() -> ! {
     finish_switch();
-    regs::irq_restore(1 << 9);
+    regs::irq_restore(regs::RFLAGS_IF);
     let (entry, argument) = {
         let sched = SCHED.lock();
         let slot = &sched.slots[current()];

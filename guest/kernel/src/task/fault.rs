@@ -104,7 +104,7 @@ fn exit_to_user_with_work(frame: &mut TrapFrame) {
         if !task.has_work(work::KILLED | work::SIGPENDING) {
             return;
         }
-        regs::irq_restore(1 << 9);
+        regs::irq_restore(regs::RFLAGS_IF);
         if task.has_work(work::KILLED) {
             do_exit(0);
         }

@@ -81,6 +81,8 @@ pub struct PerCpu {
     pub call: AtomicU64,
     /// Interrupts taken.
     pub interrupts: AtomicU64,
+    /// Those that came while interrupts were off.
+    pub masked: AtomicU64,
     /// Interrupt handlers that run (Linux: `hardirq_count`).
     pub hardirq: AtomicU32,
     /// Sections that must not be left by switching (Linux: `preempt_count`).

@@ -148,9 +148,12 @@ pub fn irq_save() -> u64 {
     flags
 }
 
+/// Interrupts are on.
+pub const RFLAGS_IF: u64 = 1 << 9;
+
 /// Enables interrupts if they were enabled in `flags`.
 pub fn irq_restore(flags: u64) {
-    if flags & 1 << 9 != 0 {
+    if flags & RFLAGS_IF != 0 {
         // SAFETY: interrupt handlers are installed before anybody enables interrupts.
         unsafe {
             asm!("sti", options(nostack));
@@ -190,7 +193,7 @@ pub fn irqs_enabled() -> bool {
     unsafe {
         asm!("pushfq", "pop {}", out(reg) flags);
     }
-    flags & 1 << 9 != 0
+    flags & RFLAGS_IF != 0
 }
 
 /// Stops this CPU for good (an NMI only returns here).

@@ -123,8 +123,7 @@ call_on_stack:
     call *%rsi
     ud2
 
-# void halt_until_interrupt(void): interrupts are on while it halts, and off afterwards. None may come between sti and hlt, and one that does (trap.rs:
-# skip_halt) goes on behind hlt.
+# void halt_until_interrupt(void): interrupts are on while it halts, and off afterwards. trap.rs (skip_halt) knows what lies between.
 .balign 16
 .globl halt_until_interrupt, halt, halted
 halt_until_interrupt:
@@ -133,6 +132,21 @@ halt:
     hlt
 halted:
     cli
+    ret
+
+# void raise_interrupt(stub, u64 rip): what the CPU does for an interrupt that comes at `rip`, whatever IF says.
+.globl raise_interrupt, raised
+raise_interrupt:
+    mov %rsp, %rax
+    and $-16, %rsp
+    pushq $0x10                     # kernel data selector
+    pushq %rax
+    pushfq
+    pushq $0x08                     # kernel code selector
+    pushq %rsi
+    cli
+    jmp *%rdi
+raised:
     ret
 
 # Accesses that may fault: trap.rs turns a fault at a probe into its recovery at probe_fault, and the

@@ -14,7 +14,7 @@ mod asm {
 }
 
 /// Flags of a program that begins: interrupts on, and the bit that is always set.
-const RFLAGS: u64 = 1 << 9 | 1 << 1;
+const RFLAGS: u64 = regs::RFLAGS_IF | 1 << 1;
 
 /// The registers of a program that begins at `rip` with its stack at `rsp` (Linux: `start_thread`).
 pub fn start_frame(rip: u64, rsp: u64) -> TrapFrame {
@@ -40,7 +40,10 @@ pub fn enter(frame: &mut TrapFrame, last: fn(&mut TrapFrame)) -> ! {
     // An interrupt after the switch to the frame would write over it.
     regs::irq_save();
     last(frame);
-    assert!(frame.came_from_user() && frame.rflags & 1 << 9 != 0, "a frame that does not lead to ring 3");
+    assert!(
+        frame.came_from_user() && frame.rflags & regs::RFLAGS_IF != 0,
+        "a frame that does not lead to ring 3"
+    );
     if pti::enabled() {
         // SAFETY: as below; the frame is on a thread's stack.
         unsafe { asm::pti_enter_user(&raw const *frame) }
