@@ -287,6 +287,14 @@ impl Page {
         self.flags.fetch_and(!flags.bits(), AcqRel) & flags.bits() == flags.bits()
     }
 
+    /// Replaces `from`, if all of them are set, by `to` in one step; whether they were.
+    pub fn exchange(&self, from: PageFlags, to: PageFlags) -> bool {
+        let replaced = self.flags.fetch_update(AcqRel, Acquire, |flags| {
+            (flags & from.bits() == from.bits()).then_some(flags & !from.bits() | to.bits())
+        });
+        replaced.is_ok()
+    }
+
     /// Locks the page unless it is locked already (Linux: `trylock_page`). Whoever did unlocks it soon, and does not sleep
     /// meanwhile.
     pub fn try_lock(&self) -> bool {

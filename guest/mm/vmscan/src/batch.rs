@@ -105,7 +105,7 @@ const OF_LISTS: PageFlags = PageFlags::ACTIVE
 /// (Linux: `__page_cache_release`).
 #[inline]
 pub fn folio_del_lru<M: Lru>(m: &M, page: &Page) {
-    // Who sees neither mark is right: LRU is set before LRU_ADD goes.
+    // Who sees neither mark is right: LRU takes the place of LRU_ADD in one step.
     if page.has_any(LISTED) && !page.take(PageFlags::LRU_ADD) {
         m.lruvec(page.node(), |lruvec| del_locked(m, lruvec, page));
     }
@@ -137,12 +137,7 @@ fn del_locked<M: Lru>(m: &M, lruvec: &mut Lruvec, page: &Page) {
 /// Linux: `lru_add_fn`.
 fn lru_add<M: Lru>(m: &M, lruvec: &mut Lruvec, page: (Pfn, &Page)) {
     // Freed since, or added by an earlier entry.
-    if !page.1.has(PageFlags::LRU_ADD) {
-        return;
-    }
-    page.1.insert(PageFlags::LRU);
-    if !page.1.take(PageFlags::LRU_ADD) {
-        page.1.remove(PageFlags::LRU);
+    if !page.1.exchange(PageFlags::LRU_ADD, PageFlags::LRU) {
         return;
     }
     if page.1.has(PageFlags::UNEVICTABLE) {
@@ -158,8 +153,12 @@ pub fn folio_mark_accessed<M: Lru>(m: &M, pfn: Pfn, page: &Page) {
         page.insert(PageFlags::REFERENCED);
     } else if !page.has_any(PageFlags::ACTIVE | PageFlags::UNEVICTABLE) {
         if page.has(PageFlags::LRU_ADD) {
-            // It is put on the active list at once (Linux: `__lru_cache_activate_folio`).
-            page.insert(PageFlags::ACTIVE);
+            // It comes to the active list at once (Linux: `__lru_cache_activate_folio`). Under the lock it does not come to another meanwhile.
+            m.lruvec(page.node(), |_| {
+                if page.has(PageFlags::LRU_ADD) {
+                    page.insert(PageFlags::ACTIVE);
+                }
+            });
         }
         folio_activate(m, pfn, page);
         page.remove(PageFlags::REFERENCED);

@@ -5,4 +5,5 @@ mod decisions;
 mod lists_model;
 mod machine;
 mod pressure;
+mod threads;
 mod watermarks;
