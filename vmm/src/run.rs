@@ -5,6 +5,7 @@
 //! memory in place, and lets everybody go on.
 
 mod outcome;
+mod rest;
 #[cfg(test)]
 pub mod testing;
 #[cfg(test)]
@@ -20,16 +21,17 @@ use std::{
 };
 
 use memvisor_abi::port::Status;
-use memvisor_check::Evidence;
+use memvisor_check::{Evidence, Moment};
 use memvisor_inspect::{Facts, RamRegion};
 use memvisor_report::AuditReport;
 use thiserror::Error;
 
 pub use outcome::{CheckpointRecord, End, ExitStatus, Outcome};
-pub use vm::{Irqchip, Vm, VmState, build_bus};
+pub use rest::{RestError, pause_at_rest};
+pub use vm::{Irqchip, Vm, VmState, add_pci, build_bus};
 
 use crate::{
-    devices::{BusError, ConsoleTarget, Effect},
+    devices::{BusError, ConsoleTarget, Effect, virtio::DiskError},
     loader::{LoadError, read_initrd, read_kernel},
     machine::{self, Backed, Boot, Machine, MachineError, Paging},
     memory::MemoryError,
@@ -71,6 +73,9 @@ pub enum RunError {
     /// Memory.
     #[error(transparent)]
     Memory(#[from] MemoryError),
+    /// A disk.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
     /// A vCPU.
     #[error(transparent)]
     Vcpu(#[from] VcpuError),
@@ -103,9 +108,11 @@ impl RunError {
     pub fn status(&self) -> ExitStatus {
         match self {
             RunError::Open(_) => ExitStatus::NoKvm,
-            RunError::NoLa57 | RunError::PastPhysBits { .. } | RunError::Machine(_) | RunError::Load(_) => {
-                ExitStatus::BadInput
-            }
+            RunError::NoLa57
+            | RunError::PastPhysBits { .. }
+            | RunError::Machine(_)
+            | RunError::Load(_)
+            | RunError::Disk(_) => ExitStatus::BadInput,
             RunError::Memory(MemoryError::HugePages { .. } | MemoryError::NoPool { .. }) => {
                 ExitStatus::BadInput
             }
@@ -163,6 +170,8 @@ pub struct VmConfig {
     pub console: ConsoleTarget,
     /// When audits run.
     pub audit: AuditMode,
+    /// Disks, in the order of their slots.
+    pub disks: Vec<machine::Disk>,
     /// Whether threads are restricted to the system calls that they need.
     pub seccomp: Filters,
 }
@@ -196,6 +205,7 @@ impl VmConfig {
             irqchip: Irqchip::Auto,
             console: ConsoleTarget::Stdout,
             audit: AuditMode::Every,
+            disks: machine.disks.clone(),
             seccomp: Filters::On,
         })
     }
@@ -301,6 +311,7 @@ fn run_checkpoint(
     // The vCPU that asked waits for its answer anyway.
     let others = || vm.vcpus().iter().filter(|vcpu| vcpu.index() != cpu);
     others().for_each(|vcpu| vcpu.hold(Hold::Checkpoint));
+    vm.disks().iter().for_each(|disk| disk.hold(Hold::Checkpoint as u8));
     let result = match vm.audit {
         AuditMode::Every => audit(vm),
         AuditMode::Final => Err("audits run at the end only (--audit final)".into()),
@@ -311,6 +322,7 @@ fn run_checkpoint(
     let record = record(Some(number), name, Some(cpu), result);
     vm.console().flush_line();
     watch(Progress::Checkpoint(&record));
+    vm.disks().iter().for_each(|disk| disk.release(Hold::Checkpoint as u8));
     others().for_each(|vcpu| vcpu.release(Hold::Checkpoint));
     if let Some(vcpu) = vm.vcpus().iter().find(|vcpu| vcpu.index() == cpu) {
         vcpu.answer();
@@ -343,6 +355,7 @@ fn audit(vm: &Vm) -> Result<AuditReport, String> {
         root_gpa: Some(root_gpa),
         facts: Some(&vm.facts),
         registers: &registers,
+        moment: Moment::Chosen,
     });
     return_free_memory();
     Ok(report)

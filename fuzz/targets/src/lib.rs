@@ -20,6 +20,7 @@ mod pages;
 mod simulated;
 mod slab;
 mod trace;
+mod virtio;
 mod watched;
 
 pub use control::control_http;
@@ -36,6 +37,7 @@ pub use machine::machine_file;
 pub use pages::alloc_api;
 pub use slab::slab_api;
 pub use trace::trace_rings;
+pub use virtio::virtio_disk;
 pub use watched::Watched;
 
 /// A target: it panics on what should be fixed.
@@ -56,6 +58,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("alloc_api", alloc_api),
     ("slab_api", slab_api),
     ("initramfs", initramfs),
+    ("virtio_disk", virtio_disk),
 ];
 
 /// An error as a person gets it: words, one line, no longer than a screen.

@@ -69,5 +69,6 @@ replays!(
     trace_rings,
     alloc_api,
     slab_api,
-    initramfs
+    initramfs,
+    virtio_disk
 );

@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use memvisor_inspect::CpuRegisters;
+use memvisor_inspect::{Busy, CpuRegisters};
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    devices::virtio::DiskStats,
     memory::SlotInfo,
     run::{Vm, VmState},
     vcpu::{State, Translation},
@@ -53,6 +54,9 @@ pub struct Stats {
     pub vcpus: Vec<VcpuStats>,
     /// Port and MMIO accesses that no device answered.
     pub unclaimed_accesses: u64,
+    /// Disks, in the order of their slots.
+    #[serde(default)]
+    pub disks: Vec<DiskStats>,
     /// KVM's own counters: of the VM (`pages_4k`, `mmu_*`, ...), and sums over the vCPUs (`exits`,
     /// `insn_emulation`, ...); empty where KVM has none.
     #[serde(default)]
@@ -71,6 +75,7 @@ impl Stats {
             uptime_us: u64::try_from(vm.uptime().as_micros()).unwrap_or(u64::MAX),
             vcpus: vcpus.collect(),
             unclaimed_accesses: vm.unclaimed_accesses(),
+            disks: vm.disks().iter().map(|disk| disk.stats()).collect(),
             kvm: vm.kvm_stats(),
         }
     }
@@ -112,6 +117,16 @@ pub const TRANSLATE_MAX: usize = 100_000;
 pub struct StateInfo {
     /// State after the request.
     pub state: VmState,
+}
+
+/// Answer of rest.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RestInfo {
+    /// State after the request.
+    pub state: VmState,
+    /// Who is in the middle of something, although it was tried for long to find the guest otherwise; nobody if it rests. Null if nobody
+    /// can say, or the guest did not run before.
+    pub busy: Option<Vec<Busy>>,
 }
 
 /// Body of every answer that is not a success.

@@ -6,8 +6,9 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use memvisor_abi::port::ExitCode;
 
 use super::{apic, percpu, pti, regs, stack};
+use crate::drivers::block;
 use crate::sync::Lock;
-use crate::{panic, println, syscall, task};
+use crate::{panic, println, smp, syscall, task};
 
 /// Vector number that `syscall_entry` reports.
 pub const VECTOR_SYSCALL: u64 = 256;
@@ -16,6 +17,9 @@ const VECTOR_DOUBLE_FAULT: u64 = 8;
 const VECTOR_MACHINE_CHECK: u64 = 18;
 /// Page fault.
 pub const VECTOR_PAGE_FAULT: u64 = 14;
+/// Interrupts of the first disk; those of the others follow.
+pub const VECTOR_DISKS: u8 = 0x40;
+const VECTOR_DISKS_END: u8 = VECTOR_DISKS + block::MAX_DISKS;
 /// A call for this CPU waits in its mailbox.
 pub const VECTOR_CALL: u8 = 0xf0;
 /// Another CPU changed kernel mappings: drop translations.
@@ -341,6 +345,9 @@ fn skip_halt(frame: &mut TrapFrame) {
 /// depend on how deep the interrupted stack is. Handlers keep interrupts off, so the stack is never in use.
 fn take_interrupt(frame: &mut TrapFrame) {
     skip_halt(frame);
+    if frame.vector == u64::from(VECTOR_STOP) {
+        smp::stop(frame.cs & 3 == 3);
+    }
     let Some(percpu) = percpu::current() else { return interrupt(frame.vector) };
     percpu.interrupts.fetch_add(1, Ordering::Relaxed);
     percpu.hardirq.fetch_add(1, Ordering::Relaxed);
@@ -372,7 +379,10 @@ extern "C" fn interrupt(vector: u64) {
             apic::end_of_interrupt();
             crate::sched::tick();
         }
-        Ok(VECTOR_STOP) => regs::halt_forever(),
+        Ok(vector @ VECTOR_DISKS..VECTOR_DISKS_END) => {
+            apic::end_of_interrupt();
+            crate::trace::in_interrupt(vector, || block::interrupt(vector - VECTOR_DISKS));
+        }
         Ok(VECTOR_SPURIOUS) | Err(_) => {}
         Ok(vector) => {
             apic::end_of_interrupt();
