@@ -28,10 +28,10 @@ use thiserror::Error;
 
 pub use outcome::{CheckpointRecord, End, ExitStatus, Outcome};
 pub use rest::{RestError, pause_at_rest};
-pub use vm::{Irqchip, Vm, VmState, build_bus};
+pub use vm::{Irqchip, Vm, VmState, add_pci, build_bus};
 
 use crate::{
-    devices::{BusError, ConsoleTarget, Effect},
+    devices::{BusError, ConsoleTarget, Effect, virtio::DiskError},
     loader::{LoadError, read_initrd, read_kernel},
     machine::{self, Backed, Boot, Machine, MachineError, Paging},
     memory::MemoryError,
@@ -73,6 +73,9 @@ pub enum RunError {
     /// Memory.
     #[error(transparent)]
     Memory(#[from] MemoryError),
+    /// A disk.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
     /// A vCPU.
     #[error(transparent)]
     Vcpu(#[from] VcpuError),
@@ -105,9 +108,11 @@ impl RunError {
     pub fn status(&self) -> ExitStatus {
         match self {
             RunError::Open(_) => ExitStatus::NoKvm,
-            RunError::NoLa57 | RunError::PastPhysBits { .. } | RunError::Machine(_) | RunError::Load(_) => {
-                ExitStatus::BadInput
-            }
+            RunError::NoLa57
+            | RunError::PastPhysBits { .. }
+            | RunError::Machine(_)
+            | RunError::Load(_)
+            | RunError::Disk(_) => ExitStatus::BadInput,
             RunError::Memory(MemoryError::HugePages { .. } | MemoryError::NoPool { .. }) => {
                 ExitStatus::BadInput
             }
@@ -165,6 +170,8 @@ pub struct VmConfig {
     pub console: ConsoleTarget,
     /// When audits run.
     pub audit: AuditMode,
+    /// Disks, in the order of their slots.
+    pub disks: Vec<machine::Disk>,
     /// Whether threads are restricted to the system calls that they need.
     pub seccomp: Filters,
 }
@@ -198,6 +205,7 @@ impl VmConfig {
             irqchip: Irqchip::Auto,
             console: ConsoleTarget::Stdout,
             audit: AuditMode::Every,
+            disks: machine.disks.clone(),
             seccomp: Filters::On,
         })
     }
@@ -303,6 +311,7 @@ fn run_checkpoint(
     // The vCPU that asked waits for its answer anyway.
     let others = || vm.vcpus().iter().filter(|vcpu| vcpu.index() != cpu);
     others().for_each(|vcpu| vcpu.hold(Hold::Checkpoint));
+    vm.disks().iter().for_each(|disk| disk.hold(Hold::Checkpoint as u8));
     let result = match vm.audit {
         AuditMode::Every => audit(vm),
         AuditMode::Final => Err("audits run at the end only (--audit final)".into()),
@@ -313,6 +322,7 @@ fn run_checkpoint(
     let record = record(Some(number), name, Some(cpu), result);
     vm.console().flush_line();
     watch(Progress::Checkpoint(&record));
+    vm.disks().iter().for_each(|disk| disk.release(Hold::Checkpoint as u8));
     others().for_each(|vcpu| vcpu.release(Hold::Checkpoint));
     if let Some(vcpu) = vm.vcpus().iter().find(|vcpu| vcpu.index() == cpu) {
         vcpu.answer();

@@ -75,6 +75,7 @@ const KVM_GET_REGS: u64 = 0x8090_ae81;
 const KVM_SET_REGS: u64 = 0x4090_ae82;
 const KVM_GET_SREGS: u64 = 0x8138_ae83;
 const KVM_TRANSLATE: u64 = 0xc018_ae85;
+const KVM_SIGNAL_MSI: u64 = 0x4020_aea5;
 const KVM_GET_STATS_FD: u64 = 0xaece;
 // asm-generic/ioctls.h.
 const FIONBIO: u64 = 0x5421;
@@ -108,7 +109,9 @@ const COMMON: &[Allowed] = allow! {
 /// What a vCPU thread does beyond [`COMMON`].
 const VCPU: &[Allowed] = allow! {
     SYS_openat "openat" Only::Fails;
-    SYS_ioctl "ioctl" Only::Requests(&[KVM_RUN, KVM_GET_REGS, KVM_SET_REGS, KVM_GET_SREGS, KVM_TRANSLATE]);
+    SYS_ioctl "ioctl" Only::Requests(&[
+        KVM_RUN, KVM_GET_REGS, KVM_SET_REGS, KVM_GET_SREGS, KVM_TRANSLATE, KVM_SIGNAL_MSI,
+    ]);
 };
 
 /// What the event loop does beyond [`COMMON`].
@@ -134,6 +137,15 @@ const EVENT_LOOP: &[Allowed] = allow! {
     SYS_tgkill "tgkill" Only::Any;
 };
 
+/// What the thread of a disk does beyond [`COMMON`].
+const DISK: &[Allowed] = allow! {
+    SYS_openat "openat" Only::Fails;
+    SYS_pread64 "pread64" Only::Any;
+    SYS_pwrite64 "pwrite64" Only::Any;
+    SYS_fdatasync "fdatasync" Only::Any;
+    SYS_ioctl "ioctl" Only::Requests(&[KVM_SIGNAL_MSI]);
+};
+
 /// Which threads are restricted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Filters {
@@ -151,6 +163,8 @@ pub enum Thread {
     Vcpu,
     /// Serves everything else.
     EventLoop,
+    /// Carries out the requests of a disk.
+    Disk,
 }
 
 impl Thread {
@@ -158,6 +172,7 @@ impl Thread {
         match self {
             Thread::Vcpu => "a vCPU thread",
             Thread::EventLoop => "the event loop",
+            Thread::Disk => "a disk's thread",
         }
     }
 
@@ -166,6 +181,7 @@ impl Thread {
         COMMON.iter().chain(match self {
             Thread::Vcpu => VCPU,
             Thread::EventLoop => EVENT_LOOP,
+            Thread::Disk => DISK,
         })
     }
 }
@@ -263,7 +279,8 @@ extern "C" fn on_refused(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut lib
     }
     // SAFETY: the kernel passes a valid siginfo_t, and fills this member of its union for SIGSYS.
     let number = unsafe { (*info.cast::<Refused>()).number };
-    let known = Thread::EventLoop.allowed().chain(VCPU).find(|call| call.number == i64::from(number));
+    let known =
+        Thread::EventLoop.allowed().chain(VCPU).chain(DISK).find(|call| call.number == i64::from(number));
     let name = known.map_or("", |call| call.name);
     let mut digits = [0; 10];
     say(&[
@@ -371,7 +388,7 @@ mod tests {
     #[test]
     fn the_tables_are_documented_and_name_each_call_once() {
         let documentation = include_str!("../../docs/isolation.md");
-        for kind in [Thread::Vcpu, Thread::EventLoop] {
+        for kind in [Thread::Vcpu, Thread::EventLoop, Thread::Disk] {
             let mut numbers: Vec<i64> = kind.allowed().map(|call| call.number).collect();
             let count = numbers.len();
             numbers.sort_unstable();

@@ -105,6 +105,8 @@ fn flags_are_refused_by_name() {
         (&["--cmdline", "a\nb"], &["--cmdline", "one line"]),
         (&["--name", "../x"], &["--name", "letters"]),
         (&["--name", &long], &["--name", "44"]),
+        (&["--disk", "size=1M,colour=1"], &["--disk", "colour", "readonly"]),
+        (&["--disk", "size=100"], &["--disk", "512"]),
         (&["--numa", "guest_numa_id=0,colour=1"], &["--numa", "colour", "guest_numa_id"]),
         (&["--memory-zone", "id=a,size=32M", "--memory-zone", "id=a,size=32M"], &["--memory-zone", "twice"]),
         (
@@ -115,6 +117,27 @@ fn flags_are_refused_by_name() {
     for (flags, words) in cases {
         bench.refuses(&[&["run", "tiny", "--dry-run"], *flags].concat(), 2, words);
     }
+}
+
+#[test]
+fn disks_are_refused_by_file() {
+    let bench = Bench::new();
+    if !has_kvm() {
+        return;
+    }
+    bench.put("spin", &kernel(&SPIN));
+    bench.put("empty.img", b"");
+    bench.put("odd.img", &[0; 700]);
+    bench.put("good.img", &[0; 1024]);
+    for (file, word) in [("none.img", "cannot open"), ("empty.img", "truncate"), ("odd.img", "1024")] {
+        let flag = format!("file={file},name=data");
+        let args = ["run", "tiny", "--kernel", "spin", "--disk", &flag];
+        bench.refuses(&args, 2, &["disk data", file, word]);
+    }
+    // Two disks of one machine are two users of the file.
+    let args =
+        ["run", "tiny", "--kernel", "spin", "--disk", "file=good.img", "--disk", "file=good.img,name=b"];
+    bench.refuses(&args, 2, &["disk b", "good.img", "in use"]);
 }
 
 #[test]

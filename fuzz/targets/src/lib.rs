@@ -9,6 +9,7 @@ mod control;
 mod devices;
 mod dump;
 mod e820;
+mod ext2;
 mod firmware;
 mod guest;
 mod import;
@@ -20,12 +21,14 @@ mod pages;
 mod simulated;
 mod slab;
 mod trace;
+mod virtio;
 mod watched;
 
 pub use control::control_http;
 pub use devices::device_bus;
 pub use dump::dump_reader;
 pub use e820::e820_memblock;
+pub use ext2::{ext2, ext2_seed};
 pub use firmware::firmware;
 pub use guest::guest_descriptors;
 pub use import::{SEPARATOR as IMPORT_SEPARATOR, import};
@@ -36,6 +39,7 @@ pub use machine::machine_file;
 pub use pages::alloc_api;
 pub use slab::slab_api;
 pub use trace::trace_rings;
+pub use virtio::virtio_disk;
 pub use watched::Watched;
 
 /// A target: it panics on what should be fixed.
@@ -56,6 +60,8 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("alloc_api", alloc_api),
     ("slab_api", slab_api),
     ("initramfs", initramfs),
+    ("virtio_disk", virtio_disk),
+    ("ext2", ext2),
 ];
 
 /// An error as a person gets it: words, one line, no longer than a screen.

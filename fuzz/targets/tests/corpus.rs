@@ -69,5 +69,7 @@ replays!(
     trace_rings,
     alloc_api,
     slab_api,
-    initramfs
+    initramfs,
+    virtio_disk
+    ext2
 );

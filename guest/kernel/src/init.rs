@@ -10,7 +10,7 @@ use mm_memblock::E820Table;
 use mm_pgtable::layout as va_layout;
 
 use crate::arch::{apic, cpu, percpu, regs, trap, user};
-use crate::drivers::{memvisor, power, serial};
+use crate::drivers::{block, memvisor, power, serial};
 use crate::mm::layout::{APIC_VA, levels, percpu_area};
 use crate::mm::phys::DirectMap;
 use crate::mm::space::tlb;
@@ -103,6 +103,7 @@ extern "C" fn start_on_own_stack() -> ! {
     regs::irq_restore(regs::RFLAGS_IF);
     crash::run();
     kcompactd::init(&sched::task_context());
+    block::init(&sched::task_context());
     match explain::run() {
         explain::Outcome::NotAsked => {}
         explain::Outcome::Done => power::power_off(),

@@ -5,6 +5,7 @@ mod bad_input;
 mod bench;
 mod buddy;
 mod cma;
+mod disk;
 mod fragmentation;
 mod highmem;
 mod paging;
@@ -68,6 +69,7 @@ const GROUPS: &[(&str, &[(&str, Test)])] = &[
     ("numa-alloc", &alloc::NUMA),
     ("watermark", &watermark::TESTS),
     ("cma", &cma::TESTS),
+    ("disk", &disk::TESTS),
     ("bench", &bench::TESTS),
 ];
 

@@ -15,6 +15,7 @@ use memvisor_inspect::{
 use serde::Serialize;
 
 use super::{
+    disks::DisksView,
     map::{self, Canvas},
     out::{self, parse_address},
     source::{self, Source, SourceArgs},
@@ -88,6 +89,8 @@ enum View {
         #[arg(long, visible_alias = "color")]
         colour: bool,
     },
+    /// Disks of a running guest: what each did, what failed
+    Disks,
     /// Areas of the vmalloc range, and windows onto single frames
     Vmalloc,
     /// Kernel stacks: how deep they were used, and their guard pages
@@ -187,6 +190,7 @@ pub(super) fn run(args: &InspectArgs) -> anyhow::Result<ExitCode> {
         View::Slab { cache, colour } => {
             show(source, json, |s| Ok(SlabView::new(&s.guest()?, cache.as_deref(), *colour)?))?
         }
+        View::Disks => show(source, json, |s| Ok(DisksView::new(s.disks()?)))?,
         View::Vmalloc => show(source, json, |s| Ok(VmallocView::new(&s.guest()?)?))?,
         View::Stacks => show(source, json, |s| Ok(StacksView::new(&s.guest()?)?))?,
         View::Tasks => show(source, json, |s| Ok(TasksView::new(&s.guest()?)?))?,

@@ -3,6 +3,7 @@
 //! Exit codes are [`crate::run::ExitStatus`]; `memvisor --help` lists them.
 
 mod check;
+mod disks;
 mod dump;
 mod explain;
 mod import;

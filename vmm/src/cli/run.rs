@@ -33,6 +33,8 @@ Examples:
   memvisor run tiny --memory 64M --cpus 2          a machine file, changed
   memvisor run ./my.toml --dry-run --json          what would be built, for a program
   memvisor run real-chiplet --scale 1/64           a real machine's shape in little RAM
+  memvisor run --disk file=data.img,name=data --disk size=64M,name=swap
+                                                   with two disks (docs/disks.md)
   memvisor run --kernel vmlinux --boot pvh         another kernel
   memvisor run --kernel vmlinuz --initrd initrd.cpio --cmdline console=ttyS0
                                                    stock Linux (docs/linux-guest.md)
@@ -80,6 +82,9 @@ pub(super) struct RunArgs {
     /// Node: guest_numa_id=N[,cpus=[0-1,3]][,distances=[1@20]][,memory_zones=[ID]]; may be repeated
     #[arg(long, value_name = "NODE")]
     numa: Vec<String>,
+    /// Disk: file=PATH or size=SIZE[,name=NAME][,ro]; may be repeated, added to the machine's disks
+    #[arg(long, value_name = "DISK")]
+    disk: Vec<String>,
     /// Name under which `inspect`, `check` and `dump` find the guest [default: the machine's]
     #[arg(long, value_name = "NAME")]
     name: Option<String>,
@@ -188,6 +193,7 @@ impl RunArgs {
             cpus: self.cpus,
             memory_zone: self.memory_zone.clone(),
             numa: self.numa.clone(),
+            disk: self.disk.clone(),
             name: self.name.clone(),
         }
     }

@@ -12,7 +12,7 @@ use super::{
     out::{BadInput, parse_address},
     stage2::LiveStage2,
 };
-use crate::{control::Client, run::VmState};
+use crate::{control::Client, devices::virtio::DiskStats, run::VmState};
 
 /// Arguments that choose a source.
 #[derive(Clone, Debug, Args)]
@@ -140,6 +140,14 @@ impl Source {
     /// Where the guest's root descriptor is; a foreign kernel has none.
     pub(super) fn root(&self) -> Option<u64> {
         self.root_gpa.or_else(|| find_root(self.memory()))
+    }
+
+    /// The disks, as its VMM sees them.
+    pub(super) fn disks(&self) -> anyhow::Result<Vec<DiskStats>> {
+        let client = self.client.as_ref().context(
+            "disks are the VMM's: only a running guest has them, a dump or a memory file does not",
+        )?;
+        Ok(client.stats()?.disks)
     }
 
     /// The guest's own account of itself.

@@ -6,6 +6,7 @@ use memvisor_inspect::{Busy, CpuRegisters};
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    devices::virtio::DiskStats,
     memory::SlotInfo,
     run::{Vm, VmState},
     vcpu::{State, Translation},
@@ -53,6 +54,9 @@ pub struct Stats {
     pub vcpus: Vec<VcpuStats>,
     /// Port and MMIO accesses that no device answered.
     pub unclaimed_accesses: u64,
+    /// Disks, in the order of their slots.
+    #[serde(default)]
+    pub disks: Vec<DiskStats>,
     /// KVM's own counters: of the VM (`pages_4k`, `mmu_*`, ...), and sums over the vCPUs (`exits`,
     /// `insn_emulation`, ...); empty where KVM has none.
     #[serde(default)]
@@ -71,6 +75,7 @@ impl Stats {
             uptime_us: u64::try_from(vm.uptime().as_micros()).unwrap_or(u64::MAX),
             vcpus: vcpus.collect(),
             unclaimed_accesses: vm.unclaimed_accesses(),
+            disks: vm.disks().iter().map(|disk| disk.stats()).collect(),
             kvm: vm.kvm_stats(),
         }
     }

@@ -10,7 +10,9 @@ mod cmos;
 mod console;
 mod i8042;
 mod memvisor;
+pub mod pci;
 mod serial;
+pub mod virtio;
 
 pub use acpi_pm::AcpiPm;
 pub use bus::{Bus, BusError};

@@ -10,7 +10,9 @@ use memvisor_inspect::FactE820;
 use serde::Serialize;
 
 use super::acpi::decode::{self, Affinity, Content, Controller, Decoded, HmatStructure};
-use super::{Backing, Boot, Cpu, Machine, MachineError, Node, Paging, Size, Slot, SlotKind, acpi};
+use super::{
+    Backing, Boot, Cpu, Disk, DiskSource, Machine, MachineError, Node, Paging, Size, Slot, SlotKind, acpi,
+};
 
 /// Everything about a machine, for `--dry-run`. Addresses and lengths are bytes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -46,6 +48,8 @@ pub struct Description {
     pub distances: Vec<Vec<u8>>,
     /// Memory slots.
     pub slots: Vec<Slot>,
+    /// Disks.
+    pub disks: Vec<Disk>,
     /// ACPI tables, decoded.
     pub acpi: Decoded,
 }
@@ -91,6 +95,7 @@ pub fn describe(machine: &Machine) -> Result<Description, MachineError> {
         cpus: machine.cpus.clone(),
         distances: machine.distances.clone(),
         slots: machine.slots(),
+        disks: machine.disks.clone(),
         acpi: decode::decode(&acpi::build(machine)?)?,
     })
 }
@@ -122,11 +127,42 @@ impl Display for Description {
         }
         self.write_nodes(f)?;
         self.write_slots(f)?;
+        self.write_disks(f)?;
         self.write_acpi(f)
     }
 }
 
 impl Description {
+    fn write_disks(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        if self.disks.is_empty() {
+            return Ok(());
+        }
+        writeln!(f, "\nDisks, virtio-blk on PCI bus 0")?;
+        for (slot, disk) in (1..).zip(&self.disks) {
+            let mode = if disk.read_only { ", read-only" } else { "" };
+            write!(f, "  00:{slot:02x}.0 {}: ", disk.name)?;
+            match &disk.source {
+                DiskSource::File(path) => write!(f, "{}{mode}", path.display())?,
+                DiskSource::Temporary(len) => write!(f, "{}, temporary{mode}", human(*len))?,
+            }
+            let faults = &disk.faults;
+            for (what, bad) in [("read", &faults.read_errors), ("write", &faults.write_errors)] {
+                for bad in bad {
+                    let end = bad.sector.saturating_add(bad.count);
+                    write!(f, ", {what} errors in sectors {}..{end}", bad.sector)?;
+                }
+            }
+            if faults.delay_us > 0 {
+                write!(f, ", {} us a request", faults.delay_us)?;
+            }
+            if let Some(number) = faults.torn_writes {
+                write!(f, ", write {number} is torn")?;
+            }
+            writeln!(f)?;
+        }
+        Ok(())
+    }
+
     fn write_nodes(&self, f: &mut Formatter<'_>) -> fmt::Result {
         writeln!(f, "\nNodes")?;
         for node in &self.nodes {

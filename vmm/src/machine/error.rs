@@ -228,6 +228,18 @@ pub enum Problem {
     NodeGap { missing: u32 },
     #[error("node {0} is given twice")]
     NodeTwice(u32),
+    #[error("a disk needs `file`, a file that is there, or `size`, for a temporary one; give one of them")]
+    DiskSource,
+    #[error("a disk of {0} bytes; give a multiple of 512 from 512 on")]
+    DiskSize(u64),
+    #[error(
+        "`{0}` is not the name of a disk; use 1 to 20 letters, digits, `.`, `_` and `-`, and begin with a letter or digit"
+    )]
+    DiskName(String),
+    #[error("disk `{0}` is given twice; give each disk a name of its own")]
+    DiskTwice(String),
+    #[error("too many disks; at most {} are supported", layout::MAX_DISKS)]
+    TooManyDisks,
     #[error("--memory cannot be used together with --memory-zone; the zones have the sizes")]
     MemoryAndZones,
 }

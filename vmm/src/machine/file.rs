@@ -15,7 +15,7 @@ use toml::Spanned;
 use super::error::Origin;
 use super::library::BUNDLED;
 use super::size::{Size, SizeVisitor};
-use super::{Backing, Boot, MachineError, Paging, Place, Problem, names};
+use super::{Backing, Boot, MachineError, Paging, Place, Problem, Sectors, names};
 
 /// A machine file, read but not yet checked.
 #[derive(Clone, Debug)]
@@ -112,6 +112,8 @@ pub(super) struct Spec {
     #[serde(default)]
     pub boot: BootSpec,
     pub hmat: Option<Spanned<HmatSpec>>,
+    #[serde(default)]
+    pub disk: Vec<Spanned<DiskSpec>>,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -172,6 +174,19 @@ pub(super) struct BootSpec {
     pub kernel: Option<PathBuf>,
     pub initrd: Option<PathBuf>,
     pub cmdline: Option<Spanned<String>>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct DiskSpec {
+    pub name: Option<String>,
+    pub file: Option<PathBuf>,
+    pub size: Option<Size>,
+    pub read_only: bool,
+    pub read_errors: Vec<Sectors>,
+    pub write_errors: Vec<Sectors>,
+    pub delay_us: u64,
+    pub torn_writes: Option<u64>,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]

@@ -1,8 +1,10 @@
-//! `--memory-zone` and `--numa`, spelled as Cloud Hypervisor spells them.
+//! `--memory-zone`, `--numa` and `--disk`, the first two spelled as Cloud Hypervisor spells them.
 //!
 //! `--memory-zone id=mem0,size=1G[,at=4G]` (`at` is ours), and
 //! `--numa guest_numa_id=0,cpus=[0-1,4],distances=[1@20],memory_zones=[mem0,mem1]`, where the
 //! brackets around one element may be left out.
+
+use std::path::PathBuf;
 
 use super::error::Origin;
 use super::{MachineError, Place, Problem, Size, layout};
@@ -26,6 +28,48 @@ pub(super) struct Numa {
     pub distances: Vec<(u32, i64)>,
     /// Indices of zones.
     pub zones: Vec<usize>,
+}
+
+/// A `--disk`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct DiskFlag {
+    pub name: Option<String>,
+    pub file: Option<PathBuf>,
+    pub size: Option<u64>,
+    pub read_only: bool,
+}
+
+/// Reads a `--disk`. `path` and `readonly` are Cloud Hypervisor's words, `file` and `ro` those of QEMU and mount(8).
+pub(super) fn disk(text: &str) -> Result<DiskFlag, Problem> {
+    let (mut name, mut file, mut size, mut read_only) = (None, None, None, None);
+    for part in text.split(',') {
+        if part == "ro" {
+            set_once(&mut read_only, "readonly", true)?;
+            continue;
+        }
+        let (key, value) = part.split_once('=').ok_or_else(|| Problem::NotKeyValue(part.to_owned()))?;
+        match key {
+            "name" => set_once(&mut name, key, value.to_owned())?,
+            "file" | "path" => set_once(&mut file, key, PathBuf::from(value))?,
+            "size" => set_once(&mut size, key, parse_size(value)?)?,
+            "readonly" => set_once(&mut read_only, key, parse_switch(value)?)?,
+            _ => {
+                return Err(Problem::UnknownKey {
+                    key: key.to_owned(),
+                    known: "file, size, name, readonly, ro",
+                });
+            }
+        }
+    }
+    Ok(DiskFlag { name, file, size, read_only: read_only.unwrap_or(false) })
+}
+
+fn parse_switch(text: &str) -> Result<bool, Problem> {
+    match text {
+        "on" | "true" => Ok(true),
+        "off" | "false" => Ok(false),
+        _ => Err(Problem::BadValue { text: text.to_owned(), what: "a switch: on or off" }),
+    }
 }
 
 /// The place of a flag; `field` may be empty.

@@ -59,6 +59,14 @@ pub const KERNEL_LOAD: u64 = 0x100_0000;
 
 /// The hole for memory-mapped devices below 4 GiB begins.
 pub const MMIO_HOLE_START: u64 = 0xc000_0000;
+/// The window of the PCI bus, where its functions have their BARs. There is a bus only if there are disks.
+pub const PCI_WINDOW: u64 = MMIO_HOLE_START;
+/// End of the window of the PCI bus.
+pub const PCI_WINDOW_END: u64 = IOAPIC;
+/// BAR 0 of the first disk; those of the others follow.
+pub const DISK_BARS: u32 = 0xc000_0000;
+/// Most disks: /dev/vda to /dev/vdz.
+pub const MAX_DISKS: usize = 26;
 /// The I/O APIC.
 pub const IOAPIC: u64 = 0xfec0_0000;
 /// Bytes of the I/O APIC's window.
@@ -89,6 +97,10 @@ pub const MAX_CPUS: u32 = 1024;
 /// Most nodes of a machine: what the guest handles.
 pub const MAX_NODES: usize = memvisor_abi::MAX_NUMNODES;
 
+/// CONFIG_ADDRESS and CONFIG_DATA of the PCI bus.
+pub const PCI_CONFIG: u16 = 0xcf8;
+/// Ports of the PCI bus.
+pub const PCI_CONFIG_LEN: u16 = 8;
 /// i8042 data port.
 pub const I8042_DATA: u16 = 0x60;
 /// i8042 command port, also the ACPI reset register.

@@ -23,6 +23,7 @@ bundle!(
     "default",
     "tiny",
     "numa4",
+    "disks",
     "sparse",
     "hostile",
     "la57",

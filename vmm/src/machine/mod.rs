@@ -6,6 +6,7 @@
 
 pub mod acpi;
 mod describe;
+mod disk;
 mod draft;
 pub(crate) mod e820;
 mod error;
@@ -19,6 +20,7 @@ mod resolve;
 mod size;
 
 pub use describe::{Description, E820Line, describe};
+pub use disk::{Disk, DiskFaults, DiskSource, Sectors};
 pub use error::{MachineError, Origin, Place, Problem, Shown};
 pub use file::{MachineFile, load};
 pub use library::names;

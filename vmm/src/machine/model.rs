@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use memvisor_inspect::{FactCpu, FactE820, FactNodeMemory, Facts};
 use serde::Serialize;
 
-use super::{Size, e820, layout};
+use super::{Disk, Size, e820, layout};
 
 /// A machine, complete and checked. Made by [`super::resolve`] only, so that:
 ///
@@ -48,6 +48,8 @@ pub struct Machine {
     pub initrd: Option<PathBuf>,
     /// The kernel's command line, without a terminator.
     pub cmdline: String,
+    /// Disks, in the order of their slots on the PCI bus, which is there only if they are.
+    pub disks: Vec<Disk>,
 }
 
 /// A range of guest-physical addresses, half-open.
@@ -355,6 +357,8 @@ pub struct Overrides {
     pub memory_zone: Vec<String>,
     /// `--numa guest_numa_id=N[,cpus=[0-1,3]][,distances=[1@20]][,memory_zones=[ID]]`: replaces the file's nodes.
     pub numa: Vec<String>,
+    /// `--disk file=PATH|size=SIZE[,name=NAME][,readonly=on|off][,ro]`: added to the file's.
+    pub disk: Vec<String>,
     /// `--name`.
     pub name: Option<String>,
 }

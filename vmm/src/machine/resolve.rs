@@ -10,8 +10,8 @@ use super::error::Origin;
 use super::file::{E820Mode, HmatSpec, MachineFile, Source};
 use super::place::{self, Entry};
 use super::{
-    Cpu, Hmat, HmatKind, HmatMatrix, Machine, MachineError, Node, Overrides, Paging, Problem, Range, flags,
-    layout,
+    Cpu, Hmat, HmatKind, HmatMatrix, Machine, MachineError, Node, Overrides, Paging, Problem, Range, disk,
+    flags, layout,
 };
 
 /// Distance between two nodes for which none is given (Linux: `REMOTE_DISTANCE`).
@@ -55,6 +55,7 @@ pub fn resolve(file: MachineFile, overrides: &Overrides) -> Result<Machine, Mach
         kernel: path(&file.source, overrides.kernel.as_deref(), file.spec.boot.kernel.as_deref()),
         initrd: path(&file.source, overrides.initrd.as_deref(), file.spec.boot.initrd.as_deref()),
         cmdline: cmdline(&file, overrides)?,
+        disks: disk::resolve(&file, overrides)?,
     })
 }
 
@@ -308,14 +309,14 @@ fn is_name_letter(letter: char) -> bool {
     letter.is_ascii_alphanumeric() || matches!(letter, '.' | '_' | '-')
 }
 
-fn is_name(name: &str) -> bool {
+pub(super) fn is_name(name: &str) -> bool {
     name.len() <= NAME_MAX
         && name.starts_with(|first: char| first.is_ascii_alphanumeric())
         && name.chars().all(is_name_letter)
 }
 
 /// The flag's path as it is, or the file's, relative to the machine file.
-fn path(source: &Source, flag: Option<&Path>, file: Option<&Path>) -> Option<PathBuf> {
+pub(super) fn path(source: &Source, flag: Option<&Path>, file: Option<&Path>) -> Option<PathBuf> {
     flag.map(Path::to_owned).or_else(|| {
         let file = file?;
         Some(source.directory.as_ref().map_or_else(|| file.to_owned(), |directory| directory.join(file)))

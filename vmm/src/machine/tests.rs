@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod bundled;
+mod disks;
 mod overrides;
 mod random;
 

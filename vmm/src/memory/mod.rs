@@ -234,6 +234,11 @@ impl Memory {
         MappedMemory::from_guest_memory(&self.guest, Some(self.clone()))
     }
 
+    /// The memory as devices of rust-vmm take it.
+    pub fn guest(&self) -> &GuestMemoryMmap {
+        &self.guest
+    }
+
     /// Slots, ascending by address.
     pub fn slots(&self) -> &[SlotInfo] {
         &self.slots

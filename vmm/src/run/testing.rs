@@ -53,6 +53,7 @@ pub fn config_of(elf: &ElfBuilder) -> VmConfig {
         irqchip: Irqchip::Auto,
         console: ConsoleTarget::Null,
         audit: AuditMode::Every,
+        disks: Vec::new(),
         seccomp: Filters::On,
     }
 }

@@ -17,7 +17,7 @@ use std::{
 use kvm_bindings::{
     KVM_CAP_SPLIT_IRQCHIP, KVM_CAP_X2APIC_API, KVM_MP_STATE_UNINITIALIZED, KVM_PIT_SPEAKER_DUMMY,
     KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK, KVM_X2APIC_API_USE_32BIT_IDS, kvm_enable_cap, kvm_mp_state,
-    kvm_pit_config,
+    kvm_msi, kvm_pit_config,
 };
 use kvm_ioctls::{VcpuFd, VmFd};
 use memvisor_abi::port::{self, Status};
@@ -27,7 +27,11 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::{AuditMode, End, RunError, RunEvent, VmConfig};
 use crate::{
-    devices::{AcpiPm, BusError, COM1_IRQ, Cmos, Console, DeviceState, I8042, MemvisorDevice, SerialPort},
+    devices::{
+        AcpiPm, BusError, COM1_IRQ, Cmos, Console, DeviceState, I8042, MemvisorDevice, SerialPort,
+        pci::{Function, PciPorts, PciRoot, PciWindow},
+        virtio::{BAR_BYTES, Disk, Msix, SignalMsi, VirtioPci},
+    },
     loader::{self, Cargo, Entry},
     machine::{Paging, layout},
     memory::{Memory, SlotInfo},
@@ -93,11 +97,12 @@ pub struct Vm {
     started: AtomicBool,
     paused: AtomicBool,
     ended: AtomicBool,
-    // Dropped in this order: threads, the VM, its memory (see `Memory::attach`).
+    // Dropped in this order: threads, the VM, its memory (see `Memory::attach`). Interrupts of disks hold the VM and its memory.
     vcpus: Vec<Vcpu>,
+    disks: Vec<Arc<Disk>>,
     /// Of the VM, then of each vCPU.
     stats: Vec<KvmStats>,
-    _vm: VmFd,
+    _vm: Arc<VmFd>,
     memory: Arc<Memory>,
 }
 
@@ -112,7 +117,7 @@ impl Vm {
         check_phys_bits(&config.facts, offer.phys_bits)?;
         let levels = choose_levels(config.paging, &offer)?;
         let cmdline = complete_cmdline(&config.cmdline, levels, &offer);
-        let vm = kvm.create_vm().map_err(kvm_error("KVM_CREATE_VM"))?;
+        let vm = Arc::new(kvm.create_vm().map_err(kvm_error("KVM_CREATE_VM"))?);
         let memory = Arc::new(Memory::backed(&config.slots, &config.backed)?);
         memory.attach(&vm)?;
         for (gpa, bytes) in &config.firmware {
@@ -141,7 +146,9 @@ impl Vm {
         let console = Arc::new(Mutex::new(Console::new(config.console)));
         let serial = Arc::new(Mutex::new(SerialPort::new(console.clone(), com1_irq)));
         let device = Arc::new(DeviceState::default());
-        let bus = Arc::new(build_bus(&memory, &console, &serial, &device)?);
+        let mut bus = build_bus(&memory, &console, &serial, &device)?;
+        let disks = add_disks(&mut bus, config, &vm, &memory)?;
+        let bus = Arc::new(bus);
         install_kick_handler()
             .map_err(|source| RunError::Host { step: "install the vCPU signal", source })?;
         let (sender, receiver) = mpsc::channel();
@@ -153,7 +160,7 @@ impl Vm {
         let mut vcpus = Vec::new();
         let mut stats = Vec::new();
         let mut tsc_khz = None;
-        match KvmStats::open(&vm) {
+        match KvmStats::open(&*vm) {
             Ok(of_vm) => stats.push(of_vm),
             Err(error) => tracing::info!("no KVM statistics: {error}"),
         }
@@ -188,6 +195,7 @@ impl Vm {
             paused: AtomicBool::new(false),
             ended: AtomicBool::new(false),
             vcpus,
+            disks,
             stats,
             _vm: vm,
             memory,
@@ -216,6 +224,11 @@ impl Vm {
     /// The vCPUs, by index.
     pub fn vcpus(&self) -> &[Vcpu] {
         &self.vcpus
+    }
+
+    /// The disks, in the order of their slots.
+    pub fn disks(&self) -> &[Arc<Disk>] {
+        &self.disks
     }
 
     /// KVM's own counters, those of the vCPUs summed up; empty where it has none.
@@ -308,18 +321,21 @@ impl Vm {
     /// Pauses the guest; returns when it stands still.
     pub fn pause(&self) {
         self.vcpus.iter().for_each(|vcpu| vcpu.hold(Hold::User));
+        self.disks.iter().for_each(|disk| disk.hold(Hold::User as u8));
         self.paused.store(true, Ordering::Release);
     }
 
     /// Ends a pause.
     pub fn resume(&self) {
         self.paused.store(false, Ordering::Release);
+        self.disks.iter().for_each(|disk| disk.release(Hold::User as u8));
         self.vcpus.iter().for_each(|vcpu| vcpu.release(Hold::User));
     }
 
     /// Stops the guest where it is and keeps it for readers.
     pub fn end(&self) {
         self.vcpus.iter().for_each(|vcpu| vcpu.hold(Hold::Ended));
+        self.disks.iter().for_each(|disk| disk.hold(Hold::Ended as u8));
         self.ended.store(true, Ordering::Release);
     }
 
@@ -454,6 +470,62 @@ pub fn build_bus(
     let memvisor = MemvisorDevice::new(memory.clone(), console.clone(), device.clone());
     bus.pio.insert("memvisor", port::BASE.into(), port::LEN.into(), Arc::new(Mutex::new(memvisor)))?;
     Ok(bus)
+}
+
+/// Sends messages through KVM. Holds the memory of the VM that it holds.
+struct KvmMsi {
+    vm: Arc<VmFd>,
+    _memory: Arc<Memory>,
+}
+
+impl SignalMsi for KvmMsi {
+    fn signal(&self, address: u64, data: u32) {
+        let (address_lo, address_hi) = halves(address);
+        let msi = kvm_msi { address_lo, address_hi, data, ..kvm_msi::default() };
+        // KVM says 0 to a message that no local APIC takes, as a bus would.
+        if let Err(errno) = self.vm.signal_msi(msi) {
+            tracing::warn!("KVM_SIGNAL_MSI({address:#x}, {data:#x}): {errno}");
+        }
+    }
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "the two halves of 64 bits")]
+const fn halves(value: u64) -> (u32, u32) {
+    (value as u32, (value >> 32) as u32)
+}
+
+/// Opens the disks and puts them on a PCI bus, which is there only if they are.
+fn add_disks(
+    bus: &mut SharedBus,
+    config: &VmConfig,
+    vm: &Arc<VmFd>,
+    memory: &Arc<Memory>,
+) -> Result<Vec<Arc<Disk>>, RunError> {
+    let to: Arc<dyn SignalMsi> = Arc::new(KvmMsi { vm: vm.clone(), _memory: memory.clone() });
+    let mut disks = Vec::new();
+    let mut functions: Vec<Box<dyn Function>> = Vec::new();
+    for (spec, base) in config.disks.iter().zip((layout::DISK_BARS..).step_by(BAR_BYTES as usize)) {
+        let msix = Msix::new(to.clone());
+        let disk = Arc::new(Disk::start(spec, memory.clone(), msix.clone(), config.seccomp)?);
+        functions.push(Box::new(VirtioPci::new(disk.clone(), memory.clone(), msix, base)));
+        disks.push(disk);
+    }
+    add_pci(bus, functions)?;
+    Ok(disks)
+}
+
+/// Puts `functions` on a PCI bus, unless there are none.
+///
+/// # Errors
+/// [`BusError`]: another device is there.
+pub fn add_pci(bus: &mut SharedBus, functions: Vec<Box<dyn Function>>) -> Result<(), BusError> {
+    if functions.is_empty() {
+        return Ok(());
+    }
+    let root = Arc::new(Mutex::new(PciRoot::new(functions)));
+    let (base, len) = (layout::PCI_WINDOW, layout::PCI_WINDOW_END - layout::PCI_WINDOW);
+    bus.pio.insert("pci", PciPorts::BASE, PciPorts::LEN, Arc::new(Mutex::new(PciPorts(root.clone()))))?;
+    bus.mmio.insert("pci-window", base, len, Arc::new(Mutex::new(PciWindow { root, base })))
 }
 
 fn set_up(fd: &VcpuFd, index: u32, entry: &Entry) -> Result<(), RunError> {

@@ -195,6 +195,28 @@ pub struct QemuSetup {
     pub distances: Vec<Vec<u8>>,
     /// Paging levels that the guest must come up with.
     pub levels: u32,
+    /// Disks: virtio-blk on the root bus, with temporary files of zeroes.
+    #[serde(default)]
+    pub disks: Vec<QemuDisk>,
+}
+
+/// A disk of a QEMU machine.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct QemuDisk {
+    /// Its name, which the guest sees as the serial number.
+    pub name: String,
+    /// Bytes in MiB.
+    pub size_mib: u64,
+    /// Whether the guest may only read.
+    #[serde(default)]
+    pub read_only: bool,
+    /// Sectors whose reads fail.
+    #[serde(default)]
+    pub read_errors: Vec<u64>,
+    /// Sectors whose writes fail.
+    #[serde(default)]
+    pub write_errors: Vec<u64>,
 }
 
 /// A node of a QEMU machine.

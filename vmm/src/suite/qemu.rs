@@ -20,7 +20,7 @@ use memvisor_inspect::{
 };
 
 use super::bed::{Ended, Observed};
-use super::case::{Case, QemuNode, QemuSetup};
+use super::case::{Case, QemuDisk, QemuNode, QemuSetup};
 use super::initrd;
 use super::outcome::{Outcome, Subcase, Usage};
 use super::outside::audit;
@@ -136,6 +136,9 @@ impl Machine {
         let folder = tempfile::Builder::new().prefix("memvisor-qemu-").tempdir_in(parent)?;
         let socket = folder.path().join("qmp");
         let files = memory_files(setup, folder.path())?;
+        for (number, disk) in setup.disks.iter().enumerate() {
+            File::create(disk_file(folder.path(), number))?.set_len(disk.size_mib << 20)?;
+        }
         let mut child = command()
             .args(arguments(case, setup, &files, &socket, image))
             .stdin(Stdio::piped())
@@ -383,12 +386,44 @@ fn arguments(
             }
         }
     }
+    let folder = socket.parent().unwrap_or(Path::new("/"));
+    for (number, disk) in setup.disks.iter().enumerate() {
+        let file = escape(&disk_file(folder, number).display().to_string());
+        add(&["-drive", &drive(disk, number, &file)]);
+        let serial = escape(&disk.name);
+        add(&["-device", &format!("virtio-blk-pci,drive=disk{number},serial={serial}")]);
+    }
     let cmdline = format!("{} checkpoint=serial debug_exit={EXIT_PORT}", case.cmdline);
     add(&["-kernel", &image.display().to_string(), "-append", cmdline.trim()]);
     if let Some(name) = &case.initrd {
         add(&["-initrd", &initrd::path(name).display().to_string()]);
     }
     args
+}
+
+/// The file of disk `number`.
+fn disk_file(folder: &Path, number: usize) -> PathBuf {
+    folder.join(format!("disk{number}"))
+}
+
+/// The `-drive` of a disk; blkdebug makes its errors.
+fn drive(disk: &QemuDisk, number: usize, file: &str) -> String {
+    let read_only = if disk.read_only { "on" } else { "off" };
+    let mut text = format!("if=none,id=disk{number},format=raw,readonly={read_only}");
+    let errors = [("read", &disk.read_errors), ("write", &disk.write_errors)];
+    let mut errors =
+        errors.iter().flat_map(|(kind, sectors)| sectors.iter().map(move |sector| (kind, sector))).peekable();
+    if errors.peek().is_none() {
+        return format!("{text},file={file}");
+    }
+    text.push_str(&format!(",file.driver=blkdebug,file.image.driver=file,file.image.filename={file}"));
+    for (index, (kind, sector)) in errors.enumerate() {
+        let rule = format!("file.inject-error.{index}");
+        text.push_str(&format!(
+            ",{rule}.event=none,{rule}.iotype={kind},{rule}.sector={sector},{rule}.errno=5,{rule}.once=off"
+        ));
+    }
+    text
 }
 
 /// QEMU's option parser doubles commas.

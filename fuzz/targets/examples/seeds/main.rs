@@ -2,6 +2,7 @@
 //!
 //!     cargo run -p memvisor-fuzz-targets --example seeds
 
+mod ext2;
 mod import;
 mod initramfs;
 
@@ -37,6 +38,7 @@ fn main() {
     put("e820_memblock", "seed-small", &e820(1));
     put("dump_reader", "seed-dump", &dump());
     put("device_bus", "seed-commands", &commands());
+    put("virtio_disk", "seed-requests", &disk_requests());
     for (name, bytes) in PAGES {
         put("alloc_api", name, bytes);
     }
@@ -45,6 +47,9 @@ fn main() {
     }
     for (name, bytes) in import::seeds() {
         put("import", name, &bytes);
+    }
+    for (name, bytes) in ext2::seeds() {
+        put("ext2", name, &bytes);
     }
     for (name, bytes) in initramfs::seeds() {
         put("initramfs", name, &bytes);
@@ -332,6 +337,26 @@ fn commands() -> Vec<u8> {
     out.extend([0x86, 3, b'a', b'b', b'c', 0x20, 0, 0x21, 1, 0xfe, 0, 0x83, 4, 255]);
     out.extend(0xfec0_0000_u64.to_le_bytes());
     out.extend([0x21, 0x82, 0x34, 0x12, 0x60, 3]);
+    out
+}
+
+/// A driver that sets a disk up, writes, reads, flushes and asks for the name, then breaks the ring, and sets up again.
+fn disk_requests() -> Vec<u8> {
+    const SET_UP: u8 = 5;
+    const REQUEST: u8 = 6;
+    // Kind, sector; three descriptors: header, 512 bytes at 0x8000 that the device writes or reads, status; index.
+    let request = |kind: u8, index: u8| {
+        let write = if kind == 1 { 0 } else { 2 };
+        [&[REQUEST, kind, 3, 2, 1, 9][..], &[0, 0x40, 8, write | 1, 9], &[0, 0x28, 0, 2, 9], &[index]]
+            .concat()
+    };
+    let mut out = vec![0, SET_UP];
+    for (kind, index) in [(1, 1), (0, 2), (4, 3), (8, 4), (0, 200)] {
+        out.extend(request(kind, index));
+    }
+    // Zeroes over the rings, then an honest start.
+    out.extend([4, 2, 0x20, 2, 0, 0, 4, 2, 0x30, 2, 0, 0, 7, SET_UP]);
+    out.extend(request(0, 1));
     out
 }
 

@@ -126,11 +126,13 @@ files! {
         Buddyinfo = "buddyinfo", 0o444, "Free blocks by zone and order.";
         Cmdline = "cmdline", 0o444, "The kernel's command line.";
         Cpuinfo = "cpuinfo", 0o444, "Processors.";
+        Diskstats = "diskstats", 0o444, "What each disk did.";
         Filesystems = "filesystems", 0o444, "Kinds of file system.";
         Iomem = "iomem", 0o400, "Physical addresses and what is there.";
         Loadavg = "loadavg", 0o444, "Load.";
         Meminfo = "meminfo", 0o444, "Memory.";
         Pagetypeinfo = "pagetypeinfo", 0o400, "Free blocks by migratetype.";
+        Partitions = "partitions", 0o444, "Disks and their sizes.";
         Slabinfo = "slabinfo", 0o400, "Slab caches.";
         Stat = "stat", 0o444, "Time of the processors, and counts.";
         Swaps = "swaps", 0o444, "Swap areas.";

@@ -335,7 +335,7 @@ pub trait Source {
     /// Memory.
     fn memory(&self) -> MemInfo;
 
-    /// The files of which only the kernel knows the text: cmdline, version, iomem, zoneinfo, buddyinfo, pagetypeinfo, slabinfo,
+    /// The files of which only the kernel knows the text: cmdline, version, diskstats, partitions, iomem, zoneinfo, buddyinfo, pagetypeinfo, slabinfo,
     /// vmstat, vmallocinfo.
     ///
     /// # Errors

@@ -19,8 +19,10 @@ pub(super) fn show(file: SystemFile, source: &dyn Source, out: &mut dyn Write) -
         SystemFile::Swaps => out.write_str("Filename\t\t\t\tType\t\tSize\t\tUsed\t\tPriority\n"),
         SystemFile::Buddyinfo
         | SystemFile::Cmdline
+        | SystemFile::Diskstats
         | SystemFile::Iomem
         | SystemFile::Pagetypeinfo
+        | SystemFile::Partitions
         | SystemFile::Slabinfo
         | SystemFile::Version
         | SystemFile::Vmallocinfo

@@ -17,6 +17,7 @@ use mm_vma::{Id, Mm, Resident, RssKind, Space, VmFlags};
 
 use super::processes::task_of;
 use super::{console, mapped, now, with_vfs};
+use crate::drivers::block;
 use crate::mm::page_alloc;
 use crate::mm::space::{self, Spaces, cache};
 use crate::task::{self, Task};
@@ -248,6 +249,8 @@ impl Source for Kernel {
 
     fn text(&self, file: SystemFile, out: &mut dyn Write) -> fmt::Result {
         match file {
+            SystemFile::Diskstats => block::write_diskstats(out),
+            SystemFile::Partitions => block::write_partitions(out),
             SystemFile::Cmdline => cmdline::with(|line| writeln!(out, "{line}")),
             SystemFile::Version => writeln!(
                 out,

@@ -1,6 +1,6 @@
 //! Physical memory through the direct map: the one place that turns frames into pointers.
 
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use guest_firmware::Memory;
 use mm_core::{PAGE_SIZE, Pfn, PhysAddr, PhysMem, VirtAddr};
@@ -303,6 +303,15 @@ pub fn words(addr: PhysAddr, count: u64) -> &'static [AtomicU64] {
     // SAFETY: inside the direct map, which is never unmapped, and aligned; the frames belong to no Rust object
     // (`DirectMap`), and any bits are a word.
     unsafe { core::slice::from_raw_parts(pointer(addr).cast::<AtomicU64>(), len) }
+}
+
+/// [`words`] of 32 bits: for what a device reads and writes.
+pub fn half_words(addr: PhysAddr, count: u64) -> &'static [AtomicU32] {
+    assert!(addr.is_aligned(4), "words at {addr}, which is not a multiple of 4");
+    check(addr, count * 4);
+    let len = usize::try_from(count).unwrap_or(0);
+    // SAFETY: as for `words`.
+    unsafe { core::slice::from_raw_parts(pointer(addr).cast::<AtomicU32>(), len) }
 }
 
 /// Bytes of frames that were reserved at boot for what the loader left there; `None` beyond the direct map.

@@ -2,7 +2,10 @@
 //! port, and how to power off.
 
 use acpi_tables::Aml;
-use acpi_tables::aml::{Device, EISAName, IO, Interrupt, Name, Package, Path, ResourceTemplate, Scope, ZERO};
+use acpi_tables::aml::{
+    AddressSpace, AddressSpaceCacheable, Device, EISAName, IO, Interrupt, Name, Package, Path,
+    ResourceTemplate, Scope, ZERO,
+};
 
 use super::super::{Cpu, Machine, layout};
 use super::table;
@@ -19,6 +22,9 @@ pub(super) fn build(machine: &Machine) -> Vec<u8> {
         processor(cpu, &mut devices);
     }
     serial(&mut devices);
+    if !machine.disks.is_empty() {
+        pci(&mut devices);
+    }
     aml.extend(Scope::raw("_SB_".into(), devices));
     table(*b"DSDT", 2, &aml)
 }
@@ -42,4 +48,22 @@ fn serial(aml: &mut Vec<u8>) {
     let irq = Interrupt::new(true, true, false, false, layout::COM1_IRQ);
     let crs = Name::new("_CRS".into(), &ResourceTemplate::new(vec![&ports, &irq]));
     Device::new("COM1".into(), vec![&hid, &uid, &sta, &crs]).to_aml_bytes(aml);
+}
+
+/// The root bridge: bus 0, its configuration ports, the window for BARs. No function has an interrupt line, so there
+/// is no `_PRT`.
+fn pci(aml: &mut Vec<u8>) {
+    let hid = Name::new("_HID".into(), &EISAName::new("PNP0A03"));
+    let uid = Name::new("_UID".into(), &0_u8);
+    let seg = Name::new("_SEG".into(), &0_u8);
+    let bbn = Name::new("_BBN".into(), &0_u8);
+    let sta = Name::new("_STA".into(), &STA_ALL);
+    let buses = AddressSpace::new_bus_number(0_u16, 0_u16);
+    #[expect(clippy::cast_possible_truncation, reason = "8 ports")]
+    let ports = IO::new(layout::PCI_CONFIG, layout::PCI_CONFIG, 1, layout::PCI_CONFIG_LEN as u8);
+    #[expect(clippy::cast_possible_truncation, reason = "below 4 GiB")]
+    let (first, last) = (layout::PCI_WINDOW as u32, (layout::PCI_WINDOW_END - 1) as u32);
+    let window = AddressSpace::new_memory(AddressSpaceCacheable::NotCacheable, true, first, last, None);
+    let crs = Name::new("_CRS".into(), &ResourceTemplate::new(vec![&buses, &ports, &window]));
+    Device::new("PCI0".into(), vec![&hid, &uid, &seg, &bbn, &sta, &crs]).to_aml_bytes(aml);
 }

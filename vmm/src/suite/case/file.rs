@@ -38,6 +38,7 @@ const FILES: &[(&str, &str)] = &[
     ("signal", include_str!("../../../../tests/cases/signal.toml")),
     ("shm", include_str!("../../../../tests/cases/shm.toml")),
     ("live", include_str!("../../../../tests/cases/live.toml")),
+    ("disk", include_str!("../../../../tests/cases/disk.toml")),
     ("busybox", include_str!("../../../../tests/cases/busybox.toml")),
     ("programs", include_str!("../../../../tests/cases/programs.toml")),
     ("differential", include_str!("../../../../tests/cases/differential.toml")),

@@ -6,6 +6,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use memvisor_abi::port::ExitCode;
 
 use super::{apic, percpu, pti, regs, stack};
+use crate::drivers::block;
 use crate::sync::Lock;
 use crate::{panic, println, smp, syscall, task};
 
@@ -16,6 +17,9 @@ const VECTOR_DOUBLE_FAULT: u64 = 8;
 const VECTOR_MACHINE_CHECK: u64 = 18;
 /// Page fault.
 pub const VECTOR_PAGE_FAULT: u64 = 14;
+/// Interrupts of the first disk; those of the others follow.
+pub const VECTOR_DISKS: u8 = 0x40;
+const VECTOR_DISKS_END: u8 = VECTOR_DISKS + block::MAX_DISKS;
 /// A call for this CPU waits in its mailbox.
 pub const VECTOR_CALL: u8 = 0xf0;
 /// Another CPU changed kernel mappings: drop translations.
@@ -374,6 +378,10 @@ extern "C" fn interrupt(vector: u64) {
         Ok(VECTOR_TIMER) => {
             apic::end_of_interrupt();
             crate::sched::tick();
+        }
+        Ok(vector @ VECTOR_DISKS..VECTOR_DISKS_END) => {
+            apic::end_of_interrupt();
+            crate::trace::in_interrupt(vector, || block::interrupt(vector - VECTOR_DISKS));
         }
         Ok(VECTOR_SPURIOUS) | Err(_) => {}
         Ok(vector) => {
