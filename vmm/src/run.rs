@@ -5,6 +5,7 @@
 //! memory in place, and lets everybody go on.
 
 mod outcome;
+mod rest;
 #[cfg(test)]
 pub mod testing;
 #[cfg(test)]
@@ -20,12 +21,13 @@ use std::{
 };
 
 use memvisor_abi::port::Status;
-use memvisor_check::Evidence;
+use memvisor_check::{Evidence, Moment};
 use memvisor_inspect::{Facts, RamRegion};
 use memvisor_report::AuditReport;
 use thiserror::Error;
 
 pub use outcome::{CheckpointRecord, End, ExitStatus, Outcome};
+pub use rest::{RestError, pause_at_rest};
 pub use vm::{Irqchip, Vm, VmState, add_pci, build_bus};
 
 use crate::{
@@ -353,6 +355,7 @@ fn audit(vm: &Vm) -> Result<AuditReport, String> {
         root_gpa: Some(root_gpa),
         facts: Some(&vm.facts),
         registers: &registers,
+        moment: Moment::Chosen,
     });
     return_free_memory();
     Ok(report)

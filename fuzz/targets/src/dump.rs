@@ -46,6 +46,7 @@ pub fn dump_reader(data: &[u8]) {
         root_gpa: core.root_gpa(),
         facts: Some(core.facts()),
         registers: core.registers(),
+        moment: Moment::Any,
     });
     assert!(!report.to_string().is_empty());
 }

@@ -113,7 +113,7 @@ fn place_of(healthy: &Healthy, place: u8) -> (u64, u64) {
         7 => table(root.e820),
         8 => table(root.memblock_memory),
         9 => table(root.memblock_reserved),
-        10 => table(root.address_spaces),
+        10 => table(root.mm_list),
         11 => (memmap + 0x100 * 64, 0xa00 * 64),
         12 => (root.pgd_pfn << 12, 16 * 4096),
         13 => (memmap + u64::from(place) * 64, 64),
@@ -146,6 +146,7 @@ fn read_all(guest: &SyntheticGuest, choice: u8) {
         root_gpa: (choice & 2 == 0).then_some(guest.root_gpa),
         facts: (choice & 4 == 0).then_some(&guest.facts),
         registers: if choice & 8 == 0 { &guest.registers } else { &[] },
+        moment: Moment::Chosen,
     });
     let text = report.to_string();
     assert_eq!(text.lines().last(), Some(report.summary().as_str()));

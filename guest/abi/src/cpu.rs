@@ -1,4 +1,4 @@
-//! CPUs and address spaces.
+//! CPUs.
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -34,22 +34,3 @@ pub enum CpuState {
     /// Did not answer in time.
     Failed = 3,
 }
-
-/// A user address space (Linux: what `mm_struct` says to an outsider).
-#[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
-#[repr(C)]
-pub struct AddressSpace {
-    /// Frame of the top-level page table; 0 marks an unused slot.
-    pub pgd_pfn: u64,
-    /// Process id that owns it.
-    pub pid: u32,
-    /// Always 0.
-    pub reserved: u32,
-    /// Resident user pages (Linux: `MM_ANONPAGES` + `MM_FILEPAGES`).
-    pub rss_pages: u64,
-    /// Page-table pages below and including the top level that belong to this space alone.
-    pub table_pages: u64,
-    /// Guest-physical address of its [`crate::Mm`], which is exact where the counts above are of the last checkpoint.
-    pub mm: u64,
-}
-const _: () = assert!(size_of::<AddressSpace>() == 40);

@@ -38,7 +38,7 @@ mod zonelist;
 pub use boot::{E820Entry, E820Type, MemblockRegion};
 pub use cma::{CMA_NAME_LEN, CmaArea, MAX_CMA_AREAS};
 pub use compaction::{Kcompactd, MAX_MOVABLE_OWNERS, MovableOwner};
-pub use cpu::{AddressSpace, CpuInfo, CpuState};
+pub use cpu::{CpuInfo, CpuState};
 pub use event::{CpuEvents, NR_NUMA_EVENTS, NR_VM_EVENTS, NumaEvent, VmEvent};
 pub use layout::{LayoutKind, LayoutRange, fnv1a};
 pub use mm::{

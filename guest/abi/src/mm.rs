@@ -158,9 +158,18 @@ pub struct Mm {
     pub users: u32,
     /// CPUs that may hold translations of it, bit by number (Linux: `mm_cpumask`).
     pub cpus: [u64; MM_CPU_WORDS],
+    /// Neighbours in the list of all address spaces, which [`crate::Root::mm_list`] begins; 0 at its ends.
+    pub next: u64,
+    /// See [`Self::next`].
+    pub prev: u64,
+    /// Process that it was made for (Linux: `mm->owner`). Whose it is now say the tasks that have it; none has it before its first task
+    /// begins, and after its last one ended.
+    pub owner: u32,
+    /// Always 0.
+    pub reserved2: u32,
 }
 const _: () = assert!(
-    size_of::<Mm>() == 296
+    size_of::<Mm>() == 320
         && offset_of!(Mm, first) == 32
         && offset_of!(Mm, rss) == 160
         && offset_of!(Mm, table_pages) == 192
@@ -330,5 +339,14 @@ pub struct CpuTlb {
     pub flush_requested: u64,
     /// Of those, done.
     pub flush_done: u64,
+    /// [`Self::IDLE`], [`Self::CHECKPOINT`], or 0.
+    pub rests: u64,
 }
-const _: () = assert!(size_of::<CpuTlb>() == 24);
+
+impl CpuTlb {
+    /// In `rests`: the CPU's idle task has nothing to do; nothing is half done there while interrupts are on, too.
+    pub const IDLE: u64 = 1;
+    /// In `rests`: the CPU stands at a checkpoint, or the guest ended there: nothing is half done.
+    pub const CHECKPOINT: u64 = 2;
+}
+const _: () = assert!(size_of::<CpuTlb>() == 32);

@@ -5,7 +5,7 @@ use core::mem::{offset_of, size_of};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::{
-    AddressSpace, Cache, CacheCpu, CacheNode, CpuInfo, E820Entry, EVENTS, KmapSlot, KmapWindow, LayoutRange,
+    Cache, CacheCpu, CacheNode, CpuInfo, E820Entry, EVENTS, KmapSlot, KmapWindow, LayoutRange,
     MemblockRegion, Node, Page, Section, TaskInfo, TraceRecord, TraceRing, VmArea, Zone, fnv1a,
 };
 
@@ -79,8 +79,8 @@ pub struct Root {
     pub sections: TableRef,
     /// [`CpuInfo`], indexed by CPU number.
     pub cpus: TableRef,
-    /// [`AddressSpace`]: live user address spaces.
-    pub address_spaces: TableRef,
+    /// One `u64`: address of the first [`crate::Mm`], 0 for none. All that exist are linked from it (Linux: `mmlist`).
+    pub mm_list: TableRef,
     /// Frames of further top-level page tables, neither [`Self::pgd_pfn`] nor an address space's
     /// (the tree that application processors start on); `u64` each.
     pub extra_tables: TableRef,
@@ -131,7 +131,7 @@ impl Root {
     /// First bytes of the structure.
     pub const MAGIC: [u8; 16] = *b"memvisor-root\x00\x0d\x0a";
     /// Version of this interface. Any change of a layout raises it.
-    pub const VERSION: u32 = 6;
+    pub const VERSION: u32 = 7;
     /// `size_of::<Root>()`, as [`Root::size`] has it.
     #[expect(clippy::cast_possible_truncation, reason = "pinned by an assert below")]
     pub const SIZE: u32 = size_of::<Root>() as u32;
@@ -201,7 +201,6 @@ pub const LAYOUT_HASH: u64 = fnv1a(&[
     size_of::<Node>() as u64,
     size_of::<Section>() as u64,
     size_of::<CpuInfo>() as u64,
-    size_of::<AddressSpace>() as u64,
     size_of::<E820Entry>() as u64,
     size_of::<MemblockRegion>() as u64,
     size_of::<LayoutRange>() as u64,

@@ -34,8 +34,13 @@ pub struct TaskInfo {
     pub tgid: u32,
     /// Process that made that one; 0 if the kernel did.
     pub ppid: u32,
+    /// 1 if it gave up its CPU where nothing is half done: it waits for an event, or is on its way to ring 3, or has not run yet. 0 if
+    /// it let others run in the middle of something. Says nothing while it runs.
+    pub rests: u32,
+    /// Always 0.
+    pub reserved: u32,
 }
-const _: () = assert!(size_of::<TaskInfo>() == 88);
+const _: () = assert!(size_of::<TaskInfo>() == 96);
 
 /// Values of [`TaskInfo::state`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -4,7 +4,7 @@ use alloc::vec::Vec;
 
 use guest_firmware::BootInfo;
 use memvisor_abi::port::ExitCode;
-use memvisor_abi::{BootProtocol, BootStage, E820Type, LayoutKind};
+use memvisor_abi::{BootProtocol, BootStage, CpuTlb, E820Type, LayoutKind};
 use mm_core::PhysAddr;
 use mm_memblock::E820Table;
 use mm_pgtable::layout as va_layout;
@@ -44,7 +44,7 @@ extern "C" fn start_kernel(protocol: u64, info: u64, image: u64) -> ! {
     console::init();
     trap::init_idt(false);
     trap::load_idt();
-    introspect::init();
+    introspect::init(cpu::detect(false).phys_bits);
     println!("memvisor guest kernel {} ({} levels)", env!("CARGO_PKG_VERSION"), levels().count());
     let boot = read_boot_info(protocol, info);
     fs::initrd::remember(boot.initrd);
@@ -58,7 +58,7 @@ extern "C" fn start_kernel(protocol: u64, info: u64, image: u64) -> ! {
         features.phys_bits, features.gbpages
     );
     init_memory(&boot, features.phys_bits);
-    introspect::publish_memory(&boot, features.phys_bits);
+    introspect::publish_memory(&boot);
     let apic_base = topology::init(boot.rsdp);
     topology::print();
     print_memblock();
@@ -212,13 +212,15 @@ pub fn checkpoint(number: u32, name: &'static core::ffi::CStr) {
         shuffle::hold(context);
         kcompactd::wait_idle(context);
     }
-    task::publish_all();
+    task::audit_all();
     if let Some(mm) = task::living_mm() {
         // Readers that follow this CPU's CR3 see a process, as they would if one ran here.
         tlb::use_mm(mm);
     }
     introspect::publish_counters();
     let text = name.to_str().unwrap_or("?");
+    let cpu = percpu::cpu();
+    space::set_rests(cpu, CpuTlb::CHECKPOINT);
     if memvisor::present() {
         memvisor::checkpoint(number, name);
     } else {
@@ -230,6 +232,7 @@ pub fn checkpoint(number: u32, name: &'static core::ffi::CStr) {
     if cmdline::value("stop_at", |value| value == text) == Some(true) {
         power::power_off();
     }
+    space::set_rests(cpu, 0);
     if context.is_some() {
         shuffle::go_on();
     }

@@ -6,13 +6,11 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use guest_firmware::BootInfo;
 use memvisor_abi::{
-    AddressSpace, BootStage, Counters, CpuInfo, KmapWindow, LAYOUT_HASH, MAX_NR_ZONES, Node, PFN_NONE, Root,
-    TableRef,
+    BootStage, Counters, CpuInfo, KmapWindow, LAYOUT_HASH, MAX_NR_ZONES, Node, PFN_NONE, Root, TableRef,
 };
 use mm_core::{PAGE_SIZE, Pfn, Ring};
 use mm_page_alloc::Zone;
 use mm_pgtable::layout as va_layout;
-use mm_vma::{Id, Mm, RssKind};
 use mm_vmalloc::DIRECTORY_FRAMES;
 
 use crate::arch::percpu::{self, PerCpu};
@@ -61,7 +59,7 @@ static MEMVISOR_ROOT: RootPage = RootPage(Lock::new(Root {
     zones: NO_TABLE,
     sections: NO_TABLE,
     cpus: NO_TABLE,
-    address_spaces: NO_TABLE,
+    mm_list: NO_TABLE,
     extra_tables: NO_TABLE,
     pcps: NO_TABLE,
     zonelists: NO_TABLE,
@@ -84,51 +82,6 @@ static MEMVISOR_ROOT: RootPage = RootPage(Lock::new(Root {
     entry_idt: [0; 2],
     counters: Counters { pgfault: 0, pgalloc: 0, pgfree: 0, syscalls: 0 },
 }));
-
-/// Address spaces that exist at once.
-const SPACES: usize = 256;
-const NO_SPACE: AddressSpace =
-    AddressSpace { pgd_pfn: 0, pid: 0, reserved: 0, rss_pages: 0, table_pages: 0, mm: 0 };
-/// Live user address spaces.
-pub static ADDRESS_SPACES: Lock<[AddressSpace; SPACES]> = Lock::new([NO_SPACE; SPACES]);
-
-/// An address space and the number that it is published under.
-type Added = Option<(u32, Id<Mm>)>;
-/// Address spaces that belong to no task: published at the table's end, beside whatever processes there are.
-static ADDED: Lock<[Added; 2]> = Lock::new([None; 2]);
-
-/// Publishes an address space that belongs to no task as that of `pid`, from the next checkpoint on.
-pub fn add_space(pid: u32, mm: Id<Mm>) {
-    if let Some(free) = ADDED.lock().iter_mut().find(|slot| slot.is_none()) {
-        *free = Some((pid, mm));
-    }
-}
-
-/// Publishes it no more: it is about to go.
-pub fn remove_space(pid: u32) {
-    for slot in ADDED.lock().iter_mut().filter(|slot| slot.is_some_and(|(other, _)| other == pid)) {
-        *slot = None;
-    }
-    for space in ADDRESS_SPACES.lock().iter_mut().filter(|space| space.pid == pid) {
-        *space = NO_SPACE;
-    }
-}
-
-fn publish_added() {
-    let added = *ADDED.lock();
-    let mut spaces = ADDRESS_SPACES.lock();
-    for (slot, (pid, id)) in spaces.iter_mut().rev().zip(added.into_iter().flatten()) {
-        let mm = space::mm_of(id);
-        *slot = AddressSpace {
-            pgd_pfn: mm.page_table().root.as_u64(),
-            pid,
-            reserved: 0,
-            rss_pages: mm.rss(RssKind::Anon) + mm.rss(RssKind::File),
-            table_pages: mm.table_pages(),
-            mm: id.as_u64(),
-        };
-    }
-}
 
 struct Extra {
     pfns: [u64; 4],
@@ -159,12 +112,13 @@ fn update(f: impl FnOnce(&mut Root)) {
 }
 
 /// First publication: who and where the kernel is.
-pub fn init() {
+pub fn init(phys_bits: u32) {
     let image = phys::image();
     let self_gpa = phys::of_image(MEMVISOR_ROOT.0.as_ptr() as u64).as_u64();
     update(|root| {
         root.self_gpa = self_gpa;
         root.levels = u32::from(levels().count());
+        root.phys_bits = phys_bits;
         root.kernel_gpa = image.phys;
         root.kernel_va = image.va;
         root.kernel_len = image.len;
@@ -183,11 +137,10 @@ pub fn stage(stage: BootStage) {
 }
 
 /// E820 maps and memblock.
-pub fn publish_memory(boot: &BootInfo, phys_bits: u32) {
+pub fn publish_memory(boot: &BootInfo) {
     let e820 = E820.lock();
     update(|root| {
         root.boot_protocol = boot.protocol as u32;
-        root.phys_bits = phys_bits;
         root.e820_raw = slice(e820.raw.entries());
         root.e820 = slice(e820.clean.entries());
     });
@@ -228,8 +181,7 @@ pub fn publish_zones() {
             stride: u32::try_from(size_of::<memvisor_abi::Section>()).expect("structures are small"),
         };
         root.cpus = table(cpus.table.as_ptr(), cpus.count, size_of::<CpuInfo>());
-        root.address_spaces =
-            table(ADDRESS_SPACES.as_ptr().cast::<AddressSpace>(), SPACES, size_of::<AddressSpace>());
+        root.mm_list = space::mm_list();
         root.extra_tables = table(extra.pfns.as_ptr(), extra.len as usize, 8);
         [root.pcps, root.zonelists, root.vm_events] = pcp::tables();
         root.vm_sysctl = sysctl::table();
@@ -287,8 +239,6 @@ pub fn add_extra_table(pfn: Pfn) {
 
 /// Copies the counters to where readers see them.
 pub fn publish_counters() {
-    space::publish_tlbs();
-    publish_added();
     let (pgalloc, pgfree) = page_alloc::pgalloc_pgfree();
     let cpus = u32::try_from(CPUS.lock().count).unwrap_or(0);
     let sum = |of: fn(&PerCpu) -> &AtomicU64| -> u64 {

@@ -127,6 +127,9 @@ const FAULTS: &[(&str, Fault)] = &[
     ("pti-secret", pti::secret),
     ("pti-user-half", pti::user_half),
     ("mmap-lock", spaces::mmap_lock),
+    ("mm-users", spaces::users),
+    ("task-mm", spaces::task_mm),
+    ("mm-list", spaces::mm_list),
     ("flush-pending", spaces::flush_pending),
     ("cpumask", spaces::cpumask),
 ];

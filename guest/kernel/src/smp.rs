@@ -3,7 +3,7 @@
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use guest_firmware::acpi::MAX_CPUS;
-use memvisor_abi::{CpuState, PageKind};
+use memvisor_abi::{CpuState, CpuTlb, PageKind};
 use mm_core::{PAGE_SIZE, PhysAddr, PhysMem, VirtAddr};
 use mm_memblock::{AllocRange, Direction};
 use mm_pgtable::{LeafSize, PageTable, Prot, layout};
@@ -12,12 +12,12 @@ use crate::arch::{apic, cpu, percpu, regs, trap};
 use crate::mm::layout::{levels, percpu_area};
 use crate::mm::paging::{self, Tables};
 use crate::mm::phys::{self, DirectMap};
-use crate::mm::{early, page_alloc};
+use crate::mm::{early, page_alloc, space};
 use crate::sched::CpuMask;
 use crate::topology::CPUS;
 use crate::{introspect, println, sched};
 
-pub use flush::{Invalidation, Shootdown, ShootdownWords, answer_flush, flush_cpus, flush_others, flushes};
+pub use flush::{Invalidation, Shootdown, ShootdownWords, answer_flush, flush_cpus, flush_others};
 
 mod flush;
 
@@ -336,6 +336,16 @@ pub fn node_of(cpu: u32) -> u32 {
 /// CPUs that run.
 pub fn nr_online() -> u32 {
     ONLINE.load(Ordering::Relaxed)
+}
+
+/// Ends this CPU's work for good. Readers from outside learn whether it was in the middle of something: it was not in ring 3, and not
+/// while it had nothing to do.
+pub fn stop(from_user: bool) -> ! {
+    let cpu = percpu::cpu();
+    if from_user || space::rests(cpu) {
+        space::set_rests(cpu, CpuTlb::CHECKPOINT);
+    }
+    regs::halt_forever()
 }
 
 /// Stops all other CPUs for good.

@@ -40,7 +40,7 @@ pub use exit::{do_exit, do_group_exit, end_others};
 pub use fault::{exit_to_user, page_fault, trap};
 pub use fork::{CloneArgs, CloneFlags, clone};
 pub use hooks::Files;
-pub use publish::{living_mm, publish_all, user_table};
+pub use publish::{audit_all, living, living_mm, user_table};
 pub use registry::{alloc_pid, find_process, find_task, tasks_where, with_relations};
 pub use run::{End, end_pause, enter, pause, run_file, run_init, wait_init};
 pub use switch::switch_to;

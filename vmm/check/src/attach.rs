@@ -22,7 +22,7 @@ pub(crate) const TABLES: Rule = Rule {
     name: "attach.tables",
     invariant: "every table promised by the boot stage is readable",
     reads: "every TableRef of Root, free list heads",
-    seeded: &[],
+    seeded: &["mm-list"],
     hint: "the guest's publication of its tables (introspection)",
 };
 

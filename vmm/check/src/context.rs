@@ -1,13 +1,13 @@
 //! Everything an audit reads once, before the rules run.
 
 use memvisor_abi::{
-    AddressSpace, BootStage, CmaArea, CpuInfo, E820Entry, LayoutRange, MemblockRegion, Migratetype,
-    MovableOwner, NODE_NONE, Node, Page, PageFlags, PageKind, PerCpuPages, Root, Section, SectionState,
-    TaskInfo, VmSysctl, Zone, Zonelist,
+    BootStage, CmaArea, CpuInfo, E820Entry, LayoutRange, MemblockRegion, Migratetype, MovableOwner,
+    NODE_NONE, Node, Page, PageFlags, PageKind, PerCpuPages, Root, Section, SectionState, TaskInfo, VmSysctl,
+    Zone, Zonelist,
 };
 use memvisor_inspect::{
-    CpuRegisters, Facts, FreeList, Guest, GuestError, KmapWindowSlots, MemorySource, PcpBlocks, VmAreaAt,
-    section_start_pfn,
+    AddressSpace, CpuRegisters, Facts, FreeList, Guest, GuestError, KmapWindowSlots, MemorySource, PcpBlocks,
+    VmAreaAt, section_start_pfn,
 };
 
 use crate::borders::Borders;

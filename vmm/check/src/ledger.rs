@@ -75,6 +75,14 @@ impl Ledger {
         }
     }
 
+    /// `rule` did not run after all, whatever it found.
+    pub fn withdraw(&mut self, rule: &'static Rule, reason: &str) {
+        let line = self.line(rule);
+        (line.checked, line.findings) = (0, 0);
+        line.skipped.get_or_insert_with(|| reason.to_owned());
+        self.kept.retain(|finding| finding.rule != rule.name);
+    }
+
     /// Gives the results back, with `history` asked for each finding that names a frame.
     pub fn close(mut self, history: impl Fn(u64) -> Option<String>) -> (Vec<RuleResult>, Vec<Finding>) {
         for finding in &mut self.kept {

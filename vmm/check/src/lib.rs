@@ -37,6 +37,7 @@ mod pgtable;
 mod processes;
 mod pte;
 mod pti;
+mod rest;
 mod rmap;
 mod slab;
 #[cfg(test)]
@@ -165,6 +166,7 @@ pub const RULES: &[&Rule] = &[
     &mm::RSS,
     &mm::TABLES,
     &mm::LOCKS,
+    &mm::TASKS,
     &tlb::CPUMASK,
     &tlb::PENDING,
     &owner::SINGLE,
@@ -185,6 +187,18 @@ pub struct Evidence<'a> {
     pub facts: Option<&'a Facts>,
     /// Registers of all CPUs. Without them rules on CPUs' use of tables are skipped.
     pub registers: &'a [CpuRegisters],
+    /// Who chose when.
+    pub moment: Moment,
+}
+
+/// Who chose the moment of an audit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Moment {
+    /// The guest, at a checkpoint: all rules must hold.
+    Chosen,
+    /// Somebody outside: what may be half done is not judged. Rules that must not hold at every moment are skipped if
+    /// the guest is not at rest (`memvisor_inspect::Guest::busy`).
+    Any,
 }
 
 impl fmt::Debug for Evidence<'_> {
@@ -210,7 +224,7 @@ pub fn audit(evidence: &Evidence<'_>) -> AuditReport {
     let mut report = match guest {
         Some(guest) => {
             let context = Context::load(guest, evidence.facts, evidence.registers, &mut ledger);
-            audit_guest(&context, ledger)
+            audit_guest(&context, evidence.moment, ledger)
         }
         None => audit_tables(evidence, ledger),
     };
@@ -218,7 +232,7 @@ pub fn audit(evidence: &Evidence<'_>) -> AuditReport {
     report
 }
 
-fn audit_guest(context: &Context<'_>, mut ledger: Ledger) -> AuditReport {
+fn audit_guest(context: &Context<'_>, moment: Moment, mut ledger: Ledger) -> AuditReport {
     let ledger_ref = &mut ledger;
     topology::run(context, ledger_ref);
     cpu::run(context, ledger_ref);
@@ -250,6 +264,8 @@ fn audit_guest(context: &Context<'_>, mut ledger: Ledger) -> AuditReport {
     processes::run(context, &processes, ledger_ref);
     let owners = owner::run(context, &paging, &processes.uncounted, ledger_ref);
     memmap::run(context, &paging, owners.as_ref(), ledger_ref);
+    let between = moment == Moment::Any && rest::withdraw(context, ledger_ref);
+    let owners = owners.filter(|_| !between);
     let frames = count(&context.machine.ram);
     let stand_in =
         "no facts: zones, nodes and RAM are derived from the guest's own raw E820 map and memblock nodes";

@@ -3,8 +3,10 @@
 //! S1  `mm.rss`: the resident pages, anonymous and of mappings, are the entries that map or wait for such pages, the zero page and
 //!     devices' frames left out.
 //! S2  `mm.tables`: `table_pages` is the page tables below and including the top-level one, which no other address space
-//!     has; tables and depth that are published in two places are the same.
-//! S3  `mm.locks`: at a checkpoint nobody holds mmap_lock.
+//!     has; its depth is the kernel's.
+//! S3  `mm.locks`: at rest nobody holds mmap_lock.
+//! S4  `mm.tasks`: an address space has as many users as tasks; one that no task has is the kernel's own, with one user. Every task's
+//!     address space is on the list.
 
 use std::collections::HashMap;
 
@@ -25,20 +27,29 @@ pub(crate) const RSS: Rule = Rule {
 pub(crate) const TABLES: Rule = Rule {
     name: "mm.tables",
     invariant: "table_pages are the page tables, each in one address space",
-    reads: "Mm, address_spaces, page tables",
+    reads: "Mm, page tables",
     seeded: &["table-pages"],
     hint: "mm_inc_nr_ptes, free_pgtables",
 };
 pub(crate) const LOCKS: Rule = Rule {
     name: "mm.locks",
-    invariant: "nobody holds mmap_lock at a checkpoint",
+    invariant: "nobody holds mmap_lock at rest",
     reads: "Mm",
     seeded: &["mmap-lock"],
     hint: "a path out of a system call or fault without mmap_read_unlock",
 };
 
-/// Runs S1 to S3.
+pub(crate) const TASKS: Rule = Rule {
+    name: "mm.tasks",
+    invariant: "an address space has as many users as tasks",
+    reads: "Mm, tasks",
+    seeded: &["mm-users", "task-mm"],
+    hint: "mmget and mmput: clone, execve, exit_mm",
+};
+
+/// Runs S1 to S4.
 pub(crate) fn run(context: &Context<'_>, processes: &Processes, ledger: &mut Ledger) {
+    users(context, processes, ledger);
     let mut owners: HashMap<u64, u32> = HashMap::new();
     for process in processes.list.iter().filter(|process| process.at.problem.is_none()) {
         let (pid, mm, space) = (process.pid(), &process.at.mm, &process.at.space);
@@ -60,7 +71,6 @@ pub(crate) fn run(context: &Context<'_>, processes: &Processes, ledger: &mut Led
             let outside = tables.len() as u64 + 1;
             ledger.expect_eq(&TABLES, format_args!("pid {pid} table_pages"), mm.table_pages, outside);
         }
-        ledger.expect_eq(&TABLES, format_args!("pid {pid} top-level table"), mm.pgd_pfn, space.pgd_pfn);
         let levels = context.guest.levels().count();
         ledger.expect_eq(&TABLES, format_args!("pid {pid} paging levels"), mm.levels, levels);
         for &pfn in tables.iter().chain([&space.pgd_pfn]) {
@@ -79,6 +89,26 @@ pub(crate) fn run(context: &Context<'_>, processes: &Processes, ledger: &mut Led
             };
             let what = finding(&LOCKS, format!("pid {pid} mmap_lock"), "nobody holds it", outside);
             ledger.report(&LOCKS, what);
+        }
+    }
+}
+
+/// S4.
+fn users(context: &Context<'_>, processes: &Processes, ledger: &mut Ledger) {
+    for process in processes.list.iter().filter(|process| process.at.problem.is_none()) {
+        let gpa = process.at.space.mm;
+        let tasks = context.tasks.iter().filter(|task| task.mm == gpa).count();
+        // One that no task has is the kernel's own.
+        let outside = tasks.max(1) as u64;
+        let what = format_args!("pid {} users", process.pid());
+        ledger.expect_eq(&TASKS, what, u64::from(process.at.mm.users), outside);
+    }
+    for task in context.tasks.iter().filter(|task| task.mm != 0) {
+        ledger.checked(&TASKS, 1);
+        if !processes.list.iter().any(|process| process.at.space.mm == task.mm) {
+            let claim = format!("its address space is at {:#x}", task.mm);
+            let what = finding(&TASKS, format!("task {}", task.pid), claim, "no address space is there");
+            ledger.report(&TASKS, what);
         }
     }
 }

@@ -10,9 +10,9 @@
 
 use std::mem::offset_of;
 
-use memvisor_abi::{AddressSpace, Mm, PAGE_SHIFT, PAGE_SIZE, PFN_NONE};
+use memvisor_abi::{Mm, PAGE_SHIFT, PAGE_SIZE, PFN_NONE};
 use memvisor_inspect::ptdump::{Leaf, Span, Visitor, walk_tree};
-use memvisor_inspect::{Entry, Walker};
+use memvisor_inspect::{AddressSpace, Entry, Walker};
 
 use crate::Rule;
 use crate::context::Context;
@@ -44,9 +44,6 @@ pub(crate) fn user_pgd(context: &Context<'_>, space: &AddressSpace) -> Option<u6
 }
 
 fn second_pgd(context: &Context<'_>, space: &AddressSpace) -> Option<u64> {
-    if space.mm == 0 {
-        return None;
-    }
     let field = space.mm.checked_add(offset_of!(Mm, user_pgd_pfn) as u64)?;
     context.source.read_u64(field).ok().filter(|pfn| *pfn != 0 && *pfn != PFN_NONE)
 }

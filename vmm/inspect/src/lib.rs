@@ -29,10 +29,10 @@ use serde::Serializer;
 pub use core_file::CoreFile;
 pub use facts::{FactCpu, FactE820, FactNodeMemory, Facts};
 pub use guest::{
-    AttachError, EntryKind, FreeList, Guest, GuestError, Keeper, KmapWindowSlots, LinkProblem, Linked,
-    ListProblem, MapCounts, MmSpace, PcpBlocks, Reading, RmapIndex, RmapPlace, Slab, SlabWalk, Slabs,
-    TableName, TreeEntry, UserEntries, UserEntry, VmAreaAt, VmaAt, address_of, cache_name, consistent,
-    find_root, section_start_pfn,
+    AddressSpace, AttachError, Busy, EntryKind, FreeList, Guest, GuestError, Keeper, KmapWindowSlots,
+    LinkProblem, Linked, ListProblem, MapCounts, MmSpace, PcpBlocks, Reading, RmapIndex, RmapPlace, Slab,
+    SlabWalk, Slabs, TableName, TreeEntry, UserEntries, UserEntry, VmAreaAt, VmaAt, address_of, cache_name,
+    consistent, cpu_rests, find_root, section_start_pfn,
 };
 pub use mapped::{MapError, MappedMemory};
 pub use registers::CpuRegisters;

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::Args;
-use memvisor_check::Evidence;
+use memvisor_check::{Evidence, Moment};
 use memvisor_inspect::CpuRegisters;
 
 use super::{
@@ -39,6 +39,7 @@ pub(super) fn run(args: &CheckArgs) -> anyhow::Result<ExitCode> {
             root_gpa: source.root_gpa,
             facts: source.facts.as_ref(),
             registers,
+            moment: Moment::Any,
         }))
     })?;
     out::show(&report, args.json)?;

@@ -190,21 +190,31 @@ impl Source {
         })
     }
 
-    /// Reads something that a running guest may change meanwhile: if it fails, again with the guest
-    /// paused.
+    /// Reads something that a running guest may change meanwhile, with the guest standing still where nothing is half done. Where
+    /// that could not be had, a line says who was in the middle of something.
     pub(super) fn read<T>(&mut self, read: impl Fn(&Source) -> anyhow::Result<T>) -> anyhow::Result<T> {
-        match read(self) {
-            Err(_) if self.client.is_some() => self.paused(read),
-            result => result,
-        }
+        self.paused(|source| {
+            let result = read(source);
+            if let Some(reason) = source.between() {
+                eprintln!("memvisor: what follows may be half of a change: {reason}");
+            }
+            result
+        })
     }
 
-    /// Reads something with the guest standing still.
+    /// Who keeps the guest from being at rest; `None` if it rests, or if nobody can say.
+    fn between(&self) -> Option<String> {
+        let guest = Guest::attach(self.memory(), self.root()?).ok()?;
+        let busy = guest.busy(&self.registers).ok().filter(|busy| !busy.is_empty())?;
+        Some(busy.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "))
+    }
+
+    /// Reads something with the guest standing still, where nothing is half done if that can be had.
     pub(super) fn paused<T>(&mut self, read: impl Fn(&Source) -> anyhow::Result<T>) -> anyhow::Result<T> {
         let Some(client) = self.client.clone() else { return read(self) };
         let running = client.info()?.state == VmState::Running;
         if running {
-            client.pause()?;
+            client.rest()?;
         }
         let result = client.registers().map_err(anyhow::Error::from).and_then(|registers| {
             self.registers = registers;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use memvisor_inspect::CpuRegisters;
+use memvisor_inspect::{Busy, CpuRegisters};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -117,6 +117,16 @@ pub const TRANSLATE_MAX: usize = 100_000;
 pub struct StateInfo {
     /// State after the request.
     pub state: VmState,
+}
+
+/// Answer of rest.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RestInfo {
+    /// State after the request.
+    pub state: VmState,
+    /// Who is in the middle of something, although it was tried for long to find the guest otherwise; nobody if it rests. Null if nobody
+    /// can say, or the guest did not run before.
+    pub busy: Option<Vec<Busy>>,
 }
 
 /// Body of every answer that is not a success.

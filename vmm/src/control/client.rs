@@ -16,7 +16,8 @@ use thiserror::Error;
 
 use super::{
     api::{
-        ErrorInfo, MemoryInfo, RegistersInfo, StateInfo, Stats, TranslateAnswer, TranslateRequest, VmInfo,
+        ErrorInfo, MemoryInfo, RegistersInfo, RestInfo, StateInfo, Stats, TranslateAnswer, TranslateRequest,
+        VmInfo,
     },
     server::DESCRIPTORS_MAX,
     socket::{SocketError, runtime_dir, socket_path},
@@ -189,6 +190,14 @@ impl Client {
     /// [`ClientError`].
     pub fn pause(&self) -> Result<VmState, ClientError> {
         self.json("PUT", "/vm/pause", &[]).map(|info: StateInfo| info.state)
+    }
+
+    /// `PUT /vm/rest`: pauses a guest that runs where nothing is half done; returns when it stands still.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub fn rest(&self) -> Result<RestInfo, ClientError> {
+        self.json("PUT", "/vm/rest", &[])
     }
 
     /// `PUT /vm/resume`.

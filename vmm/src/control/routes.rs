@@ -6,13 +6,13 @@ use serde::Serialize;
 
 use super::{
     api::{
-        ErrorInfo, MemoryInfo, RegistersInfo, StateInfo, Stats, TRANSLATE_MAX, TranslateAnswer,
+        ErrorInfo, MemoryInfo, RegistersInfo, RestInfo, StateInfo, Stats, TRANSLATE_MAX, TranslateAnswer,
         TranslateRequest, VmInfo,
     },
     http::Request,
 };
 use crate::{
-    run::{RunEvent, Vm, VmState},
+    run::{RunEvent, Vm, VmState, pause_at_rest},
     vcpu::VcpuError,
 };
 
@@ -51,7 +51,7 @@ impl From<VcpuError> for Answer {
 }
 
 /// All paths, for the error that names them.
-const PATHS: [&str; 10] = [
+const PATHS: [&str; 11] = [
     "GET /vm",
     "GET /vm/memory",
     "GET /vm/registers",
@@ -59,6 +59,7 @@ const PATHS: [&str; 10] = [
     "GET /vm/stats",
     "GET /vm/console",
     "PUT /vm/pause",
+    "PUT /vm/rest",
     "PUT /vm/resume",
     "PUT /vm/shutdown",
     "POST /vm/translate",
@@ -87,6 +88,7 @@ pub fn serve(vm: &Vm, quit: &Sender<RunEvent>, request: &Request) -> Answer {
             vm.pause();
             Answer::json(200, &StateInfo { state: vm.state() })
         }
+        ("PUT", "/vm/rest") => rest(vm),
         ("PUT", "/vm/resume") => {
             vm.resume();
             Answer::json(200, &StateInfo { state: vm.state() })
@@ -114,6 +116,16 @@ fn info(vm: &Vm) -> VmInfo {
         root_gpa: vm.device.root_gpa(),
         stats: Stats::of(vm),
     }
+}
+
+/// A guest that does not run stays where it is, and nobody is asked who is busy.
+fn rest(vm: &Vm) -> Answer {
+    if vm.state() != VmState::Running {
+        return Answer::json(200, &RestInfo { state: vm.state(), busy: None });
+    }
+    // A guest of which nobody can say whether it rests is paused, too.
+    let busy = pause_at_rest(vm).inspect_err(|error| tracing::info!("{error}")).ok();
+    Answer::json(200, &RestInfo { state: vm.state(), busy })
 }
 
 fn memory(vm: &Vm) -> Answer {

@@ -308,4 +308,7 @@ pub struct Expect {
     pub findings: BTreeSet<String>,
     /// Examinations of the guest while it stands at its last checkpoint.
     pub probes: Vec<Probe>,
+    /// The guest is stopped, audited and let go on again and again while it runs; so many of these looks at least must be where nothing is
+    /// half done.
+    pub live: u32,
 }

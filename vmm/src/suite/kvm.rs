@@ -14,6 +14,7 @@ use anyhow::{Context, bail};
 use memvisor_inspect::{CpuRegisters, Facts, MappedMemory};
 
 mod document;
+mod live;
 
 pub use document::{ExitedWith, observed, usage};
 
@@ -103,6 +104,9 @@ pub fn run(case: &Case, kernel: Option<&Path>, deadline: Instant) -> anyhow::Res
     {
         return prompt::run(case, setup, deadline);
     }
+    if case.expect.live > 0 {
+        return live::run(case, kernel, deadline);
+    }
     if case.expect.probes.is_empty() {
         let mut process = Process::start(case, kernel, &[])?;
         let ended = process.wait(deadline);
@@ -138,6 +142,12 @@ pub fn run(case: &Case, kernel: Option<&Path>, deadline: Instant) -> anyhow::Res
     Ok(observed)
 }
 
+/// A name for a guest that no other has.
+fn unique_name() -> String {
+    static NUMBER: AtomicU32 = AtomicU32::new(0);
+    format!("test-{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed))
+}
+
 /// A guest that has ended and is kept for readers.
 #[derive(Debug)]
 pub struct HeldVm {
@@ -165,9 +175,7 @@ impl HeldVm {
     /// # Errors
     /// If memvisor does not start, or its guest is not held before `deadline`.
     pub fn start(case: &Case, kernel: Option<&Path>, deadline: Instant) -> anyhow::Result<HeldVm> {
-        static NUMBER: AtomicU32 = AtomicU32::new(0);
-        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let name = format!("test-{}-{number}", std::process::id());
+        let name = unique_name();
         let process = Process::start(case, kernel, &["--hold", "--name", &name])?;
         let kernel = kernel.map(Path::to_path_buf);
         let mut vm = HeldVm { case: case.clone(), kernel, deadline, process, client: None, held: None };

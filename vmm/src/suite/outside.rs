@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use memvisor_check::Evidence;
+use memvisor_check::{Evidence, Moment};
 use memvisor_inspect::{CpuRegisters, Facts, MemorySource};
 use serde::Deserialize;
 
@@ -12,7 +12,8 @@ use crate::loader;
 
 /// Audits a guest that stands still.
 pub fn audit(source: &dyn MemorySource, root_gpa: u64, facts: &Facts, registers: &[CpuRegisters]) -> Audit {
-    let evidence = Evidence { source, root_gpa: Some(root_gpa), facts: Some(facts), registers };
+    let evidence =
+        Evidence { source, root_gpa: Some(root_gpa), facts: Some(facts), registers, moment: Moment::Chosen };
     let report = memvisor_check::audit(&evidence);
     Audit {
         rules: report.ran(),

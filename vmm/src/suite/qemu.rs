@@ -239,7 +239,7 @@ impl Machine {
             collector.checkpoint(title, &guest, &names)?;
         }
         // The probes want a guest that has everything: a user address space too.
-        let user = guest.address_spaces()?.iter().any(|space| space.pgd_pfn != 0);
+        let user = guest.address_spaces().is_ok_and(|spaces| spaces.iter().any(|space| space.pid != 0));
         if user && observed.probes.is_empty() {
             let console = String::from_utf8_lossy(console);
             let mut held = Held {

@@ -2,11 +2,13 @@
 
 use core::sync::atomic::{AtomicU16, Ordering};
 
+use memvisor_abi::CpuTlb;
 use memvisor_abi::port::ExitCode;
 
 use super::memvisor;
 use crate::arch::percpu;
 use crate::arch::regs::{self, halt_forever, outb, outl, outw};
+use crate::mm::space;
 use crate::{cmdline, console, println, smp, topology};
 
 /// Powers off cleanly: ACPI S5 (ACPI 6.5 section 7.4), the ordinary way that every VMM has. An
@@ -20,6 +22,8 @@ pub fn power_off() -> ! {
     println!("reboot: Power down");
     console::flush();
     smp::stop_others();
+    // Whoever reads what is left of the machine finds it whole, if the other CPUs do not say otherwise.
+    space::set_rests(percpu::cpu(), CpuTlb::CHECKPOINT);
     debug_exit(ExitCode::Ok as u8);
     if let Some(power) = topology::power_off_method() {
         outw(power.pm1a_control, power.slp_typ << 10 | 1 << 13);

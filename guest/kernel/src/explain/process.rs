@@ -11,16 +11,15 @@ use super::part;
 use crate::elf::{self, Bundled};
 use crate::mm::layout::levels;
 use crate::mm::space::{self, Spaces};
-use crate::{exec, introspect, uaccess};
+use crate::{exec, uaccess};
 
 type Outcome<T = ()> = Result<T, &'static str>;
 
 /// Number of the process that a walkthrough shows; the next one is its child.
 const PID: u32 = 100;
 
-/// An address space that is published while it is shown, and given back.
+/// An address space that is shown, and given back.
 struct Shown {
-    pid: u32,
     id: Id<Mm>,
 }
 
@@ -28,8 +27,8 @@ impl Shown {
     fn new(pid: u32) -> Outcome<Shown> {
         let shape = Layout::new(levels(), Limits::default().stack, 0);
         let id = space::mm_alloc(shape).map_err(|_| "no memory for an address space")?;
-        introspect::add_space(pid, id);
-        Ok(Shown { pid, id })
+        space::set_owner(id, pid);
+        Ok(Shown { id })
     }
 
     fn lock(&self) -> Space<'static, Spaces> {
@@ -51,7 +50,6 @@ impl Shown {
     }
 
     fn end(self) {
-        introspect::remove_space(self.pid);
         space::mm_free(self.id);
     }
 }

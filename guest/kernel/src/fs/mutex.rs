@@ -31,7 +31,7 @@ impl<T> Mutex<T> {
     pub fn with<R>(&self, f: impl FnOnce(&mut T) -> R) -> R {
         let take = || !self.held.swap(true, Ordering::Acquire);
         if !take() {
-            self.waiters.wait_event(&sched::task_context(), take);
+            self.waiters.wait_event_midway(&sched::task_context(), take);
         }
         // SAFETY: `held` was false and is true: no other holder is between here and the store below.
         let result = f(unsafe { &mut *self.value.get() });

@@ -16,10 +16,11 @@ use crate::smp;
 
 type Outcome = Result<(), Failure>;
 
-pub const TESTS: [(&str, Test); 10] = [
+pub const TESTS: [(&str, Test); 11] = [
     ("a_thread_runs_on_its_own_guarded_stack", a_thread_runs_on_its_own_guarded_stack),
     ("threads_take_turns", threads_take_turns),
     ("a_wait_queue_wakes_its_waiters", a_wait_queue_wakes_its_waiters),
+    ("a_clock_that_is_ahead_loses_no_sleeper", a_clock_that_is_ahead_loses_no_sleeper),
     ("threads_run_on_every_cpu", threads_run_on_every_cpu),
     ("joined_threads_give_their_stacks_back", joined_threads_give_their_stacks_back),
     ("interrupts_use_the_interrupt_stack", interrupts_use_the_interrupt_stack),
@@ -103,6 +104,29 @@ fn a_wait_queue_wakes_its_waiters() -> Outcome {
         thread.join(&context);
     }
     check(COUNT.load(Ordering::Acquire) == 2, "a waiter was not woken")
+}
+
+/// If one is lost, this hangs.
+fn a_clock_that_is_ahead_loses_no_sleeper() -> Outcome {
+    const LONG: u64 = 100_000_000;
+    fn body(deadline: u64) {
+        WORD.store(1, Ordering::Release);
+        sched::sleep_until(&sched::task_context(), deadline);
+        COUNT.store(sched::clock::now(), Ordering::Release);
+    }
+    let context = sched::task_context();
+    WORD.store(0, Ordering::Release);
+    let deadline = sched::clock::now() + LONG;
+    let thread = spawn("sleeper", body, deadline)?;
+    while WORD.load(Ordering::Acquire) == 0 {
+        sched::yield_now(&context);
+    }
+    for _ in 0..20 {
+        sched::clock::wake_sleepers(deadline + 1);
+        sched::yield_now(&context);
+    }
+    thread.join(&context);
+    check(COUNT.load(Ordering::Acquire) >= deadline, "a sleeper came back too early")
 }
 
 fn threads_run_on_every_cpu() -> Outcome {

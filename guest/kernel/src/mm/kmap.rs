@@ -144,7 +144,7 @@ pub fn kmap_high(pfn: Pfn, context: &MaySleep<'_>) -> Result<VirtAddr, KmapError
                 PKMAP_WAITERS.fetch_add(1, Ordering::AcqRel);
                 waited = true;
                 // A slot that is free, or being the last one who could free one, ends the wait.
-                PKMAP_WAIT.wait_event(context, || {
+                PKMAP_WAIT.wait_event_midway(context, || {
                     let window = PKMAP.lock();
                     let free = window.slots().iter().any(|slot| slot.count < 2);
                     free || PKMAP_WAITERS.load(Ordering::Acquire) >= sched::nr_live()

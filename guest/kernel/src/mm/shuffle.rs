@@ -3,7 +3,7 @@
 //!
 //! 1. every page goes to some other frame (Linux: what `migrate_pages(2)` does between nodes);
 //! 2. all nodes are compacted, as by `vm.compact_memory`;
-//! 3. a pageblock of movable pages is emptied by `alloc_contig_range`, and given back.
+//! 3. a pageblock that pages were moved to is emptied by `alloc_contig_range`, and given back.
 //!
 //! At checkpoints it stands still between two steps. At its end it says how many pages moved.
 
@@ -30,8 +30,9 @@ static ENDS: AtomicBool = AtomicBool::new(false);
 /// Somebody wants it to stand still; it does.
 static HELD: AtomicBool = AtomicBool::new(false);
 static STANDS: AtomicBool = AtomicBool::new(false);
-/// Pageblocks that were had in one piece.
+/// Pageblocks with pages of programs that were had in one piece, and how many such pages they had.
 static TAKEN: AtomicU64 = AtomicU64::new(0);
+static EMPTIED: AtomicU64 = AtomicU64::new(0);
 /// Woken when the thread stands, or may go on.
 static CHANGED: WaitQueue = WaitQueue::new();
 
@@ -73,7 +74,11 @@ pub fn end(context: &MaySleep<'_>) {
     let (moved, stayed) =
         (events[VmEvent::PgmigrateSuccess as usize], events[VmEvent::PgmigrateFail as usize]);
     let taken = TAKEN.load(Ordering::Relaxed);
-    println!("shuffle: {moved} pages moved, {stayed} stayed, {taken} pageblocks emptied");
+    let emptied = EMPTIED.load(Ordering::Relaxed);
+    println!("shuffle: {moved} pages moved, {stayed} stayed, {taken} pageblocks emptied of {emptied} pages");
+    if emptied > 0 {
+        println!("shuffle: pageblocks were emptied while programs used their pages");
+    }
     let verdict = if moved >= ENOUGH { "pages moved" } else { "too few pages moved" };
     println!("shuffle: {verdict} while programs used them");
 }
@@ -82,7 +87,7 @@ pub fn end(context: &MaySleep<'_>) {
 fn run(_: u64) {
     let context = sched::task_context();
     while !ENDS.load(Ordering::Acquire) {
-        move_all(&context);
+        move_pages(&context, u64::MAX, None);
         for node in 0..u32::try_from(page_alloc::nr_nodes()).unwrap_or(0) {
             stand_if_held(&context);
             PAGES.compact_node(&context, node);
@@ -120,51 +125,93 @@ fn for_each_pageblock(mut f: impl FnMut(Pfn, Pfn) -> bool) {
     }
 }
 
-/// Moves every page of programs to another frame, 32 at a time.
-fn move_all(context: &MaySleep<'_>) {
+/// Moves pages of programs to other frames, 32 at a time, until about `limit` were found, but for those in `except`.
+fn move_pages(context: &MaySleep<'_>, limit: u64, except: Option<Pfn>) {
     let task = Context::task(context);
+    let mut left = limit;
     for_each_pageblock(|start, end| {
+        if except == Some(start) {
+            return true;
+        }
         let mut at = start;
-        while at < end {
+        while at < end && left > 0 {
             stand_if_held(context);
             let mut found = PAGES.isolate_migratepages_range(at, end, MigrateMode::Sync);
             at = found.next;
             if found.pages.len == 0 {
                 continue;
             }
+            left = left.saturating_sub(found.pages.len as u64);
             let gfp = Gfp::HIGHUSER_MOVABLE | Gfp::NOWARN;
             let mut targets = AllocTarget { pages: &PAGES, context: task, gfp, node: None };
             PAGES.migrate_pages(&mut found.pages, MigrateMode::Sync, &mut targets);
             PAGES.putback_movable_pages(&mut found.pages);
             sched::yield_now(context);
         }
-        true
+        left > 0
     });
 }
 
-/// Empties the next movable pageblock that has pages of programs, and gives its frames back.
+/// Pages of programs that are moved into a pageblock before it is emptied.
+const GUESTS: u64 = 32;
+/// Pageblocks that are tried for one that can be had.
+const TRIES: usize = 4;
+
+/// Empties the next movable pageblock that can be had, after pages of programs were moved there, and gives its frames back.
+///
+/// Where pages of programs are anyway is of no use: allocations take the rests of pageblocks first, which are beside the kernel's image and
+/// at the end of memory, and no range with frames that cannot move, or beyond the zone, can be had (as on Linux).
 fn empty_pageblock(context: &MaySleep<'_>) {
+    for _ in 0..TRIES {
+        stand_if_held(context);
+        let Some((start, end)) = next_pageblock() else { return };
+        if take(context, start, end) {
+            invite(context, start, end);
+            let pages = pages_of_programs(start, end);
+            stand_if_held(context);
+            if pages > 0 && take(context, start, end) {
+                TAKEN.fetch_add(1, Ordering::Relaxed);
+                EMPTIED.fetch_add(pages, Ordering::Relaxed);
+                PAGES.free_contig_range(start, end.as_u64() - start.as_u64());
+            }
+            return;
+        }
+    }
+}
+
+fn take(context: &MaySleep<'_>, start: Pfn, end: Pfn) -> bool {
+    PAGES.alloc_contig_range(Context::task(context), start, end, Migratetype::Movable).is_ok()
+}
+
+/// The movable pageblock below the one of the last call, at first and after the lowest one the highest: programs get their pages from
+/// the highest zone.
+fn next_pageblock() -> Option<(Pfn, Pfn)> {
     static LAST: AtomicU64 = AtomicU64::new(0);
-    let last = LAST.swap(0, Ordering::Relaxed);
+    let last = match LAST.load(Ordering::Relaxed) {
+        0 => u64::MAX,
+        last => last,
+    };
     let mut found = None;
     for_each_pageblock(|start, end| {
-        if start.as_u64() <= last && last != 0 {
-            return true;
-        }
-        let of_type =
+        let movable =
             Vmemmap.pageblock(start).is_some_and(|block| block.migratetype() == Migratetype::Movable);
-        let has_user = |pfn: Pfn| Vmemmap.page(pfn).is_some_and(|page| page.kind() == PageKind::User);
-        let pages = end.as_u64() - start.as_u64();
-        if of_type && (0..pages).any(|index| has_user(start.offset(index))) {
+        if movable && start.as_u64() < last && end == start.offset(PAGEBLOCK_PAGES) {
             found = Some((start, end));
         }
-        found.is_none()
+        start.as_u64() < last
     });
-    let Some((start, end)) = found else { return };
-    stand_if_held(context);
-    LAST.store(start.as_u64(), Ordering::Relaxed);
-    if PAGES.alloc_contig_range(Context::task(context), start, end, Migratetype::Movable).is_ok() {
-        TAKEN.fetch_add(1, Ordering::Relaxed);
-        PAGES.free_contig_range(start, end.as_u64() - start.as_u64());
-    }
+    LAST.store(found.map_or(0, |(start, _)| start.as_u64()), Ordering::Relaxed);
+    found
+}
+
+/// Gives the frames of a pageblock back, a few first, which the next allocations get: those that pages of programs are moved to.
+fn invite(context: &MaySleep<'_>, start: Pfn, end: Pfn) {
+    PAGES.free_contig_range(start, GUESTS);
+    move_pages(context, GUESTS, Some(start));
+    PAGES.free_contig_range(start.offset(GUESTS), end.as_u64() - start.as_u64() - GUESTS);
+}
+
+fn pages_of_programs(start: Pfn, end: Pfn) -> u64 {
+    let is_one = |pfn: Pfn| Vmemmap.page(pfn).is_some_and(|page| page.kind() == PageKind::User);
+    (0..end.as_u64() - start.as_u64()).filter(|&index| is_one(start.offset(index))).count() as u64
 }

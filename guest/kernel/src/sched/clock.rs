@@ -86,7 +86,8 @@ fn by_apic() -> (u64, u64) {
     (cycles.saturating_mul(APIC_HZ) / u64::from(units.max(1)), APIC_HZ)
 }
 
-/// Nanoseconds since boot; never goes back on one CPU (Linux: `ktime_get`).
+/// Nanoseconds since boot; never goes back on one CPU, but another's clock may be a little behind or ahead (Linux: `ktime_get`, of an
+/// unstable time-stamp counter).
 pub fn now() -> u64 {
     ns_of(regs::rdtsc().saturating_sub(BOOT.load(Ordering::Relaxed)))
 }
@@ -139,7 +140,7 @@ pub fn tick() {
     let Some(percpu) = percpu::current() else { return };
     let sleepers = SLEEPERS.load(Ordering::Acquire) > 0;
     if sleepers && now() >= NEAREST.load(Ordering::Acquire) {
-        wake_sleepers();
+        wake_sleepers(now());
     }
     let user = percpu.user.load(Ordering::Relaxed) != 0;
     if user {
@@ -151,19 +152,18 @@ pub fn tick() {
     }
 }
 
-/// Wakes who has slept long enough, and finds out who is next.
-fn wake_sleepers() {
-    let now = now();
+/// Wakes who has slept long enough at `now`, and finds out who is next. Whoever is woken counts as long as it keeps its deadline: its CPU's
+/// clock may be behind this one's, so that it finds it too early and sleeps on.
+pub fn wake_sleepers(now: u64) {
     // Who begins to sleep during the search lowers it again.
     NEAREST.store(u64::MAX, Ordering::SeqCst);
     let mut at = 0;
     let mut nearest = u64::MAX;
     while let Some((number, deadline)) = next_sleeper(at) {
         at = number + 1;
+        nearest = nearest.min(deadline);
         if deadline <= now {
             super::wake(number);
-        } else {
-            nearest = nearest.min(deadline);
         }
     }
     NEAREST.fetch_min(nearest, Ordering::SeqCst);

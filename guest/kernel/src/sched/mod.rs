@@ -20,7 +20,7 @@ use alloc::sync::Arc;
 use core::sync::atomic::{AtomicUsize, Ordering};
 
 use guest_firmware::acpi::MAX_CPUS;
-use memvisor_abi::{TaskInfo, TaskState};
+use memvisor_abi::{CpuTlb, TaskInfo, TaskState};
 use mm_core::MaySleep;
 use mm_vmalloc::LocalStack;
 
@@ -28,7 +28,7 @@ use order::Turn;
 
 use crate::arch::percpu::{self, PerCpu};
 use crate::arch::{regs, stack, trap};
-use crate::mm::kmap;
+use crate::mm::{kmap, space};
 use crate::sync::Lock;
 use crate::{smp, task};
 
@@ -46,6 +46,8 @@ const MAX_THREADS: usize = 256;
 /// Tasks: the idle tasks by CPU, then threads.
 pub const MAX_TASKS: usize = MAX_CPUS + MAX_THREADS;
 const ANY_CPU: u32 = u32::MAX;
+/// Looks at the queue before an idle task that waits looks at its condition again.
+const REST_SPINS: u32 = 32;
 /// End of a queue. Number 0 is an idle task, which is never queued.
 const NOBODY: usize = 0;
 
@@ -102,6 +104,8 @@ const UNUSED: TaskInfo = TaskInfo {
     mm: 0,
     tgid: 0,
     ppid: 0,
+    rests: 0,
+    reserved: 0,
 };
 const NO_INFO: TaskInfo = TaskInfo { pinned: ANY_CPU, ..UNUSED };
 
@@ -231,16 +235,23 @@ pub fn nr_live() -> u32 {
     1 + u32::try_from(threads).unwrap_or(0)
 }
 
-/// Lets other threads run (Linux: `cond_resched`, `yield`).
+/// Lets other threads run in the middle of something (Linux: `cond_resched`).
 pub fn yield_now(_context: &MaySleep<'_>) {
-    schedule(Reason::Free);
+    schedule(Reason::Yields);
+}
+
+/// Lets other threads run where nothing is half done (Linux: `sched_yield`).
+pub fn yield_at_rest(_context: &MaySleep<'_>) {
+    schedule(Reason::Rests);
 }
 
 /// Why a task lets others run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Reason {
-    /// It waits, ends or yields: whoever is next runs.
-    Free,
+    /// It waits, ends or yields where nothing is half done: whoever is next runs.
+    Rests,
+    /// It lets others run in the middle of something, which readers from outside must not take for whole.
+    Yields,
     /// Its slice is over, or somebody woke who may go before it: it goes on if it is first.
     Preempted,
 }
@@ -317,6 +328,7 @@ fn schedule(reason: Reason) {
     let now = regs::rdtsc();
     let old = &mut sched.slots[me];
     let idle = old.info.idle == 1;
+    old.info.rests = u32::from(reason != Reason::Yields);
     let ready = !idle && !old.sleeps && old.info.state == TaskState::Running as u32;
     let may_stay = ready && old.may_run_on(cpu);
     if !idle {
@@ -398,24 +410,34 @@ pub fn idle() {
     let cpu = percpu.cpu.load(Ordering::Relaxed);
     // Announced before the look at the queue, so that who queues a thread after it sends an interrupt.
     percpu.idle.store(1, Ordering::SeqCst);
+    space::set_rests(cpu, CpuTlb::IDLE);
     let work = READY.load(Ordering::SeqCst) > 0 && SCHED.lock().has_work(cpu);
     if !work {
         trap::wait_for_interrupt();
     }
+    space::set_rests(cpu, 0);
     percpu.idle.store(0, Ordering::SeqCst);
-    schedule(Reason::Free);
+    schedule(Reason::Rests);
 }
 
 /// What an idle task does where a thread would sleep: runs a thread, or lets time pass. It does not halt, so that no event
 /// is missed.
-fn run_others() {
+fn run_others(reason: Reason) {
     let cpu = percpu::cpu();
     if READY.load(Ordering::SeqCst) == 0 {
-        core::hint::spin_loop();
+        // A while, in which readers from outside find everything whole.
+        space::set_rests(cpu, CpuTlb::IDLE);
+        for _ in 0..REST_SPINS {
+            if READY.load(Ordering::SeqCst) != 0 {
+                break;
+            }
+            core::hint::spin_loop();
+        }
+        space::set_rests(cpu, 0);
         return;
     }
     if SCHED.lock().has_work(cpu) {
-        schedule(Reason::Free);
+        schedule(reason);
         return;
     }
     let waiting = {
@@ -480,10 +502,16 @@ pub fn comm(number: usize) -> [u8; 16] {
     SCHED.lock().slots[number].info.name
 }
 
-/// Publishes whose task it is: its address space (0 for none), its process and that one's parent.
-pub fn publish_process(number: usize, mm: u64, tgid: u32, ppid: u32) {
-    let info = &mut SCHED.lock().slots[number].info;
-    (info.mm, info.tgid, info.ppid) = (mm, tgid, ppid);
+/// A task's address space is another from now on; 0 for none.
+pub fn set_mm(number: usize, mm: u64) {
+    SCHED.lock().slots[number].info.mm = mm;
+}
+
+/// The process of a task has another parent. Not for a task that has no thread yet.
+pub fn set_ppid(number: usize, ppid: u32) {
+    if number != NOBODY {
+        SCHED.lock().slots[number].info.ppid = ppid;
+    }
 }
 
 /// Gives a task a name of at most 15 bytes.

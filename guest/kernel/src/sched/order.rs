@@ -72,7 +72,7 @@ impl Sched {
     pub(super) fn turn_is_over(&mut self, number: usize, reason: Reason) {
         use guest_process::priority::Policy;
         let policy = self.slots[number].turn.priority.policy;
-        if policy == Policy::Rr || (policy == Policy::Fifo && reason == Reason::Free) {
+        if policy == Policy::Rr || (policy == Policy::Fifo && reason != Reason::Preempted) {
             self.go_to_end(number);
         }
     }

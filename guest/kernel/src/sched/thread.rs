@@ -5,6 +5,7 @@ use alloc::sync::Arc;
 use guest_firmware::acpi::MAX_CPUS;
 use memvisor_abi::{THREAD_SIZE, TaskInfo, TaskState};
 use mm_core::{MaySleep, VirtAddr};
+use mm_vma::Id;
 use mm_vmalloc::{Request, VmError};
 
 use super::{
@@ -131,8 +132,13 @@ fn take_slot(birth: &Birth<'_>, base: u64, user: Option<UserThread<'_>>) -> Resu
     let number = MAX_CPUS + free.ok_or(VmError::NoMemory)?;
     let parent = sched.slots[current()].turn;
     let slot = &mut sched.slots[number];
+    let task = user.as_ref().map(|user| &user.task);
     slot.info = TaskInfo {
         pid: birth.pid,
+        mm: task.and_then(|task| task.mm()).map_or(0, Id::as_u64),
+        tgid: task.map_or(0, |task| task.process.pid),
+        ppid: task.map_or(0, |task| task.process.parent()),
+        rests: 1,
         // Nobody takes it, and nobody runs it yet.
         state: TaskState::Sleeping as u32,
         stack: base,
@@ -235,7 +241,7 @@ fn exit() -> ! {
     assert!(depth == 0, "a thread ended with {depth} kmap_local mappings");
     SCHED.lock().slots[number].info.state = TaskState::Dead as u32;
     ENDED.wake_up_all();
-    schedule(Reason::Free);
+    schedule(Reason::Rests);
     unreachable!("a dead thread was scheduled")
 }
 

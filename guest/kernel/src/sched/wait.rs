@@ -37,7 +37,12 @@ impl WaitQueue {
     /// Sleeps until `condition` holds; it is looked at first, and after every wake-up (Linux: `wait_event`). It must not
     /// sleep.
     pub fn wait_event(&self, _context: &MaySleep<'_>, condition: impl FnMut() -> bool) {
-        self.wait(condition, || None);
+        self.wait(Reason::Rests, condition, || None);
+    }
+
+    /// [`WaitQueue::wait_event`] in the middle of something, which readers from outside must not take for whole.
+    pub fn wait_event_midway(&self, _context: &MaySleep<'_>, condition: impl FnMut() -> bool) {
+        self.wait(Reason::Yields, condition, || None);
     }
 
     /// [`WaitQueue::wait_event`] until `deadline` at most, in nanoseconds since boot (Linux: `wait_event_timeout`).
@@ -63,7 +68,7 @@ impl WaitQueue {
 
     /// [`WaitQueue::wait_event`] until the process is being ended (Linux: `wait_event_killable`).
     pub fn wait_killable(&self, _context: &MaySleep<'_>, condition: impl FnMut() -> bool) -> Woken {
-        self.wait(condition, || task::fatal_signal_pending().then_some(Woken::Interrupted))
+        self.wait(Reason::Rests, condition, || task::fatal_signal_pending().then_some(Woken::Interrupted))
     }
 
     fn wait_deadline(
@@ -72,17 +77,23 @@ impl WaitQueue {
         condition: impl FnMut() -> bool,
         mut stop: impl FnMut() -> Option<Woken>,
     ) -> Woken {
-        let Some(deadline) = deadline else { return self.wait(condition, stop) };
+        let Some(deadline) = deadline else { return self.wait(Reason::Rests, condition, stop) };
         let number = current();
         clock::set_deadline(number, deadline.max(1));
-        let woken =
-            self.wait(condition, || stop().or_else(|| (clock::now() >= deadline).then_some(Woken::TimedOut)));
+        let woken = self.wait(Reason::Rests, condition, || {
+            stop().or_else(|| (clock::now() >= deadline).then_some(Woken::TimedOut))
+        });
         clock::clear_deadline(number);
         woken
     }
 
     /// Sleeps until `condition` holds or `stop` says why not.
-    fn wait(&self, mut condition: impl FnMut() -> bool, mut stop: impl FnMut() -> Option<Woken>) -> Woken {
+    fn wait(
+        &self,
+        reason: Reason,
+        mut condition: impl FnMut() -> bool,
+        mut stop: impl FnMut() -> Option<Woken>,
+    ) -> Woken {
         let mut look = || if condition() { Some(Woken::Event) } else { stop() };
         loop {
             if let Some(woken) = look() {
@@ -90,7 +101,7 @@ impl WaitQueue {
             }
             let number = current();
             if SCHED.lock().slots[number].info.idle == 1 {
-                run_others();
+                run_others(reason);
                 continue;
             }
             // First the queue and the intention, then the condition: a wake-up in between is not lost.
@@ -101,7 +112,7 @@ impl WaitQueue {
             if woken.is_some() {
                 SCHED.lock().slots[number].sleeps = false;
             } else {
-                schedule(Reason::Free);
+                schedule(reason);
             }
             self.waiters[number / 64].fetch_and(!(1 << (number % 64)), Ordering::AcqRel);
             self.count.fetch_sub(1, Ordering::AcqRel);

@@ -9,7 +9,6 @@ use mm_pgtable::PteFlags;
 use mm_vma::{ProtFlags, Unmapped, dup_mmap, migrate_page, put_page, try_to_migrate};
 
 use super::victim::{Outcome, PAGES, Victim, add, page, read, victim, write};
-use crate::introspect;
 use crate::mm::space::{self, Spaces};
 
 const PRESENT: u64 = PteFlags::PRESENT.bits();
@@ -120,7 +119,7 @@ pub fn anon_list() -> Outcome {
 fn another() -> Outcome<Victim> {
     let shape = space::shape_of(victim()?.id);
     let id = space::mm_alloc(shape).map_err(|_| "no memory for an address space")?;
-    introspect::add_space(3, id);
+    space::set_owner(id, 3);
     Ok(Victim { id })
 }
 

@@ -11,6 +11,7 @@ use mm_vma::{MremapFlags, ProtFlags};
 use super::victim::{Outcome, PAGES, Victim, add, add_u32, read, victim, write};
 use crate::mm::paging::Tables;
 use crate::mm::space::{self, tlb};
+use crate::{sched, task};
 
 /// Two VMAs with different rights, one behind the other.
 fn neighbours(victim: Victim) -> Outcome<(u64, u64)> {
@@ -146,6 +147,26 @@ pub fn kernel_half() -> Outcome {
 /// A reader who never drops mmap_lock.
 pub fn mmap_lock() -> Outcome {
     add_u32(victim()?.mm(), offset_of!(abi::Mm, mmap_lock), 1);
+    Ok(())
+}
+
+/// An address space that outlives its last task.
+pub fn users() -> Outcome {
+    add_u32(victim()?.mm(), offset_of!(abi::Mm, users), 1);
+    Ok(())
+}
+
+/// A task with an address space that is none.
+pub fn task_mm() -> Outcome {
+    let (number, mm) = task::living().ok_or("no process is alive")?;
+    sched::set_mm(number, mm.as_u64() + 8);
+    Ok(())
+}
+
+/// A list of address spaces whose first one leads back to itself.
+pub fn mm_list() -> Outcome {
+    let victim = victim()?;
+    write(victim.mm(), offset_of!(abi::Mm, prev), victim.mm());
     Ok(())
 }
 

@@ -12,10 +12,10 @@ use core::sync::atomic::{AtomicU64, Ordering, fence};
 use guest_firmware::acpi::MAX_CPUS;
 use mm_pgtable::FlushRange;
 
-use super::{NOT_ONLINE, TARGETS, mailbox, nr_online};
+use super::{NOT_ONLINE, TARGETS, nr_online};
 use crate::arch::percpu::{self, PerCpu};
 use crate::arch::{apic, regs, trap};
-use crate::mm::space::tlb;
+use crate::mm::space::{self, tlb};
 use crate::sched::{CPU_WORDS, CpuMask};
 
 /// More pages than this are dropped all at once (Linux: `tlb_single_page_flush_ceiling`).
@@ -146,7 +146,7 @@ fn ask(percpu: &PerCpu, mask: &CpuMask, shootdown: &Shootdown) {
     let all = asked + 1 == nr_online() && super::all_online();
     for (cpu, apic_id) in targets(percpu, mask) {
         let target = percpu::of(cpu);
-        target.flush_requested.fetch_add(1, Ordering::Relaxed);
+        space::tlb_of(cpu).flush_requested.fetch_add(1, Ordering::Relaxed);
         let Some(from) = target.flush_from.get(own as usize / 64) else { continue };
         let before = from.fetch_or(1 << (own % 64), Ordering::AcqRel);
         // Somebody whom it has not answered yet interrupts it already.
@@ -196,17 +196,11 @@ fn answer(percpu: &PerCpu, asker: u32) {
         percpu.vma_hint.store(0, Ordering::Relaxed);
         regs::flush_all();
     }
-    percpu.flush_done.fetch_add(1, Ordering::AcqRel);
     let own = percpu.cpu.load(Ordering::Relaxed);
+    space::tlb_of(own).flush_done.fetch_add(1, Ordering::AcqRel);
     if let Some(left) = asker.flush_left.get(own as usize / 64) {
         left.fetch_and(!(1 << (own % 64)), Ordering::Release);
     }
-}
-
-/// Flushes that others asked a CPU for, and how many of them it did.
-pub fn flushes(cpu: usize) -> (u64, u64) {
-    let done = mailbox(cpu).flush_done.load(Ordering::Acquire);
-    (mailbox(cpu).flush_requested.load(Ordering::Acquire), done)
 }
 
 const _: () = assert!(CPU_WORDS * 64 >= MAX_CPUS);

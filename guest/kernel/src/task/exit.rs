@@ -71,6 +71,7 @@ pub(super) fn release_mm(task: &Task) {
     }
     let flags = regs::irq_save();
     task.mm.store(0, Ordering::Release);
+    sched::set_mm(task.number(), 0);
     tlb::leave_mm();
     regs::irq_restore(flags);
     space::mm_put(mm);
@@ -93,6 +94,8 @@ impl Task {
         release_mm(self);
         super::with_percpu(|percpu| {
             self.mm.store(mm.as_u64(), Ordering::Release);
+            sched::set_mm(self.number(), mm.as_u64());
+            space::set_owner(mm, self.process.pid);
             tlb::switch_mm(percpu, mm);
             self.fpu.reset();
             self.fpu.restore(percpu);
@@ -140,6 +143,8 @@ fn exit_notify(task: &Current, status: u32) {
         let heir = heir(&registry, &process);
         for child in registry.children_of(process.pid) {
             child.parent.store(heir, Ordering::Release);
+            // One that has no thread yet says it itself (`fork::begin`).
+            registry.tasks_of(child.pid).for_each(|task| sched::set_ppid(task.number(), heir));
             // Linux: `reparent_leader`.
             child.exit_signal.store(super::SIGCHLD, Ordering::Relaxed);
         }

@@ -136,6 +136,8 @@ pub(super) fn begin(
         if child.is_leader() {
             child.process.leader.store(number, Ordering::Release);
         }
+        // The parent may have ended since the thread was made.
+        registry::with_relations(|_, _| sched::set_ppid(number, child.process.parent()));
     };
     let begun = sched::spawn_user(thread, entry, ready, &sched::task_context());
     if begun.is_err() {
@@ -162,6 +164,9 @@ fn copy_task(parent: &Current, args: &CloneArgs) -> Result<Arc<Task>, Errno> {
     fpu.copy_from(&parent.fpu);
     let files = parent.files.fork(flags)?;
     let mm = copy_mm(parent, flags)?;
+    if !flags.contains(CloneFlags::VM) {
+        space::set_owner(mm, process.pid);
+    }
     let wanted = |flag: CloneFlags, value: u64| if flags.contains(flag) { value } else { 0 };
     let parent_tid = wanted(CloneFlags::PARENT_SETTID, args.parent_tid);
     let task = Task {

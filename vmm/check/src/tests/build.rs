@@ -412,7 +412,7 @@ impl Builder {
             zones: publish!(zones, Zone),
             sections: publish!(sections, Section),
             cpus: publish!([cpu(0), cpu(1)], CpuInfo),
-            address_spaces: publish!([space], AddressSpace),
+            mm_list: publish!([space], u64),
             cpu_tlbs: publish!(spaces::tlbs(), CpuTlb),
             zero_pfn: PFN_NONE,
             entry_pgd_pfn: PFN_NONE,

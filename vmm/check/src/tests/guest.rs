@@ -68,6 +68,7 @@ impl TestGuest {
             root_gpa: Some(ROOT_GPA),
             facts: Some(&self.facts),
             registers: &self.registers,
+            moment: crate::Moment::Chosen,
         }
     }
 

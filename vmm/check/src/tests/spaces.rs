@@ -6,6 +6,7 @@ use memvisor_abi::*;
 use memvisor_inspect::SparseMemory;
 
 use super::guest::*;
+use crate::Moment;
 
 /// The frame with the objects, and where they are in it.
 const OBJECTS_PFN: u64 = 0x3320;
@@ -61,8 +62,8 @@ fn vmas() -> [(u64, Vma); 3] {
     ]
 }
 
-/// Writes the address space; returns what the table of address spaces has of it.
-pub(super) fn publish(memory: &mut SparseMemory, pgd_pfn: u64, levels: u32) -> AddressSpace {
+/// Writes the address space, the only one; returns where it is.
+pub(super) fn publish(memory: &mut SparseMemory, pgd_pfn: u64, levels: u32) -> u64 {
     let mut node = VmaNode {
         end: [0; VMA_FANOUT],
         start: [0; VMA_FANOUT],
@@ -104,16 +105,18 @@ pub(super) fn publish(memory: &mut SparseMemory, pgd_pfn: u64, levels: u32) -> A
         brk: DATA_VA + 0x3000,
         rss: [3, 1],
         table_pages,
+        users: 1,
+        owner: PID,
         cpus: [0b10, 0, 0, 0],
         ..Mm::default()
     };
     memory.write_value(MM, &mm).unwrap();
-    AddressSpace { pgd_pfn, pid: PID, reserved: 0, rss_pages: 4, table_pages, mm: MM }
+    MM
 }
 
 /// CPU 1 runs the process.
 pub(super) fn tlbs() -> [CpuTlb; 2] {
-    [CpuTlb::default(), CpuTlb { mm: MM, flush_requested: 5, flush_done: 5 }]
+    [CpuTlb::default(), CpuTlb { mm: MM, flush_requested: 5, flush_done: 5, rests: 0 }]
 }
 
 fn edit_mm(guest: &mut TestGuest, edit: impl FnOnce(&mut Mm)) {
@@ -338,6 +341,63 @@ fn mm_rules_see_counters_and_locks() {
 }
 
 #[test]
+fn mm_tasks_sees_a_wrong_count_and_a_task_without_its_address_space() {
+    let mut guest = healthy();
+    edit_mm(&mut guest, |mm| mm.users = 2);
+    assert!(only(&guest, "mm.tasks").what.contains("users"));
+    let mut guest = healthy();
+    let task = guest.guest().root().tasks.gpa + offset_of!(TaskInfo, mm) as u64;
+    guest.memory.write_u64(task, MM).unwrap();
+    assert_eq!(guest.audit().findings, [], "one task, one user");
+    guest.memory.write_u64(task, MM + 8).unwrap();
+    assert!(only(&guest, "mm.tasks").what.contains("task"));
+}
+
+#[test]
+fn a_list_of_address_spaces_that_is_broken_is_no_list() {
+    let mut guest = healthy();
+    edit_mm(&mut guest, |mm| mm.prev = MM);
+    // Nobody knows the tables that CPU 1 uses then.
+    assert_eq!(rules(&guest), ["attach.tables", "pgtable.cr3"]);
+}
+
+#[test]
+fn at_a_moment_that_the_guest_did_not_choose_only_what_always_holds_is_judged_unless_it_rests() {
+    let any = |guest: &TestGuest| crate::audit(&crate::Evidence { moment: Moment::Any, ..guest.evidence() });
+    let mut guest = healthy();
+    edit_mm(&mut guest, |mm| mm.mmap_lock = -1);
+    let task = guest.guest().root().tasks.gpa;
+    for cpu in &mut guest.registers {
+        cpu.selectors[0] = 0x33;
+    }
+    assert_eq!(any(&guest).findings.len(), 1, "all CPUs are in ring 3, so all rules hold");
+    for (cs, flags, rests, whole) in [
+        (0x33, 0, 0, true),
+        (8, 0x202, CpuTlb::IDLE, true),
+        (8, 2, CpuTlb::IDLE, false),
+        (8, 0x202, 0, false),
+        (8, 2, CpuTlb::CHECKPOINT, true),
+    ] {
+        (guest.registers[1].selectors[0], guest.registers[1].rflags) = (cs, flags);
+        let tlb = guest.guest().root().cpu_tlbs.gpa + size_of::<CpuTlb>() as u64;
+        guest.memory.write_u64(tlb + offset_of!(CpuTlb, rests) as u64, rests).unwrap();
+        let report = any(&guest);
+        assert_eq!(report.findings.len(), usize::from(whole), "{cs} {flags:#x} {rests}: {report}");
+        let skipped = report.rules.iter().find(|rule| rule.name == "mm.locks").unwrap().skipped.clone();
+        assert_eq!(skipped.is_some(), !whole);
+        assert!(report.rules.iter().any(|rule| rule.name == "pgtable.wx" && rule.skipped.is_none()));
+    }
+    // A task that let others run in the middle of something.
+    let mut info: TaskInfo = guest.guest().tasks().unwrap()[0];
+    (info.state, info.rests) = (TaskState::Runnable as u32, 0);
+    guest.memory.write_value(task, &info).unwrap();
+    let report = any(&guest);
+    assert_eq!(report.findings, []);
+    let reason = report.rules.iter().find(|rule| rule.name == "owner.none").unwrap().skipped.clone().unwrap();
+    assert!(reason.contains("between two states: task"), "{reason}");
+}
+
+#[test]
 fn tlb_rules_see_a_cpu_outside_the_mask_and_a_flush_that_waits() {
     let mut guest = healthy();
     edit_mm(&mut guest, |mm| mm.cpus[0] = 1);
@@ -351,7 +411,7 @@ fn tlb_rules_see_a_cpu_outside_the_mask_and_a_flush_that_waits() {
     edit_mm(&mut guest, |mm| mm.tlb_flush_pending = 1);
     only(&guest, "tlb.pending");
     let mut guest = healthy();
-    guest.memory.write_u64(gpa + 24 + offset_of!(CpuTlb, flush_done) as u64, 4).unwrap();
+    guest.memory.write_u64(gpa + (size_of::<CpuTlb>() + offset_of!(CpuTlb, flush_done)) as u64, 4).unwrap();
     only(&guest, "tlb.pending");
 }
 

@@ -76,6 +76,7 @@ pub(super) fn publish(memory: &mut SparseMemory, gpa: u64) -> (TableRef, TableRe
         stack: STACK,
         stack_len: THREAD_SIZE,
         rsp: STACK + 0x3f00,
+        rests: 1,
         name: *b"sleeper\0\0\0\0\0\0\0\0\0",
         pinned: u32::MAX,
         ..TaskInfo::default()

@@ -5,6 +5,7 @@ use std::fmt;
 use serde::Serialize;
 use thiserror::Error;
 
+use super::LinkProblem;
 use crate::ReadError;
 
 /// The published tables.
@@ -22,7 +23,7 @@ pub enum TableName {
     Zones,
     Sections,
     Cpus,
-    AddressSpaces,
+    MmList,
     ExtraTables,
     Caches,
     CacheCpus,
@@ -56,7 +57,7 @@ impl TableName {
             TableName::Zones => "zones",
             TableName::Sections => "sections",
             TableName::Cpus => "cpus",
-            TableName::AddressSpaces => "address_spaces",
+            TableName::MmList => "mm_list",
             TableName::ExtraTables => "extra_tables",
             TableName::Caches => "caches",
             TableName::CacheCpus => "cache_cpus",
@@ -223,6 +224,9 @@ pub enum GuestError {
         /// The order asked for.
         order: usize,
     },
+    /// The list of address spaces.
+    #[error("mm_list: {0}")]
+    MmList(#[from] LinkProblem),
     /// RAM that vanished under the reader.
     #[error(transparent)]
     Read(#[from] ReadError),

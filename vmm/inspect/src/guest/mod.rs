@@ -17,6 +17,7 @@ mod error;
 mod free_list;
 mod pages;
 mod pcp;
+mod rest;
 mod rmap;
 mod slab;
 mod spaces;
@@ -38,9 +39,10 @@ pub use error::{AttachError, GuestError, TableName};
 pub use free_list::{FreeList, ListProblem};
 pub use pages::section_start_pfn;
 pub use pcp::PcpBlocks;
+pub use rest::{Busy, cpu_rests};
 pub use rmap::{RmapIndex, RmapPlace, address_of};
 pub use slab::{Keeper, Slab, SlabWalk, Slabs, cache_name};
-pub use spaces::{LinkProblem, Linked, MmSpace, TreeEntry, VmaAt};
+pub use spaces::{AddressSpace, LinkProblem, Linked, MmSpace, TreeEntry, VmaAt};
 pub use vmalloc::{KmapWindowSlots, VmAreaAt};
 
 #[cfg(test)]

@@ -7,8 +7,8 @@ use std::collections::HashSet;
 
 use memvisor_abi as abi;
 use memvisor_abi::{
-    AddressSpace, AnonVma, AnonVmaChain, CpuTlb, MAX_MAP_COUNT, Mapping, MappingNode, Mm, VMA_FANOUT,
-    VMA_TREE_MAX_HEIGHT, Vma, VmaNode,
+    AnonVma, AnonVmaChain, CpuTlb, MAX_MAP_COUNT, Mapping, MappingNode, Mm, VMA_FANOUT, VMA_TREE_MAX_HEIGHT,
+    Vma, VmaNode,
 };
 use serde::Serialize;
 use thiserror::Error;
@@ -124,10 +124,21 @@ impl<T> Linked<T> {
     }
 }
 
+/// An address space, and whose it is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct AddressSpace {
+    /// Guest-physical address of its [`Mm`].
+    pub mm: u64,
+    /// Frame of its top-level page table.
+    pub pgd_pfn: u64,
+    /// The process that has it, the one with the lowest number if several do (vfork); the one that it was made for if none has.
+    pub pid: u32,
+}
+
 /// An address space with its VMAs.
 #[derive(Clone, Debug)]
 pub struct MmSpace {
-    /// What the table of address spaces says.
+    /// Which it is.
     pub space: AddressSpace,
     /// The address space itself; all zero if [`MmSpace::problem`] says that it cannot be read.
     pub mm: Mm,
@@ -148,13 +159,37 @@ impl MmSpace {
 }
 
 impl<S: MemorySource + ?Sized> Guest<'_, S> {
-    /// All published address spaces that lead to an [`Mm`], in the order of the table.
+    /// All address spaces, the one that was made first first.
     ///
     /// # Errors
-    /// [`GuestError`] if the table itself cannot be read.
+    /// [`GuestError`] if the list or the table of tasks cannot be read.
+    pub fn address_spaces(&self) -> Result<Vec<AddressSpace>, GuestError> {
+        let head: Vec<u64> = self.table(TableName::MmList, self.root().mm_list, 1, Absent::IsEmpty)?;
+        let tasks = self.tasks()?;
+        let mut spaces = Vec::new();
+        let mut steps = Steps::new("mm_struct");
+        let (mut at, mut from) = (head.first().copied().unwrap_or(0), 0);
+        while at != 0 {
+            steps.step(at)?;
+            let mm: Mm = self.object("mm_struct", at)?;
+            if let Some(problem) = back("mm_struct", at, mm.prev, from) {
+                return Err(problem.into());
+            }
+            let users = tasks.iter().filter(|task| task.mm == at).map(|task| task.tgid);
+            let pid = users.min().unwrap_or(mm.owner);
+            spaces.push(AddressSpace { mm: at, pgd_pfn: mm.pgd_pfn, pid });
+            (from, at) = (at, mm.next);
+        }
+        spaces.reverse();
+        Ok(spaces)
+    }
+
+    /// All address spaces with their VMAs, in the same order.
+    ///
+    /// # Errors
+    /// As [`Guest::address_spaces`].
     pub fn mm_spaces(&self) -> Result<Vec<MmSpace>, GuestError> {
-        let spaces = self.address_spaces()?;
-        Ok(spaces.into_iter().filter(|space| space.mm != 0).map(|space| self.mm_space(space)).collect())
+        Ok(self.address_spaces()?.into_iter().map(|space| self.mm_space(space)).collect())
     }
 
     fn mm_space(&self, space: AddressSpace) -> MmSpace {

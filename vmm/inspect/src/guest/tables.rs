@@ -4,7 +4,7 @@ use std::mem::size_of;
 
 use memvisor_abi as abi;
 use memvisor_abi::{
-    AddressSpace, CpuInfo, E820Entry, Kcompactd, LayoutRange, MAX_MOVABLE_OWNERS, MAX_NR_ZONES, MAX_NUMNODES,
+    CpuInfo, E820Entry, Kcompactd, LayoutRange, MAX_MOVABLE_OWNERS, MAX_NR_ZONES, MAX_NUMNODES,
     MemblockRegion, MovableOwner, Node, SECTION_SIZE_BITS, Section, TableRef, TraceRing, VmSysctl, Zone,
 };
 use zerocopy::{FromBytes, IntoBytes};
@@ -153,19 +153,6 @@ impl<S: MemorySource + ?Sized> Guest<'_, S> {
     /// [`GuestError`].
     pub fn cpus(&self) -> Result<Vec<CpuInfo>, GuestError> {
         self.table(TableName::Cpus, self.root.cpus, CPUS_MAX, Absent::IsMissing)
-    }
-
-    /// User address spaces, unused slots left out.
-    ///
-    /// # Errors
-    /// [`GuestError`].
-    pub fn address_spaces(&self) -> Result<Vec<AddressSpace>, GuestError> {
-        // Each has a frame of its own as top-level table.
-        let max = self.source.ram_bytes() / abi::PAGE_SIZE;
-        let mut spaces: Vec<AddressSpace> =
-            self.table(TableName::AddressSpaces, self.root.address_spaces, max, Absent::IsEmpty)?;
-        spaces.retain(|space| space.pgd_pfn != 0);
-        Ok(spaces)
     }
 
     /// Frames of page tables outside all address spaces.

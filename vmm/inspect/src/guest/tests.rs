@@ -46,7 +46,7 @@ fn a_guest_is_read_back_as_it_was_built() {
     assert_eq!(reader.cpus().unwrap()[1].node, 1);
     assert_eq!(reader.e820_raw().unwrap().len(), 4);
     assert_eq!(reader.e820().unwrap().len(), 3, "the adjacent entries are merged");
-    assert_eq!(reader.address_spaces().unwrap().len(), 0, "unused slots are left out");
+    assert_eq!(reader.address_spaces().unwrap().len(), 0, "the list is empty");
     assert!(reader.extra_tables().unwrap().is_empty());
     assert_eq!(reader.counters().unwrap(), guest.root.counters);
     let present: u64 = reader.zones().unwrap().iter().map(|zone| zone.present_pages).sum();
@@ -289,7 +289,7 @@ proptest! {
         let root = guest.root;
         let tables = [
             root.layout, root.e820_raw, root.e820, root.memblock_memory, root.memblock_reserved, root.nodes,
-            root.zones, root.zones, root.zones, root.sections, root.cpus, root.address_spaces,
+            root.zones, root.zones, root.zones, root.sections, root.cpus, root.mm_list,
         ];
         for (table, word, value) in edits {
             let table = tables[table];

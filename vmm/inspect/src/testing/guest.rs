@@ -3,10 +3,9 @@
 use std::collections::BTreeMap;
 
 use memvisor_abi::{
-    AddressSpace, BootProtocol, BootStage, Counters, CpuInfo, CpuState, E820Entry, E820Type, LAYOUT_HASH,
-    LayoutKind, LayoutRange, MAX_NR_ZONES, MemblockRegion, Migratetype, NODE_NONE, NR_ORDERS, Node,
-    PAGES_PER_SECTION, PFN_NONE, Page, PageFlags, PageKind, Root, Section, SectionState, TableRef, Zone,
-    ZoneKind,
+    BootProtocol, BootStage, Counters, CpuInfo, CpuState, E820Entry, E820Type, LAYOUT_HASH, LayoutKind,
+    LayoutRange, MAX_NR_ZONES, MemblockRegion, Migratetype, NODE_NONE, NR_ORDERS, Node, PAGES_PER_SECTION,
+    PFN_NONE, Page, PageFlags, PageKind, Root, Section, SectionState, TableRef, Zone, ZoneKind,
 };
 use zerocopy::{FromZeros, Immutable, IntoBytes};
 
@@ -184,7 +183,7 @@ impl<'a> Builder<'a> {
         root.distances = self.distances();
         let cpus = self.cpus();
         root.cpus = self.publish(&cpus);
-        root.address_spaces = self.publish(&[AddressSpace::default(); 4]);
+        root.mm_list = self.publish(&[0_u64]);
 
         let sections = self.sections();
         root.sections = self.publish(&sections);

@@ -1,8 +1,8 @@
 //! A process in a synthetic guest.
 
 use memvisor_abi::{
-    AddressSpace, AnonVma, AnonVmaChain, CpuTlb, Mapping, Mm, Page, PageKind, TableRef, TaskInfo, TaskState,
-    VMA_FANOUT, Vma, VmaNode, vm_flags,
+    AnonVma, AnonVmaChain, CpuTlb, Mapping, Mm, Page, PageKind, TableRef, TaskInfo, TaskState, VMA_FANOUT,
+    Vma, VmaNode, vm_flags,
 };
 
 use super::{SyntheticGuest, Tables};
@@ -134,6 +134,8 @@ impl SyntheticProcess {
             rss: [1, 1],
             min_flt: 2,
             table_pages,
+            users: 1,
+            owner: Self::PID,
             cpus: [1, 0, 0, 0],
             ..Mm::default()
         };
@@ -148,24 +150,17 @@ impl SyntheticProcess {
             reserved: 0,
         };
         let link = AnonVmaChain { vma: heap, anon_vma: anon, ..AnonVmaChain::default() };
-        let space = AddressSpace {
-            pgd_pfn: self.pgd,
-            pid: Self::PID,
-            reserved: 0,
-            rss_pages: 2,
-            table_pages,
-            mm: self.mm(),
-        };
         let task = TaskInfo {
             pid: Self::PID,
             tgid: Self::PID,
             ppid: 1,
             state: TaskState::Running as u32,
+            rests: 1,
             mm: self.mm(),
             name: *b"sh\0\0\0\0\0\0\0\0\0\0\0\0\0\0",
             ..TaskInfo::default()
         };
-        let tlb = CpuTlb { mm: self.mm(), flush_requested: 3, flush_done: 3 };
+        let tlb = CpuTlb { mm: self.mm(), flush_requested: 3, flush_done: 3, rests: 0 };
         let mapping = Mapping { vmas: text, references: 1, ..Mapping::default() };
         let memory = &mut guest.memory;
         let mut put = |gpa, bytes: &[u8]| memory.write(gpa, bytes).expect("in RAM");
@@ -177,7 +172,7 @@ impl SyntheticProcess {
         put(self.mapping(), mapping.as_bytes());
         put(self.objects + 0x800, task.as_bytes());
         put(self.objects + 0x900, tlb.as_bytes());
-        put(self.objects + 0xa00, space.as_bytes());
+        put(self.objects + 0xa00, self.mm().as_bytes());
         let one = |at, size: usize| TableRef {
             gpa: self.objects + at,
             count: 1,
@@ -185,7 +180,7 @@ impl SyntheticProcess {
         };
         guest.root.tasks = one(0x800, size_of::<TaskInfo>());
         guest.root.cpu_tlbs = one(0x900, size_of::<CpuTlb>());
-        guest.root.address_spaces = one(0xa00, size_of::<AddressSpace>());
+        guest.root.mm_list = one(0xa00, 8);
         guest.write_root();
     }
 }

@@ -54,6 +54,14 @@ fn ps_joins_tasks_and_address_spaces() {
     let [row] = view.tasks.as_slice() else { panic!("one task") };
     assert_eq!((row.pid, row.ppid, row.name.as_str(), row.state), (7, 1, "sh", Some("running")));
     assert_eq!((row.vsz_kib, row.rss_kib), (144, 8));
+    // One that ended has no address space any more, and is no task of the kernel for that.
+    let task = guest.root.tasks.gpa;
+    let mm = std::mem::offset_of!(memvisor_abi::TaskInfo, mm) as u64;
+    guest.memory.write_u64(task + mm, 0).expect("in RAM");
+    let text = PsView::new(&reader(&guest)).expect("readable").to_string();
+    assert!(text.starts_with("1 with an address space, 0 tasks of the kernel, 1 that ended"), "{text}");
+    assert!(text.contains(" sh\n"), "{text}");
+    guest.memory.write_u64(task + mm, process.mm()).expect("in RAM");
     // Without a task the address space is still there.
     guest.root.tasks.count = 0;
     guest.write_root();

@@ -60,7 +60,7 @@ impl PsView {
                 pid: task.pid,
                 tgid: task.tgid,
                 ppid: task.ppid,
-                name: if task.mm == 0 { format!("[{plain}]") } else { plain },
+                name: if task.tgid == 0 { format!("[{plain}]") } else { plain },
                 state: Some(TaskState::from_raw(task.state).map_or("undefined", TaskState::name)),
                 cpu: Some(task.cpu),
                 ..of_space(task.mm, space)
@@ -71,7 +71,7 @@ impl PsView {
             let pid = space.space.pid;
             rows.push(PsRow { pid, tgid: pid, name: "?".into(), ..of_space(space.space.mm, Some(space)) });
         }
-        rows.sort_by_key(|row| (row.mm == 0, row.tgid, row.pid));
+        rows.sort_by_key(|row| (row.tgid == 0 && row.mm == 0, row.tgid, row.pid));
         Ok(PsView { tasks: rows })
     }
 }
@@ -98,11 +98,12 @@ fn of_space(mm: u64, space: Option<&MmSpace>) -> PsRow {
 impl fmt::Display for PsView {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let processes = self.tasks.iter().filter(|row| row.mm != 0).count();
-        writeln!(
-            f,
-            "{processes} with an address space, {} tasks of the kernel",
-            self.tasks.len() - processes
-        )?;
+        let kernel = self.tasks.iter().filter(|row| row.mm == 0 && row.tgid == 0).count();
+        let ended = match self.tasks.len() - processes - kernel {
+            0 => String::new(),
+            count => format!(", {count} that ended"),
+        };
+        writeln!(f, "{processes} with an address space, {kernel} tasks of the kernel{ended}")?;
         writeln!(
             f,
             "  PID  TGID  PPID STATE     CPU        VSZ        RSS     TABLES   MINFLT   MAJFLT NAME"

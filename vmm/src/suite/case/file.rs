@@ -37,6 +37,7 @@ const FILES: &[(&str, &str)] = &[
     ("process", include_str!("../../../../tests/cases/process.toml")),
     ("signal", include_str!("../../../../tests/cases/signal.toml")),
     ("shm", include_str!("../../../../tests/cases/shm.toml")),
+    ("live", include_str!("../../../../tests/cases/live.toml")),
     ("disk", include_str!("../../../../tests/cases/disk.toml")),
     ("busybox", include_str!("../../../../tests/cases/busybox.toml")),
     ("programs", include_str!("../../../../tests/cases/programs.toml")),
@@ -286,6 +287,13 @@ impl Stanza {
         }
         if !self.dialogue.is_empty() && !is_linux && !self.expect.probes.is_empty() {
             return Err("memvisor's own kernel is not probed during a dialogue: leave one out".to_owned());
+        }
+        if self.expect.live > 0
+            && (self.kvm.is_none() || is_linux || !self.dialogue.is_empty() || !self.expect.probes.is_empty())
+        {
+            return Err(
+                "live needs the table kvm and memvisor's own kernel, without dialogue and probes".to_owned()
+            );
         }
         for probe in &self.expect.probes {
             if probe.is_for_linux() != is_linux {

@@ -91,10 +91,6 @@ pub struct PerCpu {
     pub current: AtomicU32,
     /// 1 while the CPU halts for want of work.
     pub idle: AtomicU32,
-    /// Flushes of the TLB that others asked for, and how many of them are done: see [`crate::smp::flush_others`].
-    pub flush_requested: AtomicU64,
-    /// See [`PerCpu::flush_requested`].
-    pub flush_done: AtomicU64,
     /// CPUs that wait for a flush of this one.
     pub flush_from: [AtomicU64; CPU_WORDS],
     /// CPUs that have not answered this one.

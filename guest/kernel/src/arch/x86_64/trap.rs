@@ -8,7 +8,7 @@ use memvisor_abi::port::ExitCode;
 use super::{apic, percpu, pti, regs, stack};
 use crate::drivers::block;
 use crate::sync::Lock;
-use crate::{panic, println, syscall, task};
+use crate::{panic, println, smp, syscall, task};
 
 /// Vector number that `syscall_entry` reports.
 pub const VECTOR_SYSCALL: u64 = 256;
@@ -345,6 +345,9 @@ fn skip_halt(frame: &mut TrapFrame) {
 /// depend on how deep the interrupted stack is. Handlers keep interrupts off, so the stack is never in use.
 fn take_interrupt(frame: &mut TrapFrame) {
     skip_halt(frame);
+    if frame.vector == u64::from(VECTOR_STOP) {
+        smp::stop(frame.cs & 3 == 3);
+    }
     let Some(percpu) = percpu::current() else { return interrupt(frame.vector) };
     percpu.interrupts.fetch_add(1, Ordering::Relaxed);
     percpu.hardirq.fetch_add(1, Ordering::Relaxed);
@@ -380,7 +383,6 @@ extern "C" fn interrupt(vector: u64) {
             apic::end_of_interrupt();
             crate::trace::in_interrupt(vector, || block::interrupt(vector - VECTOR_DISKS));
         }
-        Ok(VECTOR_STOP) => regs::halt_forever(),
         Ok(VECTOR_SPURIOUS) | Err(_) => {}
         Ok(vector) => {
             apic::end_of_interrupt();

@@ -9,7 +9,7 @@ mod published;
 pub mod tlb;
 
 pub use cache::{Source, program_mapping};
-pub use published::{publish_tlbs, tlb_table};
+pub use published::{for_each_mm, mm_list, rests, set_rests, tlb_of, tlb_table};
 
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -85,7 +85,9 @@ pub fn mm_alloc(shape: Layout) -> Result<Id<Mm>, Errno> {
     objects::of_mm(mm).cpus.iter().for_each(|word| word.store(0, Ordering::Relaxed));
     objects::of_mm(mm).tlb_generation.store(0, Ordering::Relaxed);
     set_start_stack(mm, 0);
+    set_owner(id, 0);
     objects::of_mm(mm).users.store(1, Ordering::Release);
+    published::link(id);
     Ok(id)
 }
 
@@ -102,6 +104,11 @@ pub fn start_stack(mm: &Mm) -> u64 {
 /// Says where the program's stack begins.
 pub fn set_start_stack(mm: &Mm, address: u64) {
     objects::of_mm(mm).start_stack.store(address, Ordering::Relaxed);
+}
+
+/// Says whose it is until a task has it (Linux: `mm->owner`).
+pub fn set_owner(id: Id<Mm>, pid: u32) {
+    objects::of_mm(mm_of(id)).owner.store(pid, Ordering::Relaxed);
 }
 
 /// One more user (Linux: `mmget`).
@@ -127,6 +134,7 @@ pub fn mm_free(id: Id<Mm>) {
     Space::lock(&Spaces, id, mm_vma::Limits::default()).exit();
     let mm = mm_of(id);
     tlb::leave_everywhere(mm);
+    published::unlink(id);
     pti::free_user_table(mm);
     let freed = mm.page_table().free_root(&mut Tables);
     freed.expect("everything below is unmapped");

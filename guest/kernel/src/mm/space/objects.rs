@@ -42,6 +42,13 @@ pub struct MmObject {
     pub(super) users: AtomicU32,
     /// CPUs that may hold translations of it (Linux: `mm_cpumask`).
     pub(super) cpus: [AtomicU64; CPU_WORDS],
+    /// Neighbours in the list of all address spaces, under its lock.
+    pub(super) next: AtomicU64,
+    /// See [`MmObject::next`].
+    pub(super) prev: AtomicU64,
+    /// Process that it was made for.
+    pub(super) owner: AtomicU32,
+    reserved: AtomicU32,
     /// Linux: `page_table_lock`.
     pub(super) page_table_lock: Lock<()>,
     /// Flushes so far (Linux: `mm->context.tlb_gen`).
@@ -54,6 +61,9 @@ pub struct MmObject {
 const _: () = assert!(
     offset_of!(MmObject, mmap_lock) == offset_of!(abi::Mm, mmap_lock)
         && offset_of!(MmObject, cpus) == offset_of!(abi::Mm, cpus)
+        && offset_of!(MmObject, next) == offset_of!(abi::Mm, next)
+        && offset_of!(MmObject, prev) == offset_of!(abi::Mm, prev)
+        && offset_of!(MmObject, owner) == offset_of!(abi::Mm, owner)
         && size_of::<MmObject>() >= size_of::<abi::Mm>()
 );
 

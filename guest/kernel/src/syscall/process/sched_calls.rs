@@ -18,7 +18,7 @@ pub fn call(number: u64, frame: &TrapFrame) -> Option<Result<u64, Errno>> {
     let [a, b, c, ..] = arguments(frame);
     Some(match number {
         24 => {
-            sched::yield_now(&sched::task_context());
+            sched::yield_at_rest(&sched::task_context());
             Ok(0)
         }
         140 => getpriority(signed(a), signed(b)),
@@ -62,7 +62,7 @@ fn setaffinity(tid: i32, len: u32, address: u64) -> Result<u64, Errno> {
     }
     sched::set_allowed(number, allowed);
     if number == sched::current() && !allowed.contains(percpu::cpu()) {
-        sched::yield_now(&sched::task_context());
+        sched::yield_at_rest(&sched::task_context());
     }
     Ok(0)
 }
