@@ -6,7 +6,7 @@ use std::{
     os::fd::{AsRawFd, OwnedFd},
 };
 
-use memvisor_check::{Evidence, audit};
+use memvisor_check::{Evidence, Moment, audit};
 use memvisor_inspect::{CoreFile, Guest, MemorySource, Walker, find_root, ptdump, views::TranslateView};
 use rustix::fs::MemfdFlags;
 

@@ -5,7 +5,7 @@ use std::fmt::Display;
 use std::mem::offset_of;
 
 use memvisor_abi::{PFN_NONE, Root, TableRef};
-use memvisor_check::{Evidence, audit};
+use memvisor_check::{Evidence, Moment, audit};
 use memvisor_inspect::testing::{Machine, SyntheticGuest, SyntheticProcess};
 use memvisor_inspect::{
     Guest, GuestError, Levels, MemorySource, RamRegion, SparseMemory, Walker, find_root, ptdump, views,

@@ -70,6 +70,6 @@ replays!(
     alloc_api,
     slab_api,
     initramfs,
-    virtio_disk
+    virtio_disk,
     ext2
 );

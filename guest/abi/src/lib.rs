@@ -22,12 +22,14 @@ mod compaction;
 mod cpu;
 mod event;
 mod layout;
+mod lru;
 mod mm;
 mod page;
 mod pcp;
 pub mod port;
 mod root;
 mod slab;
+mod swap;
 mod task;
 mod trace;
 mod vm_sysctl;
@@ -41,6 +43,7 @@ pub use compaction::{Kcompactd, MAX_MOVABLE_OWNERS, MovableOwner};
 pub use cpu::{CpuInfo, CpuState};
 pub use event::{CpuEvents, NR_NUMA_EVENTS, NR_VM_EVENTS, NumaEvent, VmEvent};
 pub use layout::{LayoutKind, LayoutRange, fnv1a};
+pub use lru::{LruKind, LruList, Lruvec, NR_LRU_LISTS};
 pub use mm::{
     AnonVma, AnonVmaChain, CpuTlb, MAX_MAP_COUNT, MM_CPU_WORDS, Mapping, MappingNode, Mm, PTE_MIGRATION,
     PTE_PROTNONE, PTE_SPECIAL, STACK_GUARD_PAGES, VMA_FANOUT, VMA_TREE_MAX_HEIGHT, Vma, VmaNode, vm_flags,
@@ -52,6 +55,11 @@ pub use slab::{
     ALIEN_LIMIT, ALIEN_ROW, CACHE_NAME_LEN, CPU_ARRAY, Cache, CacheCpu, CacheNode, LARGE_MAPPING, MAX_CACHES,
     SLAB_FULL, SLAB_OWNER_SHIFT, SLOB_MAPPING, SlabCounters, SlabKind, SlabList, SlabListKind, Track,
     cache_flags, poison,
+};
+pub use swap::{
+    MAX_SWAP_BADPAGES, MAX_SWAPFILES, PTE_SWAP, PTE_SWAP_EXCLUSIVE, PTE_SWAP_OFFSET_SHIFT,
+    PTE_SWAP_TYPE_SHIFT, SWAP_MAGIC, SWAP_OFFSET_BITS, SWAP_VALUE_TYPE_SHIFT, SwapHeader, pte_swap_slot,
+    swap_pte, swap_slot,
 };
 pub use task::{TaskInfo, TaskState};
 pub use trace::{

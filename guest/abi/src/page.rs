@@ -109,6 +109,22 @@ bitflags! {
         const UNWRITTEN = 1 << 9;
         /// `PG_reserved`: never given to the buddy allocator.
         const RESERVED = 1 << 10;
+        /// `PG_active`: on an active list, or to be put on one.
+        const ACTIVE = 1 << 11;
+        /// `PG_unevictable`: on the list of what reclaim leaves alone, or to be put on it.
+        const UNEVICTABLE = 1 << 12;
+        /// `PG_swapbacked`: anonymous or shared memory, which goes to swap and not to a file.
+        const SWAPBACKED = 1 << 13;
+        /// `PG_swapcache`: `private` names its slot of a swap area.
+        const SWAPCACHE = 1 << 14;
+        /// `PG_writeback`: being written to its device.
+        const WRITEBACK = 1 << 15;
+        /// `PG_reclaim`: to be freed once it is written.
+        const RECLAIM = 1 << 16;
+        /// `PG_workingset`: was in use when it was deactivated or evicted.
+        const WORKINGSET = 1 << 17;
+        /// In a CPU's batch of pages to be put on an LRU list (not in Linux, where the batch holds a reference).
+        const LRU_ADD = 1 << 18;
         const _ = !0;
     }
 }

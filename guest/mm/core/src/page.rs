@@ -3,7 +3,7 @@
 use core::mem::{align_of, offset_of, size_of};
 use core::sync::atomic::{
     AtomicI32, AtomicU32, AtomicU64,
-    Ordering::{Acquire, Relaxed, Release},
+    Ordering::{AcqRel, Acquire, Relaxed, Release},
 };
 
 use memvisor_abi as abi;
@@ -280,6 +280,19 @@ impl Page {
     /// Clears `flags`.
     pub fn remove(&self, flags: PageFlags) {
         self.flags.fetch_and(!flags.bits(), Relaxed);
+    }
+
+    /// Clears `flags`; whether all of them were set. Of several who call it one learns so (Linux: `folio_test_clear_lru` and others).
+    pub fn take(&self, flags: PageFlags) -> bool {
+        self.flags.fetch_and(!flags.bits(), AcqRel) & flags.bits() == flags.bits()
+    }
+
+    /// Replaces `from`, if all of them are set, by `to` in one step; whether they were.
+    pub fn exchange(&self, from: PageFlags, to: PageFlags) -> bool {
+        let replaced = self.flags.fetch_update(AcqRel, Acquire, |flags| {
+            (flags & from.bits() == from.bits()).then_some(flags & !from.bits() | to.bits())
+        });
+        replaced.is_ok()
     }
 
     /// Locks the page unless it is locked already (Linux: `trylock_page`). Whoever did unlocks it soon, and does not sleep

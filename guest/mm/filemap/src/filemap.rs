@@ -1,5 +1,6 @@
 //! Pages of mappings: finding, adding and taking out (Linux: mm/filemap.c).
 
+use memvisor_abi as abi;
 use mm_core::{Arena, Gfp, Id, MemMap, Order, PageFlags, PageKind, Pfn, refcount};
 
 use crate::lookup::{self, Tried};
@@ -168,6 +169,56 @@ pub fn replace_page<K: Cache>(
         refcount::unfreeze(from.references(), 1);
         true
     })
+}
+
+/// Takes a clean page out that nobody has but the cache and the caller, and leaves what `shadow` gives in its place, or nothing if that is 0
+/// (Linux: `__remove_mapping`). The page has no references after it: the caller frees it, with [`put_page`] once it has one again. False,
+/// with nothing changed and `shadow` not called, if it is dirty, somebody else holds it, or it has left its mapping. The caller has
+/// it locked.
+pub fn remove_mapping<K: Cache>(k: &K, pfn: Pfn, shadow: impl FnOnce() -> u64) -> bool {
+    let Some(page) = MemMap::page(k, pfn) else { return false };
+    // The mapping may let go of the page at any time, and be gone: it keeps its type in here, and its tree does not have the page then.
+    let removed = k.rcu_read(|| {
+        let (raw, index) = page.owner();
+        let Some(id) = Id::new(raw).filter(|_| raw & abi::Page::MAPPING_ANON == 0) else { return false };
+        k.pages_lock(id, || freeze_and_remove(k, k.at(id), index, pfn, shadow))
+    });
+    if removed {
+        k.count_file_pages(-1);
+    }
+    removed
+}
+
+/// [`remove_mapping`] with the lock held.
+fn freeze_and_remove<K: Cache>(
+    k: &K,
+    mapping: &Mapping,
+    index: u64,
+    pfn: Pfn,
+    shadow: impl FnOnce() -> u64,
+) -> bool {
+    let Some(page) = MemMap::page(k, pfn) else { return false };
+    if mapping.i_pages().load(k, index) != Entry::Frame(pfn) || !refcount::freeze(page.references(), 2) {
+        return false;
+    }
+    // Whoever wrote to it had a reference: after the freeze nobody does (Linux: the same order).
+    if page.has(PageFlags::DIRTY) {
+        refcount::unfreeze(page.references(), 2);
+        return false;
+    }
+    match shadow() {
+        0 => {
+            erase(k, mapping, index);
+        }
+        shadow => {
+            // The slot is there, so no node is needed.
+            let stored = mapping.i_pages().store(k, index, Entry::Value(shadow), &mut Spare::default());
+            debug_assert!(stored.is_ok(), "a slot in use needs no nodes");
+            page.set_mapping(0);
+            mapping.add_nrpages(-1);
+        }
+    }
+    true
 }
 
 /// Takes what is at `index` out, under the lock; the cache's reference of a page goes to the caller.

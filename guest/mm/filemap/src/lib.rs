@@ -47,7 +47,7 @@ pub use entry::Entry;
 pub use error::CacheError;
 pub use filemap::{
     Bound, add_to_page_cache, delete_from_page_cache, find_get_entry, find_get_page, has_page, next_page,
-    read_cache_page, replace_page,
+    read_cache_page, remove_mapping, replace_page,
 };
 pub use mapping::{Broken, Mapping};
 pub use marks::Mark;

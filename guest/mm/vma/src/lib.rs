@@ -15,7 +15,7 @@
 //! M5  every anonymous page is found from its `AnonVma` in every VMA that maps it, at its `index`;
 //! M6  entries of frames that nobody counts lie in PFNMAP VMAs, where all others are private copies.
 //!
-//! Invariants of the parts are in `tree.rs` (N), `anon.rs` (A), `page.rs` (P), `gather.rs` and `migrate.rs` (G). Lock order: mmap_lock,
+//! Invariants of the parts are in `tree.rs` (N), `anon.rs` (A), `page.rs` (P), `gather.rs`, `migrate.rs` and `reclaim.rs` (G). Lock order: mmap_lock,
 //! VMA locks, the rmap lock, page-table locks.
 
 #![no_std]
@@ -48,6 +48,7 @@ mod page;
 mod pfnmap;
 mod pte;
 mod query;
+mod reclaim;
 mod resident;
 mod rmap;
 mod shm;
@@ -75,6 +76,7 @@ pub use mremap::MremapFlags;
 pub use page::{Owner, owner, put as put_page};
 pub use pfnmap::Frames;
 pub use query::MsyncFlags;
+pub use reclaim::{FolioReferenced, folio_referenced, try_to_unmap};
 pub use resident::Resident;
 pub use rmap::{for_each_pte, unmap_mapping_range};
 pub use shm::mapping_writably_mapped;

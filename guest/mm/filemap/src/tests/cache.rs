@@ -9,8 +9,8 @@ use mm_core::{Id, MemMap, PAGE_SIZE, PageFlags, PageKind};
 use super::machine::Machine;
 use crate::{
     Bound, Cache, CacheError, Cows, Entry, Mapping, add_to_page_cache, delete_from_page_cache, find_get_page,
-    has_page, invalidate_mapping_pages, next_page, put_page, read_cache_page, truncate_inode_pages_range,
-    truncate_pagecache,
+    has_page, invalidate_mapping_pages, next_page, put_page, read_cache_page, remove_mapping,
+    truncate_inode_pages_range, truncate_pagecache,
 };
 
 fn fill(machine: &Machine, id: Id<Mapping>, pages: impl IntoIterator<Item = u64>) {
@@ -192,4 +192,45 @@ fn many_threads_find_only_pages_of_their_mapping() {
         truncate_inode_pages_range(&machine, id, 0..u64::MAX);
     }
     assert_eq!((machine.used(), machine.nodes.live(), machine.file_pages.load(Relaxed)), (0, 0, 0));
+}
+
+#[test]
+fn a_clean_page_that_nobody_holds_is_removed_and_leaves_its_shadow() {
+    let machine = Machine::new();
+    let id = machine.mapping(10 * PAGE_SIZE);
+    fill(&machine, id, 0..4);
+    let used = machine.used();
+    for (index, shadow, left) in [(1, 0, Entry::Empty), (2, 77, Entry::Value(77))] {
+        let pfn = find_get_page(&machine, id, index).unwrap();
+        let page = MemMap::page(&machine, pfn).unwrap();
+        assert!(remove_mapping(&machine, pfn, || shadow));
+        assert_eq!((page.refcount(), page.mapping()), (0, 0));
+        assert_eq!(crate::find_get_entry(&machine, id, index), left);
+        page.set_refcount(1);
+        put_page(&machine, pfn);
+    }
+    assert_eq!(machine.used(), used - 2);
+    // A page that comes back takes the place of the shadow.
+    fill(&machine, id, [2]);
+    assert_eq!(present(&machine, id), [0, 2, 3]);
+    assert_eq!(truncate_inode_pages_range(&machine, id, 0..u64::MAX), 3);
+}
+
+#[test]
+fn a_page_that_is_dirty_held_or_gone_is_not_removed() {
+    let machine = Machine::new();
+    let id = machine.mapping(10 * PAGE_SIZE);
+    fill(&machine, id, 0..3);
+    let [dirty, held, gone] = [0, 1, 2].map(|index| find_get_page(&machine, id, index).unwrap());
+    MemMap::page(&machine, dirty).unwrap().insert(PageFlags::DIRTY);
+    assert_eq!(find_get_page(&machine, id, 1), Some(held));
+    assert!(delete_from_page_cache(&machine, id, 2, gone));
+    for pfn in [dirty, held, gone] {
+        let count = MemMap::page(&machine, pfn).unwrap().refcount();
+        assert!(!remove_mapping(&machine, pfn, || unreachable!("nothing is to be remembered")));
+        assert_eq!(MemMap::page(&machine, pfn).unwrap().refcount(), count);
+    }
+    [dirty, held, held, gone].into_iter().for_each(|pfn| put_page(&machine, pfn));
+    assert_eq!(present(&machine, id), [0, 1]);
+    assert_eq!(truncate_inode_pages_range(&machine, id, 0..u64::MAX), 2);
 }

@@ -1,0 +1,5 @@
+//! Host tests.
+
+mod overcommit;
+mod report;
+mod victims;

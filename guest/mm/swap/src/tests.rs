@@ -1,0 +1,8 @@
+//! Host tests.
+
+mod header;
+mod machine;
+mod model;
+mod races;
+mod slots;
+mod swapoff;

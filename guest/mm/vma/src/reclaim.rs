@@ -1,0 +1,107 @@
+//! What reclaim asks of address spaces (Linux: mm/rmap.c, `folio_referenced`, `try_to_unmap`).
+//!
+//! Invariants:
+//! G4  after [`try_to_unmap`] said yes, no entry maps the page, every translation is flushed, and what the CPUs wrote is in DIRTY. A fault may
+//!     map it again at once if it is still in the page cache: then it has a reference that whoever removes it sees.
+
+use core::sync::atomic::Ordering::AcqRel;
+
+use mm_core::{PAGE_SIZE, PageFlags, Pfn, VirtAddr};
+use mm_pgtable::{Entry, FlushRange, PteFlags, TableMem};
+
+use crate::id::Id;
+use crate::mm::RssKind;
+use crate::page::{self, Owner};
+use crate::pte::{self, Pte};
+use crate::rmap::{Place, walk_place};
+use crate::{Kernel, Mm, VmFlags, Vma};
+
+/// Who used a page since it was asked last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FolioReferenced {
+    /// Entries that were used, but for those of VMAs that are read once from end to end.
+    pub ptes: u32,
+    /// Flags of the VMAs that used it; LOCKED if any that maps it is locked: then no more is known.
+    pub vm_flags: VmFlags,
+}
+
+/// Asks who used a page, and forgets it (Linux: the same name). Translations stay: a CPU that has one may use the page unseen for a while,
+/// which is cheaper than to flush. The caller has a reference.
+pub fn folio_referenced<K: Kernel>(k: &K, pfn: Pfn) -> FolioReferenced {
+    let mut found = FolioReferenced { ptes: 0, vm_flags: VmFlags::empty() };
+    for_each_mapped(k, pfn, |mm, vma, va| {
+        if vma.flags().contains(VmFlags::LOCKED) {
+            found.vm_flags = VmFlags::LOCKED;
+            return false;
+        }
+        let young = k.tables(mm, |tables| {
+            let (table, index) = pte::locate(tables, mm.page_table(), va).ok()?;
+            if pte::decode(Entry::new(tables.read(table, index))) != Pte::Page(pfn) {
+                return None;
+            }
+            let old = pte::update(tables, table, index, |entry| old_entry(entry, pfn));
+            Some(old.has(PteFlags::ACCESSED))
+        });
+        if young == Some(true) && !vma.flags().contains(VmFlags::SEQ_READ) {
+            found.ptes += 1;
+            found.vm_flags |= vma.flags();
+        }
+        true
+    });
+    found
+}
+
+/// Takes a page of a mapping from all who map it; whether nobody does now (Linux: the same name). Entries in locked VMAs stay. The caller
+/// has a reference, and so has the page cache.
+///
+/// Anonymous pages stay: nothing can take the place of their entries yet.
+pub fn try_to_unmap<K: Kernel>(k: &K, pfn: Pfn) -> bool {
+    let Some(page) = k.page(pfn) else { return false };
+    if !matches!(page::owner(page), Owner::Mapped(_)) {
+        return page.mapcount() < 0;
+    }
+    for_each_mapped(k, pfn, |mm, vma, va| {
+        if vma.flags().contains(VmFlags::LOCKED) {
+            return false;
+        }
+        let taken = k.tables(mm, |tables| {
+            let (table, index) = pte::locate(tables, mm.page_table(), va).ok()?;
+            if pte::decode(Entry::new(tables.read(table, index))) != Pte::Page(pfn) {
+                return None;
+            }
+            let old = pte::update(tables, table, index, |_| Entry::EMPTY);
+            // Before anybody takes the page for clean, or gives its frame to others.
+            let at = VirtAddr::new(va);
+            k.flush_tlb(mm, FlushRange::Range { start: at, last: at, stride: PAGE_SIZE });
+            mm.add_rss(RssKind::File, -1);
+            Some(old)
+        });
+        if let Some(old) = taken {
+            if old.has(PteFlags::DIRTY) {
+                page.insert(PageFlags::DIRTY);
+            }
+            page::remove_rmap(k, pfn);
+            // The caller has one: it is not the last.
+            page.references().fetch_sub(1, AcqRel);
+        }
+        true
+    });
+    page.mapcount() < 0
+}
+
+/// Calls `f` for every place where the page may be mapped, until it returns false.
+fn for_each_mapped<K: Kernel>(k: &K, pfn: Pfn, mut f: impl FnMut(&Mm, &Vma, u64) -> bool) {
+    let Some(page) = k.page(pfn) else { return };
+    k.rmap_lock(|| {
+        walk_place(k, Place::of(page), |mm: Id<Mm>, vma: Id<Vma>, va| f(k.at(mm), k.at(vma), va));
+    });
+}
+
+/// The entry of a page that was not used, if it is the page's still.
+fn old_entry(entry: Entry, pfn: Pfn) -> Entry {
+    if pte::decode(entry) == Pte::Page(pfn) {
+        Entry::new(entry.as_u64() & !PteFlags::ACCESSED.bits())
+    } else {
+        entry
+    }
+}

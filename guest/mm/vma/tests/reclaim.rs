@@ -1,0 +1,145 @@
+//! Reclaim unmaps pages between the calls of random programs, and no program notices; what it asks about pages is answered.
+
+mod common;
+
+use common::canonical;
+use common::model::Model;
+use common::op::{Op, PAGE, WINDOW, op};
+use mm_core::{MemMap, PageFlags, Pfn, is_user_page};
+use mm_vma::{FolioReferenced, Owner, VmFlags, audit, folio_referenced, owner, put_page, try_to_unmap};
+use proptest::prelude::*;
+use std::sync::atomic::Ordering::Relaxed;
+
+const AT: u64 = 300 * PAGE;
+const PRIVATE: u64 = 0x32;
+const SHARED: u64 = 0x31;
+
+/// Frames that hold pages of programs.
+fn user_frames(model: &Model) -> Vec<Pfn> {
+    let all = (0x1_0000..).map(Pfn::new).map_while(|pfn| model.k.page(pfn).map(|page| (pfn, page)));
+    all.filter(|(_, page)| is_user_page(page) && page.refcount() > 0).map(|(pfn, _)| pfn).collect()
+}
+
+/// As whoever isolated the page does.
+fn unmap(model: &Model, pfn: Pfn) -> bool {
+    let page = model.k.page(pfn).unwrap();
+    page.references().fetch_add(1, Relaxed);
+    folio_referenced(&model.k, pfn);
+    let unmapped = try_to_unmap(&model.k, pfn);
+    assert_eq!(unmapped, page.mapcount() == -1);
+    if unmapped {
+        assert_eq!(page.refcount(), 2, "the cache has the page, and nobody else");
+    }
+    put_page(&model.k, pfn);
+    unmapped
+}
+
+fn audit_all(model: &Model) -> Result<(), TestCaseError> {
+    for &mm in model.parents.iter().chain([&model.mm]) {
+        let audit = audit(&model.k, mm);
+        prop_assert!(audit.is_ok(), "{audit:x?}");
+    }
+    Ok(())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn no_program_notices_that_its_pages_are_unmapped(
+        calls in proptest::collection::vec((op(), any::<u64>()), 1..60),
+    ) {
+        let (mut pressed, mut twin) = (Model::new(), Model::new());
+        for (index, &(op, picks)) in calls.iter().enumerate() {
+            for (number, pfn) in user_frames(&pressed).into_iter().enumerate() {
+                if picks >> (number % 64) & 1 == 1 {
+                    unmap(&pressed, pfn);
+                }
+            }
+            audit_all(&pressed)?;
+            let mut both = [pressed.run(index, op), twin.run(index, op)];
+            canonical(&mut both);
+            let [ours, theirs] = both;
+            prop_assert_eq!(ours, theirs, "left: pages are unmapped, call {}: {:?}", index, op);
+            audit_all(&pressed)?;
+        }
+        pressed.finish();
+        twin.finish();
+    }
+}
+
+fn run(model: &mut Model, op: Op) -> i64 {
+    model.run(1, op).result
+}
+
+fn mapped(model: &mut Model, flags: u64, value: u64) -> Pfn {
+    assert!(run(model, Op::Mmap { addr: AT, len: PAGE, prot: 3, flags }) > 0);
+    model.access(WINDOW + AT, Some(value));
+    user_frames(model)[0]
+}
+
+fn asked(model: &Model, pfn: Pfn) -> (u32, bool) {
+    let FolioReferenced { ptes, vm_flags } = folio_referenced(&model.k, pfn);
+    (ptes, vm_flags.contains(VmFlags::LOCKED))
+}
+
+#[test]
+fn each_entry_that_was_used_is_counted_once() {
+    for flags in [PRIVATE, SHARED] {
+        let mut model = Model::new();
+        let pfn = mapped(&mut model, flags, 7);
+        assert_eq!(asked(&model, pfn), (1, false));
+        assert_eq!(asked(&model, pfn), (0, false));
+        // The child's entry is a copy of one that was not used.
+        run(&mut model, Op::Fork);
+        assert_eq!(asked(&model, pfn).0, 0);
+        model.access(WINDOW + AT, None);
+        assert_eq!(asked(&model, pfn), (1, false));
+        audit_all(&model).unwrap();
+        model.finish();
+    }
+}
+
+#[test]
+fn a_page_of_locked_memory_says_so_and_stays() {
+    let mut model = Model::new();
+    let pfn = mapped(&mut model, SHARED, 7);
+    assert_eq!(run(&mut model, Op::Mlock { addr: AT, len: PAGE, flags: 0 }), 0);
+    assert_eq!(asked(&model, pfn), (0, true));
+    assert!(!unmap(&model, pfn));
+    audit_all(&model).unwrap();
+    model.finish();
+}
+
+#[test]
+fn a_read_from_end_to_end_is_no_use() {
+    let mut model = Model::new();
+    let pfn = mapped(&mut model, SHARED, 7);
+    assert_eq!(run(&mut model, Op::Madvise { addr: AT, len: PAGE, advice: 2 }), 0);
+    assert_eq!(asked(&model, pfn), (0, false));
+    model.finish();
+}
+
+#[test]
+fn an_unmapped_page_keeps_what_was_written_and_comes_back() {
+    let mut model = Model::new();
+    let pfn = mapped(&mut model, SHARED, 42);
+    run(&mut model, Op::Fork);
+    assert!(unmap(&model, pfn));
+    let page = model.k.page(pfn).unwrap();
+    assert!(page.has(PageFlags::DIRTY), "the entries had it");
+    assert!(matches!(owner(page), Owner::Mapped(_)));
+    assert_eq!(model.access(WINDOW + AT, None), 42);
+    assert_eq!((page.refcount(), page.mapcount()), (2, 0));
+    audit_all(&model).unwrap();
+    model.finish();
+}
+
+#[test]
+fn an_anonymous_page_stays_mapped() {
+    let mut model = Model::new();
+    let pfn = mapped(&mut model, PRIVATE, 42);
+    assert!(!unmap(&model, pfn));
+    assert_eq!(model.access(WINDOW + AT, None), 42);
+    model.finish();
+}

@@ -1,0 +1,9 @@
+//! Host tests.
+
+mod batches;
+mod decisions;
+mod lists_model;
+mod machine;
+mod pressure;
+mod threads;
+mod watermarks;
