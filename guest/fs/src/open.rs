@@ -23,6 +23,8 @@ pub enum Kind<Id> {
     Fifo(InodeId),
     /// Character device.
     Char(Char),
+    /// Block device, by its number: whether there is one, the kernel knows.
+    Block(Device),
     /// A text of /proc.
     Text(proc::Node),
     /// A place only (O_PATH).
@@ -142,7 +144,7 @@ impl<Id: Copy> File<Id> {
         let base = match (whence, self.kind) {
             (Whence::Set, _) => 0,
             (Whence::Current, _) => self.pos,
-            (Whence::End, Kind::Regular(_)) => size,
+            (Whence::End, Kind::Regular(_) | Kind::Block(_)) => size,
             // A text's length is not known, and a directory's entries have numbers (Linux: `seq_lseek`, `dcache_dir_lseek`).
             (Whence::End, _) => return Err(Errno::Einval),
             (Whence::Data | Whence::Hole, Kind::Regular(_)) => {
@@ -382,7 +384,8 @@ impl<D: Data, P: Processes> Vfs<D, P> {
                 Content::Directory(_) => Kind::Directory,
                 Content::Char(device) => Kind::Char(Char::of(*device).ok_or(Errno::Enxio)?),
                 Content::Fifo => Kind::Fifo(id),
-                Content::Block(_) | Content::Socket => return Err(Errno::Enxio),
+                Content::Block(device) => Kind::Block(*device),
+                Content::Socket => return Err(Errno::Enxio),
                 Content::Symlink(_) => return Err(Errno::Eloop),
             },
             Node::Proc(node) if node.is_dir() => Kind::Directory,

@@ -10,7 +10,7 @@ use alloc::vec::Vec;
 use crate::dir::{Directory, copy};
 use crate::inode::{Content, Inode, InodeId, Timespec};
 use crate::proc::{self, Processes};
-use crate::{Data, Errno, device, no_memory};
+use crate::{Data, Device, Errno, device, no_memory};
 
 /// Number of a mount.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -122,6 +122,8 @@ pub struct Vfs<D: Data, P> {
     pub(crate) next_number: u64,
     pub(crate) supers: Vec<Option<Fs>>,
     pub(crate) mounts: Vec<Option<Mount>>,
+    /// Disks, which /dev has from its start.
+    pub(crate) disks: Vec<(Vec<u8>, Device)>,
 }
 
 /// What is asked for a new inode.
@@ -155,12 +157,26 @@ impl<D: Data, P: Processes> Vfs<D, P> {
             next_number: 1,
             supers: Vec::new(),
             mounts: Vec::new(),
+            disks: Vec::new(),
         };
         for kind in [FsKind::Rootfs, FsKind::Pipefs, FsKind::Tmpfs] {
             let fs = vfs.new_fs(kind, 0o755, now)?;
             vfs.new_mount(fs, None, b"none", 0)?;
         }
         Ok(vfs)
+    }
+
+    /// A disk, of which a devtmpfs that is made from now on has a node.
+    ///
+    /// # Errors
+    /// `ENOMEM`.
+    pub fn add_disk(&mut self, name: &[u8], device: Device) -> Result<(), Errno> {
+        let mut owned = Vec::new();
+        owned.try_reserve_exact(name.len()).map_err(no_memory)?;
+        owned.extend_from_slice(name);
+        self.disks.try_reserve(1).map_err(no_memory)?;
+        self.disks.push((owned, device));
+        Ok(())
     }
 
     /// The first root.
@@ -342,6 +358,16 @@ impl<D: Data, P: Processes> Vfs<D, P> {
             let id = self.new_inode(new, context)?;
             self.add_name(dir, name.as_bytes(), id)?;
         }
+        let disks = core::mem::take(&mut self.disks);
+        let made = disks.iter().try_for_each(|(name, number)| {
+            // Linux: `block_devnode` leaves the mode to devtmpfs, which gives 0600.
+            let content = Content::Block(*number);
+            let id =
+                self.new_inode(NewInode { fs, permissions: 0o600, parent: Some(dir), content }, context)?;
+            self.add_name(dir, name, id)
+        });
+        self.disks = disks;
+        made?;
         // Differs from Linux: there the first program makes it, and mounts a tmpfs on it. Here shm_open works without.
         let content = Content::Directory(Directory::new());
         let new = NewInode { fs, permissions: 0o1777, parent: Some(dir), content };

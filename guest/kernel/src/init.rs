@@ -145,8 +145,8 @@ fn run_file(program: Vec<u8>) -> ! {
 /// to its `pause`, so that an audit sees a living process. `None` if a seeded fault has a wrong name.
 fn run_init() -> Option<bool> {
     // What the program is to do: its place in the table of modes in guest/user/src/program.rs, whose last line names it.
-    const MODES: [&str; 10] =
-        ["none", "pause", "process", "signal", "mmap", "fault", "cow", "rmap", "smp", "shm"];
+    const MODES: [&str; 11] =
+        ["none", "pause", "process", "signal", "mmap", "fault", "cow", "rmap", "smp", "shm", "disk"];
     let mode = cmdline::value("user", |value| MODES.iter().position(|mode| *mode == value));
     if mode == Some(None) {
         println!("user=: the program has no such mode; it has {MODES:?}");

@@ -10,6 +10,7 @@ mod arguments;
 #[cfg(target_os = "none")]
 mod copies;
 #[cfg(target_os = "none")]
+mod disks;
 mod faults;
 #[cfg(target_os = "none")]
 mod futexes;

@@ -7,7 +7,7 @@ use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use crate::sys::{self, Out};
 use crate::{
-    arguments, copies, faults, futexes, mappings, moves, processes, shapes, shared, signals, together,
+    arguments, copies, disks, faults, futexes, mappings, moves, processes, shapes, shared, signals, together,
 };
 
 pub const PAGE: usize = 4096;
@@ -86,7 +86,7 @@ const PAUSE: u64 = 1;
 type Mode = (&'static str, fn(&mut Checks));
 
 /// What `user=` on the kernel's command line asks for, beside the first checks: by the number that the kernel passes.
-const MODES: [Mode; 10] = [
+const MODES: [Mode; 11] = [
     ("none", |_| {}),
     ("pause", |_| {}),
     ("process", |checks| {
@@ -106,6 +106,7 @@ const MODES: [Mode; 10] = [
     ("rmap", moves::run),
     ("smp", together::run),
     ("shm", shared::run),
+    ("disk", disks::run),
 ];
 
 /// Where the stack was when the program began.

@@ -34,11 +34,11 @@ pub fn run(checks: &mut Checks) {
     devices::run(checks);
 }
 
-fn open(path: &CStr, flags: u64) -> u64 {
+pub fn open(path: &CStr, flags: u64) -> u64 {
     call(2, [path.as_ptr() as u64, flags, 0o600, 0, 0, 0])
 }
 
-fn close(fd: u64) -> u64 {
+pub fn close(fd: u64) -> u64 {
     call(3, [fd, 0, 0, 0, 0, 0])
 }
 
@@ -50,7 +50,7 @@ fn map(fd: u64, prot: u64, flags: u64) -> u64 {
     map_at(fd, BYTES, prot, flags, 0)
 }
 
-fn is_error(result: u64) -> bool {
+pub fn is_error(result: u64) -> bool {
     result > u64::MAX - 4096
 }
 
@@ -70,16 +70,16 @@ fn set(address: u64, value: u8) {
     }
 }
 
-fn pread(fd: u64, buffer: &mut [u8], offset: u64) -> u64 {
+pub fn pread(fd: u64, buffer: &mut [u8], offset: u64) -> u64 {
     call(17, [fd, buffer.as_mut_ptr() as u64, buffer.len() as u64, offset, 0, 0])
 }
 
-fn pwrite(fd: u64, bytes: &[u8], offset: u64) -> u64 {
+pub fn pwrite(fd: u64, bytes: &[u8], offset: u64) -> u64 {
     call(18, [fd, bytes.as_ptr() as u64, bytes.len() as u64, offset, 0, 0])
 }
 
 /// Whether a file of /proc has the text in its first bytes.
-fn file_has(path: &CStr, text: &[u8]) -> bool {
+pub fn file_has(path: &CStr, text: &[u8]) -> bool {
     let fd = open(path, 0);
     let mut buffer = [0; 8192];
     let mut len = 0;
@@ -100,7 +100,7 @@ fn maps_have(text: &[u8]) -> bool {
 }
 
 /// /proc and /dev, where the tree is empty; what is there already stays.
-fn mount(checks: &mut Checks) {
+pub fn mount(checks: &mut Checks) {
     let at = |text: &CStr| text.as_ptr() as u64;
     for (path, kind) in [(c"/proc", c"proc"), (c"/dev", c"devtmpfs"), (c"/dev/shm", c"tmpfs")] {
         let made = call(83, [at(path), 0o755, 0, 0, 0, 0]);
@@ -110,7 +110,7 @@ fn mount(checks: &mut Checks) {
 }
 
 /// Takes the mounts away again, so that nothing of them is left.
-fn unmount(checks: &mut Checks) {
+pub fn unmount(checks: &mut Checks) {
     for path in [c"/dev/shm", c"/dev", c"/proc"] {
         checks.check("unmounting", call(166, [path.as_ptr() as u64, 0, 0, 0, 0, 0]) == 0);
     }

@@ -56,9 +56,12 @@ pub fn pause_at_rest(vm: &Vm) -> Result<Vec<Busy>, RestError> {
         if busy.is_empty() || Instant::now() >= deadline {
             return Ok(busy);
         }
+        // Who waits for a disk rests only after the disk has answered.
+        vm.disks().iter().for_each(|disk| disk.release(Hold::User as u8));
         vm.vcpus().iter().for_each(|vcpu| vcpu.release(Hold::User));
         thread::sleep(PAUSE);
         vm.vcpus().iter().for_each(|vcpu| vcpu.hold(Hold::User));
+        vm.disks().iter().for_each(|disk| disk.hold(Hold::User as u8));
     }
 }
 

@@ -11,7 +11,7 @@ use mm_vma::{Errno, Id, MapFile, Mapping};
 use super::mapped::{self, Mapped};
 use super::pipe::PipeEnd;
 use super::source::Kernel;
-use super::{Mutex, console, context, with_vfs};
+use super::{Mutex, block, console, context, with_vfs};
 use crate::drivers::frames;
 use crate::mm::space::cache;
 use crate::{random, uaccess};
@@ -59,6 +59,13 @@ impl OpenFile {
                 console::opened(noctty || device == Char::Console);
                 None
             }
+            Kind::Block(device) => {
+                if let Err(error) = block::open(device, file.flags) {
+                    put(file.place);
+                    return Err(error);
+                }
+                None
+            }
             _ => None,
         };
         let (place, kind, flags) = (file.place, file.kind, AtomicU32::new(file.flags.bits()));
@@ -102,6 +109,7 @@ impl OpenFile {
                 })
             }),
             Kind::Char(device) => read_device(device, address, len),
+            Kind::Block(device) => self.read_at(position, |at| block::read(device, address, len, at)),
             Kind::Regular(data) => self.read_at(position, |at| {
                 let done = read_file(data, address, len, at)?;
                 Ok(done)
@@ -170,6 +178,7 @@ impl OpenFile {
                 })
             }),
             Kind::Char(device) => write_device(device, address, len),
+            Kind::Block(device) => self.read_at(position, |at| block::write(device, address, len, at)),
             Kind::Regular(data) => self.state.with(|state| {
                 let at = if let Position::At(at) = position { at } else { state.pos };
                 let size = cache::size(data);
@@ -270,7 +279,7 @@ pub fn buffer(len: usize) -> Result<Vec<u8>, Errno> {
 }
 
 /// Calls `f(done, piece)` until `len` bytes are done, it did less than it could, or it failed; what was done before counts.
-fn in_pieces(
+pub(super) fn in_pieces(
     len: usize,
     mut f: impl FnMut(usize, &mut [u8]) -> Result<usize, Errno>,
 ) -> Result<usize, Errno> {

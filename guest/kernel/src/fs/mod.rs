@@ -3,6 +3,7 @@
 //! Locks, in their order: `VFS`, a table of descriptors, an open file's state; these let others run while they wait. Pipes and the
 //! terminal have spinning locks, because those who wait look at them. A program's memory is never touched with `VFS` held.
 
+pub mod block;
 pub mod console;
 mod data;
 mod exec;
@@ -43,6 +44,7 @@ static GRAVE: Lock<Vec<Arc<OpenFile>>> = Lock::new(Vec::new());
 pub fn init() {
     let vfs = Vfs::new(Pages, Tasks, now()).ok();
     VFS.with(|slot| *slot = vfs);
+    block::make_nodes();
 }
 
 /// Calls `f` with the file systems.

@@ -33,8 +33,9 @@ pub fn call(number: u64, frame: &TrapFrame) -> Option<Result<u64, Errno>> {
         19 => vector(fd, b, c, Position::Current, read),
         20 => vector(fd, b, c, Position::Current, write),
         40 => sendfile(fd, int(b), c, d),
-        // fsync, fdatasync, syncfs: there is no disk.
-        74 | 75 | 306 => get(fd).map(|_| 0),
+        // fsync, fdatasync; syncfs: no file system is on a disk.
+        74 | 75 => fsync(fd),
+        306 => get(fd).map(|_| 0),
         77 => ftruncate(fd, b.cast_signed()),
         // fadvise64
         221 => get(fd).and_then(|file| if file.pipe_len().is_some() { Err(Errno::Espipe) } else { Ok(0) }),
@@ -116,8 +117,18 @@ fn lseek(fd: u32, offset: i64, whence: u32) -> Result<u64, Errno> {
         let found = cache::seek(data, from, what)?;
         return file.state.with(|state| state.seek(found.cast_signed(), Whence::Set, found));
     }
-    let size = with_vfs(|vfs| Ok(vfs.size(file.place)))?;
+    let size = match file.kind {
+        Kind::Block(device) => fs::block::size(device),
+        _ => with_vfs(|vfs| Ok(vfs.size(file.place)))?,
+    };
     file.state.with(|state| state.seek(offset, whence, size))
+}
+
+fn fsync(fd: u32) -> Result<u64, Errno> {
+    match get(fd)?.kind {
+        Kind::Block(device) => done(fs::block::flush(device)),
+        _ => Ok(0),
+    }
 }
 
 fn ftruncate(fd: u32, len: i64) -> Result<u64, Errno> {
@@ -178,6 +189,7 @@ fn ioctl(fd: u32, request: u32, argument: u64) -> Result<u64, Errno> {
         }
         (_, Kind::Path) => Err(Errno::Ebadf),
         (_, Kind::Char(device)) if device.is_tty() => console::ioctl(request, argument),
+        (request, Kind::Block(device)) => fs::block::ioctl(device, request, argument),
         (FIONREAD, Kind::Fifo(_)) => {
             let len = file.pipe_len().and_then(|len| u32::try_from(len).ok()).unwrap_or(0);
             uaccess::put_user(argument, len)?;
