@@ -2,7 +2,7 @@
 # Finds what this machine lacks for building and testing memvisor, and installs it.
 #
 #   scripts/setup.sh build    what `make build` needs: a C linker and a toolchain for the guest
-#   scripts/setup.sh all      also what the tests use: QEMU, iasl, gdb
+#   scripts/setup.sh all      also what the tests use: QEMU, iasl, gdb, e2fsprogs
 #
 # Idempotent, and quick when nothing is missing. Packages come from apt, the guest's target from
 # rustup. A missing test tool that cannot be installed is reported and costs its tests only; a
@@ -127,6 +127,8 @@ want_tools() {
     have qemu-system-x86_64 || missing+=(qemu-system-x86)
     have iasl || missing+=(acpica-tools)
     have gdb || missing+=(gdb)
+    # Where only root's PATH leads.
+    have mke2fs || [ -x /usr/sbin/mke2fs ] || [ -x /sbin/mke2fs ] || missing+=(e2fsprogs)
     # For tests/programs; the first is there with the linker.
     have musl-gcc || missing+=(musl-tools)
     # The lint of the guest needs the clippy of the guest's own toolchain.

@@ -9,6 +9,7 @@ mod control;
 mod devices;
 mod dump;
 mod e820;
+mod ext2;
 mod firmware;
 mod guest;
 mod import;
@@ -27,6 +28,7 @@ pub use control::control_http;
 pub use devices::device_bus;
 pub use dump::dump_reader;
 pub use e820::e820_memblock;
+pub use ext2::{ext2, ext2_seed};
 pub use firmware::firmware;
 pub use guest::guest_descriptors;
 pub use import::{SEPARATOR as IMPORT_SEPARATOR, import};
@@ -59,6 +61,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("slab_api", slab_api),
     ("initramfs", initramfs),
     ("virtio_disk", virtio_disk),
+    ("ext2", ext2),
 ];
 
 /// An error as a person gets it: words, one line, no longer than a screen.

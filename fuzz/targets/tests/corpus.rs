@@ -71,4 +71,5 @@ replays!(
     slab_api,
     initramfs,
     virtio_disk
+    ext2
 );

@@ -2,6 +2,7 @@
 //!
 //!     cargo run -p memvisor-fuzz-targets --example seeds
 
+mod ext2;
 mod import;
 mod initramfs;
 
@@ -46,6 +47,9 @@ fn main() {
     }
     for (name, bytes) in import::seeds() {
         put("import", name, &bytes);
+    }
+    for (name, bytes) in ext2::seeds() {
+        put("ext2", name, &bytes);
     }
     for (name, bytes) in initramfs::seeds() {
         put("initramfs", name, &bytes);

@@ -89,6 +89,7 @@ errnos! {
     Ealready = 114, "EALREADY", "already in progress";
     Einprogress = 115, "EINPROGRESS", "in progress";
     Estale = 116, "ESTALE", "stale file handle";
+    Euclean = 117, "EUCLEAN", "structure needs cleaning";
     Ecanceled = 125, "ECANCELED", "cancelled";
     Eownerdead = 130, "EOWNERDEAD", "owner died";
     Enotrecoverable = 131, "ENOTRECOVERABLE", "state not recoverable";

@@ -263,7 +263,8 @@ impl VirtioBlk {
                 Err(error) => return Err(error),
             }
             let needed = segments.len() + usize::from(FRAME_DESCRIPTORS);
-            self.waiters.wait_event(context, || {
+            // Whoever wants blocks is in the middle of what it wants them for.
+            self.waiters.wait_event_midway(context, || {
                 let inner = self.inner.lock();
                 let idle = inner.tickets.iter().any(|ticket| matches!(ticket.state, State::Idle));
                 inner.queue.is_broken() || idle && usize::from(inner.queue.nr_free()) >= needed
@@ -323,7 +324,7 @@ impl VirtioBlk {
     pub fn wait(&self, ticket: Ticket, context: &MaySleep<'_>) -> Result<(), Errno> {
         let number = usize::from(ticket.0);
         let mut outcome = None;
-        self.waiters.wait_event(context, || {
+        self.waiters.wait_event_midway(context, || {
             let mut inner = self.inner.lock();
             if let State::Done(result) = inner.tickets[number].state {
                 inner.tickets[number].state = State::Idle;
