@@ -72,7 +72,7 @@ mod tests {
             ..DiskStats::default()
         };
         let text = DisksView::new(vec![disk]).to_string();
-        assert!(text.contains("00:01.0  data") && text.contains("16M"), "{text}");
+        assert!(text.contains("00:01.0  data") && text.contains("16 MiB"), "{text}");
         assert!(text.contains("temporary, no driver"), "{text}");
         assert!(text.contains("2 asked for by the machine file, 0 refused"), "{text}");
         assert!(DisksView::new(Vec::new()).to_string().contains("no disks"));

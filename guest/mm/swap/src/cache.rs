@@ -86,6 +86,38 @@ pub fn delete_from_swap_cache<M: Swap>(m: &M, pfn: Pfn, shadow: u64) -> Result<P
     Ok(put)
 }
 
+/// Takes a clean page, which nobody has but the cache and the caller, out to be freed; `shadow` gives what is to be remembered (Linux:
+/// `__remove_mapping`). It has no references after that. False, with nothing changed and `shadow` not called, if it is dirty or
+/// being written, or somebody else has it. The caller has it locked, and nothing maps it.
+pub fn remove_from_swap_cache<M: Swap>(m: &M, pfn: Pfn, shadow: impl FnOnce() -> u64) -> bool {
+    let Some(page) = m.page(pfn) else { return false };
+    let Some(entry) = folio_swap_entry(page) else { return false };
+    let Some(word) = word(m.slots(entry.area()), entry.offset()) else { return false };
+    if !refcount::freeze(page.references(), 2) {
+        return false;
+    }
+    // Whoever wrote to it had a reference: after the freeze nobody does.
+    if page.has_any(PageFlags::DIRTY | PageFlags::WRITEBACK) {
+        refcount::unfreeze(page.references(), 2);
+        return false;
+    }
+    match slot::drop_cache(word, pfn, shadow()) {
+        Ok(put) => {
+            page.remove(PageFlags::SWAPCACHE);
+            page.set_private(0);
+            if put == Put::Last {
+                alloc::give_back(m, entry);
+            }
+            true
+        }
+        Err(_) => {
+            debug_assert!(false, "frame {pfn} says that it is {entry}'s, which is another's");
+            refcount::unfreeze(page.references(), 2);
+            false
+        }
+    }
+}
+
 /// A page of the swap cache moves to another frame, which has its owner and its lock (Linux: `folio_migrate_mapping`). `references` of
 /// `from` are frozen; the cache's goes over.
 ///

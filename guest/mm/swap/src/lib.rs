@@ -43,7 +43,7 @@ pub use area::SwapInfo;
 pub use audit::{Broken, audit};
 pub use cache::{
     Lookup, add_to_swap_cache, delete_from_swap_cache, folio_free_swap, folio_swap_entry,
-    free_swap_and_cache, replace_in_swap_cache, swap_cache_get_folio,
+    free_swap_and_cache, remove_from_swap_cache, replace_in_swap_cache, swap_cache_get_folio,
 };
 pub use cluster::{Cluster, SWAPFILE_CLUSTER};
 pub use entry::SwapEntry;

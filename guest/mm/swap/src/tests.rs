@@ -6,3 +6,4 @@ mod model;
 mod races;
 mod slots;
 mod swapoff;
+mod threads;

@@ -6,8 +6,8 @@ use mm_core::Pfn;
 use super::machine::{Machine, header};
 use crate::{
     Lookup, Put, SlotError, Swap, SwapEntry, add_to_swap_cache, delete_from_swap_cache, folio_alloc_swap,
-    folio_free_swap, folio_swap_entry, free_swap_and_cache, replace_in_swap_cache, swap_cache_get_folio,
-    swap_duplicate, swap_free, swap_write_failed,
+    folio_free_swap, folio_swap_entry, free_swap_and_cache, remove_from_swap_cache, replace_in_swap_cache,
+    swap_cache_get_folio, swap_duplicate, swap_free, swap_write_failed,
 };
 
 fn alloc(m: &Machine, pfn: u64) -> SwapEntry {
@@ -179,5 +179,25 @@ fn areas_are_filled_by_priority_and_equals_in_turns() {
     let areas: Vec<u32> = (1..8).map(|pfn| alloc(&m, pfn).area()).collect();
     // The best one first. Then a CPU stays in its cluster until that is full, and goes on with the next in turn.
     assert_eq!(areas, [1, 1, 0, 0, 2, 2, 2]);
+    m.audit();
+}
+
+#[test]
+fn only_a_clean_page_that_nobody_else_has_is_evicted() {
+    let m = Machine::one(4, 16);
+    let entry = alloc(&m, 1);
+    assert_eq!(swap_duplicate(&m, entry), Ok(()));
+    let page = m.descriptor(1);
+    for busy in [PageFlags::DIRTY, PageFlags::WRITEBACK] {
+        page.insert(busy);
+        assert!(!remove_from_swap_cache(&m, Pfn::new(1), || unreachable!("nothing is to be remembered")));
+        page.remove(busy);
+    }
+    assert_eq!(swap_cache_get_folio(&m, entry), Lookup::Page(Pfn::new(1)));
+    assert!(!remove_from_swap_cache(&m, Pfn::new(1), || unreachable!("nothing is to be remembered")));
+    page.set_refcount(2);
+    assert!(remove_from_swap_cache(&m, Pfn::new(1), || 99));
+    assert_eq!((page.refcount(), page.private(), page.has(PageFlags::SWAPCACHE)), (0, 0, false));
+    assert_eq!(swap_cache_get_folio(&m, entry), Lookup::Slot(99));
     m.audit();
 }
