@@ -118,13 +118,16 @@ pub fn pause() -> Errno {
     }
 }
 
-/// Lets a first process go on after [`wait_init`] saw it pause, as a signal that it handles would. Returns when it has left the call, so
-/// that it is not seen pausing twice.
+/// Lets a first process go on after [`wait_init`] saw it pause, as a signal that it handles would. Returns when it was told, so
+/// that it is not seen pausing twice; it may pause anew by then.
 pub fn end_pause(process: &Process) {
     GOES_ON.store(process.pid, Ordering::Release);
     PAUSED.wake_up_all();
     let context = sched::task_context();
-    while process.paused.load(Ordering::Acquire) && !process.is_zombie() {
+    let untold = || GOES_ON.load(Ordering::Acquire) == process.pid;
+    while untold() && process.paused.load(Ordering::Acquire) && !process.is_zombie() {
         sched::yield_now(&context);
     }
+    // A signal was faster.
+    let _ = GOES_ON.compare_exchange(process.pid, 0, Ordering::AcqRel, Ordering::Relaxed);
 }
