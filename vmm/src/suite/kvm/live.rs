@@ -11,7 +11,7 @@ use memvisor_check::{Evidence, Moment};
 use memvisor_inspect::views::{MapsView, PsView, StacksView, TlbView};
 use memvisor_inspect::{CpuRegisters, Guest, MappedMemory};
 
-use super::super::bed::{EXAMPLES, Observed};
+use super::super::bed::{EXAMPLES, Ended, Observed};
 use super::super::case::Case;
 use super::super::outcome::{Outcome, Subcase};
 use super::{Process, unique_name};
@@ -21,14 +21,37 @@ use crate::run::VmState;
 /// What the guest gets to run between two looks, and by how much more from one to the next.
 const BETWEEN: (Duration, u32) = (Duration::from_millis(5), 9);
 
-/// Runs a case that expects looks.
+/// Runs a case that expects looks: one guest after the other until enough looks were at rest, since a fast machine's ends soon. A guest that
+/// does not end as it shall is the last.
 ///
 /// # Errors
 /// What kept memvisor from starting, or from being understood.
 pub fn run(case: &Case, kernel: Option<&std::path::Path>, deadline: Instant) -> anyhow::Result<Observed> {
+    let begin = Instant::now();
+    // Another guest may take as long as all before it.
+    let last_begin = begin + deadline.saturating_duration_since(begin) / 2;
+    let mut looks = Looks::default();
+    loop {
+        let mut observed = guest(case, kernel, deadline, &mut looks)?;
+        let enough = looks.at_rest >= case.expect.live;
+        let clean = observed.ended == Ended::Clean && observed.audits().findings == 0;
+        if enough || !clean || Instant::now() > last_begin {
+            observed.probes.push(looks.judge(case.expect.live));
+            return Ok(observed);
+        }
+    }
+}
+
+/// One guest.
+fn guest(
+    case: &Case,
+    kernel: Option<&std::path::Path>,
+    deadline: Instant,
+    looks: &mut Looks,
+) -> anyhow::Result<Observed> {
     let name = unique_name();
     let mut process = Process::start(case, kernel, &["--name", &name])?;
-    let mut looks = Looks::default();
+    looks.memory = None;
     while process.child.try_wait()?.is_none() && Instant::now() < deadline {
         if let Ok(client) = Client::find(Some(&name)) {
             // The guest may end at any time, and then nobody answers.
@@ -39,9 +62,7 @@ pub fn run(case: &Case, kernel: Option<&std::path::Path>, deadline: Instant) -> 
         thread::sleep(BETWEEN.0 * (1 + looks.count % BETWEEN.1));
     }
     let ended = process.wait(deadline);
-    let mut observed = process.observe(ended, case)?;
-    observed.probes.push(looks.judge(case.expect.live));
-    Ok(observed)
+    process.observe(ended, case)
 }
 
 /// What the looks came to.
