@@ -351,7 +351,7 @@ impl<M: Machine> Here<'_, M> {
             objects: k.objects.saturating_sub(k.inuse).into(),
         });
         self.claim(pfn, page);
-        while self.c.partial_slabs < self.cache.cpu_partial_slabs() / 2
+        while self.c.partial_slabs + self.c.empty_slabs < self.cache.cpu_partial_slabs() / 2
             && let Some((pfn, page)) = list::first(&n.lists[PARTIAL], map)
         {
             list::remove(&mut n.lists[PARTIAL], map, page);
@@ -482,11 +482,14 @@ impl<M: Machine> Here<'_, M> {
         }
     }
 
-    /// Makes a slab with free objects, which is on no list, one of the CPU's partial slabs. Under the list lock.
+    /// Makes a slab with free objects, which is on no list, one of the CPU's partial slabs, or of its empty ones: nodes have both on one
+    /// list. Under the list lock.
     fn freeze(&mut self, pfn: Pfn, page: &Page) {
-        set_counters(page, SlabCounters { frozen: true, ..counters(page) });
+        let k = SlabCounters { frozen: true, ..counters(page) };
+        set_counters(page, k);
         self.cpu.take(page);
-        list::partial(self.c).push(self.kmem.machine.map(), pfn, page);
+        let slabs = if k.inuse == 0 { list::empty } else { list::partial };
+        slabs(self.c).push(self.kmem.machine.map(), pfn, page);
     }
 
     /// Puts a slab of this CPU, which is on no list, where its counters want it, under the list lock: given back, on the node's

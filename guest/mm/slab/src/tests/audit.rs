@@ -78,6 +78,14 @@ fn spare_objects(kmem: &Kmem<Sim>) -> BTreeSet<(usize, u64)> {
     let mut spare = BTreeSet::new();
     kmem.machine().cpus().for_each(|_, caches| {
         for (id, c) in caches.iter().enumerate() {
+            for (empty, head) in [(false, c.partial), (true, c.empty)] {
+                let mut at = head;
+                while let Some(page) = kmem.machine().map().page(Pfn::new(at)).filter(|_| at != PFN_NONE) {
+                    let k = SlabCounters::from_raw(page.mapcount());
+                    assert_eq!(k.inuse == 0, empty, "L4: {at:#x} is on the wrong list of a CPU");
+                    at = page.next();
+                }
+            }
             let mut at = c.freelist;
             while at != 0 {
                 assert!(spare.insert((id, at)), "L3: {at:#x} is free twice");

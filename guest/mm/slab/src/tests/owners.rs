@@ -113,6 +113,22 @@ fn empty_slabs_of_a_cpu_are_given_back_when_they_are_many() {
 }
 
 #[test]
+fn empty_slabs_of_a_node_are_empty_slabs_of_the_cpu_that_takes_them() {
+    let (kmem, id) = cache();
+    let objects = fill(&kmem, id, 100 * PER_SLAB);
+    assert_eq!(kmem.free_bulk(id, &objects), 0);
+    let on_node = kmem.machine().with_node(id, 0, |n| n.lists[0].nr);
+    assert!(on_node > 1, "{on_node} slabs are on the node's list");
+    run_on(&kmem, 2);
+    let object = kmem.alloc(id, Gfp::KERNEL).unwrap();
+    let left = kmem.machine().with_node(id, 0, |n| n.lists[0].nr);
+    assert!(left + 1 < on_node, "the CPU took one slab only");
+    audit(&kmem, 1);
+    assert_eq!(kmem.free(id, object), Ok(()));
+    assert_eq!(kmem.destroy(id), Ok(()));
+}
+
+#[test]
 fn a_cpu_with_too_many_partial_slabs_gives_them_to_the_node() {
     let kmem = boot(options("slub"));
     // Slabs of 32 KiB: 128 of them are 4 MiB.
