@@ -26,7 +26,7 @@ readonly NOTHING_RAN=8
 length=${LENGTH:-normal}
 # Some 300 cases of 4 s, two at a time; Linux by Linux takes minutes more.
 case $length in
-normal) export NESTED_TIMEOUT=${NESTED_TIMEOUT:-1800} ;;
+normal) export NESTED_TIMEOUT=${NESTED_TIMEOUT:-2700} ;;
 long) export NESTED_TIMEOUT=${NESTED_TIMEOUT:-3600} ;;
 esac
 # The cases of `backing`, none of which is short, take pages of L1's pools: two of 1 GiB are one guest's RAM.
