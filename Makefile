@@ -28,7 +28,7 @@ STATIC := $(if $(filter /%,$(shell $(CC) -print-file-name=libc.a)),-C target-fea
 # Read by vmm's build script, which embeds the image.
 export MEMVISOR_GUEST := $(GUEST)
 
-.PHONY: help setup guest build initrds run test test-host test-kvm test-qemu test-nested test-nested-long differential fuzz mutants bench bench-guest lint ci clean
+.PHONY: help setup guest build initrds run test test-host test-kvm test-qemu test-nested test-nested-long differential fuzz mutants bench bench-guest bench-pressure lint ci clean
 
 help: ## list these verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -86,6 +86,10 @@ bench: build ## measure against peers, all or the ones in ARGS: start resident t
 bench-guest: guest ## system calls and faults against a stock Linux, both under QEMU; ARGS="--cpus 1,4 --rounds 3 null fork1"
 	@scripts/nested/fetch.sh
 	cargo run --release --manifest-path bench/Cargo.toml --target-dir $(TARGET)/bench -- loops --guest $(GUEST) --linux $(TARGET)/nested/l1/vmlinux $(ARGS)
+
+bench-pressure: guest ## programs that want more memory than there is, against a stock Linux; ARGS="--mib 256 --rounds 3 touch-seq-1.3 oom"
+	@scripts/nested/fetch.sh
+	cargo run --release --manifest-path bench/Cargo.toml --target-dir $(TARGET)/bench -- pressure --guest $(GUEST) --linux $(TARGET)/nested/l1/vmlinux --modules $(TARGET)/nested/l1/disk $(ARGS)
 
 lint: guest ## formatting and clippy of all crates; warnings are errors
 	@scripts/lint.sh

@@ -4,11 +4,13 @@
 //! memvisor-bench [start] [resident] [translate] [dump] [boot] [pages] [slab] [vmas] [guest]
 //!                [--memvisor FILE] [--guest FILE] [--rounds N] [--quick]
 //! memvisor-bench loops ...
+//! memvisor-bench pressure ...
 //! ```
 //!
-//! Without names all of them run, but for `loops`, which boots a stock Linux (see [`loops`]). Every table is Markdown; docs/benchmarks.md holds one run of each.
+//! Without names all of them run, but for `loops` and `pressure`, which boot a stock Linux (see [`both`]). Every table is Markdown; docs/benchmarks.md holds one run of each.
 
 mod boot;
+mod both;
 mod dump;
 mod guest;
 mod host;
@@ -18,6 +20,7 @@ mod loops;
 mod objects;
 mod pages;
 mod peers;
+mod pressure;
 mod process;
 mod resident;
 mod start;
@@ -73,6 +76,9 @@ fn main() -> anyhow::Result<()> {
     let mut arguments = std::env::args().skip(1).peekable();
     if arguments.next_if(|first| first == "loops").is_some() {
         return loops::run(arguments);
+    }
+    if arguments.next_if(|first| first == "pressure").is_some() {
+        return pressure::run(arguments);
     }
     while let Some(argument) = arguments.next() {
         let mut value = || arguments.next().with_context(|| format!("{argument} needs a value\n{USAGE}"));

@@ -63,7 +63,10 @@ struct Ours {
 impl Ours {
     fn new(high: u64) -> Ours {
         let count = 4096;
-        let nodes = Nodes { nodes: (0..count).map(|_| Node::default()).collect(), free: RefCell::new((1..=count).rev().collect()) };
+        let nodes = Nodes {
+            nodes: (0..count).map(|_| Node::default()).collect(),
+            free: RefCell::new((1..=count).rev().collect()),
+        };
         Ours { nodes, tree: Tree::default(), high }
     }
 }
@@ -240,8 +243,12 @@ pub fn run(options: &Options) -> anyhow::Result<Score> {
     let names = ["memvisor", "BTreeMap", "rangemap", "iset"];
     let mut all: Vec<Vec<[f64; 4]>> = vec![Vec::new(); names.len()];
     for _ in 0..options.rounds {
-        let maps: [Box<dyn Map>; 4] =
-            [Box::new(Ours::new(high)), Box::<Std>::default(), Box::<Ranges>::default(), Box::<Intervals>::default()];
+        let maps: [Box<dyn Map>; 4] = [
+            Box::new(Ours::new(high)),
+            Box::<Std>::default(),
+            Box::<Ranges>::default(),
+            Box::<Intervals>::default(),
+        ];
         for (mut map, rounds) in maps.into_iter().zip(&mut all) {
             rounds.push(measure(map.as_mut(), &vmas, share));
         }

@@ -7,6 +7,7 @@
 #   bzImage     the stock kernel as its package has it
 #   vmlinux     the same uncompressed, with a PVH entry; missing if it could not be unpacked
 #   modules/    kvm-amd and what it depends on, uncompressed; `order` lists them as they must be loaded
+#   disk/       the same of a virtio disk with ext2 on it
 #   busybox     statically linked
 #   release     the kernel's version
 set -euo pipefail
@@ -17,7 +18,7 @@ readonly L1=$TARGET/nested/l1
 # The kernel packages that are tried, in this order: Debian's, Ubuntu's.
 readonly KERNELS="linux-image-amd64 linux-image-generic"
 
-[ -f "$L1/release" ] && exit 0
+[ -f "$L1/release" ] && [ -f "$L1/disk/order" ] && exit 0
 
 for tool in apt-get apt-cache dpkg-deb xz; do
     have $tool || die "bed nested takes its kernel from a Debian or Ubuntu archive and needs $tool"
@@ -42,7 +43,7 @@ kernel_packages() {
 
 work=$(mktemp -d "$TARGET/nested.XXXXXX")
 trap 'rm -rf "$work"' EXIT
-mkdir -p "$work/deb" "$work/root" "$work/l1/modules"
+mkdir -p "$work/deb" "$work/root" "$work/l1/modules" "$work/l1/disk"
 
 packages=$(kernel_packages) || die "no kernel package ($KERNELS) in apt's lists: run 'sudo apt-get update'"
 say "bed nested: apt-get download $packages busybox-static"
@@ -53,7 +54,8 @@ say "bed nested: apt-get download $packages busybox-static"
 for deb in "$work"/deb/*.deb; do
     # A kernel unpacks to 400 MB, of which these files are 10.
     dpkg-deb --fsys-tarfile "$deb" | tar -x -C "$work/root" --wildcards --no-same-owner \
-        './boot/vmlinuz-*' '*/busybox' '*/irqbypass.ko*' '*/ccp.ko*' '*/kvm.ko*' '*/kvm-amd.ko*' 2>/dev/null || true
+        './boot/vmlinuz-*' '*/busybox' '*/irqbypass.ko*' '*/ccp.ko*' '*/kvm.ko*' '*/kvm-amd.ko*' \
+        '*/virtio*.ko*' '*/ext4.ko*' '*/jbd2.ko*' '*/mbcache.ko*' '*/crc16.ko*' '*/crc32c_generic.ko*' 2>/dev/null || true
 done
 
 image=$(find "$work/root/boot" -name 'vmlinuz-*' | head -n 1)
@@ -71,17 +73,19 @@ plain() { # FILE
     esac
 }
 
-# Unpacks NAME's module and, before it, those that it names as its dependencies.
-add_module() { # NAME
-    local file dep out=$work/l1/modules/$1.ko
+# Unpacks NAME's module into FOLDER and, before it, those that it names as its dependencies. What is not a module is in the kernel.
+add_module() { # FOLDER NAME
+    local file dep out=$work/l1/$1/$2.ko
     [ -f "$out" ] && return
-    file=$(find "$work/root" -name "$1.ko*" -o -name "${1//_/-}.ko*" | head -n 1)
-    [ -n "$file" ] || die "$packages holds no module $1"
+    file=$(find "$work/root" -name "$2.ko*" -o -name "${2//_/-}.ko*" | head -n 1)
+    [ -n "$file" ] || { [ "$1" = disk ] && return; die "$packages holds no module $2"; }
     plain "$file" >"$out"
-    for dep in $(tr '\0' '\n' <"$out" | sed -n 's/^depends=//p' | head -n 1 | tr ',' ' '); do add_module "$dep"; done
-    echo "$1" >>"$work/l1/modules/order"
+    for dep in $(tr '\0' '\n' <"$out" | sed -n 's/^depends=//p' | head -n 1 | tr ',' ' '); do add_module "$1" "$dep"; done
+    echo "$2" >>"$work/l1/$1/order"
 }
-add_module kvm-amd
+add_module modules kvm-amd
+for module in crc32c_generic virtio_pci virtio_blk ext4; do add_module disk $module; done
+touch "$work/l1/disk/order"
 
 # The payload of a bzImage lies where its setup header says (Linux: Documentation/arch/x86/boot.rst,
 # fields setup_sects, payload_offset, payload_length); its last 4 bytes are the unpacked size.

@@ -4,8 +4,11 @@
 //! tell it what happened, and it alone decides. At a checkpoint it holds the other vCPUs, audits
 //! memory in place, and lets everybody go on.
 
+mod bus;
+mod irqchip;
 mod outcome;
 mod rest;
+mod settle;
 #[cfg(test)]
 pub mod testing;
 #[cfg(test)]
@@ -26,12 +29,14 @@ use memvisor_inspect::{Facts, RamRegion};
 use memvisor_report::AuditReport;
 use thiserror::Error;
 
+pub use bus::{add_pci, build_bus};
+pub use irqchip::Irqchip;
 pub use outcome::{CheckpointRecord, End, ExitStatus, Outcome};
 pub use rest::{RestError, pause_at_rest};
-pub use vm::{Irqchip, Vm, VmState, add_pci, build_bus};
+pub use vm::{Vm, VmState};
 
 use crate::{
-    devices::{BusError, ConsoleTarget, Effect, virtio::DiskError},
+    devices::{BusError, ConsoleTarget, Effect, dma::DmaError, virtio::DiskError},
     loader::{LoadError, read_initrd, read_kernel},
     machine::{self, Backed, Boot, Machine, MachineError, Paging},
     memory::MemoryError,
@@ -76,6 +81,9 @@ pub enum RunError {
     /// A disk.
     #[error(transparent)]
     Disk(#[from] DiskError),
+    /// A DMA engine.
+    #[error(transparent)]
+    Dma(#[from] DmaError),
     /// A vCPU.
     #[error(transparent)]
     Vcpu(#[from] VcpuError),
@@ -112,7 +120,8 @@ impl RunError {
             | RunError::PastPhysBits { .. }
             | RunError::Machine(_)
             | RunError::Load(_)
-            | RunError::Disk(_) => ExitStatus::BadInput,
+            | RunError::Disk(_)
+            | RunError::Dma(_) => ExitStatus::BadInput,
             RunError::Memory(MemoryError::HugePages { .. } | MemoryError::NoPool { .. }) => {
                 ExitStatus::BadInput
             }
@@ -172,6 +181,8 @@ pub struct VmConfig {
     pub audit: AuditMode,
     /// Disks, in the order of their slots.
     pub disks: Vec<machine::Disk>,
+    /// DMA engines, in the slots behind the disks.
+    pub dma: Vec<machine::Dma>,
     /// Whether threads are restricted to the system calls that they need.
     pub seccomp: Filters,
 }
@@ -206,6 +217,7 @@ impl VmConfig {
             console: ConsoleTarget::Stdout,
             audit: AuditMode::Every,
             disks: machine.disks.clone(),
+            dma: machine.dma.clone(),
             seccomp: Filters::On,
         })
     }
@@ -311,7 +323,7 @@ fn run_checkpoint(
     // The vCPU that asked waits for its answer anyway.
     let others = || vm.vcpus().iter().filter(|vcpu| vcpu.index() != cpu);
     others().for_each(|vcpu| vcpu.hold(Hold::Checkpoint));
-    vm.disks().iter().for_each(|disk| disk.hold(Hold::Checkpoint as u8));
+    vm.hold_devices(Hold::Checkpoint);
     let result = match vm.audit {
         AuditMode::Every => audit(vm),
         AuditMode::Final => Err("audits run at the end only (--audit final)".into()),
@@ -322,7 +334,7 @@ fn run_checkpoint(
     let record = record(Some(number), name, Some(cpu), result);
     vm.console().flush_line();
     watch(Progress::Checkpoint(&record));
-    vm.disks().iter().for_each(|disk| disk.release(Hold::Checkpoint as u8));
+    vm.release_devices(Hold::Checkpoint);
     others().for_each(|vcpu| vcpu.release(Hold::Checkpoint));
     if let Some(vcpu) = vm.vcpus().iter().find(|vcpu| vcpu.index() == cpu) {
         vcpu.answer();

@@ -146,6 +146,12 @@ const DISK: &[Allowed] = allow! {
     SYS_ioctl "ioctl" Only::Requests(&[KVM_SIGNAL_MSI]);
 };
 
+/// What the thread of a DMA engine does beyond [`COMMON`].
+const DMA: &[Allowed] = allow! {
+    SYS_openat "openat" Only::Fails;
+    SYS_ioctl "ioctl" Only::Requests(&[KVM_SIGNAL_MSI]);
+};
+
 /// Which threads are restricted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Filters {
@@ -165,6 +171,8 @@ pub enum Thread {
     EventLoop,
     /// Carries out the requests of a disk.
     Disk,
+    /// Moves what a DMA engine moves while CPUs run.
+    Dma,
 }
 
 impl Thread {
@@ -173,6 +181,7 @@ impl Thread {
             Thread::Vcpu => "a vCPU thread",
             Thread::EventLoop => "the event loop",
             Thread::Disk => "a disk's thread",
+            Thread::Dma => "a DMA engine's thread",
         }
     }
 
@@ -182,6 +191,7 @@ impl Thread {
             Thread::Vcpu => VCPU,
             Thread::EventLoop => EVENT_LOOP,
             Thread::Disk => DISK,
+            Thread::Dma => DMA,
         })
     }
 }
@@ -388,7 +398,7 @@ mod tests {
     #[test]
     fn the_tables_are_documented_and_name_each_call_once() {
         let documentation = include_str!("../../docs/isolation.md");
-        for kind in [Thread::Vcpu, Thread::EventLoop, Thread::Disk] {
+        for kind in [Thread::Vcpu, Thread::EventLoop, Thread::Disk, Thread::Dma] {
             let mut numbers: Vec<i64> = kind.allowed().map(|call| call.number).collect();
             let count = numbers.len();
             numbers.sort_unstable();

@@ -1,7 +1,8 @@
 //! The archive that the guest's first root is made from.
 
+use guest_ext2::{Ext2, Ino, Ram};
 use guest_fs::proc::NoProcesses;
-use guest_fs::{Data, Errno, Reader, Timespec, Vecs, Vfs, unpack};
+use guest_fs::{Data, DiskNode, Errno, Reader, Source, Timespec, Vecs, Vfs, unpack};
 
 use crate::check_error;
 
@@ -14,6 +15,7 @@ struct Counted {
 
 impl Data for Counted {
     type Id = usize;
+    type Device = Ram;
 
     fn create(&mut self) -> Result<usize, Errno> {
         self.vecs.create()
@@ -35,6 +37,18 @@ impl Data for Counted {
     fn write(&mut self, id: usize, offset: u64, bytes: &[u8]) -> Result<(), Errno> {
         self.written += bytes.len();
         self.vecs.write(id, offset, bytes)
+    }
+
+    fn device(&mut self, source: Source<usize>) -> Result<Ram, Errno> {
+        self.vecs.device(source)
+    }
+
+    fn attach(&mut self, fs: &mut Ext2<Ram>, file: DiskNode) -> Result<usize, Errno> {
+        self.vecs.attach(fs, file)
+    }
+
+    fn flush(&mut self, fs: &mut Ext2<Ram>, file: Ino, id: usize) -> Result<(), Errno> {
+        self.vecs.flush(fs, file, id)
     }
 
     fn release(&mut self, id: usize) {

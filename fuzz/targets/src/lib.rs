@@ -7,6 +7,7 @@
 
 mod control;
 mod devices;
+mod dma;
 mod dump;
 mod e820;
 mod ext2;
@@ -26,6 +27,7 @@ mod watched;
 
 pub use control::control_http;
 pub use devices::device_bus;
+pub use dma::dma_engine;
 pub use dump::dump_reader;
 pub use e820::e820_memblock;
 pub use ext2::{ext2, ext2_seed};
@@ -61,6 +63,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("slab_api", slab_api),
     ("initramfs", initramfs),
     ("virtio_disk", virtio_disk),
+    ("dma_engine", dma_engine),
     ("ext2", ext2),
 ];
 

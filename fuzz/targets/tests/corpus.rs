@@ -71,5 +71,6 @@ replays!(
     slab_api,
     initramfs,
     virtio_disk,
+    dma_engine,
     ext2
 );

@@ -49,6 +49,18 @@ impl E820Type {
         })
     }
 
+    /// The words of /proc/iomem for a raw type (Linux: `e820_type_to_string`).
+    pub const fn iomem_name(raw: u32) -> &'static str {
+        match E820Type::from_raw(raw) {
+            Some(E820Type::Ram) => "System RAM",
+            Some(E820Type::Acpi) => "ACPI Tables",
+            Some(E820Type::Nvs) => "ACPI Non-volatile Storage",
+            Some(E820Type::Unusable) => "Unusable memory",
+            Some(E820Type::Pmem) => "Persistent Memory",
+            Some(E820Type::Reserved) | None => "Reserved",
+        }
+    }
+
     /// The words that Linux prints for a raw type in its boot log.
     pub const fn name(raw: u32) -> &'static str {
         match E820Type::from_raw(raw) {

@@ -111,6 +111,72 @@ events! {
     KcompactdMigrateScanned = "compact_daemon_migrate_scanned",
     /// Of [`VmEvent::CompactFreeScanned`], those by kcompactd.
     KcompactdFreeScanned = "compact_daemon_free_scanned",
+    /// Pages that kswapd looked at on inactive lists.
+    PgscanKswapd = "pgscan_kswapd",
+    /// Pages that direct reclaim looked at on inactive lists.
+    PgscanDirect = "pgscan_direct",
+    /// Of both, anonymous pages and those of shared memory.
+    PgscanAnon = "pgscan_anon",
+    /// Of both, pages of files.
+    PgscanFile = "pgscan_file",
+    /// Pages that kswapd freed.
+    PgstealKswapd = "pgsteal_kswapd",
+    /// Pages that direct reclaim freed.
+    PgstealDirect = "pgsteal_direct",
+    /// Of both, anonymous pages and those of shared memory.
+    PgstealAnon = "pgsteal_anon",
+    /// Of both, pages of files.
+    PgstealFile = "pgsteal_file",
+    /// Pages of active lists that were looked at.
+    Pgrefill = "pgrefill",
+    /// Pages that became active.
+    Pgactivate = "pgactivate",
+    /// Pages that became inactive.
+    Pgdeactivate = "pgdeactivate",
+    /// Pages moved to the tail of an inactive list when their write had ended.
+    Pgrotated = "pgrotated",
+    /// Runs of kswapd.
+    Pageoutrun = "pageoutrun",
+    /// kswapd was woken again before it slept, below the low mark.
+    KswapdLowWmarkHitQuickly = "kswapd_low_wmark_hit_quickly",
+    /// The same, above the low mark and below the high one.
+    KswapdHighWmarkHitQuickly = "kswapd_high_wmark_hit_quickly",
+    /// Direct reclaims that waited for kswapd because the reserves were nearly gone.
+    PgscanDirectThrottle = "pgscan_direct_throttle",
+    /// Waits inside reclaim (not in Linux, which has one trace event for all).
+    ReclaimThrottled = "reclaim_throttled",
+    /// Objects that shrinkers were asked for.
+    SlabsScanned = "slabs_scanned",
+    /// Anonymous pages that came back.
+    WorkingsetRefaultAnon = "workingset_refault_anon",
+    /// Pages of files that came back.
+    WorkingsetRefaultFile = "workingset_refault_file",
+    /// Of [`VmEvent::WorkingsetRefaultAnon`], those that were active at once.
+    WorkingsetActivateAnon = "workingset_activate_anon",
+    /// Of [`VmEvent::WorkingsetRefaultFile`], those that were active at once.
+    WorkingsetActivateFile = "workingset_activate_file",
+    /// Of [`VmEvent::WorkingsetActivateAnon`], those that had been in the working set.
+    WorkingsetRestoreAnon = "workingset_restore_anon",
+    /// Of [`VmEvent::WorkingsetActivateFile`], those that had been in the working set.
+    WorkingsetRestoreFile = "workingset_restore_file",
+    /// Pages that scans found to be locked, and put on the unevictable list.
+    UnevictablePgsCulled = "unevictable_pgs_culled",
+    /// Pages that came to the unevictable list because they were locked.
+    UnevictablePgsMlocked = "unevictable_pgs_mlocked",
+    /// Pages that left it because they were unlocked or unmapped.
+    UnevictablePgsMunlocked = "unevictable_pgs_munlocked",
+    /// Page faults that were served.
+    Pgfault = "pgfault",
+    /// Of [`VmEvent::Pgfault`], those that read from a device.
+    Pgmajfault = "pgmajfault",
+    /// Pages read from swap areas.
+    Pswpin = "pswpin",
+    /// Pages written to swap areas.
+    Pswpout = "pswpout",
+    /// Times that somebody dropped the page cache.
+    DropPagecache = "drop_pagecache",
+    /// Times that somebody dropped objects of the kernel.
+    DropSlab = "drop_slab",
 }
 
 /// The events that one CPU counted. Readers sum over CPUs (Linux: `vm_event_states`).

@@ -20,16 +20,24 @@ mod boot;
 mod cma;
 mod compaction;
 mod cpu;
+pub mod dma;
 mod event;
+mod file_counts;
 mod layout;
 mod lru;
+mod lrugen;
 mod mm;
+mod node_stat;
+mod oom;
 mod page;
 mod pcp;
 pub mod port;
+pub mod proc_text;
 mod root;
 mod slab;
 mod swap;
+mod swap_area;
+mod swiotlb;
 mod task;
 mod trace;
 mod vm_sysctl;
@@ -42,12 +50,17 @@ pub use cma::{CMA_NAME_LEN, CmaArea, MAX_CMA_AREAS};
 pub use compaction::{Kcompactd, MAX_MOVABLE_OWNERS, MovableOwner};
 pub use cpu::{CpuInfo, CpuState};
 pub use event::{CpuEvents, NR_NUMA_EVENTS, NR_VM_EVENTS, NumaEvent, VmEvent};
+pub use file_counts::FileCounts;
 pub use layout::{LayoutKind, LayoutRange, fnv1a};
-pub use lru::{LruKind, LruList, Lruvec, NR_LRU_LISTS};
+pub use lru::{LRU_BATCH_SIZE, LruBatch, LruKind, LruList, Lruvec, NR_LRU_BATCHES, NR_LRU_LISTS};
+pub use lrugen::{LRU_GEN_TYPE_NAMES, LRU_GEN_TYPES, LruGen, MAX_NR_GENS, MAX_NR_TIERS, MIN_NR_GENS};
 pub use mm::{
-    AnonVma, AnonVmaChain, CpuTlb, MAX_MAP_COUNT, MM_CPU_WORDS, Mapping, MappingNode, Mm, PTE_MIGRATION,
-    PTE_PROTNONE, PTE_SPECIAL, STACK_GUARD_PAGES, VMA_FANOUT, VMA_TREE_MAX_HEIGHT, Vma, VmaNode, vm_flags,
+    AnonVma, AnonVmaChain, CpuTlb, MAPPING_NAME_LEN, MAX_MAP_COUNT, MM_CPU_WORDS, Mapping, MappingNode, Mm,
+    PTE_MIGRATION, PTE_PROTNONE, PTE_SPECIAL, STACK_GUARD_PAGES, VMA_FANOUT, VMA_TREE_MAX_HEIGHT, Vma,
+    VmaNode, mm_flags, vm_flags,
 };
+pub use node_stat::{NR_NODE_STATS, NodeStat, NodeStats};
+pub use oom::{Oom, OomKill};
 pub use page::{Page, PageFlags, PageKind};
 pub use pcp::{NR_PCP_LISTS, PCP_HUGE_ORDER, PCP_MAX_ORDER, PcpList, PerCpuPages};
 pub use root::{BootProtocol, BootStage, Counters, LAYOUT_HASH, Root, TableRef};
@@ -60,6 +73,11 @@ pub use swap::{
     MAX_SWAP_BADPAGES, MAX_SWAPFILES, PTE_SWAP, PTE_SWAP_EXCLUSIVE, PTE_SWAP_OFFSET_SHIFT,
     PTE_SWAP_TYPE_SHIFT, SWAP_MAGIC, SWAP_OFFSET_BITS, SWAP_VALUE_TYPE_SHIFT, SwapHeader, pte_swap_slot,
     swap_pte, swap_slot,
+};
+pub use swap_area::SwapArea;
+pub use swiotlb::{
+    INVALID_PHYS_ADDR, IO_TLB_SEGSIZE, IO_TLB_SHIFT, IO_TLB_SIZE, MAX_SWIOTLB_AREAS, MAX_SWIOTLB_POOLS,
+    SwiotlbArea, SwiotlbPool, SwiotlbSlot,
 };
 pub use task::{TaskInfo, TaskState};
 pub use trace::{

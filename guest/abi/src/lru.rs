@@ -1,10 +1,11 @@
-//! Which pages are used, in order: the lists that reclaim takes pages from.
+//! Which pages are used, in order: the lists that reclaim takes pages from. With `lru=gen` the pages that can be reclaimed are not on
+//! the lists of [`LruKind`], but on those of [`LruGen`].
 
 use core::mem::offset_of;
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use crate::{MAX_NR_ZONES, PFN_NONE};
+use crate::{LruGen, MAX_NR_ZONES, PFN_NONE};
 
 /// Lists of an [`Lruvec`] (Linux: the same name).
 pub const NR_LRU_LISTS: usize = 5;
@@ -74,6 +75,23 @@ impl LruList {
     pub const EMPTY: LruList = LruList { head: PFN_NONE, tail: PFN_NONE, count: 0 };
 }
 
+/// Pages of a batch (Linux: `PAGEVEC_SIZE`, since 6.11).
+pub const LRU_BATCH_SIZE: usize = 31;
+/// Batches of a CPU: to be added, to be rotated, of files to be deactivated, to be deactivated, to be activated (Linux: `struct
+/// cpu_fbatches`).
+pub const NR_LRU_BATCHES: usize = 5;
+
+/// Frames to which the same is to be done. They are hints: a frame may be noted twice, and be somebody else's by now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct LruBatch {
+    /// Frames noted.
+    pub len: u64,
+    /// The frames.
+    pub pfns: [u64; LRU_BATCH_SIZE],
+}
+const _: () = assert!(size_of::<LruBatch>() == 256);
+
 /// The lists of a node (Linux: `struct lruvec`). Pages on a list have [`crate::PageFlags::LRU`], and flags that say which list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
@@ -92,8 +110,14 @@ pub struct Lruvec {
     pub activated: [u64; 2],
     /// The same as of the last reclaim (Linux: `refaults`).
     pub refaults: [u64; 2],
+    /// Generations, if that is the policy.
+    pub lrugen: LruGen,
 }
-const _: () = assert!(size_of::<Lruvec>() == 392 && offset_of!(Lruvec, isolated) == 320);
+const _: () = assert!(
+    size_of::<Lruvec>() == 392 + size_of::<LruGen>()
+        && offset_of!(Lruvec, isolated) == 320
+        && offset_of!(Lruvec, lrugen) == 392
+);
 
 impl Lruvec {
     /// Without pages.
@@ -105,5 +129,12 @@ impl Lruvec {
         nonresident_age: 0,
         activated: [0; 2],
         refaults: [0; 2],
+        lrugen: LruGen::EMPTY,
     };
+
+    /// Pages of a kind, whichever lists they are on: of generations, the two youngest are active (Linux: `lruvec_page_state`).
+    pub fn pages(&self, kind: LruKind) -> u64 {
+        let zones = self.zone_pages.iter().filter_map(|zone| zone.get(kind as usize));
+        zones.fold(0, |sum, pages| sum.saturating_add(*pages))
+    }
 }

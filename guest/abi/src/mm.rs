@@ -7,7 +7,8 @@
 //! An entry of the lowest level that is not present and not 0 keeps its address bits, and has one mark:
 //! [`PTE_PROTNONE`], a page in a VMA without access, or [`PTE_MIGRATION`], a page that is being moved from that frame. What a
 //! [`PTE_PROTNONE`] entry names counts as mapped; a migration entry holds no reference and is no mapping. Nor does an entry with
-//! [`PTE_SPECIAL`], which lies in a VMA with [`vm_flags::PFNMAP`].
+//! [`PTE_SPECIAL`], which lies in a VMA with [`vm_flags::PFNMAP`]. An entry with [`crate::PTE_SWAP`] names a slot of a swap area and
+//! no frame.
 
 use core::mem::offset_of;
 
@@ -20,6 +21,8 @@ pub const PTE_MIGRATION: u64 = 1 << 10;
 /// In an entry, present or not: a frame that a driver mapped and that nobody counts, though it may have a descriptor (Linux:
 /// `_PAGE_SPECIAL`).
 pub const PTE_SPECIAL: u64 = 1 << 11;
+/// Bytes of [`Mapping::name`].
+pub const MAPPING_NAME_LEN: usize = 96;
 /// Words of [`Mm::cpus`].
 pub const MM_CPU_WORDS: usize = 4;
 /// VMAs of an address space at most, whatever `vm.max_map_count` is.
@@ -87,6 +90,16 @@ pub mod vm_flags {
     pub const COUNTED: u64 = 1 << 62;
 }
 
+/// What the OOM killer did to an address space (Linux: `mm->flags`).
+pub mod mm_flags {
+    /// Those who use it are being killed (Linux: `MMF_OOM_VICTIM`).
+    pub const OOM_VICTIM: u32 = 1;
+    /// Nothing is to be had from it any more, so that another may be chosen (Linux: `MMF_OOM_SKIP`).
+    pub const OOM_SKIP: u32 = 2;
+    /// Pages may have been taken out that its users have not seen go: no fault brings one in (Linux: `MMF_UNSTABLE`).
+    pub const UNSTABLE: u32 = 4;
+}
+
 /// An address space (Linux: `struct mm_struct`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
@@ -146,12 +159,20 @@ pub struct Mm {
     pub table_pages: u64,
     /// Removals whose flush has not been done yet (Linux: `tlb_flush_pending`).
     pub tlb_flush_pending: u32,
-    /// Always 0.
-    pub reserved: u32,
+    /// What the OOM killer did to it: [`mm_flags`].
+    pub oom: u32,
     /// Frame of the top-level table that ring 3 runs on with page-table isolation; [`crate::PFN_NONE`] or 0 without.
     pub user_pgd_pfn: u64,
-    /// Always 0.
-    pub padding: [u64; 5],
+    /// Entries of its tables that name a slot of a swap area (Linux: `MM_SWAPENTS`).
+    pub swapents: u64,
+    /// Most resident pages before the count last fell (Linux: `hiwater_rss`); the count itself may be higher now.
+    pub hiwater_rss: u64,
+    /// The same of pages of all VMAs (Linux: `hiwater_vm`).
+    pub hiwater_vm: u64,
+    /// First address of the program's code.
+    pub start_code: u64,
+    /// First address after the program's code.
+    pub end_code: u64,
     /// Readers of mmap_lock; -1 for a writer.
     pub mmap_lock: i32,
     /// Tasks that use it, and others that need it to stay; 0 of a guest that does not count them (Linux: `mm_users`).
@@ -278,7 +299,7 @@ pub struct AnonVmaChain {
 const _: () = assert!(size_of::<AnonVmaChain>() == 48);
 
 /// What VMAs map that is not private anonymous memory: pages of a file, or of shared memory (Linux: `struct address_space`).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct Mapping {
     /// First [`Vma`] that maps it; the list goes on at [`Vma::shared_next`] (Linux: `i_mmap`).
@@ -298,8 +319,39 @@ pub struct Mapping {
     pub references: u32,
     /// [`Mapping::HOLDS_PAGES`].
     pub flags: u32,
+    /// The next of the mappings that had pages in swap areas, which [`crate::Root::shmem_swaplist`] begins; 0 ends it. In the trees of these,
+    /// and nowhere else, values name slots (Linux: `swaplist`).
+    pub swap_next: u64,
+    /// The one before; of the first its own address, and 0 of one that is not on the list.
+    pub swap_prev: u64,
+    /// Number of the file system, as `st_dev` has it; 0 of what is no file.
+    pub dev: u64,
+    /// Number of the inode; 0 of what is no file.
+    pub ino: u64,
+    /// The path by which it was opened first, padded with NUL; of a long one the end.
+    pub name: [u8; MAPPING_NAME_LEN],
 }
-const _: () = assert!(size_of::<Mapping>() == 48);
+const _: () = assert!(size_of::<Mapping>() == 80 + MAPPING_NAME_LEN && offset_of!(Mapping, dev) == 64);
+
+impl Default for Mapping {
+    fn default() -> Mapping {
+        Mapping {
+            vmas: 0,
+            root: 0,
+            marks: 0,
+            changes: 0,
+            nrpages: 0,
+            size: 0,
+            references: 0,
+            flags: 0,
+            swap_next: 0,
+            swap_prev: 0,
+            dev: 0,
+            ino: 0,
+            name: [0; MAPPING_NAME_LEN],
+        }
+    }
+}
 
 impl Mapping {
     /// In `flags`: the mapping is a cache, which holds one reference of each page that names it.
@@ -308,6 +360,10 @@ impl Mapping {
     pub const DEVICE: u32 = 2;
     /// In `flags`: a segment of System V shared memory.
     pub const SYSV: u32 = 4;
+    /// In `flags`: shared memory, all of whose size is promised; without it, of shared memory, its pages are.
+    pub const ACCOUNTED: u32 = 16;
+    /// In `flags`: on a disk, to which dirty pages are written back. Only here have flags of pages marks in the tree.
+    pub const WRITTEN_BACK: u32 = 8;
 }
 
 /// A node of a mapping's tree of pages: an index has 6 bits here, and [`MappingNode::shift`] below (Linux: `struct xa_node`).

@@ -125,6 +125,10 @@ bitflags! {
         const WORKINGSET = 1 << 17;
         /// In a CPU's batch of pages to be put on an LRU list (not in Linux, where the batch holds a reference).
         const LRU_ADD = 1 << 18;
+        /// Place of the generation whose list the page is on, plus one (Linux: `LRU_GEN_MASK`).
+        const LRU_GEN = 7 << 19;
+        /// Uses beyond those that REFERENCED and WORKINGSET tell (Linux: `LRU_REFS_MASK`).
+        const LRU_REFS = 3 << 22;
         const _ = !0;
     }
 }

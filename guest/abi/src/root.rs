@@ -114,6 +114,22 @@ pub struct Root {
     pub kcompactds: TableRef,
     /// [`crate::CpuTlb`], indexed by CPU.
     pub cpu_tlbs: TableRef,
+    /// [`crate::Lruvec`], indexed by node.
+    pub lruvecs: TableRef,
+    /// `u64` addresses, by CPU: its batches of pages on their way to the lists ([`crate::LruBatch`], five of them).
+    pub lru_batches: TableRef,
+    /// [`crate::SwiotlbPool`]s, `MAX_SWIOTLB_POOLS` places (Linux: `io_tlb_default_mem`).
+    pub swiotlb: TableRef,
+    /// [`crate::SwapArea`], `MAX_SWAPFILES` slots, by number of the area (Linux: `swap_info`).
+    pub swap_areas: TableRef,
+    /// One `u64`: address of the first [`crate::Mapping`] that had pages in swap areas, 0 for none (Linux: `shmem_swaplist`).
+    pub shmem_swaplist: TableRef,
+    /// The one [`crate::Oom`]: the OOM killer and what is promised.
+    pub oom: TableRef,
+    /// The one [`crate::FileCounts`].
+    pub file_counts: TableRef,
+    /// [`crate::NodeStats`], indexed by CPU * `zones.count` + zone; a count is the sum over CPUs (Linux: `vm_node_stat`).
+    pub node_stats: TableRef,
     /// The frame of zeroes that read faults map, which nobody counts, or [`crate::PFN_NONE`] (Linux: `zero_pfn`).
     pub zero_pfn: u64,
     /// Root of the tree whose upper half every table for ring 3 has, with page-table isolation; else [`crate::PFN_NONE`]. It is among
@@ -131,7 +147,7 @@ impl Root {
     /// First bytes of the structure.
     pub const MAGIC: [u8; 16] = *b"memvisor-root\x00\x0d\x0a";
     /// Version of this interface. Any change of a layout raises it.
-    pub const VERSION: u32 = 7;
+    pub const VERSION: u32 = 9;
     /// `size_of::<Root>()`, as [`Root::size`] has it.
     #[expect(clippy::cast_possible_truncation, reason = "pinned by an assert below")]
     pub const SIZE: u32 = size_of::<Root>() as u32;
@@ -231,12 +247,24 @@ pub const LAYOUT_HASH: u64 = fnv1a(&[
     size_of::<crate::Mapping>() as u64,
     size_of::<crate::MappingNode>() as u64,
     size_of::<crate::CpuTlb>() as u64,
+    size_of::<crate::Lruvec>() as u64,
+    offset_of!(crate::Lruvec, isolated) as u64,
+    size_of::<crate::LruGen>() as u64,
+    size_of::<crate::LruBatch>() as u64,
+    size_of::<crate::SwiotlbPool>() as u64,
+    size_of::<crate::SwiotlbArea>() as u64,
+    size_of::<crate::SwiotlbSlot>() as u64,
+    size_of::<crate::SwapArea>() as u64,
+    offset_of!(crate::Mm, swapents) as u64,
+    size_of::<crate::Oom>() as u64,
+    size_of::<crate::FileCounts>() as u64,
+    size_of::<crate::NodeStats>() as u64,
 ]);
 
 const _: () = assert!(
     offset_of!(Root, layout_hash) == 24
         && offset_of!(Root, self_gpa) == 32
         && offset_of!(Root, layout) == 120
-        && offset_of!(Root, counters) == 600
-        && size_of::<Root>() == 632
+        && offset_of!(Root, counters) == 728
+        && size_of::<Root>() == 760
 );

@@ -37,8 +37,8 @@ pub struct TaskInfo {
     /// 1 if it gave up its CPU where nothing is half done: it waits for an event, or is on its way to ring 3, or has not run yet. 0 if
     /// it let others run in the middle of something. Says nothing while it runs.
     pub rests: u32,
-    /// Always 0.
-    pub reserved: u32,
+    /// Its process's `oom_score_adj`; 0 for a task of the kernel.
+    pub oom_score_adj: i32,
 }
 const _: () = assert!(size_of::<TaskInfo>() == 96);
 

@@ -37,7 +37,7 @@ pub struct TraceRing {
     pub cpu: u32,
     /// Steps of the call tree that are open on this CPU.
     pub depth: u32,
-    /// Process that the CPU runs, 0 for the kernel itself.
+    /// Process or thread of the kernel that the CPU runs; 0 for the idle tasks and at boot.
     pub pid: u32,
     /// Events that are recorded: bit `n % 64` of word `n / 64` stands for event `n`. Equal in all rings.
     pub mask: [u64; MASK_WORDS],
@@ -59,7 +59,7 @@ pub struct TraceRecord {
     pub depth: u8,
     /// [`TraceRecord::IN_INTERRUPT`].
     pub context: u8,
-    /// Process that the CPU ran, 0 for the kernel itself.
+    /// Process that the CPU ran, or thread of the kernel by its number; 0 for the idle tasks and at boot.
     pub pid: u32,
     /// Arguments, little-endian, each at [`EventInfo::offset`].
     pub args: [u64; ARG_WORDS],
@@ -107,15 +107,17 @@ pub enum Group {
     Vmalloc,
     /// Interrupts, faults and tasks, which the others happen in.
     Task,
-    /// Memory of processes: faults, mappings, forks.
+    /// Memory of processes: faults, mappings, forks, swapping.
     Fault,
+    /// Files: the page cache, writeback, disks.
+    File,
     /// Marks that `explain` sets.
     Explain,
 }
 
 impl Group {
     /// All groups.
-    pub const ALL: [Group; 8] = [
+    pub const ALL: [Group; 9] = [
         Group::Alloc,
         Group::Slab,
         Group::Compaction,
@@ -123,6 +125,7 @@ impl Group {
         Group::Vmalloc,
         Group::Task,
         Group::Fault,
+        Group::File,
         Group::Explain,
     ];
 
@@ -136,6 +139,7 @@ impl Group {
             Group::Vmalloc => "vmalloc",
             Group::Task => "task",
             Group::Fault => "fault",
+            Group::File => "file",
             Group::Explain => "explain",
         }
     }

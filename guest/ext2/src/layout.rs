@@ -178,29 +178,7 @@ pub mod flags {
         0x1 | 0x2 | 0x4 | 0x8 | NODUMP | NOATIME | 0x200 | 0x400 | 0x4000 | 0x8000 | DIRSYNC;
 }
 
-/// Bits of `i_mode` (Linux: include/uapi/linux/stat.h).
-pub mod mode {
-    /// Bits of the type.
-    pub const S_IFMT: u32 = 0o17_0000;
-    /// Socket.
-    pub const S_IFSOCK: u32 = 0o14_0000;
-    /// Symbolic link.
-    pub const S_IFLNK: u32 = 0o12_0000;
-    /// Regular file.
-    pub const S_IFREG: u32 = 0o10_0000;
-    /// Block device.
-    pub const S_IFBLK: u32 = 0o6_0000;
-    /// Directory.
-    pub const S_IFDIR: u32 = 0o4_0000;
-    /// Character device.
-    pub const S_IFCHR: u32 = 0o2_0000;
-    /// Pipe with a name.
-    pub const S_IFIFO: u32 = 0o1_0000;
-    /// Of a directory: children inherit the group.
-    pub const S_ISGID: u32 = 0o2000;
-    /// All but the type.
-    pub const PERMISSIONS: u32 = 0o7777;
-}
+pub use mm_core::mode;
 
 /// The word at a byte offset; 0 past the end.
 pub fn word(bytes: &[u8], at: usize) -> u32 {

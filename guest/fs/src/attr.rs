@@ -64,6 +64,7 @@ impl<D: Data, P: Processes> Vfs<D, P> {
         let id = match place.node {
             Node::Inode(id) => id,
             Node::Proc(node) => return Ok(node.stat(dev, &self.processes)),
+            Node::Disk(node) => return self.disk_stat(node, dev),
         };
         let inode = self.inode(id).ok_or(Errno::Enoent)?;
         let (size, blocks, rdev) = match &inode.content {
@@ -106,17 +107,21 @@ impl<D: Data, P: Processes> Vfs<D, P> {
         const ST_VALID: u64 = 0x20;
         let fs = self.fs_of(place.mount).ok_or(Errno::Enosys)?;
         let flags = self.mount_of(place.mount).map_or(0, |mount| mount.flags & 0xf) | ST_VALID;
+        if let Node::Disk(node) = place.node {
+            return self.disk_statfs(node).map(|told| Statfs { flags, ..told });
+        }
         let id = self.device_of(place.mount);
         let (magic, blocks, free) = match fs.kind {
             FsKind::Proc => (PROC_SUPER_MAGIC, 0, 0),
             FsKind::Pipefs => (PIPEFS_MAGIC, 0, 0),
+            FsKind::Ext2 => return Err(Errno::Eio),
             FsKind::Rootfs | FsKind::Tmpfs | FsKind::Devtmpfs => {
                 (TMPFS_MAGIC, memory.total, memory.free.min(memory.total))
             }
         };
         let files = if blocks == 0 { 0 } else { memory.total };
         let free_files = files.saturating_sub(self.inodes_in_use() as u64);
-        Ok(Statfs { magic, block: 4096, blocks, free, files, free_files, id, flags })
+        Ok(Statfs { magic, block: 4096, blocks, free, available: free, files, free_files, id, flags })
     }
 
     /// access and faccessat for root: everything may be read and written; a file without any right to execute may not be run.
@@ -142,7 +147,7 @@ impl<D: Data, P: Processes> Vfs<D, P> {
     fn changed(&mut self, place: Place) -> Result<&mut Inode<D::Id>, Errno> {
         match place.node {
             Node::Inode(id) => self.inode_mut(id).ok_or(Errno::Enoent),
-            Node::Proc(_) => Err(Errno::Eperm),
+            Node::Proc(_) | Node::Disk(_) => Err(Errno::Eperm),
         }
     }
 
@@ -155,6 +160,12 @@ impl<D: Data, P: Processes> Vfs<D, P> {
             && let Some(Inode { content: Content::File(data), permissions: old, .. }) = self.inode(id)
         {
             self.data.check_mode(*data, *old, permissions)?;
+        }
+        if let Node::Disk(node) = place.node {
+            if self.disk_link(node)?.is_some() {
+                return Err(Errno::Eopnotsupp);
+            }
+            return self.disk_chmod(context, node, permissions);
         }
         let inode = self.changed(place)?;
         if matches!(inode.content, Content::Symlink(_)) {
@@ -177,6 +188,9 @@ impl<D: Data, P: Processes> Vfs<D, P> {
         gid: Option<u32>,
     ) -> Result<(), Errno> {
         const S_IXGRP: u32 = 0o10;
+        if let Node::Disk(node) = place.node {
+            return self.disk_chown(context, node, (uid, gid));
+        }
         let inode = self.changed(place)?;
         inode.uid = uid.unwrap_or(inode.uid);
         inode.gid = gid.unwrap_or(inode.gid);
@@ -204,6 +218,9 @@ impl<D: Data, P: Processes> Vfs<D, P> {
         if (atime, mtime) == (SetTime::Omit, SetTime::Omit) {
             return Ok(());
         }
+        if let Node::Disk(node) = place.node {
+            return self.disk_times(context, node, (atime, mtime));
+        }
         let inode = self.changed(place)?;
         for (slot, time) in [(&mut inode.atime, atime), (&mut inode.mtime, mtime)] {
             match time {
@@ -224,6 +241,9 @@ impl<D: Data, P: Processes> Vfs<D, P> {
         let size = u64::try_from(size).map_err(|_| Errno::Einval)?;
         if self.is_dir(place) {
             return Err(Errno::Eisdir);
+        }
+        if let Node::Disk(node) = place.node {
+            return self.disk_truncate(node, size, context);
         }
         let Node::Inode(id) = place.node else { return Err(Errno::Einval) };
         let Some(Content::File(data)) = self.inode(id).map(|inode| &inode.content) else {
@@ -248,6 +268,7 @@ impl<D: Data, P: Processes> Vfs<D, P> {
                 Content::Symlink(text) => crate::dir::copy(text),
                 _ => Err(Errno::Einval),
             },
+            Node::Disk(node) => self.disk_link(node)?.ok_or(Errno::Einval),
             Node::Proc(node) => match node.follow(&self.processes)?.ok_or(Errno::Einval)? {
                 crate::proc::Target::Text(text) => Ok(text),
                 crate::proc::Target::Place(place) => {

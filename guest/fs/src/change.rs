@@ -1,7 +1,11 @@
 //! Calls that change names: mkdir, mknod, symlink, link, unlink, rmdir, rename (Linux: fs/namei.c, fs/libfs.c, mm/shmem.c).
 
+use guest_ext2::Replace;
+
 use crate::device::Device;
 use crate::dir::{Directory, copy};
+use crate::disk::DiskNode;
+use crate::disk_change::NewFile;
 use crate::flags::{PATH_MAX, RenameFlags, mode};
 use crate::inode::{Content, Inode, InodeId};
 use crate::proc::Processes;
@@ -53,12 +57,23 @@ impl<D: Data, P: Processes> Vfs<D, P> {
         parent: &Parent,
         permissions: u32,
         content: Content<D::Id>,
-    ) -> Result<InodeId, Errno> {
+    ) -> Result<(), Errno> {
+        if let Node::Disk(dir) = parent.dir.node {
+            let new = match &content {
+                Content::Directory(_) => NewFile::Directory,
+                Content::Symlink(target) => NewFile::Symlink(target),
+                Content::Char(device) | Content::Block(device) => {
+                    NewFile::Special(content.type_bits(), *device)
+                }
+                _ => NewFile::Special(content.type_bits(), Device::default()),
+            };
+            return self.disk_make(context, (dir, parent), permissions, new).map(drop);
+        }
         let (dir, fs) = self.writable_dir(parent.dir)?;
         let id = self.new_inode(NewInode { fs, permissions, parent: Some(dir), content }, context)?;
         self.add_name(dir, &parent.name, id)?;
         self.touch_dir(dir, context.now);
-        Ok(id)
+        Ok(())
     }
 
     /// mkdir.
@@ -69,7 +84,7 @@ impl<D: Data, P: Processes> Vfs<D, P> {
         let parent = self.making(context, at, Making::Directory)?;
         // The sticky bit may be given, set-user-id and set-group-id may not (Linux: `vfs_mkdir`).
         let permissions = permissions & !context.umask & 0o1777;
-        self.make(context, &parent, permissions, Content::Directory(Directory::new())).map(drop)
+        self.make(context, &parent, permissions, Content::Directory(Directory::new()))
     }
 
     /// mknod; `bits` has the type and the permissions.
@@ -89,7 +104,7 @@ impl<D: Data, P: Processes> Vfs<D, P> {
         let parent = self.making(context, at, Making::Other)?;
         let permissions = bits & mode::PERMISSIONS & !context.umask;
         if let Some(content) = content {
-            return self.make(context, &parent, permissions, content).map(drop);
+            return self.make(context, &parent, permissions, content);
         }
         self.create(context, &parent, permissions).map(drop)
     }
@@ -106,7 +121,7 @@ impl<D: Data, P: Processes> Vfs<D, P> {
             return Err(Errno::Enametoolong);
         }
         let parent = self.making(context, at, Making::Other)?;
-        self.make(context, &parent, 0o777, Content::Symlink(copy(target)?)).map(drop)
+        self.make(context, &parent, 0o777, Content::Symlink(copy(target)?))
     }
 
     /// link: another name for what `from` names. `follow` says whether a symbolic link is meant itself.
@@ -126,6 +141,9 @@ impl<D: Data, P: Processes> Vfs<D, P> {
         let parent = self.making(context, to, Making::Other)?;
         if from.mount != parent.dir.mount {
             return Err(Errno::Exdev);
+        }
+        if let (Node::Disk(file), Node::Disk(dir)) = (from.node, parent.dir.node) {
+            return self.disk_hard_link(context, file, (dir, &parent));
         }
         let Node::Inode(id) = from.node else { return Err(Errno::Eperm) };
         let (dir, _) = self.writable_dir(parent.dir)?;
@@ -173,6 +191,9 @@ impl<D: Data, P: Processes> Vfs<D, P> {
         if self.is_dir(found) {
             return Err(Errno::Eisdir);
         }
+        if let (Node::Disk(dir), true) = (parent.dir.node, found.mount == parent.dir.mount) {
+            return self.disk_unlink(context, dir, &parent.name);
+        }
         let (dir, _) = self.victim(&parent)?;
         self.remove_name(dir, &parent.name, context.now);
         Ok(())
@@ -189,6 +210,13 @@ impl<D: Data, P: Processes> Vfs<D, P> {
             Last::DotDot => return Err(Errno::Enotempty),
             Last::Dot => return Err(Errno::Einval),
             Last::Root => return Err(Errno::Ebusy),
+        }
+        if let Node::Disk(dir) = parent.dir.node {
+            let place = self.child(parent.dir, &parent.name)?;
+            if place.mount != parent.dir.mount {
+                return Err(Errno::Ebusy);
+            }
+            return self.disk_rmdir(context, dir, &parent.name);
         }
         let (dir, id) = self.victim(&parent)?;
         let names = self.inode(id).and_then(Inode::dir).ok_or(Errno::Enotdir)?;
@@ -233,6 +261,9 @@ impl<D: Data, P: Processes> Vfs<D, P> {
         if new.last != Last::Name {
             return Err(if no_replace { Errno::Eexist } else { Errno::Ebusy });
         }
+        if let (Node::Disk(old_dir), Node::Disk(new_dir)) = (old.dir.node, new.dir.node) {
+            return self.disk_move(context, (old_dir, &old), (new_dir, &new), flags);
+        }
         let (Node::Inode(old_dir), Node::Inode(new_dir)) = (old.dir.node, new.dir.node) else {
             return Err(Errno::Eperm);
         };
@@ -275,6 +306,37 @@ impl<D: Data, P: Processes> Vfs<D, P> {
         let old = End { dir: old_dir, name: old.name, id: Some(source) };
         let new = End { dir: new_dir, name: new.name, id: target };
         if exchange { self.exchange(context, &old, &new) } else { self.move_name(context, &old, &new) }
+    }
+
+    /// rename on a disk.
+    fn disk_move(
+        &mut self,
+        context: &Context,
+        (old_dir, old): (DiskNode, &Parent),
+        (new_dir, new): (DiskNode, &Parent),
+        flags: RenameFlags,
+    ) -> Result<(), Errno> {
+        let source = self.child(old.dir, &old.name)?;
+        let target = match self.child(new.dir, &new.name) {
+            Ok(place) => Some(place),
+            Err(Errno::Enoent) if new.dir == old.dir || !self.disk_removed(new_dir) => None,
+            Err(error) => return Err(error),
+        };
+        if flags.contains(RenameFlags::NOREPLACE) && target.is_some() {
+            return Err(Errno::Eexist);
+        }
+        // Linux: `ext2_rename`.
+        if flags.contains(RenameFlags::EXCHANGE) {
+            return Err(Errno::Einval);
+        }
+        if !self.is_dir(source) && (old.slashes || new.slashes) {
+            return Err(Errno::Enotdir);
+        }
+        let covered = |place: Place| place.mount != old.dir.mount;
+        if covered(source) || target.is_some_and(covered) {
+            return Err(Errno::Ebusy);
+        }
+        self.disk_rename(context, (old_dir, &old.name), (new_dir, &new.name), Replace::Yes)
     }
 
     /// Whether something is mounted there, and the inode below it.

@@ -3,6 +3,9 @@
 use alloc::vec::Vec;
 use core::fmt::Debug;
 
+use guest_ext2::{Buffers, Ext2, Ino, Ram};
+
+use crate::disk::{DiskNode, Source};
 use crate::{Errno, no_memory};
 
 /// Bytes of regular files. The file system calls this for metadata only; what a program reads and writes goes past it, by
@@ -10,6 +13,9 @@ use crate::{Errno, no_memory};
 pub trait Data {
     /// A file's bytes.
     type Id: Copy + Debug + PartialEq;
+
+    /// What a file system on a disk is read and written through.
+    type Device: Buffers + Debug;
 
     /// No bytes.
     ///
@@ -43,7 +49,26 @@ pub trait Data {
         Ok(())
     }
 
-    /// Nobody names the file any more. Mappings of it may still exist.
+    /// The device that mount(2)'s source names.
+    ///
+    /// # Errors
+    /// `ENXIO` if there is no driver, `EIO`, `ENOMEM`.
+    fn device(&mut self, source: Source<Self::Id>) -> Result<Self::Device, Errno>;
+
+    /// The bytes of a file on a disk, when it is opened first: a cache of them, which is filled page by page later or at once. They
+    /// stay until [`Data::release`].
+    ///
+    /// # Errors
+    /// `ENODEV` if files of disks cannot be opened, `ENOMEM`, `EIO`.
+    fn attach(&mut self, fs: &mut Ext2<Self::Device>, file: DiskNode) -> Result<Self::Id, Errno>;
+
+    /// Writes what is dirty of a file on a disk, and its size.
+    ///
+    /// # Errors
+    /// `EIO`, `ENOSPC`.
+    fn flush(&mut self, fs: &mut Ext2<Self::Device>, file: Ino, id: Self::Id) -> Result<(), Errno>;
+
+    /// Nobody names the file any more, or its file system is unmounted: what is dirty is not written. Mappings of it may still exist.
     fn release(&mut self, id: Self::Id);
 }
 
@@ -70,6 +95,7 @@ impl Vecs {
 
 impl Data for Vecs {
     type Id = usize;
+    type Device = Ram;
 
     fn create(&mut self) -> Result<usize, Errno> {
         self.files.try_reserve(1).map_err(no_memory)?;
@@ -101,6 +127,35 @@ impl Data for Vecs {
         let at = usize::try_from(offset).map_err(|_| Errno::Efbig)?;
         file.get_mut(at..at + bytes.len()).ok_or(Errno::Eio)?.copy_from_slice(bytes);
         Ok(())
+    }
+
+    fn device(&mut self, source: Source<usize>) -> Result<Ram, Errno> {
+        match source {
+            // A copy: what is written to it stays in it.
+            Source::File(id) => crate::dir::copy(self.bytes(id)).map(Ram::new),
+            Source::Block(_) => Err(Errno::Enxio),
+        }
+    }
+
+    fn attach(&mut self, fs: &mut Ext2<Ram>, file: DiskNode) -> Result<usize, Errno> {
+        let size = fs.inode(file.ino)?.size();
+        let id = self.create()?;
+        self.set_size(id, size)?;
+        let bytes = self.files.get_mut(id).and_then(Option::as_mut).ok_or(Errno::Eio)?;
+        fs.read(file.ino, 0, bytes)?;
+        Ok(id)
+    }
+
+    fn flush(&mut self, fs: &mut Ext2<Ram>, file: Ino, id: usize) -> Result<(), Errno> {
+        let inode = fs.inode(file)?;
+        if fs.access() == guest_ext2::Access::ReadOnly {
+            return Ok(());
+        }
+        let root = guest_ext2::Caller { uid: 0, gid: 0, privileged: true, now: inode.mtime() };
+        let bytes = self.bytes(id);
+        fs.truncate(file, bytes.len() as u64, inode.mtime())?;
+        let written = fs.write(&root, file, 0, bytes)?;
+        if written == bytes.len() { Ok(()) } else { Err(Errno::Enospc) }
     }
 
     fn release(&mut self, id: usize) {

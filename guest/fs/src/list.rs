@@ -2,7 +2,10 @@
 
 use alloc::vec::Vec;
 
+use guest_ext2::FileType;
+
 use crate::dir::FIRST;
+use crate::disk::DiskNode;
 use crate::flags::PATH_MAX;
 use crate::inode::Inode;
 use crate::proc::Processes;
@@ -55,6 +58,7 @@ impl<D: Data, P: Processes> Vfs<D, P> {
                 self.dots(numbers, &mut pos, &mut filler)?
                     || node.list(&self.processes, &mut pos, &mut |entry| filler.put(entry))?
             }
+            Node::Disk(node) => self.disk_entries(node, &mut pos, &mut filler)?,
         };
         if filler.out.is_empty() && full {
             return Err(Errno::Einval);
@@ -88,6 +92,32 @@ impl<D: Data, P: Processes> Vfs<D, P> {
             *pos = next;
         }
         Ok(false)
+    }
+
+    /// Entries of a directory on a disk, `.` and `..` among them; positions are the disk's.
+    fn disk_entries(&self, node: DiskNode, pos: &mut u64, filler: &mut Filler) -> Result<bool, Errno> {
+        let mut disk = self.disk(node)?;
+        if disk.fs.inode(node.ino)?.nlink() == 0 {
+            return Err(Errno::Enoent);
+        }
+        let mut full = Ok(false);
+        *pos = disk.fs.list(node.ino, *pos, |entry| {
+            // Linux's DT_ numbers are the type's bits of st_mode.
+            let kind = match entry.file_type {
+                FileType::Unknown => 0,
+                FileType::Fifo => 1,
+                FileType::Char => 2,
+                FileType::Directory => 4,
+                FileType::Block => 6,
+                FileType::Regular => 8,
+                FileType::Symlink => 10,
+                FileType::Socket => 12,
+            };
+            let ino = u64::from(entry.ino.as_u32());
+            full = filler.put(&Dirent { ino, next: entry.next, kind, name: entry.name }).map(|room| !room);
+            matches!(full, Ok(false))
+        })?;
+        full
     }
 
     /// getcwd: the path with a zero behind it.

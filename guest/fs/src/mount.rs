@@ -9,6 +9,7 @@ use crate::vfs::{Context, FsKind, Mount, MountId, Place, ROOT_MOUNT, SHM_MOUNT, 
 use crate::walk::PathState;
 use crate::{Data, Errno, no_memory};
 
+const MS_RDONLY: u64 = 1;
 const MS_REMOUNT: u64 = 1 << 5;
 const MS_BIND: u64 = 1 << 12;
 const MS_MOVE: u64 = 1 << 13;
@@ -38,18 +39,17 @@ pub struct MountRequest<'a> {
 impl<D: Data, P: Processes> Vfs<D, P> {
     /// mount onto `target`.
     ///
-    /// Differs from Linux: read-only mounts are refused (`EINVAL`), as are bind mounts; of a tmpfs's options only the mode is
+    /// Differs from Linux: read-only mounts of what is on no disk are refused (`EINVAL`), as are bind mounts; of a tmpfs's options only the mode is
     /// obeyed; limits of its size are accepted, and memory is the only limit.
     ///
     /// # Errors
-    /// `ENODEV` for an unknown kind, `ENOTDIR`, `EBUSY`, `EINVAL`.
+    /// `ENODEV` for an unknown kind, `ENOTDIR`, `EBUSY`, `EINVAL`; `ENOTBLK`, `ENXIO`, `EIO` of a disk.
     pub fn mount(
         &mut self,
         context: &Context,
         target: Place,
         request: &MountRequest<'_>,
     ) -> Result<(), Errno> {
-        const MS_RDONLY: u64 = 1;
         let flags = request.flags & 0xffff_ffff;
         // Old C libraries put a mark into the upper half (Linux: MS_MGC_VAL).
         let flags = if flags & 0xffff_0000 == 0xc0ed_0000 { flags & 0xffff } else { flags };
@@ -64,13 +64,18 @@ impl<D: Data, P: Processes> Vfs<D, P> {
                 Err(Errno::Einval)
             };
         }
-        if flags & (MS_BIND | MS_MOVE | MS_RDONLY) != 0 {
+        let kind = FsKind::of(request.kind);
+        let read_only = flags & MS_RDONLY != 0;
+        if flags & (MS_BIND | MS_MOVE) != 0 || (read_only && kind != Some(FsKind::Ext2)) {
             return Err(Errno::Einval);
         }
         if !self.is_dir(target) {
             return Err(Errno::Enotdir);
         }
-        let kind = FsKind::of(request.kind).ok_or(Errno::Enodev)?;
+        let kind = kind.ok_or(Errno::Enodev)?;
+        if kind == FsKind::Ext2 {
+            return self.mount_ext2(context, target, request, flags);
+        }
         let same = self.fs_of(target.mount).is_some_and(|fs| fs.kind == kind && kind != FsKind::Tmpfs);
         if same && self.mount_of(target.mount).is_some_and(|mount| mount.root == target.node) {
             return Err(Errno::Ebusy);
@@ -84,6 +89,27 @@ impl<D: Data, P: Processes> Vfs<D, P> {
             None => self.new_fs(kind, permissions, context.now)?,
         };
         self.new_mount(fs, Some(target), request.source, flags & KEPT).map(drop)
+    }
+
+    fn mount_ext2(
+        &mut self,
+        context: &Context,
+        target: Place,
+        request: &MountRequest<'_>,
+        flags: u64,
+    ) -> Result<(), Errno> {
+        let fs = self.new_disk_fs(context, request.source, flags & MS_RDONLY != 0)?;
+        let fresh = self.supers.get(fs as usize).and_then(Option::as_ref).is_some_and(|fs| fs.mounts == 0);
+        let read_only = self.disk_is_read_only(fs);
+        let flags = flags & KEPT & !MS_RDONLY | if read_only { MS_RDONLY } else { 0 };
+        let result = self.new_mount(fs, Some(target), request.source, flags);
+        if result.is_err() && fresh {
+            if let Some(slot) = self.supers.get_mut(fs as usize) {
+                *slot = None;
+            }
+            let _ = self.unmount_disk(fs);
+        }
+        result.map(drop)
     }
 
     fn remount(&mut self, target: Place, flags: u64) -> Result<(), Errno> {
@@ -110,6 +136,7 @@ impl<D: Data, P: Processes> Vfs<D, P> {
             return Err(Errno::Einval);
         }
         let holds = mount.holds;
+        let kind = self.fs_of(id).map(|fs| fs.kind);
         if id == ROOT_MOUNT || target == context.root {
             return Err(if id == ROOT_MOUNT { Errno::Einval } else { Errno::Ebusy });
         }
@@ -117,7 +144,10 @@ impl<D: Data, P: Processes> Vfs<D, P> {
         if flags & MNT_DETACH == 0 && (holds > 0 || covered) {
             return Err(Errno::Ebusy);
         }
-        self.detach(id)
+        // While it can still be told.
+        let synced = if kind == Some(FsKind::Ext2) { self.sync() } else { Ok(()) };
+        self.detach(id)?;
+        synced
     }
 
     /// Takes the mount and what lies on it out of the tree; each is freed once nothing is in it.
@@ -165,7 +195,8 @@ impl<D: Data, P: Processes> Vfs<D, P> {
             escape(out, if mount.source.is_empty() { b"none" } else { &mount.source })?;
             out.write_char(' ')?;
             escape(out, &found.path)?;
-            write!(out, " {} rw", kind.name())?;
+            let access = if mount.flags & MS_RDONLY != 0 { "ro" } else { "rw" };
+            write!(out, " {} {access}", kind.name())?;
             for (bit, word) in [(2, ",nosuid"), (4, ",nodev"), (8, ",noexec"), (1 << 10, ",noatime")] {
                 if mount.flags & bit != 0 {
                     out.write_str(word)?;

@@ -5,6 +5,8 @@ use alloc::vec::Vec;
 
 use crate::device::{Char, Device};
 use crate::dir::Directory;
+use crate::disk::DiskNode;
+use crate::disk_change::NewFile;
 use crate::flags::{MAX_OFFSET, OpenFlags, mode};
 use crate::inode::{Content, Inode, InodeId};
 use crate::proc::{self, Processes};
@@ -221,15 +223,11 @@ impl<D: Data, P: Processes> Vfs<D, P> {
                 }
                 Err(error) => return Err(error),
             };
-            if let Node::Inode(id) = place.node
-                && let Some(Content::Symlink(text)) = self.inode(id).map(|inode| &inode.content)
-                && follow
-            {
+            if follow && let Some(text) = self.symlink_at(place)? {
                 let links = parent.links + 1;
                 if links > crate::flags::MAXSYMLINKS {
                     return Err(Errno::Eloop);
                 }
-                let text = crate::dir::copy(text)?;
                 parent = self.parent_of(context, parent.dir, &text, links)?;
                 continue;
             }
@@ -251,6 +249,9 @@ impl<D: Data, P: Processes> Vfs<D, P> {
         parent: &Parent,
         permissions: u32,
     ) -> Result<Place, Errno> {
+        if let Node::Disk(dir) = parent.dir.node {
+            return self.disk_make(context, (dir, parent), permissions, NewFile::File);
+        }
         let (dir, fs) = self.writable_dir(parent.dir)?;
         let data = self.data.create()?;
         let new = NewInode { fs, permissions, parent: Some(dir), content: Content::File(data) };
@@ -290,6 +291,7 @@ impl<D: Data, P: Processes> Vfs<D, P> {
         if !self.is_dir(dir) {
             return Err(Errno::Enotdir);
         }
+        // Differs from Linux: no nameless files on disks.
         let Node::Inode(_) = dir.node else { return Err(Errno::Eopnotsupp) };
         let place = self.nameless(context, dir, permissions & !context.umask, None)?;
         self.open_file(place, flags - OpenFlags::DIRECTORY)
@@ -374,6 +376,14 @@ impl<D: Data, P: Processes> Vfs<D, P> {
             self.data.set_size(data, 0)?;
             self.written(id, context);
         }
+        if let Node::Disk(node) = place.node {
+            if flags.writes() && !matches!(bits & mode::S_IFMT, mode::S_IFCHR | mode::S_IFBLK) {
+                self.check_disk_writable(node)?;
+            }
+            if flags.contains(OpenFlags::TRUNC) && bits & mode::S_IFMT == mode::S_IFREG {
+                self.disk_truncate(node, 0, context)?;
+            }
+        }
         self.open_file(place, flags)
     }
 
@@ -390,9 +400,62 @@ impl<D: Data, P: Processes> Vfs<D, P> {
             },
             Node::Proc(node) if node.is_dir() => Kind::Directory,
             Node::Proc(node) => Kind::Text(node),
+            Node::Disk(node) => self.disk_kind(node)?,
         };
         self.hold(place);
         Ok(File { place, kind, flags: flags - OpenFlags::ONCE, pos: 0, text: Vec::new() })
+    }
+
+    /// Where the symbolic link leads, if it is one of a tmpfs or a disk.
+    fn symlink_at(&self, place: Place) -> Result<Option<Vec<u8>>, Errno> {
+        match place.node {
+            Node::Inode(id) => match self.inode(id).map(|inode| &inode.content) {
+                Some(Content::Symlink(text)) => crate::dir::copy(text).map(Some),
+                _ => Ok(None),
+            },
+            Node::Disk(node) => self.disk_link(node),
+            Node::Proc(_) => Ok(None),
+        }
+    }
+
+    /// What an open file of a disk is.
+    ///
+    /// Differs from Linux: a pipe on a disk cannot be opened.
+    fn disk_kind(&mut self, node: DiskNode) -> Result<Kind<D::Id>, Errno> {
+        let stat = self.disk_stat(node, 0)?;
+        match stat.mode & mode::S_IFMT {
+            mode::S_IFREG => self.attach(node).map(Kind::Regular),
+            mode::S_IFDIR => Ok(Kind::Directory),
+            mode::S_IFLNK => Err(Errno::Eloop),
+            mode::S_IFCHR => Char::of(stat.rdev).map(Kind::Char).ok_or(Errno::Enxio),
+            _ => Err(Errno::Enxio),
+        }
+    }
+
+    /// A file was written, wherever it is (Linux: `file_update_time`, `i_size_write`).
+    ///
+    /// # Errors
+    /// `EROFS`, `EIO`, `EFBIG` of a disk.
+    pub fn wrote(&mut self, place: Place, context: &Context) -> Result<(), Errno> {
+        match place.node {
+            Node::Inode(id) => self.written(id, context),
+            Node::Disk(node) => self.disk_written(node, context)?,
+            Node::Proc(_) => {}
+        }
+        Ok(())
+    }
+
+    /// A file was read, wherever it is (Linux: `touch_atime`).
+    ///
+    /// # Errors
+    /// `EIO` of a disk.
+    pub fn read(&mut self, place: Place, context: &Context) -> Result<(), Errno> {
+        match place.node {
+            Node::Inode(id) => self.accessed(id, context),
+            Node::Disk(node) => self.disk_accessed(node, context)?,
+            Node::Proc(_) => {}
+        }
+        Ok(())
     }
 
     /// A pipe without a name: its place, held once. The kernel opens it for reading and for writing.
@@ -458,6 +521,7 @@ impl<D: Data, P: Processes> Vfs<D, P> {
         match place.node {
             Node::Inode(id) => self.inode(id).map(Inode::mode),
             Node::Proc(node) => Some(node.mode()),
+            Node::Disk(node) => self.disk_mode(node),
         }
     }
 

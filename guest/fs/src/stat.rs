@@ -113,6 +113,8 @@ pub struct Statfs {
     pub blocks: u64,
     /// Free blocks.
     pub free: u64,
+    /// Free blocks for who is not root.
+    pub available: u64,
     /// Inodes.
     pub files: u64,
     /// Free inodes.
@@ -127,7 +129,7 @@ impl Statfs {
     /// `struct statfs`.
     pub fn to_bytes(&self) -> [u8; 120] {
         let mut out = Bytes::new();
-        out.u64(self.magic).u64(self.block).u64(self.blocks).u64(self.free).u64(self.free);
+        out.u64(self.magic).u64(self.block).u64(self.blocks).u64(self.free).u64(self.available);
         out.u64(self.files).u64(self.free_files).u64(self.id);
         out.u64(crate::flags::NAME_MAX as u64).u64(self.block).u64(self.flags);
         out.bytes

@@ -6,8 +6,10 @@
 //! F3  a mount lies on a directory of another mount that exists, and no two lie on the same place.
 
 use alloc::vec::Vec;
+use core::cell::RefCell;
 
 use crate::dir::{Directory, copy};
+use crate::disk::{Disk, DiskNode};
 use crate::inode::{Content, Inode, InodeId, Timespec};
 use crate::proc::{self, Processes};
 use crate::{Data, Device, Errno, device, no_memory};
@@ -23,6 +25,8 @@ pub enum Node {
     Inode(InodeId),
     /// A file of /proc.
     Proc(proc::Node),
+    /// A file of a disk.
+    Disk(DiskNode),
 }
 
 /// Where something is (Linux: `struct path`). A place that is kept is held by [`Vfs::hold`]: while it is not, the inode may
@@ -48,6 +52,8 @@ pub enum FsKind {
     Proc,
     /// Pipes; nobody mounts it.
     Pipefs,
+    /// Files on a disk.
+    Ext2,
 }
 
 impl FsKind {
@@ -59,6 +65,7 @@ impl FsKind {
             FsKind::Devtmpfs => "devtmpfs",
             FsKind::Proc => "proc",
             FsKind::Pipefs => "pipefs",
+            FsKind::Ext2 => "ext2",
         }
     }
 
@@ -68,6 +75,7 @@ impl FsKind {
             b"tmpfs" | b"ramfs" => FsKind::Tmpfs,
             b"devtmpfs" => FsKind::Devtmpfs,
             b"proc" => FsKind::Proc,
+            b"ext2" => FsKind::Ext2,
             _ => return None,
         })
     }
@@ -123,7 +131,9 @@ pub struct Vfs<D: Data, P> {
     pub(crate) supers: Vec<Option<Fs>>,
     pub(crate) mounts: Vec<Option<Mount>>,
     /// Disks, which /dev has from its start.
-    pub(crate) disks: Vec<(Vec<u8>, Device)>,
+    pub(crate) disk_nodes: Vec<(Vec<u8>, Device)>,
+    /// By the number of their file systems. Cells, because who only looks reads through buffers, too.
+    pub(crate) disks: Vec<Option<RefCell<Disk<D>>>>,
 }
 
 /// What is asked for a new inode.
@@ -157,6 +167,7 @@ impl<D: Data, P: Processes> Vfs<D, P> {
             next_number: 1,
             supers: Vec::new(),
             mounts: Vec::new(),
+            disk_nodes: Vec::new(),
             disks: Vec::new(),
         };
         for kind in [FsKind::Rootfs, FsKind::Pipefs, FsKind::Tmpfs] {
@@ -174,8 +185,8 @@ impl<D: Data, P: Processes> Vfs<D, P> {
         let mut owned = Vec::new();
         owned.try_reserve_exact(name.len()).map_err(no_memory)?;
         owned.extend_from_slice(name);
-        self.disks.try_reserve(1).map_err(no_memory)?;
-        self.disks.push((owned, device));
+        self.disk_nodes.try_reserve(1).map_err(no_memory)?;
+        self.disk_nodes.push((owned, device));
         Ok(())
     }
 
@@ -298,20 +309,28 @@ impl<D: Data, P: Processes> Vfs<D, P> {
         if let Some(mount) = self.mount_mut(place.mount) {
             mount.holds += 1;
         }
-        if let Node::Inode(id) = place.node
-            && let Some(inode) = self.inode_mut(id)
-        {
-            inode.holds += 1;
+        match place.node {
+            Node::Inode(id) => {
+                if let Some(inode) = self.inode_mut(id) {
+                    inode.holds += 1;
+                }
+            }
+            Node::Disk(node) => self.hold_disk(node),
+            Node::Proc(_) => {}
         }
     }
 
     /// Gives up a [`Vfs::hold`]: what has no name and no other holder is gone.
     pub fn put(&mut self, place: Place) {
-        if let Node::Inode(id) = place.node {
-            if let Some(inode) = self.inode_mut(id) {
-                inode.holds = inode.holds.saturating_sub(1);
+        match place.node {
+            Node::Inode(id) => {
+                if let Some(inode) = self.inode_mut(id) {
+                    inode.holds = inode.holds.saturating_sub(1);
+                }
+                self.drop_unused(id);
             }
-            self.drop_unused(id);
+            Node::Disk(node) => self.put_disk(node),
+            Node::Proc(_) => {}
         }
         if let Some(mount) = self.mount_mut(place.mount) {
             mount.holds = mount.holds.saturating_sub(1);
@@ -358,7 +377,7 @@ impl<D: Data, P: Processes> Vfs<D, P> {
             let id = self.new_inode(new, context)?;
             self.add_name(dir, name.as_bytes(), id)?;
         }
-        let disks = core::mem::take(&mut self.disks);
+        let disks = core::mem::take(&mut self.disk_nodes);
         let made = disks.iter().try_for_each(|(name, number)| {
             // Linux: `block_devnode` leaves the mode to devtmpfs, which gives 0600.
             let content = Content::Block(*number);
@@ -366,7 +385,7 @@ impl<D: Data, P: Processes> Vfs<D, P> {
                 self.new_inode(NewInode { fs, permissions: 0o600, parent: Some(dir), content }, context)?;
             self.add_name(dir, name, id)
         });
-        self.disks = disks;
+        self.disk_nodes = disks;
         made?;
         // Differs from Linux: there the first program makes it, and mounts a tmpfs on it. Here shm_open works without.
         let content = Content::Directory(Directory::new());
@@ -378,6 +397,26 @@ impl<D: Data, P: Processes> Vfs<D, P> {
     /// `st_dev` of files without a place: memfds, shared memory.
     pub fn nameless_device(&self) -> u64 {
         self.device_of(SHM_MOUNT)
+    }
+
+    /// A file system on a disk.
+    pub(crate) fn new_disk_fs(
+        &mut self,
+        context: &Context,
+        source: &[u8],
+        read_only: bool,
+    ) -> Result<u32, Errno> {
+        if self.supers.iter().all(Option::is_some) {
+            self.supers.try_reserve(1).map_err(no_memory)?;
+        }
+        let (index, root) = self.mount_disk(context, source, read_only)?;
+        if index as usize >= self.supers.len() {
+            self.supers.push(None);
+        }
+        if let Some(slot @ None) = self.supers.get_mut(index as usize) {
+            *slot = Some(Fs { kind: FsKind::Ext2, root, mounts: 0 });
+        }
+        Ok(index)
     }
 
     /// Mounts the file system; the place is covered.
@@ -423,8 +462,11 @@ impl<D: Data, P: Processes> Vfs<D, P> {
             if let Some(slot) = self.supers.get_mut(mount.fs as usize) {
                 *slot = None;
             }
-            if let Node::Inode(root) = root {
-                self.free_tree(root);
+            match root {
+                Node::Inode(root) => self.free_tree(root),
+                // umount wrote everything before and told of errors.
+                Node::Disk(_) => drop(self.unmount_disk(mount.fs)),
+                Node::Proc(_) => {}
             }
         }
     }

@@ -3,6 +3,7 @@
 use alloc::vec::Vec;
 
 use crate::dir::copy;
+use crate::flags::mode::{S_IFDIR, S_IFMT};
 use crate::flags::{MAXSYMLINKS, NAME_MAX, PATH_MAX};
 use crate::inode::{Content, Inode, InodeId};
 use crate::proc::{self, Processes};
@@ -218,6 +219,7 @@ impl<D: Data, P: Processes> Vfs<D, P> {
         match place.node {
             Node::Inode(id) => self.inode(id).is_some_and(Inode::is_dir),
             Node::Proc(node) => node.is_dir(),
+            Node::Disk(node) => self.disk_mode(node).is_some_and(|bits| bits & S_IFMT == S_IFDIR),
         }
     }
 
@@ -233,6 +235,7 @@ impl<D: Data, P: Processes> Vfs<D, P> {
                 Some(proc::Target::Text(text)) => Some(Target::Text(text)),
                 Some(proc::Target::Place(place)) => Some(Target::Place(place)),
             }),
+            Node::Disk(node) => Ok(self.disk_link(node)?.map(Target::Text)),
         }
     }
 
@@ -242,6 +245,7 @@ impl<D: Data, P: Processes> Vfs<D, P> {
         let removed = |id| self.inode(id).is_some_and(|inode| inode.nlink == 0);
         match dir.node {
             Node::Inode(id) if removed(id) => Err(Errno::Enoent),
+            Node::Disk(node) if self.disk_removed(node) => Err(Errno::Enoent),
             _ if name.len() > NAME_MAX => Err(Errno::Enametoolong),
             _ => Ok(()),
         }
@@ -256,6 +260,7 @@ impl<D: Data, P: Processes> Vfs<D, P> {
                 Node::Inode(names.get(name).ok_or(Errno::Enoent)?)
             }
             Node::Proc(node) => Node::Proc(node.child(name, &self.processes).ok_or(Errno::Enoent)?),
+            Node::Disk(node) => self.disk_child(node, name)?,
         };
         Ok(self.top(Place { mount: dir.mount, node }))
     }
@@ -291,6 +296,7 @@ impl<D: Data, P: Processes> Vfs<D, P> {
         let node = match place.node {
             Node::Inode(id) => Node::Inode(self.inode(id).map_or(id, |inode| inode.parent)),
             Node::Proc(node) => Node::Proc(node.parent()),
+            Node::Disk(node) => Node::Disk(self.disk_parent(node)),
         };
         self.top(Place { mount: place.mount, node })
     }
@@ -350,6 +356,14 @@ impl<D: Data, P: Processes> Vfs<D, P> {
                 Node::Proc(node) => {
                     push(&node.name()?)?;
                     Node::Proc(node.parent())
+                }
+                Node::Disk(node) => {
+                    let Some((dir, name, deleted)) = self.disk_name(node) else { break };
+                    if deleted {
+                        state = PathState::Deleted;
+                    }
+                    push(&name)?;
+                    Node::Disk(dir)
                 }
             };
             at = Place { mount: at.mount, node };

@@ -233,8 +233,9 @@ impl<H> Shm<H> {
         let total = self.total_pages.checked_add(pages).filter(|total| *total <= self.limits.all);
         let total = total.ok_or(Errno::Enospc)?;
         if flags.contains(ShmFlags::SHM_HUGETLB) {
-            // No pool of huge pages.
-            return Err(Errno::Enomem);
+            // No pool has huge pages; SHM_HUGE_SHIFT says of which size, if not of the default (Linux: `newseg`).
+            let known = matches!(flags.bits() >> 26 & 0x3f, 0 | 21 | 30);
+            return Err(if known { Errno::Enomem } else { Errno::Einval });
         }
         let slot = self.ids.reserve(self.limits.mni)?;
         let handle = make(size)?;

@@ -150,3 +150,12 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn huge_pages_are_out_of_memory_or_of_a_size_that_is_not() {
+    let mut shm = Shm::default();
+    let mut wanted = |size: u32| get(&mut shm, 0, 2 << 20, 0o5600 | size << 26);
+    // As Linux 6.18 with an empty pool: ENOMEM, and EINVAL for 4 MiB.
+    assert_eq!([0, 21, 30].map(&mut wanted), [Err(Errno::Enomem); 3]);
+    assert_eq!(wanted(22), Err(Errno::Einval));
+}

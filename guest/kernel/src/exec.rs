@@ -35,9 +35,7 @@ pub trait Source {
 }
 
 /// Gives the current task another program, and returns the registers that it begins with (Linux: `begin_new_exec`,
-/// `load_elf_binary`). Other tasks of the process end.
-///
-/// Differs from Linux: a task that is not its process's first keeps its number.
+/// `load_elf_binary`). Other tasks of the process end, and the current one has the process's number from then on.
 ///
 /// # Errors
 /// ENOEXEC, ELIBBAD, EINVAL: see [`ElfError::errno`]; those of mmap; E2BIG for arguments that the stack's limit has no room for;
@@ -173,12 +171,19 @@ fn map(
         Kind::Anywhere => image.bias(find_room(space, image)?),
     };
     let (mut start_data, mut end_data) = (0, 0);
+    let (mut start_code, mut end_code) = (u64::MAX, 0);
     for segment in image.segments.iter().map(|segment| segment.moved(bias)) {
         elf_map(space, &segment, file)?;
         start_data = segment.start.max(start_data);
         end_data = segment.file_end.max(end_data);
+        // Linux: the lowest address of all, and the end of what may be run.
+        start_code = segment.start.min(start_code);
+        if segment.prot.contains(ProtFlags::EXEC) {
+            end_code = segment.file_end.max(end_code);
+        }
     }
     space.mm().set_program(start_data, end_data, image.brk_start());
+    space.mm().set_code(if start_code == u64::MAX { 0 } else { start_code }, end_code);
     space::set_start_stack(space.mm(), layout.sp);
     let len = (layout.len_below(STACK_TOP) + STACK_EXPAND).next_multiple_of(PAGE_SIZE);
     let mut prot = ProtFlags::READ | ProtFlags::WRITE;

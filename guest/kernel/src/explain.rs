@@ -8,6 +8,7 @@ mod highuser;
 mod interrupt;
 mod pages;
 mod process;
+mod program;
 mod sizes;
 mod slab;
 mod slow_path;
@@ -15,20 +16,20 @@ mod slow_path;
 use core::ffi::CStr;
 use core::sync::atomic::{AtomicU32, Ordering};
 
-use memvisor_abi::PFN_NONE;
+use memvisor_abi::{BootStage, PFN_NONE};
 use mm_core::{Event, Gfp, MemMap, Order, Pfn, Trace};
 use mm_page_alloc::Context;
 
 use crate::mm::memmap::Vmemmap;
 use crate::mm::page_alloc;
 use crate::trace::{self, KernelTrace};
-use crate::{cmdline, init, println};
+use crate::{cmdline, init, introspect, println};
 
 /// An operation; `Err` says why this machine cannot show it.
 type Walk = fn() -> Result<(), &'static str>;
 
 /// Names as the command line gives them. The VMM lists the same.
-const WALKS: [(&str, Walk); 17] = [
+const WALKS: [(&str, Walk); 18] = [
     ("alloc-pages", pages::alloc_pages),
     ("get-zeroed-page", pages::get_zeroed_page),
     ("atomic-in-interrupt", interrupt::atomic_in_interrupt),
@@ -46,6 +47,7 @@ const WALKS: [(&str, Walk); 17] = [
     ("mmap", process::mmap),
     ("segv", process::segv),
     ("load-program", process::load_program),
+    ("migrate-page", process::migrate_page),
 ];
 
 /// What became of the request.
@@ -59,19 +61,33 @@ pub enum Outcome {
     Failed,
 }
 
-/// Runs the operation that the command line names, if it names one.
+/// Runs the program of ring 3 that the command line names as an operation, if it names one; there are file systems by then.
+pub fn run_program() -> Outcome {
+    let Some(place) = cmdline::value("explain", program::find).flatten() else { return Outcome::NotAsked };
+    introspect::stage(BootStage::Running);
+    outcome(program::PROGRAMS[place].name, program::run(place))
+}
+
+/// Runs the operation of the kernel that the command line names, if it names one.
 pub fn run() -> Outcome {
+    if cmdline::value("explain", program::find).flatten().is_some() {
+        return Outcome::NotAsked;
+    }
     let Some(walk) = cmdline::value("explain", |name| WALKS.iter().find(|walk| walk.0 == name)) else {
         return Outcome::NotAsked;
     };
     let Some((name, walk)) = walk else {
         println!("explain: no such operation; known are:");
-        for (name, _) in WALKS {
+        for name in WALKS.iter().map(|walk| walk.0).chain(program::PROGRAMS.iter().map(|walk| walk.name)) {
             println!("  {name}");
         }
         return Outcome::Failed;
     };
-    match walk() {
+    outcome(name, walk())
+}
+
+fn outcome(name: &str, told: Result<(), &'static str>) -> Outcome {
+    match told {
         Ok(()) => Outcome::Done,
         Err(reason) => {
             println!("explain: {name} is impossible on this machine: {reason}");
@@ -94,6 +110,19 @@ fn part<T>(before: &'static CStr, after: &'static CStr, operation: impl FnOnce()
     });
     init::checkpoint(101 + 2 * number, after);
     result
+}
+
+/// [`part`] with the checkpoints themselves recorded: what is read at the first one is where the records begin, at the second where they end,
+/// so that counts outside and records can be compared.
+fn whole_part<T>(before: &'static CStr, after: &'static CStr, operation: impl FnOnce() -> T) -> T {
+    static PARTS: AtomicU32 = AtomicU32::new(0);
+    let number = PARTS.fetch_add(1, Ordering::Relaxed);
+    trace::record_during(|| {
+        init::checkpoint(100 + 2 * number, before);
+        let result = operation();
+        init::checkpoint(101 + 2 * number, after);
+        result
+    })
 }
 
 /// Blocks that a walkthrough takes to bring memory into the state that it needs, linked through their descriptors.

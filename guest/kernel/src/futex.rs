@@ -118,11 +118,11 @@ pub fn wait(wait: &Wait) -> Result<u64, Errno> {
                 return Err(Errno::Eagain);
             }
             task.signals.futex_woken.store(false, Ordering::Release);
-            futexes.wait(key, wait.bitset, task.tid)
+            futexes.wait(key, wait.bitset, task.tid())
         })??;
         let why = WAITING.wait_interruptible(&sched::task_context(), wait.deadline, woken);
         // Who was woken meanwhile was woken.
-        if !FUTEXES.lock().cancel(key, &task.tid) {
+        if !FUTEXES.lock().cancel(key, &task.tid()) {
             return Ok(0);
         }
         match why {
@@ -228,7 +228,7 @@ pub fn exit_robust_list(task: &Current) {
         }
         let change = |word| {
             let old = kmap::load_u32(word);
-            let death = robust::death(old, task.tid, &entry);
+            let death = robust::death(old, task.tid(), &entry);
             if let Death::Write { word: new, .. } = death {
                 kmap::compare_exchange_u32(word, old, new).ok()?;
             }

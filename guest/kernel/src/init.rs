@@ -10,12 +10,14 @@ use mm_memblock::E820Table;
 use mm_pgtable::layout as va_layout;
 
 use crate::arch::{apic, cpu, percpu, regs, trap, user};
-use crate::drivers::{block, memvisor, power, serial};
+use crate::drivers::{block, dma as drivers_dma, memvisor, power, serial};
 use crate::mm::layout::{APIC_VA, levels, percpu_area};
 use crate::mm::phys::DirectMap;
 use crate::mm::space::tlb;
+use crate::mm::vmscan::kswapd;
 use crate::mm::{
-    early, kcompactd, kmap, layout, limits, memmap, page_alloc, paging, phys, shuffle, slab, space, vmalloc,
+    dma, early, kcompactd, kmap, layout, limits, memmap, oom, page_alloc, paging, phys, shuffle, slab, space,
+    vmalloc, writeback,
 };
 use crate::sync::Lock;
 use crate::task::End;
@@ -79,6 +81,7 @@ extern "C" fn start_kernel(protocol: u64, info: u64, image: u64) -> ! {
 
 extern "C" fn start_on_own_stack() -> ! {
     trace::init();
+    dma::swiotlb::init();
     memmap::init();
     page_alloc::init();
     paging::use_buddy();
@@ -103,13 +106,14 @@ extern "C" fn start_on_own_stack() -> ! {
     regs::irq_restore(regs::RFLAGS_IF);
     crash::run();
     kcompactd::init(&sched::task_context());
+    kswapd::init(&sched::task_context());
+    oom::init(&sched::task_context());
     block::init(&sched::task_context());
-    match explain::run() {
-        explain::Outcome::NotAsked => {}
-        explain::Outcome::Done => power::power_off(),
-        explain::Outcome::Failed => power::exit(ExitCode::BadMachine),
-    }
+    drivers_dma::init(&sched::task_context());
+    writeback::init(&sched::task_context());
+    end_if_explained(explain::run());
     fs::init();
+    end_if_explained(explain::run_program());
     if let Some(program) = fs::initrd::load() {
         run_file(program);
     }
@@ -122,6 +126,14 @@ extern "C" fn start_on_own_stack() -> ! {
             power::exit(ExitCode::TestFailed)
         }
         None => power::exit(ExitCode::BadMachine),
+    }
+}
+
+fn end_if_explained(outcome: explain::Outcome) {
+    match outcome {
+        explain::Outcome::NotAsked => {}
+        explain::Outcome::Done => power::power_off(),
+        explain::Outcome::Failed => power::exit(ExitCode::BadMachine),
     }
 }
 
@@ -145,8 +157,42 @@ fn run_file(program: Vec<u8>) -> ! {
 /// to its `pause`, so that an audit sees a living process. `None` if a seeded fault has a wrong name.
 fn run_init() -> Option<bool> {
     // What the program is to do: its place in the table of modes in guest/user/src/program.rs, whose last line names it.
-    const MODES: [&str; 11] =
-        ["none", "pause", "process", "signal", "mmap", "fault", "cow", "rmap", "smp", "shm", "disk"];
+    const MODES: &[&str] = &[
+        "none",
+        "pause",
+        "process",
+        "signal",
+        "mmap",
+        "fault",
+        "cow",
+        "rmap",
+        "smp",
+        "shm",
+        "disk",
+        "swap",
+        "swap-errors",
+        "swap-thrash",
+        "oom-basic",
+        "oom-score",
+        "oom-nested-forks",
+        "oom-atomic",
+        "overcommit",
+        "min-free",
+        "fork-bomb-limit",
+        "mmap-shared-file",
+        "file-cache",
+        "dirty-throttle",
+        "power-cut",
+        "kswapd",
+        "direct-reclaim",
+        "mlock-pressure",
+        "max-map-count",
+        "fragmentation",
+        "numa-pressure",
+        "vm-patterns",
+        "everything-at-once",
+        "everything-long",
+    ];
     let mode = cmdline::value("user", |value| MODES.iter().position(|mode| *mode == value));
     if mode == Some(None) {
         println!("user=: the program has no such mode; it has {MODES:?}");
@@ -154,7 +200,9 @@ fn run_init() -> Option<bool> {
     }
     shuffle::init(&sched::task_context());
     introspect::stage(BootStage::Running);
+    ktest::atomic::begin();
     let ended = run_program(1, mode.flatten().unwrap_or(0) as u64, AtPause::GoesOn);
+    let atomic = ktest::atomic::end();
     shuffle::end(&sched::task_context());
     checkpoint(1, c"exited");
     let paused = run_program(2, 1, AtPause::Stays);
@@ -163,7 +211,7 @@ fn run_init() -> Option<bool> {
     }
     proc::print();
     checkpoint(2, c"running");
-    Some(ended == Some(End::Exited(0)) && paused == Some(End::Paused))
+    Some(atomic && ended == Some(End::Exited(0)) && paused == Some(End::Paused))
 }
 
 /// What becomes of a program that pauses.
@@ -210,6 +258,7 @@ pub fn checkpoint(number: u32, name: &'static core::ffi::CStr) {
     let context = sched::might_sleep();
     if let Some(context) = &context {
         shuffle::hold(context);
+        kswapd::hold(context);
         kcompactd::wait_idle(context);
     }
     task::audit_all();
@@ -234,6 +283,7 @@ pub fn checkpoint(number: u32, name: &'static core::ffi::CStr) {
     }
     space::set_rests(cpu, 0);
     if context.is_some() {
+        kswapd::go_on();
         shuffle::go_on();
     }
 }

@@ -19,7 +19,10 @@ use crate::init::E820;
 use crate::mm::layout::levels;
 use crate::mm::page_alloc::{self, NODES, ZONES};
 use crate::mm::vmalloc::AREAS;
-use crate::mm::{cma, early, kcompactd, kmap, memmap, movable, paging, pcp, phys, slab, space, sysctl};
+use crate::mm::{
+    cma, dma, early, kcompactd, kmap, memmap, movable, oom, paging, pcp, phys, slab, space, swap, sysctl,
+    vmscan, vmstat, writeback,
+};
 use crate::sched;
 use crate::sync::Lock;
 use crate::topology::{CPUS, SLIT};
@@ -76,6 +79,14 @@ static MEMVISOR_ROOT: RootPage = RootPage(Lock::new(Root {
     movable_owners: NO_TABLE,
     kcompactds: NO_TABLE,
     cpu_tlbs: NO_TABLE,
+    lruvecs: NO_TABLE,
+    lru_batches: NO_TABLE,
+    swiotlb: NO_TABLE,
+    swap_areas: NO_TABLE,
+    shmem_swaplist: NO_TABLE,
+    oom: NO_TABLE,
+    file_counts: NO_TABLE,
+    node_stats: NO_TABLE,
     zero_pfn: PFN_NONE,
     entry_pgd_pfn: PFN_NONE,
     entry_text: [0; 2],
@@ -191,7 +202,15 @@ pub fn publish_zones() {
         root.cache_nodes = slab::node_table();
         root.movable_owners = movable::table();
         root.kcompactds = kcompactd::table(nodes);
+        root.lruvecs = vmscan::table(nodes);
+        root.lru_batches = slice(vmscan::batches());
         root.cpu_tlbs = slice(space::tlb_table(cpus.count));
+        root.swiotlb = dma::swiotlb::table();
+        root.swap_areas = swap::table();
+        root.shmem_swaplist = space::swapped::list();
+        root.oom = oom::table();
+        root.file_counts = writeback::table();
+        root.node_stats = vmstat::table();
     });
     stage(BootStage::Buddy);
 }

@@ -1,14 +1,18 @@
 //! Tests inside the kernel, run by `ktest` on the command line and reported as KTAP version 1.
 
 mod alloc;
+pub mod atomic;
 mod bad_input;
 mod bench;
 mod buddy;
 mod cma;
 mod disk;
+mod dma;
 mod fragmentation;
 mod highmem;
+mod page_wait;
 mod paging;
+mod reclaim;
 mod shm;
 mod slab;
 mod slab_debug;
@@ -29,8 +33,9 @@ pub enum Failure {
 
 type Test = fn() -> Result<(), Failure>;
 
-const TESTS: [(&str, Test); 18] = [
+const TESTS: [(&str, Test); 19] = [
     ("text_cannot_be_written", paging::text_cannot_be_written),
+    ("pcid_is_refused", paging::pcid_is_refused),
     ("text_cannot_be_written_through_the_direct_map", paging::text_cannot_be_written_through_the_direct_map),
     ("rodata_cannot_be_written", paging::rodata_cannot_be_written),
     ("data_cannot_be_executed", paging::data_cannot_be_executed),
@@ -70,6 +75,9 @@ const GROUPS: &[(&str, &[(&str, Test)])] = &[
     ("watermark", &watermark::TESTS),
     ("cma", &cma::TESTS),
     ("disk", &disk::TESTS),
+    ("dma", &dma::TESTS),
+    ("page-wait", &page_wait::TESTS),
+    ("reclaim", &reclaim::TESTS),
     ("bench", &bench::TESTS),
 ];
 

@@ -1,32 +1,38 @@
 //! What Linux's /proc says about memory, in its words: `proc=NAME,...` on the command line prints those files on the
 //! console before the last checkpoint, from the kernel's own counters. Readers compare it with what they see from outside.
 //!
-//! A file stands between the lines `proc: /proc/NAME` and `proc: end`. Names: zoneinfo, buddyinfo, pagetypeinfo, vmstat, slabinfo,
-//! vmallocinfo, or `all`.
+//! A file stands between the lines `proc: /proc/NAME` and `proc: end`. Names: meminfo, zoneinfo, buddyinfo, pagetypeinfo, vmstat, swaps,
+//! slabinfo, vmallocinfo, or `all`.
 //!
-//! Differs from Linux: counters of what this kernel does not have (LRU lists, per-node statistics, thresholds) are left
-//! out; vmstat has events that Linux does not count; vmallocinfo names a caller by its place in the source.
+//! Differs from Linux: lines that cannot be said truly are left out (docs/files.md has the list); vmstat has, behind Linux's lines, events that
+//! Linux does not count; vmallocinfo names a caller by its place in the source.
 
+mod iomem;
 mod objects;
+mod vmstat;
 mod zones;
 
 use alloc::vec::Vec;
 use core::fmt::{self, Write};
 
-use memvisor_abi::{NR_NUMA_EVENTS, NumaEvent, VmEvent};
-use mm_core::CpuLocal;
+use guest_fs::proc::SystemFile;
 
-use crate::mm::{page_alloc, pcp};
+use crate::fs::source::Kernel;
+use crate::mm::swap;
 use crate::{cmdline, print, println};
+
+pub use iomem::iomem;
 
 /// A file.
 type File = fn(&mut Out<'_>);
 
-const FILES: [(&str, File); 6] = [
+const FILES: [(&str, File); 8] = [
+    ("meminfo", meminfo),
     ("zoneinfo", zones::zoneinfo),
     ("buddyinfo", zones::buddyinfo),
     ("pagetypeinfo", zones::pagetypeinfo),
-    ("vmstat", vmstat),
+    ("vmstat", vmstat::vmstat),
+    ("swaps", swaps),
     ("slabinfo", objects::slabinfo),
     ("vmallocinfo", objects::vmallocinfo),
 ];
@@ -53,6 +59,22 @@ macro_rules! line {
     ($out:expr, $($argument:tt)*) => { $out.put(format_args!("{}\n", format_args!($($argument)*))) };
 }
 use {line, put};
+
+impl Write for Out<'_> {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        self.put(format_args!("{text}"));
+        self.result
+    }
+}
+
+/// What is wrong with `out` shows in itself.
+fn meminfo(out: &mut Out<'_>) {
+    let _ = guest_fs::proc::show(SystemFile::Meminfo, &Kernel, out);
+}
+
+fn swaps(out: &mut Out<'_>) {
+    let _ = swap::write_swaps(out);
+}
 
 /// The console as a place for text.
 struct Console;
@@ -113,31 +135,5 @@ pub fn print() {
             file(&mut Out { inner: &mut Console, result: Ok(()) });
             println!("proc: end");
         }
-    }
-}
-
-/// /proc/vmstat.
-fn vmstat(out: &mut Out<'_>) {
-    let (mut free, mut cma) = (0, 0);
-    for zone in page_alloc::zones() {
-        let zone = zone.lock();
-        free += zone.info().free_pages;
-        cma += zone.info().nr_free_cma;
-    }
-    line!(out, "nr_free_pages {free}");
-    line!(out, "nr_free_cma {cma}");
-    let mut numa = [0_u64; NR_NUMA_EVENTS];
-    pcp::Local.for_each(|_, cpu| {
-        for pcp in cpu.pcps.iter() {
-            for (sum, count) in numa.iter_mut().zip(pcp.numa) {
-                *sum = sum.wrapping_add(count);
-            }
-        }
-    });
-    for (name, count) in NumaEvent::NAMES.iter().zip(numa) {
-        line!(out, "{name} {count}");
-    }
-    for (name, count) in VmEvent::NAMES.iter().zip(pcp::sum_events()) {
-        line!(out, "{name} {count}");
     }
 }

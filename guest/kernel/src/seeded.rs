@@ -2,14 +2,19 @@
 //! made just before the last checkpoint, on a healthy machine, and is the only thing wrong.
 
 mod buddy;
+mod cache;
 mod compaction;
 mod devices;
+mod dma;
 mod entries;
+mod lru;
+mod oom;
 mod owners;
 mod pcp;
 mod pti;
 mod slab;
 mod spaces;
+mod swap;
 mod tables;
 mod topology;
 mod victim;
@@ -50,6 +55,21 @@ const FAULTS: &[(&str, Fault)] = &[
     ("movable-isolated", compaction::isolated),
     ("movable-owner", compaction::owner),
     ("movable-free", compaction::free_movable),
+    ("lru-cycle", lru::cycle),
+    ("lru-count", lru::count),
+    ("lru-zone-count", lru::zone_count),
+    ("lru-active", lru::active),
+    ("lru-swapbacked", lru::swapbacked),
+    ("lru-lost", lru::lost),
+    ("lru-unlisted", lru::unlisted),
+    ("lru-batch-lost", lru::batch_lost),
+    ("lru-isolated", lru::isolated),
+    ("lrugen-count", lru::gen_count),
+    ("lrugen-zone-count", lru::gen_zone_count),
+    ("lrugen-place", lru::gen_place),
+    ("lrugen-active", lru::gen_active),
+    ("lrugen-seq", lru::gen_seq),
+    ("lrugen-time", lru::gen_time),
     ("double-owner", owners::double_owner),
     ("pcp-count", pcp::count),
     ("pcp-state", pcp::state),
@@ -111,11 +131,19 @@ const FAULTS: &[(&str, Fault)] = &[
     ("pfnmap-counted", devices::counted),
     ("pfnmap-writable", devices::writable),
     ("pfnmap-cached", devices::cached),
+    ("swiotlb-list", dma::list),
+    ("swiotlb-used", dma::used),
+    ("swiotlb-orig", dma::orig),
+    ("swiotlb-leak", dma::leak),
     ("vma-overlap", spaces::overlap),
     ("vma-tree", spaces::tree),
     ("vma-merged", spaces::merged),
     ("map-count", spaces::map_count),
     ("total-vm", spaces::total_vm),
+    ("committed", oom::committed),
+    ("committed-shmem", oom::committed_shmem),
+    ("oom-unstable", oom::unstable),
+    ("oom-score-adj", oom::score_adj),
     ("locked-vm", spaces::locked_vm),
     ("brk-below-heap", spaces::brk),
     ("stack-gap", spaces::stack_gap),
@@ -130,6 +158,24 @@ const FAULTS: &[(&str, Fault)] = &[
     ("mm-users", spaces::users),
     ("task-mm", spaces::task_mm),
     ("mm-list", spaces::mm_list),
+    ("swapents", swap::swapents),
+    ("swap-inuse", swap::inuse),
+    ("swap-freeing", swap::freeing),
+    ("swap-pte-free", swap::pte_free),
+    ("swap-count-lost", swap::count_lost),
+    ("swap-count-extra", swap::count_extra),
+    ("swap-shmem-lost", swap::shmem_lost),
+    ("swap-cache-frame", swap::cache_frame),
+    ("swap-cache-flag", swap::cache_flag),
+    ("swap-writable", swap::writable),
+    ("cache-nrpages", cache::nrpages),
+    ("cache-index", cache::index),
+    ("cache-unmarked", cache::unmarked),
+    ("cache-dirty-count", cache::dirty_count),
+    ("cache-writeback-count", cache::writeback_count),
+    ("cache-writeback-flag", cache::writeback_flag),
+    ("stats-mapped", cache::stats_mapped),
+    ("stats-file-pages", cache::stats_file_pages),
     ("flush-pending", spaces::flush_pending),
     ("cpumask", spaces::cpumask),
 ];

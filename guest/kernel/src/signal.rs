@@ -180,7 +180,7 @@ impl TaskSignals {
 /// Calls `f` with the current task's group and number, and makes the task look if it must.
 pub fn with_own<R>(f: impl FnOnce(&mut ThreadGroup, Tid) -> R) -> Result<R, Errno> {
     let task = current().ok_or(Errno::Esrch)?;
-    let tid = task.tid;
+    let tid = task.tid();
     let result = task.process.signals.with(|group| {
         let result = f(group, tid);
         (result, group.has_pending(tid))
@@ -243,7 +243,7 @@ pub fn send_group(pgid: u32, signal: Signal) -> Result<(), Errno> {
 /// # Errors
 /// EAGAIN.
 pub fn begin_exec(task: &Task) -> Result<(), Errno> {
-    let begun = task.process.signals.with(|group| group.begin_exec(task.tid, &mut wake));
+    let begun = task.process.signals.with(|group| group.begin_exec(task.tid(), &mut wake));
     begun.unwrap_or(Err(Errno::Eagain)).map(|_| ())
 }
 
@@ -258,7 +258,7 @@ fn decide_exit(process: &Process, group: &ThreadGroup) {
 pub fn group_exit(task: &Task, status: u32) {
     let process = &task.process;
     process.signals.with(|group| {
-        group.exit(task.tid, Exit::from_status(status), &mut wake);
+        group.exit(task.tid(), Exit::from_status(status), &mut wake);
         decide_exit(process, group);
     });
 }
@@ -266,7 +266,7 @@ pub fn group_exit(task: &Task, status: u32) {
 /// Sends the current task a signal that it caused itself and cannot ignore (Linux: `force_sig_fault`).
 pub fn force(task: &Current, info: SigInfo) {
     task.process.signals.with(|group| {
-        group.force(task.tid, info, Force::Handler, &mut wake);
+        group.force(task.tid(), info, Force::Handler, &mut wake);
         decide_exit(&task.process, group);
     });
     task.set_work(work::SIGPENDING);
@@ -275,7 +275,7 @@ pub fn force(task: &Current, info: SigInfo) {
 /// Whether the program would handle `signal` if it came now; otherwise it is worth a line (Linux: `unhandled_signal`).
 pub fn is_handled(task: &Current, signal: Signal) -> bool {
     let handled = |group: &mut ThreadGroup| {
-        group.ignored_and_handled().1.minus(group.blocked(task.tid)).contains(signal)
+        group.ignored_and_handled().1.minus(group.blocked(task.tid())).contains(signal)
     };
     task.process.signals.with(handled).unwrap_or(false)
 }
@@ -285,7 +285,7 @@ pub fn task_begins(task: &Task) {
     let (look, killed) = task
         .process
         .signals
-        .with(|group| (group.has_pending(task.tid), group.is_killed(task.tid)))
+        .with(|group| (group.has_pending(task.tid()), group.is_killed(task.tid())))
         .unwrap_or_default();
     task.set_work(if look { work::SIGPENDING } else { 0 } | if killed { work::KILLED } else { 0 });
 }
@@ -294,7 +294,7 @@ pub fn task_begins(task: &Task) {
 pub fn task_ends(task: &Task) {
     let process = &task.process;
     let notice = process.signals.with(|group| {
-        group.remove_thread(task.tid, &mut wake);
+        group.remove_thread(task.tid(), &mut wake);
         group.take_notice()
     });
     if let Some(notice) = notice.flatten() {
@@ -350,9 +350,9 @@ fn is_orphaned(process: &Process) -> bool {
 /// What is blocked, pending, ignored and handled, as `/proc/PID/status` has it: SigPnd, ShdPnd, SigBlk, SigIgn, SigCgt.
 pub fn sets(task: &Task) -> [SigSet; 5] {
     let sets = task.process.signals.with(|group| {
-        let (own, shared) = group.all_pending(task.tid);
+        let (own, shared) = group.all_pending(task.tid());
         let (ignored, handled) = group.ignored_and_handled();
-        [own, shared, group.blocked(task.tid), ignored, handled]
+        [own, shared, group.blocked(task.tid()), ignored, handled]
     });
     sets.unwrap_or_default()
 }

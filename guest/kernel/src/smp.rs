@@ -75,6 +75,12 @@ pub fn init_percpu() {
     }
 }
 
+/// Interrupts that CPUs took since boot.
+pub fn nr_interrupts() -> u64 {
+    let cpus = u32::try_from(CPUS.lock().count).unwrap_or(0);
+    (0..cpus).map(|cpu| percpu::of(cpu).interrupts.load(Ordering::Relaxed)).sum()
+}
+
 /// Starts every other CPU, one after the other, and waits for it.
 pub fn start_others() {
     let count = CPUS.lock().count;
@@ -107,7 +113,7 @@ fn set_state(number: usize, state: CpuState) {
 }
 
 /// CPUs that the firmware told of, running or not.
-fn nr_known() -> usize {
+pub fn nr_known() -> usize {
     KNOWN.load(Ordering::Relaxed) as usize
 }
 
@@ -297,26 +303,33 @@ pub fn run_call() {
     }
 }
 
-/// Tells an idle CPU of a set that there is work: `near`, a CPU of its node, or any. `false` if none of them is idle.
-pub fn kick(allowed: &CpuMask, near: u32) -> bool {
-    let own = percpu::cpu();
-    let node = |cpu: u32| percpu::of(cpu).node.load(Ordering::Relaxed);
-    let near_node = node(near);
-    let idle = (0..).zip(TARGETS.iter().take(nr_known())).filter_map(|(cpu, target)| {
-        let apic_id = target.load(Ordering::Relaxed);
-        let right = cpu != own && apic_id != NOT_ONLINE && allowed.contains(cpu);
-        (right && percpu::of(cpu).idle.load(Ordering::Acquire) == 1).then_some((cpu, apic_id))
-    });
-    let distance = |&(cpu, _): &(u32, u32)| match cpu {
-        cpu if cpu == near => 0,
-        cpu if node(cpu) == near_node => 1,
-        _ => 2,
+/// Claims an idle CPU of a set for a task: `near`, a CPU of its node, or any; `None` if none of them is idle. The caller interrupts it by
+/// [`reschedule`].
+pub fn claim_idle(allowed: &CpuMask, near: u32) -> Option<u32> {
+    let node = near_node(near);
+    let states = |distance: u32| {
+        (0..).zip(TARGETS.iter().take(nr_known())).filter_map(move |(cpu, target)| {
+            let is = match cpu {
+                cpu if cpu == near => 0,
+                cpu if near_node(cpu) == node => 1,
+                _ => 2,
+            };
+            let right =
+                is == distance && target.load(Ordering::Relaxed) != NOT_ONLINE && allowed.contains(cpu);
+            right.then(|| (cpu, &percpu::of(cpu).idle))
+        })
     };
-    let target = idle.min_by_key(distance);
-    if let Some((_, apic_id)) = target {
-        apic::send_ipi(apic_id, trap::VECTOR_RESCHEDULE);
-    }
-    target.is_some()
+    sched::claim(states(0).chain(states(1)).chain(states(2)))
+}
+
+/// Node of a CPU, as its own area says.
+pub fn near_node(cpu: u32) -> u32 {
+    percpu::of(cpu).node.load(Ordering::Relaxed)
+}
+
+/// Whether a CPU runs.
+pub fn is_online(cpu: u32) -> bool {
+    TARGETS.get(cpu as usize).is_some_and(|target| target.load(Ordering::Relaxed) != NOT_ONLINE)
 }
 
 /// Makes another CPU leave ring 3 for a moment (Linux: `smp_send_reschedule`).

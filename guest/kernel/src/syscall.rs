@@ -4,6 +4,7 @@
 mod fs;
 mod futex;
 mod ipc;
+mod mempolicy;
 mod mm;
 mod process;
 mod resources;
@@ -13,12 +14,14 @@ mod time;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 pub use fs::open_console;
+use mm_core::{Event, EventId, Trace};
 use mm_vma::Errno;
 
 use crate::arch::percpu;
 use crate::arch::trap::TrapFrame;
 use crate::println;
 use crate::task::{current, current_pid, work};
+use crate::trace::KernelTrace;
 
 /// Numbers below this are counted each, all others together behind them.
 const NUMBERS: usize = 512;
@@ -49,9 +52,16 @@ pub fn dispatch(frame: &mut TrapFrame) {
         percpu::count(&percpu.syscalls);
     }
     let number = frame.rax;
+    KernelTrace.emit_with(EventId::Syscall, || Event::Syscall {
+        id: number,
+        args0: frame.rdi,
+        args1: frame.rsi,
+        args2: frame.rdx,
+    });
     // A system call has no error code: there its number is kept, for calls that begin again.
     frame.error = number;
     let result = mm::call(number, frame)
+        .or_else(|| mempolicy::call(number, frame))
         .or_else(|| process::call(number, frame))
         .or_else(|| fs::call(number, frame))
         .or_else(|| signal::call(number, frame))
@@ -70,6 +80,7 @@ pub fn dispatch(frame: &mut TrapFrame) {
             errno.result()
         }
     };
+    KernelTrace.emit_with(EventId::SyscallRet, || Event::SyscallRet { ret: frame.rax });
 }
 
 fn unknown(number: u64) -> Result<u64, Errno> {

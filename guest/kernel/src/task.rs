@@ -25,13 +25,15 @@ use core::fmt;
 use core::marker::PhantomData;
 use core::ops::Deref;
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicI16, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
+use mm_page_alloc::TaskPolicy;
 use mm_vma::{Id, Limits, Mm};
 
 use crate::arch::fpu::{self, FpuState};
 use crate::arch::percpu::{self, PerCpu};
 use crate::arch::regs;
+use crate::mm::space;
 use crate::sched::WaitQueue;
 use crate::signal::{Signals, TaskSignals};
 use crate::sync::Lock;
@@ -41,7 +43,10 @@ pub use fault::{exit_to_user, page_fault, trap};
 pub use fork::{CloneArgs, CloneFlags, clone};
 pub use hooks::Files;
 pub use publish::{audit_all, living, living_mm, user_table};
-pub use registry::{alloc_pid, find_process, find_task, tasks_where, with_relations};
+pub use registry::{
+    alloc_pid, find_process, find_task, has_processes, nr_forks, tasks_where, with_next_process,
+    with_relations,
+};
 pub use run::{End, end_pause, enter, pause, run_file, run_init, wait_init};
 pub use switch::switch_to;
 pub use wait::{Waited, do_wait};
@@ -59,8 +64,8 @@ pub mod work {
 
 /// What one kernel thread runs in ring 3.
 pub struct Task {
-    /// Thread id.
-    pub tid: u32,
+    /// Thread id; another one from execve on, if it was not its process's first task.
+    tid: AtomicU32,
     /// Its thread group.
     pub process: Arc<Process>,
     /// Number of its thread in `sched`.
@@ -78,6 +83,8 @@ pub struct Task {
     set_child_tid: AtomicU64,
     /// Where it keeps its list of robust futexes; 0 for nowhere.
     pub robust_list: AtomicU64,
+    /// Where its memory comes from (Linux: `task->mempolicy`).
+    pub mempolicy: Lock<TaskPolicy>,
     /// Somebody waits for the address space to be given back (Linux: `vfork_done`).
     vfork: AtomicBool,
     vfork_done: WaitQueue,
@@ -131,6 +138,8 @@ pub struct Process {
     ended: WaitQueue,
     /// One of its tasks is in `pause`.
     pub paused: AtomicBool,
+    /// What is added to its points when somebody must be killed (Linux: `oom_score_adj`).
+    oom_score_adj: AtomicI16,
     /// Page faults of its children that were waited for, minor and major (Linux: `cmin_flt`, `cmaj_flt`).
     child_faults: [AtomicU64; 2],
     /// Page faults of its address spaces that are gone.
@@ -148,7 +157,10 @@ const GROUP_EXIT: u64 = 1 << 32;
 
 impl fmt::Debug for Task {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Task").field("tid", &self.tid).field("process", &self.process).finish_non_exhaustive()
+        f.debug_struct("Task")
+            .field("tid", &self.tid())
+            .field("process", &self.process)
+            .finish_non_exhaustive()
     }
 }
 
@@ -159,6 +171,11 @@ impl fmt::Debug for Process {
 }
 
 impl Task {
+    /// Thread id.
+    pub fn tid(&self) -> u32 {
+        self.tid.load(Ordering::Acquire)
+    }
+
     /// Its address space; none while it ends.
     pub fn mm(&self) -> Option<Id<Mm>> {
         Id::new(self.mm.load(Ordering::Acquire))
@@ -169,9 +186,9 @@ impl Task {
         self.number.load(Ordering::Acquire)
     }
 
-    /// Its process's limits of memory.
+    /// Its process's limits of memory, with those of the system.
     pub fn limits(&self) -> Limits {
-        *self.process.limits.lock()
+        Limits { max_map_count: space::max_map_count(), ..*self.process.limits.lock() }
     }
 
     /// Sets bits of [`work`] and makes the task look at them: it wakes if it sleeps interruptibly, and it leaves ring 3 (Linux:
@@ -196,9 +213,14 @@ impl Task {
         self.work.load(Ordering::SeqCst) & work != 0
     }
 
+    /// Whether somebody waits until it gives the address space back (Linux: `in_vfork`).
+    pub fn is_in_vfork(&self) -> bool {
+        self.vfork.load(Ordering::Acquire)
+    }
+
     /// Whether the task is its process's first.
     pub fn is_leader(&self) -> bool {
-        self.tid == self.process.pid
+        self.tid() == self.process.pid
     }
 
     /// Whether it ended, and its slot waits for somebody who waits for the process.
@@ -308,6 +330,26 @@ impl Process {
     /// Tasks that have not ended.
     pub fn nr_threads(&self) -> u32 {
         self.live.load(Ordering::Acquire)
+    }
+
+    /// -1000 to 1000 (Linux: `signal->oom_score_adj`).
+    pub fn oom_score_adj(&self) -> i16 {
+        self.oom_score_adj.load(Ordering::Relaxed)
+    }
+
+    /// Changes what is added to its points.
+    pub fn set_oom_score_adj(&self, adj: i16) {
+        self.oom_score_adj.store(adj, Ordering::Relaxed);
+        with_relations(|_, tasks| {
+            for task in tasks.iter().filter(|task| task.process.pid == self.pid) {
+                crate::sched::set_oom_score_adj(task.number(), adj);
+            }
+        });
+    }
+
+    /// Whether all its tasks are on their way to the end (Linux: `SIGNAL_GROUP_EXIT`).
+    pub fn is_ending(&self) -> bool {
+        self.group_exit.load(Ordering::Acquire) != 0
     }
 
     /// Changes the limits of memory.

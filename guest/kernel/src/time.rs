@@ -2,8 +2,6 @@
 //!
 //! Timers of processes are looked after by one thread of the kernel, which begins with the first of them and sleeps until the
 //! next is due.
-//!
-//! Differs from Linux: timers fire at a tick, 10 ms at most too late.
 
 use alloc::sync::Arc;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};

@@ -3,13 +3,14 @@
 
 use core::ops::Range;
 
-use mm_core::{MemMap, PAGE_SIZE, PageKind, PhysAddr};
+use mm_core::{Event, MemMap, PAGE_SIZE, PageKind, PhysAddr, Trace};
 use mm_vma::{Access, Done, Errno, FaultInfo, Id, Kernel, Limits, Mm, handle_fault};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use crate::mm::kmap;
 use crate::mm::space::{self, Spaces};
 use crate::task;
+use crate::trace::KernelTrace;
 
 /// Copies from the memory of the process that runs here.
 ///
@@ -168,8 +169,13 @@ fn for_each_piece(
     Some(())
 }
 
+fn tell_copy(to_user: bool, addr: u64, len: usize) {
+    KernelTrace.emit(Event::CopyUser { to_user, addr, bytes: len as u64 });
+}
+
 /// Copies from the process's memory. `None` for a bad address; then `bytes` is partly written.
 pub fn copy_from_user(mm: Id<Mm>, limits: &Limits, va: u64, bytes: &mut [u8]) -> Option<()> {
+    tell_copy(false, va, bytes.len());
     for_each_piece(mm, limits, (va, bytes.len() as u64), Access::Read, |done, phys, piece| {
         let at = |position: u64| usize::try_from(position).unwrap_or(usize::MAX);
         if let Some(part) = bytes.get_mut(at(done)..at(done + piece)) {
@@ -180,6 +186,7 @@ pub fn copy_from_user(mm: Id<Mm>, limits: &Limits, va: u64, bytes: &mut [u8]) ->
 
 /// Copies to the process's memory. `None` for a bad address; what lies before it is written then.
 pub fn copy_to_user(mm: Id<Mm>, limits: &Limits, va: u64, bytes: &[u8]) -> Option<()> {
+    tell_copy(true, va, bytes.len());
     for_each_piece(mm, limits, (va, bytes.len() as u64), Access::Write, |done, phys, piece| {
         let at = |position: u64| usize::try_from(position).unwrap_or(usize::MAX);
         if let Some(part) = bytes.get(at(done)..at(done + piece)) {

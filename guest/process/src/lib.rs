@@ -12,8 +12,10 @@
 //! | [`frame`] | what a handler finds on its stack | arch/x86/kernel/signal_64.c |
 //! | [`wait`] | which child a wait finds, and what it says | kernel/exit.c |
 //! | [`futex`] | queues of waiters by address | kernel/futex |
+//! | [`idle`] | who halts and who brings work do not miss each other | kernel/sched/idle.c |
 //! | [`limits`] | resource limits | kernel/sys.c, `do_prlimit` |
 //! | [`priority`] | policies, nice, shares of a CPU | kernel/sched |
+//! | [`queue`] | who is least goes first: timers, ready tasks | lib/timerqueue.c |
 //! | [`time`] | times, clocks, interval timers | include/linux/time64.h, kernel/time |
 
 #![no_std]
@@ -28,8 +30,10 @@ pub mod chacha;
 pub mod elf;
 pub mod frame;
 pub mod futex;
+pub mod idle;
 pub mod limits;
 pub mod priority;
+pub mod queue;
 pub mod signal;
 pub mod stack;
 pub mod time;

@@ -90,6 +90,14 @@ pub struct Place {
     at: u64,
 }
 
+impl Place {
+    /// The same order as two words; of equal places those of the lower `serial` go first.
+    pub const fn key(self, serial: u64) -> [u64; 2] {
+        // The class is below 256; 2^56 tasks never become ready.
+        [(self.class as u64) << 56 | self.at >> 8, self.at << 56 | serial & (u64::MAX >> 8)]
+    }
+}
+
 impl Priority {
     /// The defaults.
     pub const NORMAL: Priority =

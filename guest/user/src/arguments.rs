@@ -2,7 +2,7 @@
 
 use core::ffi::CStr;
 
-use crate::processes::{child, wait};
+use crate::processes::{child, thread, wait};
 use crate::program::{Checks, EFAULT};
 use crate::sys::{self, call};
 
@@ -38,6 +38,7 @@ pub fn run(stack: *const u64) -> ! {
         "three arguments",
         word(stack, 0) == 3 && text(word(stack, 1)) == c"me" && word(stack, 4) == 0,
     );
+    checks.check("whoever began it leads the process", sys::gettid() == sys::getpid());
     checks.check("an empty one", text(word(stack, 3)) == c"");
     checks.check("an environment", text(word(stack, 5)) == c"A=b" && word(stack, 6) == 0);
     let value = |key: u64| {
@@ -66,6 +67,28 @@ pub fn execve(checks: &mut Checks) {
     let envp = [address(c"A=b"), 0];
     let pid = child(|| exec(c"init", &argv, &envp));
     checks.check("a new program finds its arguments", wait(pid, 0) == (pid, 0));
+    extern "C" fn exec_in_thread(_: u64) -> ! {
+        let address = |text: &CStr| text.as_ptr() as u64;
+        exec(c"init", &[address(c"me"), address(ASKED), address(c""), 0], &[address(c"A=b"), 0]);
+        sys::exit(91)
+    }
+    for leader_ends in [false, true] {
+        let pid = child(|| {
+            thread(0, exec_in_thread);
+            if leader_ends {
+                sys::exit(92);
+            }
+            loop {
+                sys::pause();
+            }
+        });
+        let what = if leader_ends {
+            "a thread executes a program after the leader ended"
+        } else {
+            "a thread executes a program, and the leader ends"
+        };
+        checks.check(what, wait(pid, 0) == (pid, 0));
+    }
     checks.check("there is no such program", exec(c"nothing", &argv, &envp) == ENOENT);
     checks.check("nor one without a name", exec(c"", &argv, &envp) == ENOENT);
     checks.check("a bad list is EFAULT", call(59, [address(c"init"), 0x1000, 0, 0, 0, 0]) == EFAULT);

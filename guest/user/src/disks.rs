@@ -1,7 +1,8 @@
 //! Disks as files. Writes to the disk `data`, which is /dev/vda, and not where the kernel's own tests do.
 
+use crate::proc::file_has;
 use crate::program::Checks;
-use crate::shared::{close, file_has, is_error, mount, open, pread, pwrite, unmount};
+use crate::shared::{close, is_error, mount, open, pread, pwrite, unmount};
 use crate::sys::call;
 
 const RDWR: u64 = 2;
@@ -84,6 +85,8 @@ fn faults(checks: &mut Checks) {
     let fd = open(c"/dev/vdd", RDWR);
     checks.check("sector 64 cannot be read", pread(fd, &mut sector, 64 * 512) == EIO);
     checks.check("the one before can", pread(fd, &mut sector, 63 * 512) == 512);
-    checks.check("sector 128 cannot be written", pwrite(fd, &sector, 128 * 512) == EIO);
+    checks.check("sector 128 is written in memory", pwrite(fd, &sector, 128 * 512) == 512);
+    checks.check("fsync says that the disk does not take it", call(74, [fd, 0, 0, 0, 0, 0]) == EIO);
+    checks.check("once", call(74, [fd, 0, 0, 0, 0, 0]) == 0);
     close(fd);
 }

@@ -2,7 +2,7 @@
 
 use core::sync::atomic::{AtomicU32, Ordering::SeqCst};
 
-use crate::processes::{EINVAL, join, thread};
+use crate::processes::{self, EINVAL, child, join, thread};
 use crate::program::{Checks, EFAULT};
 use crate::sys::{self, call};
 
@@ -165,6 +165,24 @@ fn clocks(checks: &mut Checks) {
     sys::nanosleep(0, 30_000_000);
     let passed = clock(1).wrapping_sub(before);
     checks.check("nanosleep sleeps that long at least", (30_000_000..20 * SECOND).contains(&passed));
+    // A tick comes every 10 ms: one after the other they would all end at one, 10 ms apart but for the first.
+    sys::nanosleep(0, 100_000);
+    // A slow machine gets many tries.
+    let one_is_short = |sleep: &mut dyn FnMut()| {
+        (0..400).any(|_| {
+            let before = clock(1);
+            sleep();
+            (100_000..8_000_000).contains(&clock(1).wrapping_sub(before))
+        })
+    };
+    let short = one_is_short(&mut || sys::nanosleep(0, 100_000));
+    checks.check("a short sleep does not wait for a tick", short);
+    let limit = [0_u64, 100_000];
+    let short = one_is_short(&mut || {
+        call(271, [0, 0, limit.as_ptr() as u64, 0, 0, 0]);
+    });
+    checks.check("nor does the limit of ppoll", short);
+    polled(checks);
     let year_2024 = 1_704_067_200 * SECOND;
     checks.check("it is later than 2024", clock(0) > year_2024 && clock(0) < 3 * year_2024);
     checks.check("a process has used some time", clock(2) > 0 && clock(2) >= clock(3) - clock(3).min(1));
@@ -178,6 +196,39 @@ fn clocks(checks: &mut Checks) {
     let mut seconds = 0_u64;
     let result = call(201, [&raw mut seconds as u64, 0, 0, 0, 0, 0]);
     checks.check("time", result == seconds && seconds.abs_diff(clock(0) / SECOND) <= 1);
+}
+
+/// A byte goes to a child and back, which both wait for it by poll without a limit: if nobody woke them, they would hang.
+fn polled(checks: &mut Checks) {
+    const IN: u64 = 1 << 32;
+    const HUP: u64 = 0x10 << 48;
+    let (there, back) = (sys::pipe(), sys::pipe());
+    let wait_for = |fd: u64| {
+        let mut entry = fd | IN;
+        let found = call(7, [&raw mut entry as u64, 1, u64::MAX, 0, 0, 0]);
+        if found == 1 { entry & 0xffff << 48 } else { 0 }
+    };
+    let mut byte = 0_u8;
+    let pid = child(|| {
+        sys::close(there[1]);
+        let mut rounds = 0;
+        // Until nobody writes any more.
+        while wait_for(there[0]) == IN << 16 {
+            call(0, [there[0], &raw mut byte as u64, 1, 0, 0, 0]);
+            call(1, [back[1], &raw const byte as u64, 1, 0, 0, 0]);
+            rounds += 1;
+        }
+        if wait_for(there[0]) == HUP { rounds } else { 99 }
+    });
+    let told = (0..20).filter(|_| {
+        call(1, [there[1], &raw const byte as u64, 1, 0, 0, 0]);
+        let told = wait_for(back[0]) == IN << 16;
+        call(0, [back[0], &raw mut byte as u64, 1, 0, 0, 0]);
+        told
+    });
+    checks.check("poll is woken by the other end of a pipe", told.count() == 20);
+    [there[1], there[0], back[0], back[1]].into_iter().for_each(sys::close);
+    checks.check("and by its end", processes::wait(pid, 0) == (pid, 20 << 8));
 }
 
 fn limits(checks: &mut Checks) {

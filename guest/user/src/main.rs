@@ -11,7 +11,10 @@ mod arguments;
 mod copies;
 #[cfg(target_os = "none")]
 mod disks;
+#[cfg(target_os = "none")]
+mod eaters;
 mod faults;
+mod files;
 #[cfg(target_os = "none")]
 mod futexes;
 #[cfg(target_os = "none")]
@@ -21,9 +24,14 @@ mod memory;
 #[cfg(target_os = "none")]
 mod moves;
 #[cfg(target_os = "none")]
+mod pressure;
+#[cfg(target_os = "none")]
+mod proc;
 mod processes;
 #[cfg(target_os = "none")]
 mod program;
+#[cfg(target_os = "none")]
+mod promises;
 #[cfg(target_os = "none")]
 mod shapes;
 #[cfg(target_os = "none")]
@@ -31,9 +39,13 @@ mod shared;
 #[cfg(target_os = "none")]
 mod signals;
 #[cfg(target_os = "none")]
+mod swaps;
+#[cfg(target_os = "none")]
 mod sys;
 #[cfg(target_os = "none")]
 mod together;
+#[cfg(target_os = "none")]
+mod walks;
 
 #[cfg(not(target_os = "none"))]
 fn main() {

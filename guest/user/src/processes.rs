@@ -46,6 +46,7 @@ pub fn run(checks: &mut Checks) {
     turns(checks);
     registers(checks);
     group_exit(checks);
+    hundreds(checks);
     vfork(checks);
     sleep(checks);
     affinity(checks);
@@ -296,6 +297,27 @@ fn group_exit(checks: &mut Checks) {
         sys::exit(1)
     });
     checks.check("a process lives as long as a thread does", wait(pid, 0) == (pid, 23 << 8));
+}
+
+/// More threads at once than a table of bytes could number.
+fn hundreds(checks: &mut Checks) {
+    const MANY: u64 = 300;
+    extern "C" fn sleep(_: u64) -> ! {
+        loop {
+            sys::pause();
+        }
+    }
+    let pid = child(|| {
+        let stacks = sys::mmap(0, MANY << 12, 3, 0x22, u64::MAX);
+        let begun = (1..=MANY).filter(|number| {
+            let top = stacks + (number << 12);
+            let tid = sys::clone_thread(top - 64, sleep, 0, top - 8, top - 64);
+            tid.cast_signed() > 0
+        });
+        let all = begun.count() as u64 == MANY;
+        sys::exit_group(u64::from(!all))
+    });
+    checks.check("there is room for hundreds of threads", wait(pid, 0) == (pid, 0));
 }
 
 fn vfork(checks: &mut Checks) {

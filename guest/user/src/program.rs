@@ -5,9 +5,11 @@ use core::fmt::Write;
 use core::hint::black_box;
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
+use crate::pressure::screen::Screen;
 use crate::sys::{self, Out};
 use crate::{
-    arguments, copies, disks, faults, futexes, mappings, moves, processes, shapes, shared, signals, together,
+    arguments, copies, disks, eaters, faults, files, futexes, mappings, moves, pressure, processes, promises,
+    shapes, shared, signals, swaps, together,
 };
 
 pub const PAGE: usize = 4096;
@@ -86,7 +88,7 @@ const PAUSE: u64 = 1;
 type Mode = (&'static str, fn(&mut Checks));
 
 /// What `user=` on the kernel's command line asks for, beside the first checks: by the number that the kernel passes.
-const MODES: [Mode; 11] = [
+const MODES: &[Mode] = &[
     ("none", |_| {}),
     ("pause", |_| {}),
     ("process", |checks| {
@@ -107,6 +109,29 @@ const MODES: [Mode; 11] = [
     ("smp", together::run),
     ("shm", shared::run),
     ("disk", disks::run),
+    ("swap", swaps::run),
+    ("swap-errors", swaps::errors::run),
+    ("swap-thrash", swaps::thrash::run),
+    ("oom-basic", eaters::basic),
+    ("oom-score", eaters::score),
+    ("oom-nested-forks", eaters::nested_forks),
+    ("oom-atomic", eaters::atomic),
+    ("overcommit", promises::overcommit),
+    ("min-free", promises::min_free),
+    ("fork-bomb-limit", promises::fork_bomb),
+    ("mmap-shared-file", files::shared_file),
+    ("file-cache", files::file_cache),
+    ("dirty-throttle", files::dirty_throttle),
+    ("power-cut", files::power_cut),
+    ("kswapd", pressure::waves::kswapd),
+    ("direct-reclaim", pressure::waves::direct_reclaim),
+    ("mlock-pressure", pressure::locked::run),
+    ("max-map-count", pressure::maps::run),
+    ("fragmentation", pressure::fragments::run),
+    ("numa-pressure", pressure::nodes::run),
+    ("vm-patterns", pressure::patterns::run),
+    ("everything-at-once", pressure::everything::short),
+    ("everything-long", pressure::everything::long),
 ];
 
 /// Where the stack was when the program began.
@@ -129,6 +154,9 @@ pub extern "C" fn main(mode: u64, stack: *const u64) -> ! {
         arguments::run(stack);
     }
     STACK_TOP.store(stack as u64, Relaxed);
+    if mode >= crate::walks::FIRST {
+        crate::walks::run(mode);
+    }
     let Some((name, run)) = usize::try_from(mode).ok().and_then(|mode| MODES.get(mode)) else {
         let _ = writeln!(Out, "user: FAILED: there is no mode {mode}");
         sys::exit(100);
@@ -160,7 +188,11 @@ pub extern "C" fn main(mode: u64, stack: *const u64) -> ! {
     checks.check("brk grows the heap again", sys::brk(end) == end);
     checks.memory("heap is zero at first touch", heap);
     deep_stack(&mut checks);
+    let screen = Screen::begin(name);
     run(&mut checks);
+    if let Some(screen) = screen {
+        screen.end(&checks);
+    }
     checks.check("write to a bad descriptor is EBADF", sys::write_raw(9, RODATA.as_ptr() as u64, 1) == EBADF);
     checks.check("write from an unmapped address is EFAULT", sys::write_raw(1, 0x1000, 1) == EFAULT);
     checks.check(

@@ -6,6 +6,7 @@ mod sysv;
 
 use core::ffi::CStr;
 
+use crate::proc::file_has;
 use crate::program::Checks;
 use crate::sys::{self, call};
 
@@ -76,22 +77,6 @@ pub fn pread(fd: u64, buffer: &mut [u8], offset: u64) -> u64 {
 
 pub fn pwrite(fd: u64, bytes: &[u8], offset: u64) -> u64 {
     call(18, [fd, bytes.as_ptr() as u64, bytes.len() as u64, offset, 0, 0])
-}
-
-/// Whether a file of /proc has the text in its first bytes.
-pub fn file_has(path: &CStr, text: &[u8]) -> bool {
-    let fd = open(path, 0);
-    let mut buffer = [0; 8192];
-    let mut len = 0;
-    while let Some(room) = buffer.get_mut(len..).filter(|room| !room.is_empty()) {
-        let got = call(0, [fd, room.as_mut_ptr() as u64, room.len() as u64, 0, 0, 0]);
-        if got == 0 || is_error(got) {
-            break;
-        }
-        len += usize::try_from(got).unwrap_or(0);
-    }
-    close(fd);
-    buffer.get(..len).unwrap_or_default().windows(text.len()).any(|window| window == text)
 }
 
 /// Whether /proc/self/maps has the text.

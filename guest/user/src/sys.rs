@@ -126,6 +126,12 @@ pub fn set_limit(resource: u64, soft: u64) -> u64 {
     call(302, [0, resource, limit.as_ptr() as u64, 0, 0, 0])
 }
 
+/// `prlimit(2)` that sets both limits.
+pub fn set_limits(resource: u64, both: u64) -> u64 {
+    let limit = [both; 2];
+    call(302, [0, resource, limit.as_ptr() as u64, 0, 0, 0])
+}
+
 /// `getpid(2)`.
 pub fn getpid() -> u64 {
     call(39, [0; 6])

@@ -117,6 +117,9 @@ extern "C" fn write_on(number: u64) -> ! {
     sys::exit(0)
 }
 
+/// Waits for the others before it goes on without them: a host with fewer CPUs runs them when it likes.
+const TRIES: u32 = 5000;
+
 /// After mprotect nobody writes any more, though all try.
 fn protect(checks: &mut Checks, threads: usize) {
     let area = Pages::map(4, READ_WRITE, PRIVATE);
@@ -132,7 +135,7 @@ fn protect(checks: &mut Checks, threads: usize) {
             let before = words();
             // Long enough for every other thread to try.
             let tried = PASSED.load(SeqCst);
-            for _ in 0..20 {
+            for _ in 0..TRIES {
                 if PASSED.load(SeqCst) > tried + 4 {
                     break;
                 }
@@ -141,7 +144,7 @@ fn protect(checks: &mut Checks, threads: usize) {
             changed += u64::from(words() != before);
             area.protect(READ_WRITE);
             let from = WROTE[0].load(SeqCst);
-            for _ in 0..20 {
+            for _ in 0..TRIES {
                 if WROTE[0].load(SeqCst) > from + 4 {
                     break;
                 }

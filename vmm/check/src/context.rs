@@ -2,12 +2,12 @@
 
 use memvisor_abi::{
     BootStage, CmaArea, CpuInfo, E820Entry, LayoutRange, MemblockRegion, Migratetype, MovableOwner,
-    NODE_NONE, Node, Page, PageFlags, PageKind, PerCpuPages, Root, Section, SectionState, TaskInfo, VmSysctl,
-    Zone, Zonelist,
+    NODE_NONE, Node, Page, PageFlags, PageKind, PerCpuPages, Root, Section, SectionState, SwapArea, TaskInfo,
+    VmSysctl, Zone, Zonelist,
 };
 use memvisor_inspect::{
     AddressSpace, CpuRegisters, Facts, FreeList, Guest, GuestError, KmapWindowSlots, MemorySource, PcpBlocks,
-    VmAreaAt, section_start_pfn,
+    SlotWord, VmAreaAt, section_start_pfn,
 };
 
 use crate::borders::Borders;
@@ -56,6 +56,8 @@ pub(crate) struct Context<'a> {
     pub vm_sysctl: Option<VmSysctl>,
     /// Contiguous areas; empty if the guest has none.
     pub cma_areas: Vec<CmaArea>,
+    /// Swap areas in use, by number, with their words.
+    pub swap: Vec<(u32, SwapArea, Vec<SlotWord>)>,
     /// Owners of movable pages by number, from 1; empty if the guest publishes none.
     pub movable_owners: Vec<MovableOwner>,
     /// What the guest should have found.
@@ -106,6 +108,12 @@ impl<'a> Context<'a> {
         let cma_areas = loader.table(buddy, guest.cma_areas());
         let vm_sysctl = loader.table(buddy, guest.vm_sysctl()).first().copied();
         let movable_owners = loader.table(buddy, guest.movable_owners());
+        let mut swap = Vec::new();
+        for (number, area) in (0_u32..).zip(loader.table(buddy, guest.swap_areas())) {
+            if area.flags & SwapArea::USED != 0 {
+                swap.push((number, area, loader.table(buddy, guest.swap_words(&area))));
+            }
+        }
         let mut pcp_lists = Vec::new();
         for (index, pcp) in pcps.iter().enumerate() {
             let (cpu, zone) = (index / zones.len().max(1), index % zones.len().max(1));
@@ -147,6 +155,7 @@ impl<'a> Context<'a> {
             zonelists,
             vm_sysctl,
             cma_areas,
+            swap,
             movable_owners,
             machine,
             no_zones,

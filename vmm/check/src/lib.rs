@@ -15,6 +15,7 @@ mod alias;
 mod attach;
 mod borders;
 mod buddy;
+mod cache;
 mod claims;
 mod cma;
 mod compaction;
@@ -25,9 +26,12 @@ mod direct_map;
 mod e820;
 mod frames;
 mod ledger;
+mod lru;
+mod lrugen;
 mod machine;
 mod memmap;
 mod mm;
+mod oom;
 mod owner;
 mod pageblock;
 mod paging;
@@ -40,6 +44,9 @@ mod pti;
 mod rest;
 mod rmap;
 mod slab;
+mod stats;
+mod swap;
+mod swiotlb;
 #[cfg(test)]
 mod tests;
 mod tlb;
@@ -114,6 +121,13 @@ pub const RULES: &[&Rule] = &[
     &compaction::DEFERRAL,
     &compaction::OWNER,
     &compaction::ISOLATED,
+    &lru::LINKS,
+    &lru::COUNT,
+    &lru::PAGE,
+    &lru::LISTED,
+    &lru::ISOLATED,
+    &lrugen::PAGE,
+    &lrugen::SEQ,
     &memmap::NODE,
     &memmap::ZONE,
     &memmap::REFCOUNT,
@@ -164,11 +178,27 @@ pub const RULES: &[&Rule] = &[
     &pfnmap::COW,
     &pfnmap::CACHE,
     &mm::RSS,
+    &mm::SWAPENTS,
     &mm::TABLES,
     &mm::LOCKS,
     &mm::TASKS,
+    &cache::TREE,
+    &cache::MARKS,
+    &cache::COUNTS,
+    &stats::STATS,
+    &oom::COMMITTED,
+    &oom::SCORE,
+    &oom::VICTIM,
     &tlb::CPUMASK,
     &tlb::PENDING,
+    &swiotlb::SLOTS,
+    &swiotlb::POOL,
+    &swiotlb::LEAK,
+    &swap::AREA,
+    &swap::ENTRY,
+    &swap::COUNT,
+    &swap::CACHE,
+    &swap::MAPPED,
     &owner::SINGLE,
     &owner::NONE,
     &owner::SUM,
@@ -243,7 +273,9 @@ fn audit_guest(context: &Context<'_>, moment: Moment, mut ledger: Ledger) -> Aud
     pcp::run(context, ledger_ref);
     zonelist::run(context, ledger_ref);
     compaction::run(context, ledger_ref);
+    lru::run(context, ledger_ref);
     slab::run(context, ledger_ref);
+    swiotlb::run(context, moment, ledger_ref);
     let paging = if context.root.stage >= memvisor_abi::BootStage::Paging as u32 {
         let paging = Paging::of_guest(context);
         pgtable::any_kernel(&paging, ledger_ref);
@@ -262,6 +294,9 @@ fn audit_guest(context: &Context<'_>, moment: Moment, mut ledger: Ledger) -> Aud
     vmalloc::run(context, &paging, ledger_ref);
     let processes = Processes::load(context);
     processes::run(context, &processes, ledger_ref);
+    cache::run(context, ledger_ref);
+    stats::run(context, ledger_ref);
+    oom::run(context, &processes, ledger_ref);
     let owners = owner::run(context, &paging, &processes.uncounted, ledger_ref);
     memmap::run(context, &paging, owners.as_ref(), ledger_ref);
     let between = moment == Moment::Any && rest::withdraw(context, ledger_ref);

@@ -2,6 +2,7 @@
 //!
 //! S1  `mm.rss`: the resident pages, anonymous and of mappings, are the entries that map or wait for such pages, the zero page and
 //!     devices' frames left out.
+//! S1a `mm.swapents`: `swapents` is the entries that name a slot of a swap area.
 //! S2  `mm.tables`: `table_pages` is the page tables below and including the top-level one, which no other address space
 //!     has; its depth is the kernel's.
 //! S3  `mm.locks`: at rest nobody holds mmap_lock.
@@ -23,6 +24,13 @@ pub(crate) const RSS: Rule = Rule {
     reads: "Mm, page tables, descriptors",
     seeded: &["rss-anon", "rss-file", "migration-lost-pte"],
     hint: "add_mm_counter: install, zap, copy on write, fork, migration",
+};
+pub(crate) const SWAPENTS: Rule = Rule {
+    name: "mm.swapents",
+    invariant: "the swap counter is the entries that name slots",
+    reads: "Mm, page tables",
+    seeded: &["swapents"],
+    hint: "add_mm_counter(MM_SWAPENTS): try_to_unmap, do_swap_page, fork, zap",
 };
 pub(crate) const TABLES: Rule = Rule {
     name: "mm.tables",
@@ -65,6 +73,9 @@ pub(crate) fn run(context: &Context<'_>, processes: &Processes, ledger: &mut Led
         for ((name, guest), outside) in names.iter().zip(mm.rss).zip(rss) {
             ledger.expect_eq(&RSS, format_args!("pid {pid} resident pages, {name}"), guest, outside);
         }
+
+        let named = process.entries.entries.iter().filter(|entry| entry.swap_slot().is_some()).count();
+        ledger.expect_eq(&SWAPENTS, format_args!("pid {pid} swapped pages"), mm.swapents, named as u64);
 
         let tables = &process.entries.tables;
         if process.entries.complete {

@@ -7,7 +7,7 @@ use memvisor_inspect::{EntryKind, MapCounts, MmSpace, UserEntries, UserEntry, Vm
 
 use crate::context::Context;
 use crate::ledger::Ledger;
-use crate::{Rule, cow, mm, pfnmap, pte, rmap, tlb, vma};
+use crate::{Rule, cow, mm, pfnmap, pte, rmap, swap, tlb, vma};
 
 /// An address space with its entries.
 pub(crate) struct Process {
@@ -39,7 +39,7 @@ pub(crate) struct Processes {
 }
 
 /// Families of rules on address spaces.
-const FAMILIES: [&str; 7] = ["vma", "pte", "rmap", "cow", "pfnmap", "mm", "tlb"];
+const FAMILIES: [&str; 8] = ["vma", "pte", "rmap", "cow", "pfnmap", "mm", "tlb", "swap"];
 
 /// Their rules.
 fn rules() -> Vec<&'static Rule> {
@@ -97,7 +97,8 @@ impl Processes {
 
     /// Whether the entry names a page that somebody counts.
     pub fn is_counted(&self, entry: &UserEntry) -> bool {
-        entry.kind != EntryKind::Unknown && !self.uncounted.contains(&entry.pfn)
+        let names_frame = !matches!(entry.kind, EntryKind::Unknown | EntryKind::Swap);
+        names_frame && !self.uncounted.contains(&entry.pfn)
     }
 }
 
@@ -106,7 +107,7 @@ const fn is_device(vma: &Vma) -> bool {
     vma.flags & (vm_flags::PFNMAP | vm_flags::MIXEDMAP | vm_flags::IO) != 0
 }
 
-/// Runs the rules of all seven families.
+/// Runs the rules of all eight families.
 pub(crate) fn run(context: &Context<'_>, processes: &Processes, ledger: &mut Ledger) {
     let rules = rules();
     if !context.needs_zones(ledger, &rules) {
@@ -127,4 +128,5 @@ pub(crate) fn run(context: &Context<'_>, processes: &Processes, ledger: &mut Led
     pfnmap::run(context, processes, ledger);
     mm::run(context, processes, ledger);
     tlb::run(context, processes, ledger);
+    swap::run(context, processes, ledger);
 }

@@ -1,7 +1,7 @@
 //! Entries of processes' page tables against the VMAs that they lie in.
 //!
 //! E1  `pte.vma`: every entry that is not empty lies in a VMA, and is a mapped page, present or marked PTE_PROTNONE, or waits for a
-//!     page that is being moved.
+//!     page that is being moved, or names a slot of a swap area (what that is, is swap.entry's).
 //! E2  `pte.write`: an entry that allows writes lies in a VMA that does (VM_WRITE), present or not.
 //! E3  `pte.exec`: a present entry that allows fetches lies in a VMA that does (VM_EXEC).
 //! E4  `pte.access`: a present entry is ring 3's and lies in a VMA that allows any access; a page without access lies in one that
@@ -61,7 +61,8 @@ pub(crate) fn run(context: &Context<'_>, process: &Process, ledger: &mut Ledger)
     }
     let mut report = |rule: &'static Rule, entry: &UserEntry, claim: String, outside: String| {
         let what = format!("pid {} {:#x}", process.pid(), entry.va);
-        ledger.report(rule, finding(rule, what, claim, outside).frame(entry.pfn).address(entry.va));
+        let found = finding(rule, what, claim, outside).address(entry.va);
+        ledger.report(rule, if entry.frames > 0 { found.frame(entry.pfn) } else { found });
     };
     for (entry, vma) in process.with_vmas() {
         if entry.kind == EntryKind::Unknown {
@@ -79,6 +80,9 @@ pub(crate) fn run(context: &Context<'_>, process: &Process, ledger: &mut Ledger)
             report(&VMA, entry, claim, "no VMA is here".to_owned());
             continue;
         };
+        if entry.kind == EntryKind::Swap {
+            continue;
+        }
         let flags = at.vma.flags;
         let range = format!("VMA {:#x}-{:#x}", at.vma.start, at.vma.end);
         if entry.entry.has(Entry::WRITE) && flags & vm_flags::WRITE == 0 {

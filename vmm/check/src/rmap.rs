@@ -19,7 +19,7 @@ use crate::context::Context;
 use crate::ledger::{Ledger, finding};
 use crate::owner::for_each_ram_page;
 use crate::processes::{Process, Processes};
-use crate::vma;
+use crate::{swap, vma};
 
 pub(crate) const REFCOUNT: Rule = Rule {
     name: "rmap.refcount",
@@ -79,8 +79,12 @@ fn references(context: &Context<'_>, processes: &Processes, ledger: &mut Ledger)
     });
 }
 
-/// Whether the page's mapping has it, and so a reference of it.
+/// Whether the page's mapping has it, or the swap cache, and so a reference of it.
 pub(crate) fn is_cached(context: &Context<'_>, pfn: u64, page: &Page) -> bool {
+    swap::is_cached(context, pfn, page) || is_in_mapping(context, pfn, page)
+}
+
+fn is_in_mapping(context: &Context<'_>, pfn: u64, page: &Page) -> bool {
     page.mapping != 0
         && page.mapping & Page::MAPPING_ANON == 0
         && context.guest.cached_page(page.mapping, page.index) == Some(pfn)

@@ -29,10 +29,11 @@ use serde::Serializer;
 pub use core_file::CoreFile;
 pub use facts::{FactCpu, FactE820, FactNodeMemory, Facts};
 pub use guest::{
-    AddressSpace, AttachError, Busy, EntryKind, FreeList, Guest, GuestError, Keeper, KmapWindowSlots,
-    LinkProblem, Linked, ListProblem, MapCounts, MmSpace, PcpBlocks, Reading, RmapIndex, RmapPlace, Slab,
-    SlabWalk, Slabs, TableName, TreeEntry, UserEntries, UserEntry, VmAreaAt, VmaAt, address_of, cache_name,
-    consistent, cpu_rests, find_root, section_start_pfn,
+    AddressSpace, AttachError, Busy, CachedPage, DERIVED_STATS, EntryKind, FreeList, Guest, GuestError,
+    Keeper, KmapWindowSlots, LinkProblem, Linked, ListProblem, LruGenWalk, LruWalk, MapCounts, MmSpace,
+    PcpBlocks, Reading, RmapIndex, RmapPlace, ShmemSlot, Slab, SlabWalk, Slabs, SlotWord, TableName,
+    TreeEntry, UserEntries, UserEntry, VmAreaAt, VmaAt, ZoneCounts, address_of, cache_name, consistent,
+    cpu_rests, find_root, section_start_pfn, slot_of_value,
 };
 pub use mapped::{MapError, MappedMemory};
 pub use registers::CpuRegisters;

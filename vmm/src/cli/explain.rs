@@ -14,7 +14,8 @@ use super::{
 };
 use crate::{
     devices::ConsoleTarget,
-    explain::{self, Collector, Explanation, WALKS},
+    explain::{self, Collector, Explanation, WALKS, Walk},
+    machine::Machine,
     run::{AtEnd, Progress, Vm, conduct},
 };
 
@@ -69,14 +70,12 @@ pub(super) fn run(args: &ExplainArgs) -> anyhow::Result<ExitCode> {
     let walk = explain::find(name).ok_or_else(|| {
         BadInput(format!("no operation is called {name:?}: `memvisor explain --list` names them"))
     })?;
-    let words = format!("explain={name} trace={}", walk.events);
-    let run_args = RunArgs::parse(&args.run, &words).map_err(|error| BadInput(error.to_string()))?;
-    let machine = run::resolve(&run_args)?;
+    let (run_args, machine) = prepare(walk, &args.run)?;
     let launch = run::launch(&run_args, &machine, ConsoleTarget::Null)?;
     let vm = launch.vm.clone();
-    let mut names = Names { caches: Vec::new(), tsc_khz: vm.tsc_khz };
+    let mut names = Names { tsc_khz: vm.tsc_khz, ..Names::default() };
     let (event_loop, events) = launch.event_loop(&run_args, false)?;
-    let mut collector = Collector::default();
+    let mut collector = Collector::new(walk);
     let mut wrong = None;
     let outcome = conduct(&vm, &events, AtEnd::Return, |progress| {
         if let Progress::Checkpoint(record) = progress
@@ -104,6 +103,26 @@ pub(super) fn run(args: &ExplainArgs) -> anyhow::Result<ExitCode> {
         eprintln!("memvisor: {}", outcome.end.describe());
     }
     Ok(ExitCode::from(outcome.status() as u8))
+}
+
+/// What to run: the machine that was asked for, or the walkthrough's own, with the disks that it needs.
+fn prepare(walk: &Walk, words: &[String]) -> anyhow::Result<(RunArgs, Machine)> {
+    let parse = |words: &[String]| {
+        let run_args = RunArgs::parse(words, &walk.cmdline()).map_err(|error| BadInput(error.to_string()))?;
+        let machine = run::resolve(&run_args)?;
+        anyhow::Ok((run_args, machine))
+    };
+    let Some(stage) = walk.stage else { return parse(words) };
+    let mut words = words.to_vec();
+    if words.is_empty() {
+        words.extend(stage.machine.iter().map(|word| (*word).to_owned()));
+    }
+    let (run_args, machine) = parse(&words)?;
+    if !machine.disks.is_empty() {
+        return Ok((run_args, machine));
+    }
+    words.extend(stage.disks.iter().flat_map(|disk| ["--disk".to_owned(), (*disk).to_owned()]));
+    parse(&words)
 }
 
 /// Reads what the guest holds at a checkpoint.

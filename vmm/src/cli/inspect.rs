@@ -1,21 +1,25 @@
 //! `memvisor inspect`.
 
-use std::{fmt, path::PathBuf, process::ExitCode};
+mod rates;
+
+use std::{fmt, path::PathBuf, process::ExitCode, time::Duration};
 
 use anyhow::Context;
 use clap::{Args, Subcommand};
 use memvisor_inspect::{
     ptdump::{PtDump, Span},
     views::{
-        BuddyView, CmaView, CompactionView, CpusView, E820View, LayoutView, MapView, MapsView, MemblockView,
-        NumaView, NumastatView, PageView, PagetypesView, PcpView, ProcView, PsView, RmapView, SlabView,
-        StacksView, TasksView, TlbView, TranslateView, VmallocView, VmstatView, ZonelistsView, ZonesView,
+        BuddyView, CacheFileView, CacheView, CmaView, CompactionView, CpusView, E820View, LayoutView,
+        LruView, MapView, MapsView, MemblockView, NumaView, NumastatView, OomView, PageView, PagetypesView,
+        PcpView, ProcView, PsView, RmapView, SlabView, StacksView, SwapView, TasksView, TlbView,
+        TranslateView, VmallocView, VmstatView, ZonelistsView, ZonesView,
     },
 };
 use serde::Serialize;
 
 use super::{
     disks::DisksView,
+    dma::DmaView,
     map::{self, Canvas},
     out::{self, parse_address},
     source::{self, Source, SourceArgs},
@@ -67,20 +71,39 @@ enum View {
     Zonelists,
     /// NUMA events by zone
     Numastat,
-    /// Events of the page allocator
-    Vmstat,
+    /// Counts of pages and events, as /proc/vmstat has them
+    Vmstat {
+        /// What changes, by second, again and again until the guest is gone or somebody says ^C
+        #[arg(long)]
+        rate: bool,
+        /// Seconds between looks
+        #[arg(long, value_name = "SECONDS", default_value = "1", value_parser = super::top::parse_interval, requires = "rate")]
+        interval: Duration,
+        /// End after so many
+        #[arg(long, value_name = "N", requires = "rate")]
+        count: Option<u64>,
+    },
+    /// The page cache: each file with its pages, cached, dirty, being written, mapped, and where on the LRU lists
+    Cache {
+        /// Only this file, by its path in the guest or by the address of its mapping, with its ranges of pages
+        file: Option<String>,
+    },
     /// Free blocks by type and order, and pageblocks by type.
     Pagetypes,
     /// A memory file of Linux's /proc, as it must read in this guest
     Proc {
-        /// zoneinfo, buddyinfo, pagetypeinfo, vmstat, slabinfo or vmallocinfo
-        #[arg(value_parser = ProcView::NAMES)]
+        /// meminfo, zoneinfo, buddyinfo, pagetypeinfo, vmstat, swaps, iomem, slabinfo, vmallocinfo, or PID/maps, PID/smaps, PID/status,
+        /// PID/stat, PID/statm
         name: String,
     },
     /// Contiguous areas: what of them is in use
     Cma,
+    /// Swap areas: slots by use, clusters, reads and writes; pages in swap by process
+    Swap,
     /// Compaction: scanners, deferral, fragmentation by order, kcompactd, movable pages
     Compaction,
+    /// LRU lists of each node, walked: counts, zones, what is used, dirty, next to be reclaimed
+    Lru,
     /// Slab caches, as /proc/slabinfo has them
     Slab {
         /// Only this cache, with its slabs
@@ -91,6 +114,8 @@ enum View {
     },
     /// Disks of a running guest: what each did, what failed
     Disks,
+    /// DMA engines of a running guest, and the guest's bounce buffers
+    Dma,
     /// Areas of the vmalloc range, and windows onto single frames
     Vmalloc,
     /// Kernel stacks: how deep they were used, and their guard pages
@@ -126,6 +151,8 @@ enum View {
         #[arg(long)]
         smaps: bool,
     },
+    /// Whom the OOM killer would choose, whom it chose last, what is promised
+    Oom,
     /// What each CPU may hold translations of: its CR3, what the guest believes of it, flushes that wait
     Tlb,
     /// Mapped ranges, merged by attributes, with findings
@@ -177,20 +204,33 @@ pub(super) fn run(args: &InspectArgs) -> anyhow::Result<ExitCode> {
         View::Memblock => show(source, json, |s| Ok(MemblockView::new(&s.guest()?)?))?,
         View::Zones => show(source, json, |s| Ok(ZonesView::new(&s.guest()?)?))?,
         View::Pagetypes => show(source, json, |s| Ok(PagetypesView::new(&s.guest()?)?))?,
+        View::Swap => show(source, json, |s| Ok(SwapView::new(&s.guest()?)?))?,
         View::Cma => show(source, json, |s| Ok(CmaView::new(&s.guest()?)?))?,
         View::Buddy => show(source, json, |s| Ok(BuddyView::new(&s.guest()?)?))?,
         View::Compaction => show(source, json, |s| Ok(CompactionView::new(&s.guest()?)?))?,
+        View::Lru => show(source, json, |s| Ok(LruView::new(&s.guest()?)?))?,
         View::Pcp => show(source, json, |s| Ok(PcpView::new(&s.guest()?)?))?,
         View::Zonelists => show(source, json, |s| Ok(ZonelistsView::new(&s.guest()?)?))?,
         View::Numastat => show(source, json, |s| Ok(NumastatView::new(&s.guest()?)?))?,
-        View::Vmstat => show(source, json, |s| Ok(VmstatView::new(&s.guest()?)?))?,
-        View::Proc { name } => {
-            show(source, json, |s| ProcView::new(&s.guest()?, name)?.context("there is no such file"))?
-        }
+        View::Vmstat { rate: true, interval, count } => rates::run(source, json, *interval, *count)?,
+        View::Vmstat { .. } => show(source, json, |s| Ok(VmstatView::new(&s.guest()?)?))?,
+        View::Cache { file: None } => show(source, json, |s| Ok(CacheView::new(&s.guest()?)?))?,
+        View::Cache { file: Some(file) } => show(source, json, |s| {
+            CacheFileView::new(&s.guest()?, file)?.with_context(|| {
+                format!("no file {file:?} has pages in memory; `inspect cache` lists those that have")
+            })
+        })?,
+        View::Proc { name } => show(source, json, |s| {
+            ProcView::new(&s.guest()?, name)?.with_context(|| {
+                format!("{name:?} cannot be told from outside, or its process does not exist")
+            })
+        })?,
         View::Slab { cache, colour } => {
             show(source, json, |s| Ok(SlabView::new(&s.guest()?, cache.as_deref(), *colour)?))?
         }
+        View::Dma => show(source, json, DmaView::of)?,
         View::Disks => show(source, json, |s| Ok(DisksView::new(s.disks()?)))?,
+        View::Oom => show(source, json, |s| Ok(OomView::new(&s.guest()?)?))?,
         View::Vmalloc => show(source, json, |s| Ok(VmallocView::new(&s.guest()?)?))?,
         View::Stacks => show(source, json, |s| Ok(StacksView::new(&s.guest()?)?))?,
         View::Tasks => show(source, json, |s| Ok(TasksView::new(&s.guest()?)?))?,

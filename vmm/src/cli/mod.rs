@@ -4,6 +4,7 @@
 
 mod check;
 mod disks;
+mod dma;
 mod dump;
 mod explain;
 mod import;
@@ -16,6 +17,7 @@ mod source;
 mod stage2;
 #[cfg(test)]
 mod tests;
+mod top;
 mod trace;
 
 use std::{io, process::ExitCode};
@@ -29,7 +31,7 @@ use crate::{
     import::ImportError,
     machine::MachineError,
     run::{ExitStatus, RunError},
-    suite::{self, TestArgs},
+    suite::{self, TestArgs, merge::ReportArgs},
 };
 
 pub use out::BadInput;
@@ -70,6 +72,8 @@ enum Command {
     Run(run::RunArgs),
     /// Look into the memory of a running guest, a dump, or another VMM's memory file
     Inspect(inspect::InspectArgs),
+    /// Watch a running guest: memory by kind, zones against their watermarks, rates, processes
+    Top(top::TopArgs),
     /// Audit the memory of a running guest, a dump, or a memory file
     Check(check::CheckArgs),
     /// Write a running guest's memory and registers to an ELF core file
@@ -82,6 +86,8 @@ enum Command {
     Explain(explain::ExplainArgs),
     /// Run suites of cases on the beds that this machine has
     Test(TestArgs),
+    /// Put the results of several test runs into one report
+    Report(ReportArgs),
     /// List running guests
     #[command(visible_alias = "list")]
     Vms(list::VmsArgs),
@@ -176,7 +182,9 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
         Command::Import(args) => import::run(&args),
         Command::Trace(args) => trace::run(&args),
         Command::Explain(args) => explain::run(&args),
+        Command::Top(args) => top::run(&args),
         Command::Test(args) => suite::run(args),
+        Command::Report(args) => suite::merge::run(&args),
         Command::Vms(args) => list::vms(&args),
         Command::Machines(args) => list::machines(&args),
         Command::Completions { shell } => {

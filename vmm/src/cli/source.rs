@@ -12,7 +12,11 @@ use super::{
     out::{BadInput, parse_address},
     stage2::LiveStage2,
 };
-use crate::{control::Client, devices::virtio::DiskStats, run::VmState};
+use crate::{
+    control::Client,
+    devices::{dma::DmaStats, virtio::DiskStats},
+    run::VmState,
+};
 
 /// Arguments that choose a source.
 #[derive(Clone, Debug, Args)]
@@ -142,12 +146,30 @@ impl Source {
         self.root_gpa.or_else(|| find_root(self.memory()))
     }
 
+    /// The guest's name; empty without a running guest.
+    pub(super) fn name(&self) -> String {
+        self.client.as_ref().map_or_else(String::new, |client| client.name().to_owned())
+    }
+
+    /// Whether it was a running guest, and is none any more.
+    pub(super) fn is_gone(&self) -> bool {
+        self.client.as_ref().is_some_and(|client| client.info().is_err())
+    }
+
     /// The disks, as its VMM sees them.
     pub(super) fn disks(&self) -> anyhow::Result<Vec<DiskStats>> {
         let client = self.client.as_ref().context(
             "disks are the VMM's: only a running guest has them, a dump or a memory file does not",
         )?;
         Ok(client.stats()?.disks)
+    }
+
+    /// The DMA engines, as the VMM of a running guest sees them, and the number of disks in the slots before them; a dump or a memory
+    /// file has none.
+    pub(super) fn dma(&self) -> anyhow::Result<Option<(Vec<DmaStats>, usize)>> {
+        let Some(client) = &self.client else { return Ok(None) };
+        let stats = client.stats()?;
+        Ok(Some((stats.dma, stats.disks.len())))
     }
 
     /// The guest's own account of itself.

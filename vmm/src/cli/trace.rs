@@ -102,7 +102,7 @@ pub(super) fn run(args: &TraceArgs) -> anyhow::Result<ExitCode> {
         vm: vm.clone(),
         out: BufWriter::new(sink),
         json: args.json,
-        names: Names { caches: Vec::new(), tsc_khz: vm.tsc_khz },
+        names: Names { tsc_khz: vm.tsc_khz, ..Names::default() },
         counts: BTreeMap::new(),
     };
     let thread = {

@@ -6,7 +6,7 @@ use memvisor_inspect::{Busy, CpuRegisters};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    devices::virtio::DiskStats,
+    devices::{dma::DmaStats, virtio::DiskStats},
     memory::SlotInfo,
     run::{Vm, VmState},
     vcpu::{State, Translation},
@@ -57,6 +57,9 @@ pub struct Stats {
     /// Disks, in the order of their slots.
     #[serde(default)]
     pub disks: Vec<DiskStats>,
+    /// DMA engines, in the order of their slots, which are behind the disks'.
+    #[serde(default)]
+    pub dma: Vec<DmaStats>,
     /// KVM's own counters: of the VM (`pages_4k`, `mmu_*`, ...), and sums over the vCPUs (`exits`,
     /// `insn_emulation`, ...); empty where KVM has none.
     #[serde(default)]
@@ -76,6 +79,7 @@ impl Stats {
             vcpus: vcpus.collect(),
             unclaimed_accesses: vm.unclaimed_accesses(),
             disks: vm.disks().iter().map(|disk| disk.stats()).collect(),
+            dma: vm.dma_engines().iter().map(|engine| engine.stats()).collect(),
             kvm: vm.kvm_stats(),
         }
     }

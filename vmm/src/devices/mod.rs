@@ -8,6 +8,7 @@ mod acpi_pm;
 mod bus;
 mod cmos;
 mod console;
+pub mod dma;
 mod i8042;
 mod memvisor;
 pub mod pci;

@@ -5,8 +5,11 @@
 //! how it comes out: the call tree is made of records, before and after are read from guest memory while
 //! the guest stands at a checkpoint, and a sentence of [`sentence`] is filled with a record's arguments.
 
+mod agree;
+mod fold;
 mod sentences;
 mod snapshot;
+mod walks;
 
 use std::fmt;
 
@@ -15,115 +18,13 @@ use memvisor_inspect::{
     Guest, MemorySource,
     trace::{EventText, Names, TraceEntry, TraceReader},
 };
+use memvisor_report::Table;
 use serde::Serialize;
 
+pub use agree::{Agreement, Cost};
 pub use sentences::sentence;
 pub use snapshot::{Change, Snapshot};
-
-/// An operation that the guest can show.
-#[derive(Clone, Copy, Debug, Serialize)]
-pub struct Walk {
-    /// Name, on the guest's command line too.
-    pub name: &'static str,
-    /// What it shows.
-    pub about: &'static str,
-    /// Events that belong to it.
-    pub events: &'static str,
-}
-
-/// All operations, as the guest's kernel lists them.
-pub const WALKS: &[Walk] = &[
-    Walk {
-        name: "alloc-pages",
-        about: "alloc_pages(GFP_KERNEL, 2) and __free_pages: zonelist, watermark, buddy lists, and the way back",
-        events: "alloc,reclaim,explain",
-    },
-    Walk {
-        name: "get-zeroed-page",
-        about: "get_zeroed_page(GFP_KERNEL) of fresh RAM, which is known to be zero, and of a frame that was in use",
-        events: "alloc,reclaim,explain",
-    },
-    Walk {
-        name: "atomic-in-interrupt",
-        about: "allocations in an interrupt handler: GFP_ATOMIC, GFP_KERNEL refused, and the reserve when memory is low",
-        events: "alloc,reclaim,irq_handler,explain",
-    },
-    Walk {
-        name: "highuser",
-        about: "alloc_pages(GFP_HIGHUSER, 0): the highest zone first, a window onto the frame, and down the zonelist",
-        events: "alloc,reclaim,kmap*,kunmap*,explain",
-    },
-    Walk {
-        name: "buddy-split",
-        about: "one frame when only blocks of 1,024 frames are free: expand splits ten times",
-        events: "alloc,explain",
-    },
-    Walk {
-        name: "buddy-merge",
-        about: "that frame given back: to the CPU's list, and when that is drained, ten merges with its buddies",
-        events: "alloc,explain",
-    },
-    Walk {
-        name: "zone-fallback",
-        about: "the preferred zone is at its watermark: the next zone of the list gives the frame",
-        events: "alloc,reclaim,explain",
-    },
-    Walk {
-        name: "kmem-cache",
-        about: "a cache of 64-byte objects: made, two objects taken and given back, unmade",
-        events: "alloc,slab,explain",
-    },
-    Walk {
-        name: "kmalloc-vs-vmalloc",
-        about: "100 bytes and 16 KiB by kmalloc, 16 KiB by vmalloc: frames, addresses, page tables, and the way back",
-        events: "alloc,slab,vmalloc,explain",
-    },
-    Walk {
-        name: "slow-path",
-        about: "alloc_pages(GFP_KERNEL, 2) below the min watermarks: kswapd, compaction, reclaim, retry; then the failure",
-        events: "reclaim,compaction,alloc,explain,!__free*,!free_*,!mm_page_free*,!buddy_*,!mm_page_pcpu_drain",
-    },
-    Walk {
-        name: "first-touch",
-        about: "malloc(4096): brk makes a VMA and no page; the first write faults, and a frame of zeroes is mapped",
-        events: "fault,alloc_pages,mm_page_alloc,mm_page_free,explain",
-    },
-    Walk {
-        name: "cow",
-        about: "a page that a child shares after fork: its write copies it, the parent's finds it alone",
-        events: "fault,alloc_pages,mm_page_alloc,mm_page_free,explain",
-    },
-    Walk {
-        name: "fork",
-        about: "dup_mmap: VMAs and entries are copied and lose the right to write, pages stay; the child ends",
-        events: "fault,mm_page_alloc,mm_page_free,explain",
-    },
-    Walk {
-        name: "stack-growth",
-        about: "a write below the stack moves its start down; one below RLIMIT_STACK is refused",
-        events: "fault,mm_page_alloc,explain",
-    },
-    Walk {
-        name: "mmap",
-        about: "two mappings side by side are one VMA; mprotect of one page splits it; munmap takes all",
-        events: "fault,explain",
-    },
-    Walk {
-        name: "segv",
-        about: "a read where nothing is mapped (SEGV_MAPERR), a write to read-only memory (SEGV_ACCERR)",
-        events: "fault,explain",
-    },
-    Walk {
-        name: "load-program",
-        about: "execve: segments of the file become VMAs, and pages come with the first instruction and the first use of the stack",
-        events: "fault,mm_page_alloc,explain",
-    },
-];
-
-/// The operation of a name.
-pub fn find(name: &str) -> Option<&'static Walk> {
-    WALKS.iter().find(|walk| walk.name == name)
-}
+pub use walks::{Stage, WALKS, Walk, find};
 
 /// A step of the call tree.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -132,8 +33,14 @@ pub struct Step {
     pub depth: u8,
     /// CPU.
     pub cpu: u32,
+    /// Who did it: a process, a thread of the kernel, or the kernel.
+    pub task: String,
+    /// Nanoseconds since tracing began; none where the clock's rate is not known.
+    pub time_ns: Option<u64>,
     /// Whether an interrupt handler did it.
     pub in_interrupt: bool,
+    /// How many such steps it stands for: 1, but for those that are summed up.
+    pub times: u64,
     /// Event.
     pub event: String,
     /// The record in the notation of a call tree.
@@ -153,6 +60,10 @@ pub struct Part {
     pub lost: u64,
     /// What differs afterwards, as read from outside.
     pub changes: Vec<Change>,
+    /// Whether what the records say is what is found outside.
+    pub agreements: Vec<Agreement>,
+    /// How often what costs happened: copies, switches between the rings, requests to disks.
+    pub costs: Vec<Cost>,
 }
 
 /// An operation, told.
@@ -169,6 +80,8 @@ pub struct Explanation {
 /// Collects parts at the guest's checkpoints.
 #[derive(Debug, Default)]
 pub struct Collector {
+    /// Steps that come again are summed up, and those of each task stand together.
+    folds: bool,
     open: Option<(String, Snapshot)>,
     reader: Option<TraceReader>,
     lost: u64,
@@ -177,6 +90,11 @@ pub struct Collector {
 }
 
 impl Collector {
+    /// For a walkthrough.
+    pub fn new(walk: &Walk) -> Collector {
+        Collector { folds: walk.stage.is_some(), ..Collector::default() }
+    }
+
     /// The guest stands at the checkpoint `name`. Checkpoints of anything else are none of ours.
     ///
     /// # Errors
@@ -197,9 +115,21 @@ impl Collector {
             && let Some((_, before)) = self.open.take_if(|(open, _)| open == title)
         {
             let (entries, lost) = self.records(guest)?;
-            let changes = before.changes(&Snapshot::read(guest)?);
-            let steps = entries.iter().filter(is_step).map(|entry| step(entry, names)).collect();
-            self.parts.push(Part { title: title.to_owned(), steps, lost, changes });
+            let after = Snapshot::read(guest)?;
+            let changes = before.changes(&after);
+            let steps = if self.folds {
+                fold::steps(&entries, names)
+            } else {
+                entries.iter().filter(is_step).map(|entry| step(entry, names)).collect()
+            };
+            // What was lost is in no sum.
+            let agreements = if lost == 0 {
+                agree::compare(guest, &entries, (&before, &after), self.folds)
+            } else {
+                Vec::new()
+            };
+            let costs = if self.folds { agree::costs(&entries) } else { Vec::new() };
+            self.parts.push(Part { title: title.to_owned(), steps, lost, changes, agreements, costs });
         }
         Ok(())
     }
@@ -227,7 +157,10 @@ fn step(entry: &TraceEntry, names: &Names) -> Step {
     Step {
         depth: entry.record.depth,
         cpu: entry.cpu,
+        task: names.task(entry.record.pid),
+        time_ns: names.nanoseconds(entry.cycles),
         in_interrupt: entry.in_interrupt(),
+        times: 1,
         event: entry.info().map_or_else(|| "unknown".to_owned(), |info| info.name.to_owned()),
         line: EventText { entry, names }.step(),
         sentence: sentence(entry, names),
@@ -246,8 +179,13 @@ impl fmt::Display for Explanation {
         writeln!(f, "{}: {}", self.name, self.about)?;
         for (number, part) in (1..).zip(&self.parts) {
             writeln!(f, "\n{number}. {}\n", part.title)?;
+            let mut task = None;
             for step in &part.steps {
                 let indent = usize::from(step.depth) * 4;
+                if step.depth == 0 && task.replace(&step.task).is_some_and(|last| *last != step.task) {
+                    let at = step.time_ns.map_or_else(String::new, |ns| format!(", {} ms", ns / 1_000_000));
+                    writeln!(f, "  -- {}{at} --", step.task)?;
+                }
                 let irq = if step.in_interrupt { " (in an interrupt)" } else { "" };
                 writeln!(f, "  {:indent$}{}{irq}", "", step.line)?;
                 // Below the step, and inside what it opens.
@@ -258,9 +196,34 @@ impl fmt::Display for Explanation {
                 writeln!(f, "  ! {} records were overwritten before they were read", part.lost)?;
             }
             write_changes(f, &part.changes)?;
+            for Cost { what, count } in &part.costs {
+                writeln!(f, "    {count:>8} {what}")?;
+            }
+            for Agreement { what, told, found } in &part.agreements {
+                let verdict = if told == found { "agree" } else { "DISAGREE" };
+                writeln!(f, "  Records and memory {verdict}: {what}: {told} told, {found} found")?;
+            }
         }
-        Ok(())
+        write_costs(f, &self.parts)
     }
+}
+
+/// What parts cost, side by side.
+fn write_costs(f: &mut fmt::Formatter<'_>, parts: &[Part]) -> fmt::Result {
+    let costly: Vec<&Part> = parts.iter().filter(|part| !part.costs.is_empty()).collect();
+    if costly.len() < 2 {
+        return Ok(());
+    }
+    let what: std::collections::BTreeSet<&str> =
+        costly.iter().flat_map(|part| part.costs.iter().map(|cost| cost.what.as_str())).collect();
+    let mut table = Table::new(std::iter::once("").chain(costly.iter().map(|part| part.title.as_str())));
+    for what in what {
+        let counts = costly.iter().map(|part| {
+            part.costs.iter().find(|cost| cost.what == what).map_or(0, |cost| cost.count).to_string()
+        });
+        table.row(std::iter::once(what.to_owned()).chain(counts));
+    }
+    writeln!(f, "\nSide by side:\n\n{table}")
 }
 
 fn write_changes(f: &mut fmt::Formatter<'_>, changes: &[Change]) -> fmt::Result {

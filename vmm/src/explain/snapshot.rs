@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use memvisor_abi::{FreeArea, VmEvent, Zone, ZoneKind};
+use memvisor_abi::{FreeArea, LruKind, NR_VM_EVENTS, VmEvent, Zone, ZoneKind};
 use memvisor_inspect::{
     Guest, GuestError, MemorySource, MmSpace,
     views::{PcpRow, PcpView, SlabView, VmallocView},
@@ -34,9 +34,10 @@ impl Snapshot {
         for zone in guest.zones()?.iter().filter(|zone| zone.managed_pages != 0) {
             add_zone(&mut numbers, zone);
         }
-        for (name, count) in VmEvent::NAMES.iter().zip(guest.vm_events()?.unwrap_or_default()) {
+        for (name, count) in VmEvent::NAMES.iter().zip(guest.vm_events()?.unwrap_or([0; NR_VM_EVENTS])) {
             numbers.insert(format!("vm events: {name}"), count);
         }
+        add_pressure(&mut numbers, guest)?;
         for row in PcpView::new(guest)?.pagesets {
             let PcpRow { cpu, node, zone, count, .. } = row;
             numbers.insert(format!("node {node} zone {zone}: pages on CPU {cpu}'s lists"), count.into());
@@ -52,6 +53,11 @@ impl Snapshot {
             add("users", cache.refcount.into());
         }
         Ok(Snapshot(numbers))
+    }
+
+    /// A number by its name; 0 if there is none.
+    pub fn number(&self, what: &str) -> u64 {
+        self.0.get(what).copied().unwrap_or(0)
     }
 
     /// Numbers that are not the same in `after`. A number that one of them lacks counts as 0.
@@ -80,6 +86,29 @@ fn add_zone(numbers: &mut BTreeMap<String, u64>, zone: &Zone) {
         // Two digits, so that names sort as orders do.
         numbers.insert(format!("{name}: free blocks of order {order:>2}"), nr_free(area));
     }
+}
+
+/// LRU lists, pages of files, swap areas.
+fn add_pressure<S: MemorySource + ?Sized>(
+    numbers: &mut BTreeMap<String, u64>,
+    guest: &Guest<'_, S>,
+) -> Result<(), GuestError> {
+    for (node, lruvec) in guest.lruvecs()?.iter().enumerate() {
+        for kind in LruKind::ALL {
+            numbers.insert(format!("node {node}: pages {}", kind.name()), lruvec.lists[kind as usize].count);
+        }
+    }
+    for counts in guest.file_counts()? {
+        numbers.insert("pages of files".to_owned(), counts.nr_file_pages);
+        numbers.insert("pages of files, dirty".to_owned(), counts.nr_file_dirty);
+        numbers.insert("pages of files, being written".to_owned(), counts.nr_writeback);
+    }
+    for (number, area) in guest.swap_areas()?.iter().enumerate().filter(|(_, area)| area.max != 0) {
+        numbers.insert(format!("swap area {number}: slots in use"), area.inuse);
+        numbers.insert(format!("swap area {number}: pages read"), area.reads);
+        numbers.insert(format!("swap area {number}: pages written"), area.writes);
+    }
+    Ok(())
 }
 
 fn add_vmalloc(numbers: &mut BTreeMap<String, u64>, view: &VmallocView) {

@@ -11,7 +11,8 @@ use serde::Serialize;
 
 use super::acpi::decode::{self, Affinity, Content, Controller, Decoded, HmatStructure};
 use super::{
-    Backing, Boot, Cpu, Disk, DiskSource, Machine, MachineError, Node, Paging, Size, Slot, SlotKind, acpi,
+    Backing, Boot, Cpu, Disk, DiskSource, Dma, Machine, MachineError, Node, Paging, Size, Slot, SlotKind,
+    acpi,
 };
 
 /// Everything about a machine, for `--dry-run`. Addresses and lengths are bytes.
@@ -50,6 +51,9 @@ pub struct Description {
     pub slots: Vec<Slot>,
     /// Disks.
     pub disks: Vec<Disk>,
+    /// DMA engines.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub dma: Vec<Dma>,
     /// ACPI tables, decoded.
     pub acpi: Decoded,
 }
@@ -96,6 +100,7 @@ pub fn describe(machine: &Machine) -> Result<Description, MachineError> {
         distances: machine.distances.clone(),
         slots: machine.slots(),
         disks: machine.disks.clone(),
+        dma: machine.dma.clone(),
         acpi: decode::decode(&acpi::build(machine)?)?,
     })
 }
@@ -128,11 +133,23 @@ impl Display for Description {
         self.write_nodes(f)?;
         self.write_slots(f)?;
         self.write_disks(f)?;
+        self.write_dma(f)?;
         self.write_acpi(f)
     }
 }
 
 impl Description {
+    fn write_dma(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        if self.dma.is_empty() {
+            return Ok(());
+        }
+        writeln!(f, "\nDMA engines on PCI bus 0")?;
+        for (slot, engine) in (self.disks.len() + 1..).zip(&self.dma) {
+            writeln!(f, "  00:{slot:02x}.0 {} address bits", engine.address_bits)?;
+        }
+        Ok(())
+    }
+
     fn write_disks(&self, f: &mut Formatter<'_>) -> fmt::Result {
         if self.disks.is_empty() {
             return Ok(());

@@ -240,6 +240,8 @@ pub enum Problem {
     DiskTwice(String),
     #[error("too many disks; at most {} are supported", layout::MAX_DISKS)]
     TooManyDisks,
+    #[error("too many DMA engines; at most {} are supported", layout::MAX_DMA_ENGINES)]
+    TooManyDmaEngines,
     #[error("--memory cannot be used together with --memory-zone; the zones have the sizes")]
     MemoryAndZones,
 }

@@ -114,6 +114,8 @@ pub(super) struct Spec {
     pub hmat: Option<Spanned<HmatSpec>>,
     #[serde(default)]
     pub disk: Vec<Spanned<DiskSpec>>,
+    #[serde(default)]
+    pub dma: Vec<Spanned<DmaSpec>>,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -187,6 +189,12 @@ pub(super) struct DiskSpec {
     pub write_errors: Vec<Sectors>,
     pub delay_us: u64,
     pub torn_writes: Option<u64>,
+}
+
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct DmaSpec {
+    pub address_bits: u32,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]

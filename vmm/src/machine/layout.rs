@@ -59,12 +59,16 @@ pub const KERNEL_LOAD: u64 = 0x100_0000;
 
 /// The hole for memory-mapped devices below 4 GiB begins.
 pub const MMIO_HOLE_START: u64 = 0xc000_0000;
-/// The window of the PCI bus, where its functions have their BARs. There is a bus only if there are disks.
+/// The window of the PCI bus, where its functions have their BARs. There is a bus only if there are disks or DMA engines.
 pub const PCI_WINDOW: u64 = MMIO_HOLE_START;
 /// End of the window of the PCI bus.
 pub const PCI_WINDOW_END: u64 = IOAPIC;
 /// BAR 0 of the first disk; those of the others follow.
 pub const DISK_BARS: u32 = 0xc000_0000;
+/// BAR 0 of the first DMA engine; those of the others follow.
+pub const DMA_BARS: u32 = 0xc010_0000;
+/// Most DMA engines.
+pub const MAX_DMA_ENGINES: usize = 4;
 /// Most disks: /dev/vda to /dev/vdz.
 pub const MAX_DISKS: usize = 26;
 /// The I/O APIC.

@@ -24,6 +24,7 @@ bundle!(
     "tiny",
     "numa4",
     "disks",
+    "dma",
     "sparse",
     "hostile",
     "la57",

@@ -25,8 +25,8 @@ pub use error::{MachineError, Origin, Place, Problem, Shown};
 pub use file::{MachineFile, load};
 pub use library::names;
 pub use model::{
-    Backed, Backing, Boot, Cpu, Hmat, HmatKind, HmatMatrix, Machine, Node, Overrides, Paging, Range, Slot,
-    SlotKind,
+    Backed, Backing, Boot, Cpu, Dma, Hmat, HmatKind, HmatMatrix, Machine, Node, Overrides, Paging, Range,
+    Slot, SlotKind,
 };
 pub use resolve::resolve;
 pub use size::Size;

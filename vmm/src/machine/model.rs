@@ -48,8 +48,17 @@ pub struct Machine {
     pub initrd: Option<PathBuf>,
     /// The kernel's command line, without a terminator.
     pub cmdline: String,
-    /// Disks, in the order of their slots on the PCI bus, which is there only if they are.
+    /// Disks, in the order of their slots on the PCI bus, which is there only if they or DMA engines are.
     pub disks: Vec<Disk>,
+    /// DMA engines, in the slots behind the disks.
+    pub dma: Vec<Dma>,
+}
+
+/// A DMA engine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Dma {
+    /// Address bits that it drives: 24, 32 or 64.
+    pub address_bits: u32,
 }
 
 /// A range of guest-physical addresses, half-open.

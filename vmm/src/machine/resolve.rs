@@ -10,8 +10,8 @@ use super::error::Origin;
 use super::file::{E820Mode, HmatSpec, MachineFile, Source};
 use super::place::{self, Entry};
 use super::{
-    Cpu, Hmat, HmatKind, HmatMatrix, Machine, MachineError, Node, Overrides, Paging, Problem, Range, disk,
-    flags, layout,
+    Cpu, Dma, Hmat, HmatKind, HmatMatrix, Machine, MachineError, Node, Overrides, Paging, Problem, Range,
+    disk, flags, layout,
 };
 
 /// Distance between two nodes for which none is given (Linux: `REMOTE_DISTANCE`).
@@ -56,7 +56,30 @@ pub fn resolve(file: MachineFile, overrides: &Overrides) -> Result<Machine, Mach
         initrd: path(&file.source, overrides.initrd.as_deref(), file.spec.boot.initrd.as_deref()),
         cmdline: cmdline(&file, overrides)?,
         disks: disk::resolve(&file, overrides)?,
+        dma: dma_engines(&file)?,
     })
+}
+
+/// The DMA engines of the file.
+fn dma_engines(file: &MachineFile) -> Result<Vec<Dma>, MachineError> {
+    let mut engines = Vec::new();
+    for (index, spec) in file.spec.dma.iter().enumerate() {
+        let address_bits = spec.get_ref().address_bits;
+        let problem = if index >= layout::MAX_DMA_ENGINES {
+            Some(Problem::TooManyDmaEngines)
+        } else if !matches!(address_bits, 24 | 32 | 64) {
+            let text = address_bits.to_string();
+            Some(Problem::BadValue { text, what: "address bits of a DMA engine: 24, 32 or 64" })
+        } else {
+            None
+        };
+        if let Some(problem) = problem {
+            let origin = file.source.origin(spec.span().start, format!("dma[{index}]"));
+            return Err(MachineError::at(&origin, problem));
+        }
+        engines.push(Dma { address_bits });
+    }
+    Ok(engines)
 }
 
 fn check_nodes(draft: &Draft) -> Result<(), MachineError> {

@@ -57,11 +57,11 @@ pub fn pause_at_rest(vm: &Vm) -> Result<Vec<Busy>, RestError> {
             return Ok(busy);
         }
         // Who waits for a disk rests only after the disk has answered.
-        vm.disks().iter().for_each(|disk| disk.release(Hold::User as u8));
+        vm.release_devices(Hold::User);
         vm.vcpus().iter().for_each(|vcpu| vcpu.release(Hold::User));
         thread::sleep(PAUSE);
         vm.vcpus().iter().for_each(|vcpu| vcpu.hold(Hold::User));
-        vm.disks().iter().for_each(|disk| disk.hold(Hold::User as u8));
+        vm.hold_devices(Hold::User);
     }
 }
 

@@ -54,6 +54,7 @@ pub fn config_of(elf: &ElfBuilder) -> VmConfig {
         console: ConsoleTarget::Null,
         audit: AuditMode::Every,
         disks: Vec::new(),
+        dma: Vec::new(),
         seccomp: Filters::On,
     }
 }

@@ -14,26 +14,20 @@ use std::{
     time::{Duration, Instant},
 };
 
-use kvm_bindings::{
-    KVM_CAP_SPLIT_IRQCHIP, KVM_CAP_X2APIC_API, KVM_MP_STATE_UNINITIALIZED, KVM_PIT_SPEAKER_DUMMY,
-    KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK, KVM_X2APIC_API_USE_32BIT_IDS, kvm_enable_cap, kvm_mp_state,
-    kvm_msi, kvm_pit_config,
-};
+use kvm_bindings::{KVM_MP_STATE_UNINITIALIZED, kvm_mp_state};
 use kvm_ioctls::{VcpuFd, VmFd};
-use memvisor_abi::port::{self, Status};
-use memvisor_inspect::{CpuRegisters, FactNodeMemory, Facts};
+use memvisor_abi::port::Status;
+use memvisor_inspect::{CpuRegisters, Facts};
 use serde::{Deserialize, Serialize};
-use vmm_sys_util::eventfd::EventFd;
 
+use super::bus::{add_functions, build_bus};
+use super::irqchip::{Irqchip, create_irqchip};
+use super::settle::{check_phys_bits, choose_levels, complete_cmdline};
 use super::{AuditMode, End, RunError, RunEvent, VmConfig};
 use crate::{
-    devices::{
-        AcpiPm, BusError, COM1_IRQ, Cmos, Console, DeviceState, I8042, MemvisorDevice, SerialPort,
-        pci::{Function, PciPorts, PciRoot, PciWindow},
-        virtio::{BAR_BYTES, Disk, Msix, SignalMsi, VirtioPci},
-    },
+    devices::{Console, DeviceState, SerialPort, dma::DmaEngine, virtio::Disk},
     loader::{self, Cargo, Entry},
-    machine::{Paging, layout},
+    machine::Paging,
     memory::{Memory, SlotInfo},
     seccomp::Filters,
     vcpu::{
@@ -41,18 +35,6 @@ use crate::{
         build_cpuid, emulates_ring0, install_kick_handler, open_kvm, set_boot_registers, set_memory_type,
     },
 };
-
-/// Interrupt controllers.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Irqchip {
-    /// Split for our own kernel, full for a foreign one.
-    #[default]
-    Auto,
-    /// Local APICs in KVM, nothing else: faster to make, and all that our own guest uses.
-    Split,
-    /// PIC, I/O APIC and PIT in KVM too.
-    Full,
-}
 
 /// Input kept while the serial port is busy; more is dropped.
 const TYPED_MAX: usize = 4096;
@@ -97,9 +79,10 @@ pub struct Vm {
     started: AtomicBool,
     paused: AtomicBool,
     ended: AtomicBool,
-    // Dropped in this order: threads, the VM, its memory (see `Memory::attach`). Interrupts of disks hold the VM and its memory.
+    // Dropped in this order: threads, the VM, its memory (see `Memory::attach`). Interrupts of devices hold the VM and its memory.
     vcpus: Vec<Vcpu>,
     disks: Vec<Arc<Disk>>,
+    dma: Vec<Arc<DmaEngine>>,
     /// Of the VM, then of each vCPU.
     stats: Vec<KvmStats>,
     _vm: Arc<VmFd>,
@@ -147,7 +130,7 @@ impl Vm {
         let serial = Arc::new(Mutex::new(SerialPort::new(console.clone(), com1_irq)));
         let device = Arc::new(DeviceState::default());
         let mut bus = build_bus(&memory, &console, &serial, &device)?;
-        let disks = add_disks(&mut bus, config, &vm, &memory)?;
+        let (disks, dma) = add_functions(&mut bus, config, &vm, &memory)?;
         let bus = Arc::new(bus);
         install_kick_handler()
             .map_err(|source| RunError::Host { step: "install the vCPU signal", source })?;
@@ -196,6 +179,7 @@ impl Vm {
             ended: AtomicBool::new(false),
             vcpus,
             disks,
+            dma,
             stats,
             _vm: vm,
             memory,
@@ -229,6 +213,23 @@ impl Vm {
     /// The disks, in the order of their slots.
     pub fn disks(&self) -> &[Arc<Disk>] {
         &self.disks
+    }
+
+    /// The DMA engines, in the order of their slots, behind the disks.
+    pub fn dma_engines(&self) -> &[Arc<DmaEngine>] {
+        &self.dma
+    }
+
+    /// Holds what reaches guest memory by itself; returns when nothing is half done. vCPUs are held before.
+    pub fn hold_devices(&self, hold: Hold) {
+        self.disks.iter().for_each(|disk| disk.hold(hold as u8));
+        self.dma.iter().for_each(|engine| engine.hold(hold as u8));
+    }
+
+    /// Ends a hold.
+    pub fn release_devices(&self, hold: Hold) {
+        self.disks.iter().for_each(|disk| disk.release(hold as u8));
+        self.dma.iter().for_each(|engine| engine.release(hold as u8));
     }
 
     /// KVM's own counters, those of the vCPUs summed up; empty where it has none.
@@ -321,21 +322,21 @@ impl Vm {
     /// Pauses the guest; returns when it stands still.
     pub fn pause(&self) {
         self.vcpus.iter().for_each(|vcpu| vcpu.hold(Hold::User));
-        self.disks.iter().for_each(|disk| disk.hold(Hold::User as u8));
+        self.hold_devices(Hold::User);
         self.paused.store(true, Ordering::Release);
     }
 
     /// Ends a pause.
     pub fn resume(&self) {
         self.paused.store(false, Ordering::Release);
-        self.disks.iter().for_each(|disk| disk.release(Hold::User as u8));
+        self.release_devices(Hold::User);
         self.vcpus.iter().for_each(|vcpu| vcpu.release(Hold::User));
     }
 
     /// Stops the guest where it is and keeps it for readers.
     pub fn end(&self) {
         self.vcpus.iter().for_each(|vcpu| vcpu.hold(Hold::Ended));
-        self.disks.iter().for_each(|disk| disk.hold(Hold::Ended as u8));
+        self.hold_devices(Hold::Ended);
         self.ended.store(true, Ordering::Release);
     }
 
@@ -385,149 +386,6 @@ impl Vm {
 /// One line: why a kernel stops, and what to do.
 const EMULATED_RING0: &str = "this KVM emulates ring 0, slowly and without instructions that Linux uses, so Linux does not run on it: use a host with VT-x or AMD-V, or bed nested (docs/linux-guest.md)";
 
-/// Refuses RAM that KVM could give no slot, or that guests could not address.
-fn check_phys_bits(facts: &Facts, bits: u32) -> Result<(), RunError> {
-    let limit = 1_u64.checked_shl(bits).unwrap_or(u64::MAX);
-    let past = |memory: &&FactNodeMemory| memory.base.saturating_add(memory.len) > limit;
-    facts.node_memory.iter().find(past).map_or(Ok(()), |memory| {
-        let end = memory.base.saturating_add(memory.len);
-        Err(RunError::PastPhysBits { node: memory.node, base: memory.base, end, bits, limit })
-    })
-}
-
-fn choose_levels(paging: Paging, offer: &HostOffer) -> Result<u32, RunError> {
-    match (paging, offer.la57) {
-        (Paging::Five, false) => Err(RunError::NoLa57),
-        (Paging::Five | Paging::Auto, true) => Ok(5),
-        (Paging::Four, _) | (Paging::Auto, false) => Ok(4),
-    }
-}
-
-/// What the guest cannot learn from CPUID on every host is told on the command line.
-fn complete_cmdline(cmdline: &str, levels: u32, offer: &HostOffer) -> String {
-    let mut words: Vec<&str> = cmdline.split_whitespace().collect();
-    for (word, wanted) in [("no5lvl", levels == 4), ("nogbpages", !offer.pages_1g)] {
-        if wanted && !words.contains(&word) {
-            words.push(word);
-        }
-    }
-    words.join(" ")
-}
-
-/// Makes the interrupt controller; the line of COM1 if there is one that takes it.
-fn create_irqchip(vm: &VmFd, full: bool) -> Result<Option<EventFd>, RunError> {
-    // Intel processors without unrestricted guests need both; others ignore them.
-    vm.set_identity_map_address(layout::KVM_IDENTITY_MAP).map_err(kvm_error("KVM_SET_IDENTITY_MAP_ADDR"))?;
-    let tss = usize::try_from(layout::KVM_TSS).unwrap_or(usize::MAX);
-    vm.set_tss_address(tss).map_err(kvm_error("KVM_SET_TSS_ADDR"))?;
-    let line = match full {
-        false => {
-            let mut cap = kvm_enable_cap { cap: KVM_CAP_SPLIT_IRQCHIP, ..Default::default() };
-            cap.args[0] = 24;
-            vm.enable_cap(&cap).map_err(kvm_error("KVM_ENABLE_CAP(KVM_CAP_SPLIT_IRQCHIP)"))?;
-            None
-        }
-        true => {
-            vm.create_irq_chip().map_err(kvm_error("KVM_CREATE_IRQCHIP"))?;
-            vm.create_pit2(kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() })
-                .map_err(kvm_error("KVM_CREATE_PIT2"))?;
-            let line = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)
-                .map_err(|source| RunError::Host { step: "create an eventfd", source })?;
-            vm.register_irqfd(&line, COM1_IRQ).map_err(kvm_error("KVM_IRQFD"))?;
-            Some(line)
-        }
-    };
-    // APIC ids above 254 need it; older KVMs that lack it have machines with fewer CPUs.
-    let mut x2apic = kvm_enable_cap { cap: KVM_CAP_X2APIC_API, ..Default::default() };
-    x2apic.args[0] = u64::from(KVM_X2APIC_API_USE_32BIT_IDS | KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK);
-    if let Err(errno) = vm.enable_cap(&x2apic) {
-        tracing::info!("KVM_CAP_X2APIC_API: {errno}");
-    }
-    Ok(line)
-}
-
-/// The buses with every device of a machine.
-///
-/// # Errors
-/// [`BusError`]: two devices at one place, a mistake in memvisor.
-pub fn build_bus(
-    memory: &Arc<Memory>,
-    console: &Arc<Mutex<Console>>,
-    serial: &Arc<Mutex<SerialPort>>,
-    device: &Arc<DeviceState>,
-) -> Result<SharedBus, BusError> {
-    let mut bus = SharedBus::default();
-    bus.pio.insert("com1", layout::COM1.into(), layout::COM1_LEN.into(), serial.clone())?;
-    let i8042_len = u64::from(layout::I8042_COMMAND - layout::I8042_DATA) + 1;
-    bus.pio.insert("i8042", layout::I8042_DATA.into(), i8042_len, Arc::new(Mutex::new(I8042::default())))?;
-    bus.pio.insert(
-        "acpi-pm",
-        layout::PM1A_EVT.into(),
-        AcpiPm::LEN,
-        Arc::new(Mutex::new(AcpiPm::default())),
-    )?;
-    bus.pio.insert("cmos", layout::CMOS_INDEX.into(), Cmos::LEN, Arc::new(Mutex::new(Cmos::default())))?;
-    let memvisor = MemvisorDevice::new(memory.clone(), console.clone(), device.clone());
-    bus.pio.insert("memvisor", port::BASE.into(), port::LEN.into(), Arc::new(Mutex::new(memvisor)))?;
-    Ok(bus)
-}
-
-/// Sends messages through KVM. Holds the memory of the VM that it holds.
-struct KvmMsi {
-    vm: Arc<VmFd>,
-    _memory: Arc<Memory>,
-}
-
-impl SignalMsi for KvmMsi {
-    fn signal(&self, address: u64, data: u32) {
-        let (address_lo, address_hi) = halves(address);
-        let msi = kvm_msi { address_lo, address_hi, data, ..kvm_msi::default() };
-        // KVM says 0 to a message that no local APIC takes, as a bus would.
-        if let Err(errno) = self.vm.signal_msi(msi) {
-            tracing::warn!("KVM_SIGNAL_MSI({address:#x}, {data:#x}): {errno}");
-        }
-    }
-}
-
-#[expect(clippy::cast_possible_truncation, reason = "the two halves of 64 bits")]
-const fn halves(value: u64) -> (u32, u32) {
-    (value as u32, (value >> 32) as u32)
-}
-
-/// Opens the disks and puts them on a PCI bus, which is there only if they are.
-fn add_disks(
-    bus: &mut SharedBus,
-    config: &VmConfig,
-    vm: &Arc<VmFd>,
-    memory: &Arc<Memory>,
-) -> Result<Vec<Arc<Disk>>, RunError> {
-    let to: Arc<dyn SignalMsi> = Arc::new(KvmMsi { vm: vm.clone(), _memory: memory.clone() });
-    let mut disks = Vec::new();
-    let mut functions: Vec<Box<dyn Function>> = Vec::new();
-    for (spec, base) in config.disks.iter().zip((layout::DISK_BARS..).step_by(BAR_BYTES as usize)) {
-        let msix = Msix::new(to.clone());
-        let disk = Arc::new(Disk::start(spec, memory.clone(), msix.clone(), config.seccomp)?);
-        functions.push(Box::new(VirtioPci::new(disk.clone(), memory.clone(), msix, base)));
-        disks.push(disk);
-    }
-    add_pci(bus, functions)?;
-    Ok(disks)
-}
-
-/// Puts `functions` on a PCI bus, unless there are none.
-///
-/// # Errors
-/// [`BusError`]: another device is there.
-pub fn add_pci(bus: &mut SharedBus, functions: Vec<Box<dyn Function>>) -> Result<(), BusError> {
-    if functions.is_empty() {
-        return Ok(());
-    }
-    let root = Arc::new(Mutex::new(PciRoot::new(functions)));
-    let (base, len) = (layout::PCI_WINDOW, layout::PCI_WINDOW_END - layout::PCI_WINDOW);
-    bus.pio.insert("pci", PciPorts::BASE, PciPorts::LEN, Arc::new(Mutex::new(PciPorts(root.clone()))))?;
-    bus.mmio.insert("pci-window", base, len, Arc::new(Mutex::new(PciWindow { root, base })))
-}
-
 fn set_up(fd: &VcpuFd, index: u32, entry: &Entry) -> Result<(), RunError> {
     set_memory_type(fd);
     if index == 0 {
@@ -537,33 +395,6 @@ fn set_up(fd: &VcpuFd, index: u32, entry: &Entry) -> Result<(), RunError> {
         .map_err(kvm_error("KVM_SET_MP_STATE"))
 }
 
-fn kvm_error(ioctl: &'static str) -> impl Fn(kvm_ioctls::Error) -> RunError {
+pub(super) fn kvm_error(ioctl: &'static str) -> impl Fn(kvm_ioctls::Error) -> RunError {
     move |errno| RunError::Kvm { ioctl, source: io::Error::from_raw_os_error(errno.errno()) }
-}
-
-#[cfg(test)]
-mod tests {
-    use kvm_bindings::CpuId;
-
-    use super::*;
-
-    fn offer(la57: bool, pages_1g: bool) -> HostOffer {
-        let cpuid = CpuId::new(1).expect("one entry");
-        HostOffer { cpuid, la57, pages_1g, tsc_deadline: true, phys_bits: 46 }
-    }
-
-    #[test]
-    fn five_levels_are_refused_where_kvm_refuses_and_auto_takes_what_there_is() {
-        assert!(matches!(choose_levels(Paging::Five, &offer(false, true)), Err(RunError::NoLa57)));
-        assert_eq!(choose_levels(Paging::Auto, &offer(false, true)).expect("4"), 4);
-        assert_eq!(choose_levels(Paging::Auto, &offer(true, true)).expect("5"), 5);
-        assert_eq!(choose_levels(Paging::Four, &offer(true, true)).expect("4"), 4);
-    }
-
-    #[test]
-    fn the_command_line_says_what_cpuid_may_not() {
-        assert_eq!(complete_cmdline("a  b", 4, &offer(true, false)), "a b no5lvl nogbpages");
-        assert_eq!(complete_cmdline("no5lvl", 4, &offer(false, true)), "no5lvl");
-        assert_eq!(complete_cmdline("", 5, &offer(true, true)), "");
-    }
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use super::case::{Case, Ending, Setup};
 use super::outcome::{Audits, Outcome, Subcase, Usage};
+use super::samples::Series;
 
 /// How a run ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,6 +57,8 @@ pub struct Observed {
     pub probes: Vec<Subcase>,
     /// What went wrong with the run itself.
     pub problems: Vec<String>,
+    /// What its memory looked like meanwhile, if it was watched.
+    pub samples: Series,
 }
 
 impl Observed {
@@ -107,7 +110,9 @@ pub fn judge(case: &Case, observed: &Observed, parts: &[Subcase]) -> Outcome {
         problems.push(format!("the console lacks {text:?}"));
     }
     for text in expect.not_console.iter().filter(|text| observed.console.contains(*text)) {
-        problems.push(format!("the console must not hold {text:?}"));
+        let lines = observed.console.lines().filter(|line| line.contains(text.as_str())).take(EXAMPLES);
+        let held: Vec<&str> = lines.map(str::trim).collect();
+        problems.push(format!("the console must not hold {text:?}: {}", held.join("; ")));
     }
     for text in expect.message.iter().filter(|text| !observed.messages.contains(*text)) {
         problems.push(format!("the error output lacks {text:?}: {}", first_lines(&observed.messages)));
@@ -196,6 +201,7 @@ mod tests {
             usage: Usage::default(),
             probes: Vec::new(),
             problems: Vec::new(),
+            samples: Series::default(),
         }
     }
 
@@ -238,7 +244,10 @@ mod tests {
     #[test]
     fn the_console_decides_both_ways() {
         assert!(problems("console = [\"bye\"]", &audited(&[])).contains("lacks \"bye\""));
-        assert!(problems("not_console = [\"hello\"]", &audited(&[])).contains("must not hold"));
+        assert!(
+            problems("not_console = [\"hello\"]", &audited(&[]))
+                .contains("must not hold \"hello\": memvisor: hello")
+        );
     }
 
     #[test]

@@ -12,12 +12,15 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
+use super::images::Image;
 use super::probes::Probe;
 
 pub use file::{CaseError, load, parse};
 
 /// Where a case runs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum, serde::Serialize)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum, Deserialize, serde::Serialize,
+)]
 #[serde(rename_all = "lowercase")]
 pub enum Bed {
     /// memvisor on this machine's /dev/kvm.
@@ -45,6 +48,8 @@ impl Bed {
 pub struct Case {
     /// `suite/case`.
     pub name: String,
+    /// Groups that its suite belongs to: names that mean several suites.
+    pub groups: Vec<String>,
     /// One sentence: what passing shows.
     pub description: String,
     /// The guest's command line, in addition to what the bed appends.
@@ -59,6 +64,8 @@ pub struct Case {
     pub bed: Bed,
     /// The machine.
     pub setup: Setup,
+    /// Disks with a file system, after those of the machine; nothing else of them outlives the case.
+    pub images: Vec<Image>,
     /// What is typed at the guest's serial line, in order.
     pub dialogue: Vec<Line>,
     /// What must come of it.

@@ -26,6 +26,7 @@ use super::linux;
 use super::outcome::Subcase;
 use super::probes::{Control, Held};
 use super::prompt;
+use super::samples::{Recorder, Series};
 use crate::control::{Client, api::VmInfo};
 use crate::machine::Backing;
 use crate::memory::{free_huge_pages, transparent_refusal};
@@ -94,11 +95,11 @@ impl Host {
     }
 }
 
-/// Runs a case; `kernel` instead of the bundled guest.
+/// Runs a case; `kernel` instead of the bundled guest. `watched`, with samples of its memory, unless it is stopped, probed or talked to.
 ///
 /// # Errors
 /// What kept memvisor from starting, or from being understood.
-pub fn run(case: &Case, kernel: Option<&Path>, deadline: Instant) -> anyhow::Result<Observed> {
+pub fn run(case: &Case, kernel: Option<&Path>, deadline: Instant, watched: bool) -> anyhow::Result<Observed> {
     if let Setup::Kvm(setup) = &case.setup
         && !case.dialogue.is_empty()
     {
@@ -108,9 +109,13 @@ pub fn run(case: &Case, kernel: Option<&Path>, deadline: Instant) -> anyhow::Res
         return live::run(case, kernel, deadline);
     }
     if case.expect.probes.is_empty() {
-        let mut process = Process::start(case, kernel, &[])?;
+        let name = unique_name();
+        let mut process = Process::start(case, kernel, &["--name", &name])?;
+        let recorder = watched.then(|| watch(name));
         let ended = process.wait(deadline);
+        let samples = recorder.map_or_else(Series::default, Recorder::end);
         let mut observed = process.observe(ended, case)?;
+        observed.samples = samples;
         if let Setup::Kvm(setup) = &case.setup
             && setup.linux.is_some()
         {
@@ -140,6 +145,19 @@ pub fn run(case: &Case, kernel: Option<&Path>, deadline: Instant) -> anyhow::Res
     let mut observed = vm.finish()?;
     observed.probes = probes;
     Ok(observed)
+}
+
+/// Begins to look at the guest of that name, once it runs.
+fn watch(name: String) -> Recorder {
+    let mut client = None;
+    Recorder::when(move || {
+        if client.is_none() {
+            client = Client::find(Some(&name)).ok();
+        }
+        let client = client.as_ref()?;
+        let root_gpa = client.info().ok()?.root_gpa?;
+        Some((client.map_memory().ok()?, root_gpa))
+    })
 }
 
 /// A name for a guest that no other has.
@@ -353,6 +371,10 @@ pub fn arguments(case: &Case, setup: &KvmSetup) -> Vec<String> {
     add("--cpus", setup.cpus.map(|cpus| cpus.to_string()));
     add("--cmdline", (!case.cmdline.is_empty()).then(|| case.cmdline.clone()));
     add("--initrd", case.initrd.as_deref().map(|name| initrd::path(name).display().to_string()));
+    for image in &case.images {
+        let disk = format!("file={},name={}", image.path.display(), image.name);
+        args.extend(["--disk".to_owned(), disk]);
+    }
     if let Some(image) = &setup.linux {
         args.extend(linux::arguments(image));
     }

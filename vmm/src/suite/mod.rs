@@ -8,10 +8,13 @@ mod anchor;
 pub mod bed;
 pub mod case;
 mod command;
+mod images;
 mod initrd;
 pub mod ktap;
 mod kvm;
 mod linux;
+pub mod matrix;
+pub mod merge;
 pub mod outcome;
 mod outside;
 mod probes;
@@ -19,6 +22,7 @@ mod prompt;
 mod qemu;
 mod qmp;
 pub mod report;
+pub mod samples;
 pub mod select;
 pub mod shard;
 mod show;
@@ -34,8 +38,10 @@ use anyhow::Context;
 
 use crate::cli::BadInput;
 use case::{Bed, Case, Length, Need, Setup};
+use matrix::Matrix;
 use outcome::{Audits, CaseResult, Outcome, Totals, Usage};
 use report::ReportFile;
+use samples::Series;
 use shard::{Found, Shard};
 use show::Show;
 
@@ -46,8 +52,8 @@ pub const EXIT_NOTHING_RAN: u8 = 8;
 /// Arguments of `memvisor test`.
 #[derive(Clone, Debug, clap::Args)]
 pub struct TestArgs {
-    /// Suites or cases to run, `*` for any characters; without one, all
-    #[arg(value_name = "SUITE|CASE")]
+    /// Suites, groups of suites (`pressure`) or cases to run, `*` for any characters; without one, all
+    #[arg(value_name = "SUITE|GROUP|CASE")]
     pub names: Vec<String>,
     /// List the selected cases and run nothing
     #[arg(long)]
@@ -67,9 +73,16 @@ pub struct TestArgs {
     /// Only cases of this length and shorter ones
     #[arg(long, value_enum, default_value = "long")]
     pub length: Length,
-    /// Write the results to a file: junit=FILE, json=FILE or ktap=FILE; may be repeated
+    /// Write the results to a file: html=FILE, junit=FILE, json=FILE or ktap=FILE; may be repeated
     #[arg(long, value_name = "FORM=FILE")]
     pub report: Vec<ReportFile>,
+    /// Look at each guest's memory many times a second while it runs; an HTML report does, and shows it as plots, a JSON report
+    /// lists what was seen
+    #[arg(long)]
+    pub samples: bool,
+    /// Run the cases on each combination of machines, slab allocators, depths and CPUs: small, full, or a TOML file of axes
+    #[arg(long, value_name = "NAME|FILE")]
+    pub matrix: Option<String>,
     /// Run the I-th of N shares; else read from the environment of Kubernetes, Slurm or a CI matrix
     #[arg(long, value_name = "I/N")]
     pub shard: Option<Shard>,
@@ -128,6 +141,10 @@ pub fn run(args: TestArgs) -> anyhow::Result<ExitCode> {
             && args.needs.is_none_or(|need| case.needs().contains(&need))
             && !args.needs_not.iter().any(|need| case.needs().contains(need))
     });
+    if let Some(name) = &args.matrix {
+        let matrix = Matrix::load(name).map_err(|error| BadInput(error.to_string()))?;
+        cases = matrix.expand(&cases);
+    }
     if let Some(shard) = share(args.shard)? {
         cases = shard.take(cases);
     }
@@ -141,7 +158,8 @@ pub fn run(args: TestArgs) -> anyhow::Result<ExitCode> {
     }
 
     let start = Instant::now();
-    let bench = Bench::new(&cases, args.kernel.as_deref())?;
+    let watches = args.samples || args.report.iter().any(ReportFile::has_plots);
+    let bench = Bench::new(&cases, args.kernel.as_deref(), watches)?;
     let results = bench.run_all(&cases, args.jobs.map_or_else(default_jobs, NonZeroUsize::get));
     if let Some(folder) = &args.keep {
         keep(folder, &results).with_context(|| format!("keep consoles in {}", folder.display()))?;
@@ -230,6 +248,8 @@ struct Bench {
     no_qemu: Option<String>,
     image: Option<PathBuf>,
     kernel: Option<PathBuf>,
+    /// Whether guests are looked at while they run.
+    watches: bool,
     // Held for bed nested only. What cannot be had there fails the cases themselves, with its reason.
     _anchor: Option<anchor::Anchor>,
     // Holds the image of the bundled guest.
@@ -237,7 +257,7 @@ struct Bench {
 }
 
 impl Bench {
-    fn new(cases: &[Case], kernel: Option<&Path>) -> anyhow::Result<Bench> {
+    fn new(cases: &[Case], kernel: Option<&Path>, watches: bool) -> anyhow::Result<Bench> {
         let uses = |bed| cases.iter().any(|case| case.bed == bed);
         let folder = tempfile::tempdir()?;
         let image = match kernel {
@@ -259,6 +279,7 @@ impl Bench {
             no_qemu: uses(Bed::Qemu).then(qemu::missing).flatten(),
             kernel: kernel.and(image.clone()),
             image,
+            watches,
             _folder: folder,
         })
     }
@@ -295,6 +316,9 @@ impl Bench {
 
     /// Why a case cannot be tried here.
     fn missing(&self, case: &Case) -> Option<String> {
+        if let Some(reason) = images::missing().filter(|_| !case.images.is_empty()) {
+            return Some(reason.to_owned());
+        }
         if let Some(reason) = case.initrd.as_deref().and_then(initrd::missing) {
             return Some(reason);
         }
@@ -321,6 +345,7 @@ impl Bench {
             audits: Audits::default(),
             usage: Usage::default(),
             subcases: Vec::new(),
+            samples: Series::default(),
             console: String::new(),
         };
         if let Some(reason) = self.missing(case) {
@@ -328,17 +353,13 @@ impl Bench {
             return result;
         }
         let deadline = start + case.timeout;
-        let observed = match (&case.setup, &self.image) {
-            (Setup::Kvm(_), _) => kvm::run(case, self.kernel.as_deref(), deadline),
-            (Setup::Qemu(setup), Some(image)) => qemu::run(case, setup, image, deadline),
-            (Setup::Qemu(_), None) => Err(anyhow::anyhow!("no guest image")),
-        };
-        match observed {
+        match self.observe(case, deadline) {
             Ok(observed) => {
                 let mut parts = ktap::parse(&observed.console);
                 result.outcome = bed::judge(case, &observed, &parts);
                 result.audits = observed.audits();
                 result.usage = observed.usage;
+                result.samples = observed.samples;
                 parts.extend(observed.probes);
                 result.subcases = parts;
                 result.console = observed.console;
@@ -347,5 +368,18 @@ impl Bench {
         }
         result.time = start.elapsed();
         result
+    }
+
+    /// Runs the case's guest, with its disks made before and checked after.
+    fn observe(&self, case: &Case, deadline: Instant) -> anyhow::Result<bed::Observed> {
+        let mut case = case.clone();
+        let _folder = images::make(&mut case.images)?;
+        let mut observed = match (&case.setup, &self.image) {
+            (Setup::Kvm(_), _) => kvm::run(&case, self.kernel.as_deref(), deadline, self.watches),
+            (Setup::Qemu(setup), Some(image)) => qemu::run(&case, setup, image, deadline, self.watches),
+            (Setup::Qemu(_), None) => Err(anyhow::anyhow!("no guest image")),
+        }?;
+        observed.probes.extend(images::examine(&case.images));
+        Ok(observed)
     }
 }

@@ -3,12 +3,13 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::case::Bed;
+use super::samples::Series;
 
 /// What came of a case or of a part of one.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "outcome", content = "reason", rename_all = "lowercase")]
 pub enum Outcome {
     /// As expected.
@@ -27,7 +28,7 @@ impl Outcome {
 }
 
 /// A test that the guest, or a probe, reported within a case.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Subcase {
     /// Name within the case; parents first, separated by slashes.
     pub name: String,
@@ -37,7 +38,7 @@ pub struct Subcase {
 }
 
 /// What the audits of a run came to.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Audits {
     /// Audits made.
     pub count: usize,
@@ -52,7 +53,7 @@ pub struct Audits {
 }
 
 /// What a run took of its VMM, as far as the bed can tell.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Usage {
     /// Exits to the VMM by reason, of all CPUs; `None` where the VMM is not memvisor.
     pub exits: Option<BTreeMap<String, u64>>,
@@ -96,7 +97,7 @@ impl Usage {
 }
 
 /// What came of a case, and what it left.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CaseResult {
     /// `suite/case`.
     pub name: String,
@@ -106,7 +107,7 @@ pub struct CaseResult {
     #[serde(flatten)]
     pub outcome: Outcome,
     /// Wall-clock time in seconds.
-    #[serde(rename = "seconds", serialize_with = "as_seconds")]
+    #[serde(rename = "seconds", serialize_with = "as_seconds", deserialize_with = "from_seconds")]
     pub time: Duration,
     /// What the audits came to.
     pub audits: Audits,
@@ -114,8 +115,11 @@ pub struct CaseResult {
     pub usage: Usage,
     /// Tests that the guest reported and probes.
     pub subcases: Vec<Subcase>,
-    /// The guest's console.
-    #[serde(skip)]
+    /// What its memory looked like while it ran, if somebody looked.
+    #[serde(default, skip_serializing_if = "Series::is_empty")]
+    pub samples: Series,
+    /// The guest's console; a JSON report has it of cases that failed.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub console: String,
 }
 
@@ -128,6 +132,11 @@ impl CaseResult {
 
 fn as_seconds<S: serde::Serializer>(time: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_f64(time.as_secs_f64())
+}
+
+/// Reads a time in seconds.
+pub(super) fn from_seconds<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+    Duration::try_from_secs_f64(f64::deserialize(deserializer)?).map_err(serde::de::Error::custom)
 }
 
 /// Counts of outcomes.
@@ -143,7 +152,7 @@ pub struct Totals {
 
 impl Totals {
     /// Counts results.
-    pub fn of(results: &[CaseResult]) -> Totals {
+    pub fn of<'a>(results: impl IntoIterator<Item = &'a CaseResult>) -> Totals {
         let mut totals = Totals::default();
         for result in results {
             match result.outcome {

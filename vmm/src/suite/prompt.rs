@@ -23,6 +23,7 @@ use super::command::program;
 use super::kvm::{self, ExitedWith};
 use super::linux;
 use super::outcome::{Outcome, Subcase, Usage};
+use super::samples::Series;
 use crate::control::Client;
 use crate::run::ExitStatus;
 
@@ -48,6 +49,7 @@ pub fn run(case: &Case, setup: &KvmSetup, deadline: Instant) -> anyhow::Result<O
         usage: Usage::default(),
         probes: Vec::new(),
         problems: Vec::new(),
+        samples: Series::default(),
     };
     if let Err(error) = prompt.converse(case, &name, deadline, &mut observed) {
         observed.problems.push(format!("{error:#}"));

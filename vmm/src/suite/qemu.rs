@@ -26,6 +26,7 @@ use super::outcome::{Outcome, Subcase, Usage};
 use super::outside::audit;
 use super::probes::{Control, Held, walkthrough_is_complete};
 use super::qmp::Qmp;
+use super::samples::{Recorder, Series};
 use crate::explain::{self, Collector, Explanation, Part, Walk};
 
 /// The program.
@@ -82,12 +83,19 @@ impl Drop for Machine {
     }
 }
 
-/// Runs a case with the guest image at `image`.
+/// Runs a case with the guest image at `image`; `watched`, with samples of its memory.
 ///
 /// # Errors
 /// What kept QEMU from starting.
-pub fn run(case: &Case, setup: &QemuSetup, image: &Path, deadline: Instant) -> anyhow::Result<Observed> {
+pub fn run(
+    case: &Case,
+    setup: &QemuSetup,
+    image: &Path,
+    deadline: Instant,
+    watched: bool,
+) -> anyhow::Result<Observed> {
     let mut machine = Machine::start(case, setup, image)?;
+    let recorder = watched.then(|| machine.watch()).transpose()?;
     let mut observed = Observed {
         ended: Ended::Other("still running".to_owned()),
         console: String::new(),
@@ -97,8 +105,10 @@ pub fn run(case: &Case, setup: &QemuSetup, image: &Path, deadline: Instant) -> a
         usage: Usage::default(),
         probes: Vec::new(),
         problems: Vec::new(),
+        samples: Series::default(),
     };
     let status = machine.attend(case, setup, deadline, &mut observed);
+    observed.samples = recorder.map_or_else(Series::default, Recorder::end);
     if let Some((walk, collector)) = machine.told.take() {
         let outcome = told_completely(walk, collector.parts)?;
         observed.probes.push(Subcase { name: "explain-complete".to_owned(), outcome });
@@ -162,8 +172,14 @@ impl Machine {
         };
         let files: Vec<(PathBuf, u64)> = files.into_iter().map(|file| (file.path, file.gpa)).collect();
         let memory = MappedMemory::from_mem_files(&files)?;
-        let told = walk_of(&case.cmdline).map(|walk| (walk, Collector::default()));
+        let told = walk_of(&case.cmdline).map(|walk| (walk, Collector::new(walk)));
         Ok(Machine { child, input, output, messages, qmp, memory, files, told, _folder: folder })
+    }
+
+    /// Begins to look at its memory, by a mapping of its own.
+    fn watch(&self) -> anyhow::Result<Recorder> {
+        let memory = MappedMemory::from_mem_files(&self.files)?;
+        Ok(Recorder::start(memory, find_root))
     }
 
     /// Reads the console until QEMU ends, and does what checkpoints ask for. `None` when time is over.
@@ -177,10 +193,15 @@ impl Machine {
         let mut bytes = Vec::new();
         let mut scanned = 0;
         loop {
-            match self.output.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-                Ok(more) if bytes.len() < CONSOLE_MAX => bytes.extend(more),
-                Ok(_) => {}
-                Err(RecvTimeoutError::Timeout) => {
+            let left = deadline.saturating_duration_since(Instant::now());
+            match self.output.recv_timeout(left) {
+                Ok(more) if !left.is_zero() => {
+                    if bytes.len() < CONSOLE_MAX {
+                        bytes.extend(more);
+                    }
+                }
+                // A guest that never stops talking has no time left, either.
+                Ok(_) | Err(RecvTimeoutError::Timeout) => {
                     observed.console = String::from_utf8_lossy(&bytes).into_owned();
                     return None;
                 }
@@ -393,6 +414,11 @@ fn arguments(
         let serial = escape(&disk.name);
         add(&["-device", &format!("virtio-blk-pci,drive=disk{number},serial={serial}")]);
     }
+    for image in &case.images {
+        let (file, name) = (escape(&image.path.display().to_string()), escape(&image.name));
+        add(&["-drive", &format!("if=none,id=image-{name},format=raw,file={file}")]);
+        add(&["-device", &format!("virtio-blk-pci,drive=image-{name},serial={name}")]);
+    }
     let cmdline = format!("{} checkpoint=serial debug_exit={EXIT_PORT}", case.cmdline);
     add(&["-kernel", &image.display().to_string(), "-append", cmdline.trim()]);
     if let Some(name) = &case.initrd {
@@ -527,6 +553,7 @@ mod tests {
             usage: Usage::default(),
             probes: Vec::new(),
             problems: Vec::new(),
+            samples: Series::default(),
         }
     }
 

@@ -1,15 +1,19 @@
-//! Results as JUnit, JSON and KTAP files.
+//! Results as HTML, JUnit, JSON and KTAP files.
 
+mod html;
+mod plot;
+
+use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
 use quick_junit::{NonSuccessKind, Report, TestCase, TestCaseStatus, TestSuite};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use super::ktap;
-use super::outcome::{CaseResult, Outcome, Subcase, Totals, Usage};
+use super::outcome::{self, CaseResult, Outcome, Subcase, Totals, Usage};
 
 /// A file to write, and how.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,6 +24,7 @@ pub struct ReportFile {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Form {
+    Html,
     Junit,
     Json,
     Ktap,
@@ -29,7 +34,7 @@ enum Form {
 #[derive(Debug, Error)]
 pub enum ReportError {
     /// Not FORM=FILE.
-    #[error("'{0}' is not a report: write junit=FILE, json=FILE or ktap=FILE")]
+    #[error("'{0}' is not a report: write html=FILE, junit=FILE, json=FILE or ktap=FILE")]
     Argument(String),
     /// The file cannot be written.
     #[error("write report {}: {source}", path.display())]
@@ -56,6 +61,7 @@ impl FromStr for ReportFile {
         let error = || ReportError::Argument(text.to_owned());
         let (form, path) = text.split_once('=').ok_or_else(error)?;
         let form = match form {
+            "html" => Form::Html,
             "junit" => Form::Junit,
             "json" => Form::Json,
             "ktap" => Form::Ktap,
@@ -69,6 +75,11 @@ impl FromStr for ReportFile {
 }
 
 impl ReportFile {
+    /// Whether it shows samples.
+    pub fn has_plots(&self) -> bool {
+        self.form == Form::Html
+    }
+
     /// Writes the results of a run that took `time`. Folders on the way are made.
     ///
     /// # Errors
@@ -76,6 +87,10 @@ impl ReportFile {
     pub fn write(&self, results: &[CaseResult], time: Duration) -> Result<(), ReportError> {
         let render = |problem: String| ReportError::Render { path: self.path.clone(), problem };
         let text = match self.form {
+            Form::Html => {
+                let page = html::page(results, time).map_err(|error| render(error.to_string()))?;
+                page.into_string()
+            }
             Form::Junit => junit(results, time).map_err(|error| render(error.to_string()))?,
             Form::Json => json(results, time).map_err(|error| render(error.to_string()))?,
             Form::Ktap => ktap::write(&by_suite(results)),
@@ -166,6 +181,24 @@ fn junit(results: &[CaseResult], time: Duration) -> Result<String, quick_junit::
     report.to_string()
 }
 
+/// Results that were read.
+#[derive(Debug, Deserialize)]
+pub struct Document {
+    /// How long the run took.
+    #[serde(rename = "seconds", deserialize_with = "outcome::from_seconds")]
+    pub time: Duration,
+    /// Its cases.
+    pub cases: Vec<CaseResult>,
+}
+
+/// Reads what a JSON report holds.
+///
+/// # Errors
+/// What is wrong with it, by line and column.
+pub fn read_json(text: &str) -> serde_json::Result<Document> {
+    serde_json::from_str(text)
+}
+
 fn json(results: &[CaseResult], time: Duration) -> serde_json::Result<String> {
     #[derive(Serialize)]
     struct Document<'a> {
@@ -173,7 +206,7 @@ fn json(results: &[CaseResult], time: Duration) -> serde_json::Result<String> {
         seconds: f64,
         totals: Totals,
         usage: Usage,
-        cases: &'a [CaseResult],
+        cases: Vec<Cow<'a, CaseResult>>,
     }
     let mut usage = Usage::default();
     results.iter().for_each(|result| usage.add(&result.usage));
@@ -182,9 +215,17 @@ fn json(results: &[CaseResult], time: Duration) -> serde_json::Result<String> {
         seconds: time.as_secs_f64(),
         totals: Totals::of(results),
         usage,
-        cases: results,
+        cases: results.iter().map(without_needless_console).collect(),
     };
     serde_json::to_string_pretty(&document).map(|text| text + "\n")
+}
+
+/// What a case that passed said is not worth its room.
+fn without_needless_console(result: &CaseResult) -> Cow<'_, CaseResult> {
+    if matches!(result.outcome, Outcome::Failed(_)) || result.console.is_empty() {
+        return Cow::Borrowed(result);
+    }
+    Cow::Owned(CaseResult { console: String::new(), ..result.clone() })
 }
 
 #[cfg(test)]
@@ -192,6 +233,7 @@ mod tests {
     use super::*;
     use crate::suite::case::Bed;
     use crate::suite::outcome::Audits;
+    use crate::suite::samples::Series;
 
     fn result(name: &str, outcome: Outcome) -> CaseResult {
         CaseResult {
@@ -201,6 +243,7 @@ mod tests {
             time: Duration::from_millis(1500),
             audits: Audits { found: vec!["owner.none".to_owned()], ..Audits::default() },
             usage: Usage { exits: Some([("hlt".to_owned(), 3)].into()), emulated_instructions: Some(70) },
+            samples: Series::default(),
             subcases: vec![Subcase { name: "map <&>".to_owned(), outcome: Outcome::Passed }],
             console: "before\u{1b}[0m after\u{0} ]]> end".to_owned(),
         }
@@ -243,6 +286,17 @@ mod tests {
     }
 
     #[test]
+    fn json_reads_back_as_what_it_was_but_for_consoles_that_nobody_needs() {
+        let mut results = results();
+        let document = read_json(&json(&results, Duration::from_secs(3)).unwrap()).unwrap();
+        assert_eq!(document.time, Duration::from_secs(3));
+        for result in results.iter_mut().filter(|result| !matches!(result.outcome, Outcome::Failed(_))) {
+            result.console.clear();
+        }
+        assert_eq!(document.cases, results);
+    }
+
+    #[test]
     fn ktap_numbers_cases_within_their_suite() {
         let text = ktap::write(&by_suite(&results()));
         assert_eq!(
@@ -256,7 +310,7 @@ mod tests {
     #[test]
     fn a_report_argument_names_form_and_file() {
         assert!("junit=a.xml".parse::<ReportFile>().is_ok());
-        for wrong in ["a.xml", "html=a", "json="] {
+        for wrong in ["a.xml", "pdf=a", "json="] {
             assert!(wrong.parse::<ReportFile>().is_err(), "{wrong}");
         }
     }

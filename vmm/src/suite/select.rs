@@ -1,5 +1,7 @@
 //! Which cases a command line means.
 
+use std::collections::BTreeSet;
+
 use thiserror::Error;
 
 use super::case::{Bed, Case};
@@ -12,7 +14,7 @@ pub struct UnknownName {
     suites: String,
 }
 
-/// The cases that `names` mean on `beds`, in the catalog's order. A name is a suite, a case, or a case with
+/// The cases that `names` mean on `beds`, in the catalog's order. A name is a suite, a group of suites, a case, or a case with
 /// `*` for any characters; none means all.
 ///
 /// # Errors
@@ -22,6 +24,9 @@ pub fn select(cases: Vec<Case>, names: &[String], beds: &[Bed]) -> Result<Vec<Ca
         if !cases.iter().any(|case| matches(case, name)) {
             let mut suites: Vec<&str> = cases.iter().map(Case::suite).collect();
             suites.dedup();
+            let groups: BTreeSet<&str> =
+                cases.iter().flat_map(|case| &case.groups).map(String::as_str).collect();
+            suites.extend(groups);
             return Err(UnknownName { name: name.clone(), suites: suites.join(", ") });
         }
     }
@@ -33,7 +38,9 @@ pub fn select(cases: Vec<Case>, names: &[String], beds: &[Bed]) -> Result<Vec<Ca
 }
 
 fn matches(case: &Case, name: &str) -> bool {
-    case.suite() == name || glob(name.as_bytes(), case.name.as_bytes())
+    case.suite() == name
+        || case.groups.iter().any(|group| group == name)
+        || glob(name.as_bytes(), case.name.as_bytes())
 }
 
 /// `*` stands for any bytes, everything else for itself. Greedy with one point to return to, so linear in
@@ -98,6 +105,16 @@ mod tests {
         assert!(names(&["audit"], BOTH).iter().all(|name| name.starts_with("audit/")));
         assert_eq!(names(&["boot/la57-refused"], BOTH), ["boot/la57-refused"]);
         assert!(names(&["audit/*-leak*"], BOTH).iter().all(|name| name.contains("leak")));
+    }
+
+    #[test]
+    fn a_group_means_its_suites() {
+        let text = "groups = [\"pressure\"]\n[[case]]\nname = \"oom/a\"\ndescription = \"d\"\nkvm = { machine = \"tiny\" }\n";
+        let mut all = load().unwrap();
+        all.extend(crate::suite::case::parse("oom", text).unwrap());
+        let chosen = select(all, &["pressure".to_owned()], BOTH).unwrap();
+        assert!(chosen.iter().any(|case| case.name == "oom/a"));
+        assert!(chosen.iter().all(|case| case.groups.contains(&"pressure".to_owned())));
     }
 
     #[test]

@@ -140,6 +140,7 @@ mod tests {
             time: Duration::from_millis(1250),
             audits: Audits::default(),
             usage: Usage::default(),
+            samples: crate::suite::samples::Series::default(),
             subcases: Vec::new(),
             console: String::new(),
         }

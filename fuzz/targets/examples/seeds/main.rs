@@ -39,6 +39,7 @@ fn main() {
     put("dump_reader", "seed-dump", &dump());
     put("device_bus", "seed-commands", &commands());
     put("virtio_disk", "seed-requests", &disk_requests());
+    put("dma_engine", "seed-transfers", &transfers());
     for (name, bytes) in PAGES {
         put("alloc_api", name, bytes);
     }
@@ -357,6 +358,26 @@ fn disk_requests() -> Vec<u8> {
     // Zeroes over the rings, then an honest start.
     out.extend([4, 2, 0x20, 2, 0, 0, 4, 2, 0x30, 2, 0, 0, 7, SET_UP]);
     out.extend(request(0, 1));
+    out
+}
+
+/// Transfers of each mode there and back, one that is refused, a hold, and any register.
+fn transfers() -> Vec<u8> {
+    const TRANSFER: u8 = 5;
+    // Mode and sides, source, destination, length, unit / 17, burst.
+    let transfer =
+        |choice: u8, source: u8, destination: u8| [TRANSFER, choice, 0, source, 0, destination, 0, 4, 16, 3];
+    let mut out = vec![1];
+    for mode in 0..4 {
+        out.extend(transfer(8 | mode, 0x10, 0x20));
+        out.extend([7]);
+        out.extend(transfer(4 | mode, 0x20, 0x30));
+    }
+    out.extend(transfer(0x88 | 1, 0x80, 0));
+    out.extend([4, 9, 3, 0, 0, 0, 0, 0, 0, 0]);
+    out.extend([4, 14, 7, 0, 0, 0, 0, 0, 0, 0]);
+    out.extend(transfer(9, 1, 2));
+    out.extend([0xc0, 0x50, 0]);
     out
 }
 

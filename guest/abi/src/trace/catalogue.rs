@@ -435,6 +435,103 @@ macro_rules! for_each_event {
     157 DupMmapRet "dup_mmap" "" Fault Exit { ok: Bool }
     /// Entries of a VMA are copied; of a private one both sides lose the right to write.
     158 CopyPageRange "copy_page_range" "" Fault Point { start: Addr, end: Addr, cow: Bool }
+
+    // Reclaim (include/trace/events/vmscan.h; mm/vmscan.c).
+
+    /// Pages were taken off the end of an LRU list. List as `enum lru_list`: 0 inactive anon, 1 active anon, 2 inactive file, 3 active
+    /// file, 4 unevictable.
+    159 MmVmscanLruIsolate "mm_vmscan_lru_isolate" "vmscan" Reclaim Point {
+        nid: Node, lru: Byte, nr_requested: Pages, nr_scanned: Pages, nr_taken: Pages
+    }
+    /// What became of pages of an inactive list.
+    160 MmVmscanLruShrinkInactive "mm_vmscan_lru_shrink_inactive" "vmscan" Reclaim Point {
+        nid: Node, file: Bool, priority: Byte, nr_ref_keep: Int, nr_scanned: Pages, nr_reclaimed: Pages, nr_pageout: Pages,
+        nr_activate: Pages
+    }
+    /// What became of pages of an active list.
+    161 MmVmscanLruShrinkActive "mm_vmscan_lru_shrink_active" "vmscan" Reclaim Point {
+        nid: Node, file: Bool, priority: Byte, nr_taken: Pages, nr_active: Pages, nr_deactivated: Pages
+    }
+    /// Reclaim begins to write a page.
+    162 MmVmscanWriteFolio "mm_vmscan_write_folio" "vmscan" Reclaim Point { pfn: Pfn, anon: Bool }
+    /// Reclaim waits: 0 for writes, 1 for pages that others have off the lists, 2 because nothing could be freed, 3 for devices.
+    163 MmVmscanThrottled "mm_vmscan_throttled" "vmscan" Reclaim Point { nid: Node, reason: Byte, usec_timeout: Count }
+    /// kswapd works until a zone is above its high mark; `free` and `high` are those of the zones up to the highest.
+    164 BalancePgdat "balance_pgdat" "" Reclaim Enter {
+        nid: Node, order: Order, highest_zoneidx: ZoneKind, free: Pages, high: Pages
+    }
+    /// What it freed, the priority that it came to, and what is free now.
+    165 BalancePgdatRet "balance_pgdat" "" Reclaim Exit { nr_reclaimed: Pages, free: Pages, priority: Byte }
+    /// All lists of a node are looked at, a `1 >> priority` of each; `anon` and `file` are their lengths, `free_swap` the slots that are.
+    166 ShrinkNode "shrink_node" "" Reclaim Enter {
+        nid: Node, priority: Byte, anon: Pages, file: Pages, free_swap: Pages, free: Pages
+    }
+    /// What that came to.
+    167 ShrinkNodeRet "shrink_node" "" Reclaim Exit { nr_scanned: Pages, nr_reclaimed: Pages }
+
+    // The OOM killer (mm/oom_kill.c) and the end of an address space.
+
+    /// How much killing a process would help; `exempt` is never killed.
+    168 OomBadness "oom_badness" "" Reclaim Point {
+        pid: Pid, oom_score_adj: Int, points: Count, rss: Pages, swapents: Pages, pgtables: Int, exempt: Bool
+    }
+    /// An address space ends: its pages, slots and tables come free.
+    169 ExitMmap "exit_mmap" "" Reclaim Enter { pid: Pid, rss: Pages, swapents: Pages, pgtables: Pages, free: Pages }
+    /// Pages free afterwards.
+    170 ExitMmapRet "exit_mmap" "" Reclaim Exit { free: Pages }
+
+    // A page leaves its programs, and comes back (mm/rmap.c, mm/swap_state.c, mm/memory.c).
+
+    /// Reverse mapping took a page from those who map it: from `mapped` entries, of which `left` stay.
+    171 TryToUnmap "try_to_unmap" "" Fault Point { pfn: Pfn, mapped: Int, left: Int }
+    /// A page gets a slot of a swap area, and is in the swap cache then.
+    172 AddToSwap "add_to_swap" "" Fault Point { pfn: Pfn, area: Byte, ok: Bool, offset: Count }
+    /// An entry names a slot: its page is needed.
+    173 DoSwapPage "do_swap_page" "" Fault Enter { address: Addr, area: Byte, write: Bool, offset: Count }
+    /// The page; `major` if it was read, `slot_kept` if its slot has it still.
+    174 DoSwapPageRet "do_swap_page" "" Fault Exit { pfn: MaybePfn, major: Bool, slot_kept: Bool }
+    /// Slots in a row are read, because one of them is needed.
+    175 SwapClusterReadahead "swap_cluster_readahead" "" Fault Point { area: Byte, wanted: Count, first: Count, nr_pages: Pages }
+
+    // Disks, the page cache and writeback (include/trace/events/{block,filemap,writeback}.h).
+
+    /// A request goes to a disk, by its number.
+    176 BlockRqIssue "block_rq_issue" "block" File Point { disk: Byte, write: Bool, sector: Count, bytes: Bytes }
+    /// It has ended, in the disk's interrupt.
+    177 BlockRqComplete "block_rq_complete" "block" File Point { write: Bool, error: Int, bytes: Bytes }
+    /// A frame holds a page of a file from now on.
+    178 MmFilemapAdd "mm_filemap_add_to_page_cache" "filemap" File Point { pfn: Pfn, index: Count }
+    /// It does not any more.
+    179 MmFilemapDelete "mm_filemap_delete_from_page_cache" "filemap" File Point { pfn: Pfn, index: Count }
+    /// A file is read through its pages.
+    180 FilemapRead "filemap_read" "" File Enter { pos: Count, bytes: Bytes }
+    /// Bytes read.
+    181 FilemapReadRet "filemap_read" "" File Exit { bytes: Bytes }
+    /// Pages that are not there are read, and some behind them; `marker` is the page at which the next ones follow, all ones for none.
+    182 PageCacheRa "page_cache_ra_order" "" File Point { index: Count, start: Count, nr_pages: Pages, marker: Count }
+    /// A program's memory gets bytes of the kernel's, or gives them: a copy.
+    183 CopyUser "copy_user" "" Task Point { to_user: Bool, addr: Addr, bytes: Bytes }
+    /// A program calls the kernel.
+    184 Syscall "syscall" "" Task Enter { id: Count, args0: Addr, args1: Addr, args2: Addr }
+    /// It gets this.
+    185 SyscallRet "syscall" "" Task Exit { ret: Count }
+    /// A page of a file becomes dirty.
+    186 WritebackDirtyFolio "writeback_dirty_folio" "writeback" File Point { pfn: Pfn, index: Count, dirty: Pages }
+    /// Dirty pages of a file are written; `sync` if all of them have to be.
+    187 WritePages "write_cache_pages" "" File Enter { first: Count, sync: Bool, dirty: Pages, background_thresh: Pages }
+    /// Pages whose write began.
+    188 WritePagesRet "write_cache_pages" "" File Exit { nr_written: Pages, dirty: Pages, writeback: Pages }
+    /// Who writes is held up: there are more dirty pages than may be.
+    189 BalanceDirtyPages "balance_dirty_pages" "writeback" File Point {
+        dirty: Pages, writeback: Pages, background_thresh: Pages, limit: Pages
+    }
+
+    // Migration (include/trace/events/migrate.h).
+
+    /// Reverse mapping found an entry of the page: it says that the page is on the move.
+    190 SetMigrationPte "set_migration_pte" "migrate" Compaction Point { pid: Pid, addr: Addr, pfn: Pfn }
+    /// It leads to the new frame.
+    191 RemoveMigrationPte "remove_migration_pte" "migrate" Compaction Point { pid: Pid, addr: Addr, pfn: Pfn }
         }
     };
 }

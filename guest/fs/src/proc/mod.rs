@@ -10,7 +10,7 @@ mod system;
 #[cfg(test)]
 mod tests;
 
-pub use node::{Access, Link, NoProcesses, Node, PidFile, Processes, SystemFile, Target, Who};
+pub use node::{Access, Link, NoProcesses, Node, PidFile, Processes, SystemFile, Target, VmFile, Who};
 pub use source::{
     CpuInfo, CpuTime, Detail, MapInfo, MapPages, MemInfo, ProcessInfo, Rlimit, Source, SystemInfo, VmInfo,
 };
@@ -46,6 +46,7 @@ pub fn render(node: Node, source: &dyn Source) -> Result<Vec<u8>, Errno> {
     let result = match node {
         Node::System(file) => system::show(file, source, &mut text),
         Node::SysvShm => source.sysvipc_shm(&mut text),
+        Node::Vm(file) => source.vm(file, &mut text),
         Node::File(who, PidFile::Cmdline) => return source.cmdline_of(who),
         Node::File(who, PidFile::Environ) => return source.environ_of(who),
         Node::File(who, file) => {
@@ -58,5 +59,45 @@ pub fn render(node: Node, source: &dyn Source) -> Result<Vec<u8>, Errno> {
         Ok(()) => Ok(text.bytes),
         Err(_) if text.full => Err(Errno::Enomem),
         Err(_) => Err(Errno::Esrch),
+    }
+}
+
+/// Writes a file of /proc without allocating.
+///
+/// # Errors
+/// Those of `out` and `source`.
+pub fn show(file: SystemFile, source: &dyn Source, out: &mut dyn Write) -> fmt::Result {
+    system::show(file, source, out)
+}
+
+/// Longest text that a number can be written as (Linux: `PROC_NUMBUF`).
+const NUMBER_LEN: usize = 24;
+
+/// Writes to a file of /proc.
+///
+/// # Errors
+/// `EINVAL` for what it cannot take, `ESRCH` if the process is gone, `EIO` for what nobody may write to.
+pub fn store(node: Node, source: &dyn Source, bytes: &[u8]) -> Result<(), Errno> {
+    let text = core::str::from_utf8(bytes).map_err(|_| Errno::Einval)?.trim_matches([' ', '\t', '\n', '\0']);
+    if text.len() > NUMBER_LEN {
+        return Err(Errno::Einval);
+    }
+    let number = || text.parse::<i64>().map_err(|_| Errno::Einval);
+    match node {
+        Node::Vm(file) => source.set_vm(file, number()?),
+        Node::File(who, PidFile::OomScoreAdj) => {
+            let adj = i16::try_from(number()?).ok().filter(|adj| (-1000..=1000).contains(adj));
+            source.set_oom_score_adj(who, adj.ok_or(Errno::Einval)?)
+        }
+        Node::File(who, PidFile::OomAdj) => {
+            // -17 is never, 15 is first (Linux: `oom_adj_write`).
+            let adj = match number()? {
+                15 => 1000,
+                adj @ -17..15 => i16::try_from(adj * 1000 / 17).unwrap_or(0),
+                _ => return Err(Errno::Einval),
+            };
+            source.set_oom_score_adj(who, adj)
+        }
+        _ => Err(Errno::Eio),
     }
 }

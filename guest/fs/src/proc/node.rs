@@ -153,12 +153,44 @@ files! {
         Limits = "limits", 0o444, "Resource limits.";
         Maps = "maps", 0o444, "Mappings.";
         Mounts = "mounts", 0o444, "Mounts that it sees.";
+        OomAdj = "oom_adj", 0o644, "What is added to it, in the numbers of old.";
         OomScore = "oom_score", 0o444, "Badness for the OOM killer.";
         OomScoreAdj = "oom_score_adj", 0o644, "What is added to it.";
+        Pagemap = "pagemap", 0o400, "A word for each page of user space.";
         Smaps = "smaps", 0o444, "Mappings with their pages.";
+        SmapsRollup = "smaps_rollup", 0o444, "The sum of all mappings' pages.";
         Stat = "stat", 0o444, "All in one line.";
         Statm = "statm", 0o444, "Memory in pages.";
         Status = "status", 0o444, "All, for people.";
+    }
+}
+
+files! {
+    /// Files in /proc/sys/vm.
+    VmFile {
+        AdminReserveKbytes = "admin_reserve_kbytes", 0o644, "Kept from those who are no administrators.";
+        CompactMemory = "compact_memory", 0o200, "Moves the pages of all nodes together.";
+        DirtyBackgroundBytes = "dirty_background_bytes", 0o644, "As the ratio, in bytes.";
+        DirtyBackgroundRatio = "dirty_background_ratio", 0o644, "Percent of memory that may be dirty before it is written.";
+        DirtyBytes = "dirty_bytes", 0o644, "As the ratio, in bytes.";
+        DirtyExpireCentisecs = "dirty_expire_centisecs", 0o644, "How long something may be dirty.";
+        DirtyRatio = "dirty_ratio", 0o644, "Percent of memory that may be dirty before writers wait.";
+        DirtyWritebackCentisecs = "dirty_writeback_centisecs", 0o644, "How often somebody looks for it.";
+        DropCaches = "drop_caches", 0o200, "Takes clean pages of files out of memory.";
+        MaxMapCount = "max_map_count", 0o644, "Areas that a process may have.";
+        MinFreeKbytes = "min_free_kbytes", 0o644, "What the minimum watermarks are shares of.";
+        OomDumpTasks = "oom_dump_tasks", 0o644, "The OOM killer's report has the table of processes.";
+        OomKillAllocatingTask = "oom_kill_allocating_task", 0o644, "Whoever allocates is killed.";
+        OvercommitKbytes = "overcommit_kbytes", 0o644, "What may be promised.";
+        OvercommitMemory = "overcommit_memory", 0o644, "How much may be promised: 0 to guess, 1 all, 2 the limit.";
+        OvercommitRatio = "overcommit_ratio", 0o644, "What may be promised, in percent of memory.";
+        PanicOnOom = "panic_on_oom", 0o644, "Panic in place of killing.";
+        LowmemReserveRatio = "lowmem_reserve_ratio", 0o444, "What zones keep from those who could use higher ones.";
+        PageCluster = "page-cluster", 0o444, "Slots that are read from swap at once, as a power of two.";
+        Swappiness = "swappiness", 0o644, "How much reclaim prefers anonymous pages.";
+        UserReserveKbytes = "user_reserve_kbytes", 0o644, "Kept from a process that is large itself.";
+        WatermarkBoostFactor = "watermark_boost_factor", 0o644, "How far fragmentation raises the watermarks.";
+        WatermarkScaleFactor = "watermark_scale_factor", 0o644, "Distance of the watermarks.";
     }
 }
 
@@ -189,6 +221,12 @@ pub enum Node {
     Sysvipc,
     /// System V shared memory, in it.
     SysvShm,
+    /// /proc/sys.
+    Sys,
+    /// /proc/sys/vm.
+    SysVm,
+    /// A file in it.
+    Vm(VmFile),
 }
 
 /// Where a link leads.
@@ -208,9 +246,10 @@ fn number(name: &[u8]) -> Option<u32> {
 }
 
 const LINKS: [(&str, Link); 3] = [("cwd", Link::Cwd), ("exe", Link::Exe), ("root", Link::Root)];
-const PLACES: [(&str, Node); 4] = [
+const PLACES: [(&str, Node); 5] = [
     ("mounts", Node::Mounts),
     ("self", Node::Own),
+    ("sys", Node::Sys),
     ("sysvipc", Node::Sysvipc),
     ("thread-self", Node::OwnThread),
 ];
@@ -225,7 +264,16 @@ pub(crate) type Put<'a> = &'a mut dyn FnMut(&Dirent<'_>) -> Result<bool, Errno>;
 impl Node {
     /// Whether names can be looked up in it.
     pub const fn is_dir(self) -> bool {
-        matches!(self, Node::Root | Node::Process(_) | Node::Fds(_) | Node::Threads(_) | Node::Sysvipc)
+        matches!(
+            self,
+            Node::Root
+                | Node::Process(_)
+                | Node::Fds(_)
+                | Node::Threads(_)
+                | Node::Sysvipc
+                | Node::Sys
+                | Node::SysVm
+        )
     }
 
     const fn is_link(self) -> bool {
@@ -235,7 +283,10 @@ impl Node {
     /// `st_mode`.
     pub const fn mode(self) -> u32 {
         match self {
-            Node::Root | Node::Process(_) | Node::Threads(_) | Node::Sysvipc => mode::S_IFDIR | 0o555,
+            Node::Root | Node::Process(_) | Node::Threads(_) | Node::Sysvipc | Node::Sys | Node::SysVm => {
+                mode::S_IFDIR | 0o555
+            }
+            Node::Vm(file) => mode::S_IFREG | file.permissions(),
             Node::SysvShm => mode::S_IFREG | 0o444,
             Node::Fds(_) => mode::S_IFDIR | 0o500,
             Node::System(file) => mode::S_IFREG | file.permissions(),
@@ -247,9 +298,15 @@ impl Node {
     /// The directory that it is in.
     pub(crate) const fn parent(self) -> Node {
         match self {
-            Node::Root | Node::System(_) | Node::Own | Node::OwnThread | Node::Mounts | Node::Sysvipc => {
-                Node::Root
-            }
+            Node::Root
+            | Node::System(_)
+            | Node::Own
+            | Node::OwnThread
+            | Node::Mounts
+            | Node::Sysvipc
+            | Node::Sys => Node::Root,
+            Node::SysVm => Node::Sys,
+            Node::Vm(_) => Node::SysVm,
             Node::SysvShm => Node::Sysvipc,
             Node::Process(Who { pid, tid: Some(_) }) => Node::Threads(pid),
             Node::Process(_) => Node::Root,
@@ -273,6 +330,9 @@ impl Node {
             Node::Mounts => "mounts",
             Node::Sysvipc => "sysvipc",
             Node::SysvShm => "shm",
+            Node::Sys => "sys",
+            Node::SysVm => "vm",
+            Node::Vm(file) => file.name(),
             Node::Fds(_) => "fd",
             Node::Threads(_) => "task",
             Node::Link(_, Link::Cwd) => "cwd",
@@ -297,6 +357,9 @@ impl Node {
             Node::Mounts => SYSTEM + 0x102,
             Node::Sysvipc => SYSTEM + 0x103,
             Node::SysvShm => SYSTEM + 0x104,
+            Node::Sys => SYSTEM + 0x105,
+            Node::SysVm => SYSTEM + 0x106,
+            Node::Vm(file) => SYSTEM + 0x200 + file as u64,
             Node::Process(who) => of(who) + 0x8_0000,
             Node::File(who, file) => of(who) + 0x8_0001 + file as u64,
             Node::Link(who, Link::Cwd) => of(who) + 0x8_0101,
@@ -311,7 +374,7 @@ impl Node {
     /// What stat tells.
     pub(crate) fn stat(self, dev: u64, processes: &impl Processes) -> Stat {
         let nlink = match self {
-            Node::Root | Node::Sysvipc => 2,
+            Node::Root | Node::Sysvipc | Node::Sys | Node::SysVm => 2,
             Node::Process(_) => 4,
             Node::Fds(_) | Node::Threads(_) => 2,
             _ => 1,
@@ -393,6 +456,11 @@ impl Node {
                 link.map(|(_, link)| Node::Link(who, *link)).or(file.map(|file| Node::File(who, *file)))
             }
             Node::Sysvipc => (name == b"shm").then_some(Node::SysvShm),
+            Node::Sys => (name == b"vm").then_some(Node::SysVm),
+            Node::SysVm => {
+                let file = VmFile::ALL.iter().find(|file| file.name().as_bytes() == name);
+                file.map(|file| Node::Vm(*file))
+            }
             Node::Fds(who) => {
                 let fd = number(name)?;
                 processes.fd_access(who, fd).map(|_| Node::Link(who, Link::Fd(fd)))
@@ -428,6 +496,8 @@ impl Node {
                 list_fixed([Node::Fds(who)].into_iter().chain(threads).chain(links).chain(files), pos, put)
             }
             Node::Sysvipc => list_fixed([Node::SysvShm].into_iter(), pos, put),
+            Node::Sys => list_fixed([Node::SysVm].into_iter(), pos, put),
+            Node::SysVm => list_fixed(VmFile::ALL.iter().map(|file| Node::Vm(*file)), pos, put),
             Node::Fds(who) => {
                 let next = |from| processes.next_fd(who, from);
                 list_numbers(FIRST, pos, next, |fd| Node::Link(who, Link::Fd(fd)), put)

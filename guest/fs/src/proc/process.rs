@@ -23,14 +23,22 @@ pub(super) fn show(
         PidFile::Limits => limits(info, out),
         PidFile::Maps => source.maps(who, Detail::Maps, &mut |map| maps(map, out)),
         PidFile::Smaps => source.maps(who, Detail::Pages, &mut |map| smaps(map, out)),
+        PidFile::SmapsRollup => smaps_rollup(who, source, out),
         PidFile::Mounts => source.mounts(who, out),
-        PidFile::OomScore | PidFile::OomScoreAdj => out.write_str("0\n"),
+        PidFile::OomScore => writeln!(out, "{}", info.oom_score),
+        PidFile::OomScoreAdj => writeln!(out, "{}", info.oom_score_adj),
+        PidFile::OomAdj => writeln!(out, "{}", oom_adj(info.oom_score_adj)),
         PidFile::Stat => stat(info, out),
         PidFile::Statm => statm(info, out),
         PidFile::Status => status(info, out),
         // Bytes, not text: see `render`.
-        PidFile::Cmdline | PidFile::Environ => Ok(()),
+        PidFile::Cmdline | PidFile::Environ | PidFile::Pagemap => Ok(()),
     }
+}
+
+/// Linux: `oom_adj_read`.
+fn oom_adj(score_adj: i16) -> i32 {
+    if score_adj == 1000 { 15 } else { (i32::from(score_adj) * 17 / 1000).min(15) }
 }
 
 /// The name; what is not ASCII is shown as a question mark, because text is built of characters.
@@ -163,7 +171,7 @@ fn status_vm(vm: &VmInfo, out: &mut dyn Write) -> fmt::Result {
     for (name, pages) in lines {
         writeln!(out, "{name}:\t{:>8} kB", pages * PAGE_KIB)?;
     }
-    writeln!(out, "VmPTE:\t{:>8} kB\nVmSwap:\t{:>8} kB", vm.tables / 1024, 0)
+    writeln!(out, "VmPTE:\t{:>8} kB\nVmSwap:\t{:>8} kB", vm.tables / 1024, vm.swap * PAGE_KIB)
 }
 
 /// A set as `0-2,5` (Linux: the format `%*pbl`).
@@ -263,13 +271,42 @@ fn maps(map: &MapInfo<'_>, out: &mut dyn Write) -> fmt::Result {
 fn smaps(map: &MapInfo<'_>, out: &mut dyn Write) -> fmt::Result {
     maps(map, out)?;
     let pages = &map.pages;
+    let sizes = [("Size", map.end - map.start), ("KernelPageSize", PAGE), ("MMUPageSize", PAGE)];
+    smap_lines(&sizes, out)?;
+    smap_sums(pages, &[], out)?;
+    out.write_str("THPeligible:    0\nVmFlags: ")?;
+    vm_flags(pages.vm_flags, out)
+}
+
+/// Linux: `show_smaps_rollup`.
+fn smaps_rollup(who: Who, source: &dyn Source, out: &mut dyn Write) -> fmt::Result {
+    let mut all: Option<MapInfo<'_>> = None;
+    let (mut anon, mut file, mut shmem) = (0, 0, 0);
+    source.maps(who, Detail::Pages, &mut |map| {
+        let sum = all.get_or_insert(MapInfo { start: map.start, name: b"[rollup]", ..MapInfo::default() });
+        sum.end = map.end;
+        sum.pages.add(&map.pages);
+        // Shared memory has an inode in no file system of a disk; what a private mapping wrote is anonymous.
+        *(if map.is_anonymous() {
+            &mut anon
+        } else if map.is_shmem {
+            &mut shmem
+        } else {
+            &mut file
+        }) += map.pages.pss;
+        Ok(())
+    })?;
+    let Some(all) = all else { return Ok(()) };
+    maps(&all, out)?;
+    smap_sums(&all.pages, &[("Pss_Anon", anon), ("Pss_File", file), ("Pss_Shmem", shmem)], out)
+}
+
+/// Linux: `__show_smap`; `parts` stand behind what they are parts of.
+fn smap_sums(pages: &super::source::MapPages, parts: &[(&str, u64)], out: &mut dyn Write) -> fmt::Result {
+    let lines = [("Rss", pages.rss), ("Pss", pages.pss), ("Pss_Dirty", pages.pss_dirty)];
+    smap_lines(&lines, out)?;
+    smap_lines(parts, out)?;
     let lines = [
-        ("Size", map.end - map.start),
-        ("KernelPageSize", PAGE),
-        ("MMUPageSize", PAGE),
-        ("Rss", pages.rss),
-        ("Pss", pages.pss),
-        ("Pss_Dirty", pages.pss_dirty),
         ("Shared_Clean", pages.shared_clean),
         ("Shared_Dirty", pages.shared_dirty),
         ("Private_Clean", pages.private_clean),
@@ -282,16 +319,23 @@ fn smaps(map: &MapInfo<'_>, out: &mut dyn Write) -> fmt::Result {
         ("FilePmdMapped", 0),
         ("Shared_Hugetlb", 0),
         ("Private_Hugetlb", 0),
-        ("Swap", 0),
-        ("SwapPss", 0),
+        ("Swap", pages.swap),
+        ("SwapPss", pages.swap_pss),
         ("Locked", pages.locked),
     ];
-    for (name, bytes) in lines {
+    smap_lines(&lines, out)
+}
+
+/// Lines of names and bytes.
+fn smap_lines(lines: &[(&str, u64)], out: &mut dyn Write) -> fmt::Result {
+    lines.iter().try_for_each(|(name, bytes)| {
         let width = 15_usize.saturating_sub(name.len());
-        writeln!(out, "{name}:{:width$}{:>8} kB", "", bytes / 1024)?;
-    }
-    out.write_str("THPeligible:    0\nVmFlags: ")?;
-    // Linux: `show_smap_vma_flags`, by bit.
+        writeln!(out, "{name}:{:width$}{:>8} kB", "", bytes / 1024)
+    })
+}
+
+/// Linux: `show_smap_vma_flags`, by bit.
+fn vm_flags(flags: u64, out: &mut dyn Write) -> fmt::Result {
     const NAMES: [(u32, &str); 26] = [
         (0, "rd"),
         (1, "wr"),
@@ -321,7 +365,7 @@ fn smaps(map: &MapInfo<'_>, out: &mut dyn Write) -> fmt::Result {
         (30, "nh"),
     ];
     for (bit, name) in NAMES {
-        if pages.vm_flags >> bit & 1 != 0 {
+        if flags >> bit & 1 != 0 {
             write!(out, "{name} ")?;
         }
     }

@@ -3,7 +3,7 @@
 use alloc::vec::Vec;
 use core::fmt;
 
-use super::node::{SystemFile, Who};
+use super::node::{SystemFile, VmFile, Who};
 use crate::Errno;
 
 /// A resource limit; all ones is no limit.
@@ -52,6 +52,8 @@ pub struct VmInfo {
     pub env: (u64, u64),
     /// Pages of executable mappings that are not the program (shared libraries).
     pub lib: u64,
+    /// Pages in swap areas.
+    pub swap: u64,
 }
 
 /// A process or thread.
@@ -127,6 +129,10 @@ pub struct ProcessInfo {
     pub mems_allowed: u64,
     /// Voluntary and other switches.
     pub switches: (u64, u64),
+    /// Badness for the OOM killer, 0 to about 2000.
+    pub oom_score: u64,
+    /// What is added to it, -1000 to 1000.
+    pub oom_score_adj: i16,
 }
 
 /// A mapping.
@@ -152,8 +158,19 @@ pub struct MapInfo<'a> {
     pub ino: u64,
     /// Path, `[heap]`, `[stack]`, or empty.
     pub name: &'a [u8],
+    /// Maps pages of files or shared memory.
+    pub has_mapping: bool,
+    /// Of them, shared memory or a file in memory.
+    pub is_shmem: bool,
     /// Present pages: of its own or of others; what smaps adds.
     pub pages: MapPages,
+}
+
+impl MapInfo<'_> {
+    /// Whether nothing but anonymous memory is there.
+    pub const fn is_anonymous(&self) -> bool {
+        !self.has_mapping
+    }
 }
 
 /// What is wanted of mappings.
@@ -188,8 +205,30 @@ pub struct MapPages {
     pub anonymous: u64,
     /// Locked.
     pub locked: u64,
+    /// In swap areas.
+    pub swap: u64,
+    /// The same, each page divided by those who share it.
+    pub swap_pss: u64,
     /// `vm_flags`, with Linux's bits.
     pub vm_flags: u64,
+}
+
+impl MapPages {
+    /// Adds those of another mapping.
+    pub const fn add(&mut self, other: &MapPages) {
+        self.rss += other.rss;
+        self.pss += other.pss;
+        self.pss_dirty += other.pss_dirty;
+        self.shared_clean += other.shared_clean;
+        self.shared_dirty += other.shared_dirty;
+        self.private_clean += other.private_clean;
+        self.private_dirty += other.private_dirty;
+        self.referenced += other.referenced;
+        self.anonymous += other.anonymous;
+        self.locked += other.locked;
+        self.swap += other.swap;
+        self.swap_pss += other.swap_pss;
+    }
 }
 
 /// Memory, in KiB (Linux: fs/proc/meminfo.c).
@@ -207,9 +246,11 @@ pub struct MemInfo {
     pub inactive_file: u64,
     pub unevictable: u64,
     pub mlocked: u64,
+    pub swap_cached: u64,
     pub swap_total: u64,
     pub swap_free: u64,
     pub dirty: u64,
+    pub writeback: u64,
     pub anon_pages: u64,
     pub mapped: u64,
     pub shmem: u64,
@@ -262,6 +303,8 @@ pub struct CpuInfo<'a> {
     pub flags: &'a str,
     /// Bits of physical and virtual addresses.
     pub address_bits: (u32, u32),
+    /// Bytes of a cache line.
+    pub clflush: u32,
 }
 
 /// The machine as a whole.
@@ -301,6 +344,14 @@ pub trait Source {
     /// # Errors
     /// Those of `f`; an error of its own if the process is gone.
     fn maps(&self, who: Who, detail: Detail, f: &mut dyn FnMut(&MapInfo<'_>) -> fmt::Result) -> fmt::Result;
+
+    /// Calls `f` with the word of each page from page number `first` on, as /proc/PID/pagemap has it, until it says no or user space ends.
+    ///
+    /// # Errors
+    /// `ESRCH` if the process is gone.
+    fn pagemap(&self, _who: Who, _first: u64, _f: &mut dyn FnMut(u64) -> bool) -> Result<(), Errno> {
+        Ok(())
+    }
 
     /// Arguments, a zero behind each.
     ///
@@ -347,4 +398,22 @@ pub trait Source {
     /// # Errors
     /// Those of `out`.
     fn sysvipc_shm(&self, out: &mut dyn fmt::Write) -> fmt::Result;
+
+    /// A file of /proc/sys/vm.
+    ///
+    /// # Errors
+    /// Those of `out`.
+    fn vm(&self, file: VmFile, out: &mut dyn fmt::Write) -> fmt::Result;
+
+    /// Writes to it.
+    ///
+    /// # Errors
+    /// `EINVAL` for a number that it cannot have.
+    fn set_vm(&self, file: VmFile, number: i64) -> Result<(), Errno>;
+
+    /// Says what is added to a process's badness.
+    ///
+    /// # Errors
+    /// `ESRCH`.
+    fn set_oom_score_adj(&self, who: Who, adj: i16) -> Result<(), Errno>;
 }

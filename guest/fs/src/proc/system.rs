@@ -13,10 +13,11 @@ pub(super) fn show(file: SystemFile, source: &dyn Source, out: &mut dyn Write) -
         SystemFile::Stat => stat(source, out),
         SystemFile::Cpuinfo => (0..source.system().cpus)
             .try_for_each(|cpu| source.cpu_info(cpu, &mut |info| cpuinfo(cpu, info, out))),
-        SystemFile::Filesystems => ["tmpfs", "devtmpfs", "proc", "pipefs", "ramfs"]
-            .iter()
-            .try_for_each(|name| writeln!(out, "nodev\t{name}")),
-        SystemFile::Swaps => out.write_str("Filename\t\t\t\tType\t\tSize\t\tUsed\t\tPriority\n"),
+        SystemFile::Filesystems => {
+            let without_disk = ["tmpfs", "devtmpfs", "proc", "pipefs", "ramfs"];
+            without_disk.iter().try_for_each(|name| writeln!(out, "nodev\t{name}"))?;
+            out.write_str("\text2\n")
+        }
         SystemFile::Buddyinfo
         | SystemFile::Cmdline
         | SystemFile::Diskstats
@@ -24,6 +25,7 @@ pub(super) fn show(file: SystemFile, source: &dyn Source, out: &mut dyn Write) -
         | SystemFile::Pagetypeinfo
         | SystemFile::Partitions
         | SystemFile::Slabinfo
+        | SystemFile::Swaps
         | SystemFile::Version
         | SystemFile::Vmallocinfo
         | SystemFile::Vmstat
@@ -39,7 +41,7 @@ fn meminfo(info: &MemInfo, out: &mut dyn Write) -> fmt::Result {
         ("MemAvailable", info.available),
         ("Buffers", info.buffers),
         ("Cached", info.cached),
-        ("SwapCached", 0),
+        ("SwapCached", info.swap_cached),
         ("Active", info.active_anon + info.active_file),
         ("Inactive", info.inactive_anon + info.inactive_file),
         ("Active(anon)", info.active_anon),
@@ -51,7 +53,7 @@ fn meminfo(info: &MemInfo, out: &mut dyn Write) -> fmt::Result {
         ("SwapTotal", info.swap_total),
         ("SwapFree", info.swap_free),
         ("Dirty", info.dirty),
-        ("Writeback", 0),
+        ("Writeback", info.writeback),
         ("AnonPages", info.anon_pages),
         ("Mapped", info.mapped),
         ("Shmem", info.shmem),
@@ -155,7 +157,7 @@ fn cpuinfo(cpu: u32, info: &CpuInfo<'_>, out: &mut dyn Write) -> fmt::Result {
     writeln!(out, "flags\t\t: {}", info.flags)?;
     writeln!(out, "bugs\t\t: ")?;
     writeln!(out, "bogomips\t: {}.{:02}", info.khz * 2 / 1000, info.khz * 2 / 10 % 100)?;
-    writeln!(out, "clflush size\t: 64\ncache_alignment\t: 64")?;
+    writeln!(out, "clflush size\t: {}\ncache_alignment\t: {}", info.clflush, info.clflush)?;
     let (physical, linear) = info.address_bits;
     writeln!(out, "address sizes\t: {physical} bits physical, {linear} bits virtual")?;
     writeln!(out, "power management:\n")

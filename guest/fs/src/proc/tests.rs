@@ -1,5 +1,6 @@
 //! The texts, compared with those of this machine's Linux: its own numbers, printed again, must give its own lines.
 
+use core::cell::Cell;
 use core::fmt;
 use std::format;
 use std::fs;
@@ -8,7 +9,7 @@ use std::vec::Vec;
 
 use super::{
     CpuInfo, CpuTime, Detail, MapInfo, MemInfo, Node, PidFile, ProcessInfo, Rlimit, Source, SystemFile,
-    SystemInfo, VmInfo, Who, render,
+    SystemInfo, VmFile, VmInfo, Who, render, store,
 };
 use crate::{Device, Errno};
 
@@ -23,6 +24,7 @@ struct Host {
     info: Option<ProcessInfo>,
     maps: Vec<Map>,
     memory: MemInfo,
+    stored: Cell<Option<i64>>,
 }
 
 impl Source for Host {
@@ -77,6 +79,7 @@ impl Source for Host {
             apic: cpu,
             siblings: 2,
             flags: "fpu sse2",
+            clflush: 64,
             ..CpuInfo::default()
         })
     }
@@ -88,6 +91,17 @@ impl Source for Host {
     }
     fn sysvipc_shm(&self, out: &mut dyn fmt::Write) -> fmt::Result {
         out.write_str("segments\n")
+    }
+    fn vm(&self, file: VmFile, out: &mut dyn fmt::Write) -> fmt::Result {
+        writeln!(out, "{} {:?}", file.name(), self.stored.get())
+    }
+    fn set_vm(&self, _: VmFile, number: i64) -> Result<(), Errno> {
+        self.stored.set(Some(number));
+        Ok(())
+    }
+    fn set_oom_score_adj(&self, _: Who, adj: i16) -> Result<(), Errno> {
+        self.stored.set(Some(adj.into()));
+        Ok(())
     }
 }
 
@@ -138,6 +152,8 @@ fn info() -> ProcessInfo {
         cpus_allowed: 0b1011,
         mems_allowed: 1,
         switches: (8, 9),
+        oom_score: 0,
+        oom_score_adj: 0,
     }
 }
 
@@ -275,4 +291,40 @@ fn a_process_that_is_gone_has_no_texts() {
     assert_eq!(render(Node::File(ME, PidFile::Environ), &Host::default()), Err(Errno::Esrch));
     assert_eq!(render(Node::File(ME, PidFile::Cmdline), &Host::default()), Ok(b"sh\0-c\0".to_vec()));
     assert_eq!(render(Node::Root, &Host::default()), Err(Errno::Einval));
+}
+
+#[test]
+fn what_is_written_to_proc_is_one_number_with_blanks_around() {
+    let host = Host::default();
+    let overcommit = Node::Vm(VmFile::OvercommitMemory);
+    assert_eq!(store(overcommit, &host, b" 2\n"), Ok(()));
+    assert_eq!(host.stored.take(), Some(2));
+    for wrong in [&b""[..], b"two", b"1 2", b"9999999999999999999999", b"\xff"] {
+        assert_eq!(store(overcommit, &host, wrong), Err(Errno::Einval), "{wrong:?}");
+    }
+    assert_eq!(store(Node::System(SystemFile::Meminfo), &host, b"1"), Err(Errno::Eio));
+}
+
+#[test]
+fn oom_score_adj_has_bounds_and_oom_adj_is_scaled() {
+    let host =
+        Host { info: Some(ProcessInfo { oom_score: 7, oom_score_adj: -500, ..info() }), ..Host::default() };
+    let (adj, old) = (Node::File(ME, PidFile::OomScoreAdj), Node::File(ME, PidFile::OomAdj));
+    for (file, written, stored) in [
+        (adj, &b"-1000"[..], Some(-1000)),
+        (adj, b"1001", None),
+        (old, b"15", Some(1000)),
+        (old, b"-17", Some(-1000)),
+        (old, b"8", Some(470)),
+        (old, b"16", None),
+        (old, b"-18", None),
+    ] {
+        assert_eq!(store(file, &host, written).is_ok(), stored.is_some(), "{written:?}");
+        assert_eq!(host.stored.take(), stored, "{written:?}");
+    }
+    let text = |file| String::from_utf8(render(Node::File(ME, file), &host).unwrap()).unwrap();
+    assert_eq!(
+        [PidFile::OomScore, PidFile::OomScoreAdj, PidFile::OomAdj].map(text),
+        ["7\n", "-500\n", "-8\n"]
+    );
 }

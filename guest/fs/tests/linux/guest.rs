@@ -2,7 +2,8 @@
 
 use guest_fs::proc::NoProcesses;
 use guest_fs::{
-    At, Context, Errno, File, Follow, Kind, OpenFlags, Place, RenameFlags, Timespec, Vecs, Vfs, Whence,
+    At, Context, Data, Errno, File, Follow, Kind, MountRequest, Node, OpenFlags, Place, RenameFlags,
+    Timespec, Vecs, Vfs, Whence,
 };
 
 use crate::op::Op;
@@ -14,6 +15,7 @@ pub struct Guest {
     context: Context,
     slots: [Option<File<usize>>; 4],
     inodes: usize,
+    on_disk: bool,
 }
 
 const NOW: Timespec = Timespec { sec: 1_000_000, nsec: 0 };
@@ -28,7 +30,43 @@ impl Guest {
             context.cwd = vfs.lookup(&context, context.cwd, b"x", Follow::Yes).expect("the directory");
         }
         vfs.hold(context.cwd);
-        Guest { vfs, context, slots: [None, None, None, None], inodes }
+        Guest { vfs, context, slots: [None, None, None, None], inodes, on_disk: false }
+    }
+
+    /// The same on a disk with this image.
+    pub fn on_disk(umask: u32, image: &[u8]) -> Guest {
+        let mut vfs = Vfs::new(Vecs::default(), NoProcesses, NOW).expect("memory");
+        let mut context = Context { umask, ..vfs.kernel_context(NOW) };
+        let (root, flags) = (context.root, OpenFlags::RDWR | OpenFlags::CREAT);
+        let file = vfs.open(&context, root, b"image", flags, 0o600).expect("a file");
+        let Kind::Regular(data) = file.kind else { panic!("no file") };
+        vfs.data.write(data, 0, image).expect("memory");
+        vfs.put(file.place);
+        vfs.mkdir(&context, At { base: root, path: b"d" }, 0o777).expect("a directory");
+        let target = vfs.lookup(&context, root, b"d", Follow::Yes).expect("the directory");
+        let request = MountRequest { source: b"image", kind: b"ext2", flags: 0, options: b"" };
+        vfs.mount(&context, target, &request).expect("mounts");
+        context.cwd = vfs.lookup(&context, root, b"d", Follow::Yes).expect("the disk");
+        for _ in 0..ABOVE {
+            vfs.mkdir(&context, At { base: context.cwd, path: b"x" }, 0o777).expect("a directory");
+            context.cwd = vfs.lookup(&context, context.cwd, b"x", Follow::Yes).expect("the directory");
+        }
+        vfs.hold(context.cwd);
+        Guest { vfs, context, slots: [None, None, None, None], inodes: 0, on_disk: true }
+    }
+
+    /// Closes all and unmounts; what is on the disk then.
+    pub fn unmount(&mut self) -> Vec<u8> {
+        (0..4).for_each(|slot| self.close(slot));
+        self.vfs.put(self.context.cwd);
+        let root = self.vfs.lookup(&self.context, self.context.root, b"d", Follow::Yes).expect("the disk");
+        let Node::Disk(node) = root.node else { panic!("no disk") };
+        self.vfs.sync().expect("writes");
+        let (fs, _) = self.vfs.ext2(node).expect("mounted");
+        assert_eq!(fs.take_error(), None);
+        let image = fs.buffers().bytes().to_vec();
+        self.vfs.umount(&self.context, root, 0).expect("unmounts");
+        image
     }
 
     pub fn audit(&self) -> Result<(), (&'static str, u32)> {
@@ -171,10 +209,12 @@ impl Guest {
     fn stat(&self, place: Place) -> Result<Outcome, Errno> {
         let stat = self.vfs.stat(place)?;
         let seen = crate::host::on_tmpfs() || !self.vfs.is_dir(place);
+        // A directory on a disk has the size of its blocks.
+        let sized = seen && !(self.on_disk && self.vfs.is_dir(place));
         Ok(Outcome::Stat {
             mode: stat.mode,
             nlink: seen.then_some(u64::from(stat.nlink)),
-            size: seen.then_some(stat.size),
+            size: sized.then_some(stat.size),
         })
     }
 
@@ -268,13 +308,14 @@ impl Guest {
     }
 
     fn write(&mut self, file: &File<usize>, len: usize, byte: u8, at: u64) -> Result<(u64, u64), Errno> {
-        use guest_fs::Data;
         file.check_write()?;
         let Kind::Regular(data) = file.kind else { return Err(Errno::Einval) };
         let size = self.vfs.data.size(data);
         let (at, len) = file.write_range(at, len as u64, size, u64::MAX)?;
         if len > 0 {
             self.vfs.data.write(data, at, &vec![byte; usize::try_from(len).expect("small")])?;
+            let context = self.context;
+            self.vfs.wrote(file.place, &context)?;
         }
         Ok((at, len))
     }

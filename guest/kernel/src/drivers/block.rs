@@ -10,13 +10,14 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use guest_virtio::Buffer;
 use guest_virtio::blk::{Op, SECTOR, is_inside};
-use mm_core::{Errno, MaySleep, PAGE_SIZE, Pfn};
+use mm_core::{Errno, Event, EventId, MaySleep, PAGE_SIZE, Pfn, Trace};
 
 use super::pci;
 pub use super::virtio::blk::Ticket;
 use super::virtio::blk::{self, Geometry, VirtioBlk};
 use crate::println;
 use crate::sync::Lock;
+use crate::trace::KernelTrace;
 
 /// Most disks: vda to vdz, each with an interrupt vector.
 pub const MAX_DISKS: u8 = 26;
@@ -54,6 +55,21 @@ impl Segment {
     fn is_valid(self) -> bool {
         let inside = self.offset.checked_add(self.len).is_some_and(|end| u64::from(end) <= PAGE_SIZE);
         inside && self.len > 0 && u64::from(self.len).is_multiple_of(SECTOR)
+    }
+}
+
+/// Who is told that a request has ended, in the disk's interrupt and without its lock (Linux: `bi_end_io`, `bi_private`).
+#[derive(Clone, Copy, Debug)]
+pub struct Completion {
+    /// Called with [`Completion::argument`] and how it ended. It neither sleeps nor begins requests.
+    pub call: fn(u64, Result<(), Errno>),
+    /// What it is about.
+    pub argument: u64,
+}
+
+impl Completion {
+    pub(super) fn tell(self, result: Result<(), Errno>) {
+        (self.call)(self.argument, result);
     }
 }
 
@@ -195,6 +211,50 @@ impl Disk {
         self.begin(Op::Write, sector, from, context)
     }
 
+    /// Begins a read of at most [`Geometry::max_segments`] segments, whose end `completion` is told of. Without an error it is told once, perhaps
+    /// before this returns.
+    ///
+    /// # Errors
+    /// As [`Disk::read`]; nothing was begun.
+    pub fn begin_read_to_end(
+        &self,
+        sector: u64,
+        to: &[Segment],
+        completion: Completion,
+        context: &MaySleep<'_>,
+    ) -> Result<(), Errno> {
+        self.begin_to_end(Op::Read, (sector, to), completion, context)
+    }
+
+    /// Begins a write, as [`Disk::begin_read_to_end`].
+    ///
+    /// # Errors
+    /// As [`Disk::write`]; nothing was begun.
+    pub fn begin_write_to_end(
+        &self,
+        sector: u64,
+        from: &[Segment],
+        completion: Completion,
+        context: &MaySleep<'_>,
+    ) -> Result<(), Errno> {
+        self.begin_to_end(Op::Write, (sector, from), completion, context)
+    }
+
+    fn begin_to_end(
+        &self,
+        op: Op,
+        (sector, all): (u64, &[Segment]),
+        completion: Completion,
+        context: &MaySleep<'_>,
+    ) -> Result<(), Errno> {
+        self.check(op, sector, all)?;
+        if all.is_empty() || all.len() > usize::from(self.geometry.max_segments) {
+            return Err(Errno::Einval);
+        }
+        self.tell_issue(op, sector, all);
+        self.driver.submit_to_end(op, (sector, all), completion, context)
+    }
+
     /// Waits for the end of a request.
     ///
     /// # Errors
@@ -205,6 +265,7 @@ impl Disk {
 
     fn transfer(&self, op: Op, sector: u64, all: &[Segment], context: &MaySleep<'_>) -> Result<(), Errno> {
         self.check(op, sector, all)?;
+        self.tell_issue(op, sector, all);
         let mut at = sector;
         for part in all.chunks(usize::from(self.geometry.max_segments)) {
             let ticket = self.driver.submit(op, at, part, context)?;
@@ -219,7 +280,17 @@ impl Disk {
         if all.is_empty() || all.len() > usize::from(self.geometry.max_segments) {
             return Err(Errno::Einval);
         }
+        self.tell_issue(op, sector, all);
         self.driver.submit(op, sector, all, context)
+    }
+
+    fn tell_issue(&self, op: Op, sector: u64, all: &[Segment]) {
+        KernelTrace.emit_with(EventId::BlockRqIssue, || Event::BlockRqIssue {
+            disk: self.index,
+            write: op == Op::Write,
+            sector,
+            bytes: sectors(all) * SECTOR,
+        });
     }
 
     fn check(&self, op: Op, sector: u64, all: &[Segment]) -> Result<(), Errno> {

@@ -1,6 +1,7 @@
 //! The few devices that the kernel uses.
 
 pub mod block;
+pub mod dma;
 pub mod frames;
 pub mod memvisor;
 pub mod pci;

@@ -1,7 +1,8 @@
 //! Memory of processes, on an address space that no CPU runs: what a program's instructions would do, the kernel does through
 //! the same faults.
 
-use mm_core::PAGE_SIZE;
+use mm_core::{Gfp, MigrateMode, PAGE_SIZE, PhysAddr};
+use mm_page_alloc::{AllocTarget, Context};
 use mm_vma::{
     Access, FaultInfo, Id, Layout, Limits, MapFlags, Mm, MmapRequest, ProtFlags, Space, dup_mmap,
     handle_fault,
@@ -10,8 +11,9 @@ use mm_vma::{
 use super::part;
 use crate::elf::{self, Bundled};
 use crate::mm::layout::levels;
+use crate::mm::page_alloc::PAGES;
 use crate::mm::space::{self, Spaces};
-use crate::{exec, uaccess};
+use crate::{exec, sched, uaccess};
 
 type Outcome<T = ()> = Result<T, &'static str>;
 
@@ -140,6 +142,30 @@ pub fn mmap() -> Outcome {
     });
     process.end();
     unmapped.map_err(|_| "munmap failed")
+}
+
+/// A page that two processes map moves, as compaction and `alloc_contig_range` move it, and both find it where it is then.
+pub fn migrate_page() -> Outcome {
+    let (parent, child) = (Shown::new(PID)?, Shown::new(PID + 1)?);
+    let va = parent.map(0, 1, RW, MapFlags::empty())?;
+    parent.write(va)?;
+    dup_mmap(&parent.lock(), &child.lock()).map_err(|_| "fork failed")?;
+    let frame = |of: &Shown| space::translate(space::mm_of(of.id), va, false).map(PhysAddr::pfn);
+    let old = frame(&parent).ok_or("the page is gone")?;
+    let token = sched::task_context();
+    let done = part(c"before: migrate_pages of the page", c"after: migrate_pages of the page", || {
+        let mut found = PAGES.isolate_migratepages_range(old, old.offset(1), MigrateMode::Sync);
+        let context = Context::task(&token);
+        let mut target = AllocTarget { pages: &PAGES, context, gfp: Gfp::HIGHUSER_MOVABLE, node: None };
+        let done = PAGES.migrate_pages(&mut found.pages, MigrateMode::Sync, &mut target);
+        PAGES.putback_movable_pages(&mut found.pages);
+        done
+    });
+    let new = frame(&parent);
+    let moved = done.succeeded == 1 && new.is_some_and(|new| new != old) && new == frame(&child);
+    child.end();
+    parent.end();
+    if moved { Ok(()) } else { Err("the page could not be moved") }
 }
 
 /// Accesses that end in SIGSEGV: nothing is there, or it may not be written.

@@ -9,7 +9,9 @@ use mm_page_alloc::Context;
 use super::{Taken, part};
 use crate::mm::memmap::Vmemmap;
 use crate::mm::page_alloc;
-use crate::mm::reclaim::{self, Shrinker};
+use crate::mm::reclaim::{self, DEFAULT_SEEKS, Shrinker};
+use crate::mm::sysctl;
+use crate::mm::vmscan::kswapd;
 use crate::sched;
 
 /// Frames that the shrinker keeps, linked through their descriptors, and their number.
@@ -26,8 +28,11 @@ fn count() -> u64 {
     COUNT.load(Ordering::Relaxed)
 }
 
-/// Frees up to `wanted` frames, none of those that were used.
+/// Frees up to `wanted` frames, none of those that were used, for whoever allocates: kswapd, which runs beside it, would take them first.
 fn scan(wanted: u64) -> u64 {
+    if kswapd::is_current() {
+        return 0;
+    }
     if REFERENCED.swap(false, Ordering::Relaxed) {
         return 0;
     }
@@ -67,9 +72,18 @@ pub fn slow_path() -> Result<(), &'static str> {
         let pfn = page_alloc::alloc_gfp(Context::task(&token), Gfp::KERNEL, Order::ZERO, None);
         push(pfn.ok_or("too little memory for a shrinker")?);
     }
-    if !reclaim::register_shrinker(Shrinker { name: "explained", count, scan }) {
+    if !reclaim::register_shrinker(Shrinker {
+        name: "explained",
+        count,
+        scan,
+        seeks: DEFAULT_SEEKS,
+        pages: 1,
+    }) {
         return Err("there is no room for a shrinker");
     }
+    // What takes all frames steals pageblocks, which would raise the marks until kswapd ran: a third matter.
+    let boost = sysctl::settings().watermark_boost_factor;
+    sysctl::set_watermark_boost_factor(0).map_err(|_| "the boost cannot be turned off")?;
     let mut taken = Taken::new();
     taken.take_all(Gfp::KERNEL, |_| true);
     let served = part(
@@ -85,6 +99,7 @@ pub fn slow_path() -> Result<(), &'static str> {
         alloc,
     );
     taken.give_back();
+    sysctl::set_watermark_boost_factor(boost).map_err(|_| "the boost cannot be turned on again")?;
     while let Some(pfn) = pop() {
         page_alloc::free_pages(pfn, Order::ZERO);
     }

@@ -116,6 +116,11 @@ pub fn poll() -> PollFlags {
     TTY.lock().poll()
 }
 
+/// Woken when [`poll`] may say something else.
+pub fn queue() -> &'static WaitQueue {
+    &INPUT
+}
+
 /// ioctl of the terminal.
 ///
 /// # Errors

@@ -3,7 +3,7 @@
 use guest_fs::{Follow, Kind, OpenFlags, Place};
 use mm_vma::{Errno, Id, MapFile, Mapping};
 
-use super::{context, with_vfs};
+use super::{context, mapped, with_vfs};
 use crate::mm::space::cache;
 
 /// A file that may be run; held.
@@ -19,7 +19,7 @@ pub struct ExecFile {
 /// `ENOENT` and others of the path; `EACCES` if it is no regular file or nobody may run it.
 pub fn open_exec(base: Place, path: &[u8], follow: Follow) -> Result<ExecFile, Errno> {
     let context = context()?;
-    with_vfs(|vfs| {
+    let opened = with_vfs(|vfs| {
         let place = vfs.lookup(&context, base, path, follow)?;
         vfs.check_exec(place)?;
         let file = vfs.open_place(&context, place, OpenFlags::empty())?;
@@ -30,13 +30,17 @@ pub fn open_exec(base: Place, path: &[u8], follow: Follow) -> Result<ExecFile, E
                 Err(Errno::Eacces)
             }
         }
-    })
+    })?;
+    mapped::publish(opened.data, opened.place);
+    mapped::remember(opened.data, opened.place)?;
+    Ok(opened)
 }
 
 impl ExecFile {
     /// Reads; how many bytes, fewer at the end.
     pub fn read(&self, offset: u64, bytes: &mut [u8]) -> usize {
-        cache::read(self.data, offset, bytes)
+        // What cannot be read is missing.
+        cache::read(self.data, offset, bytes).unwrap_or(0)
     }
 
     /// For mappings of it.

@@ -4,6 +4,7 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU32, Ordering};
 
+use guest_fs::proc::{PidFile, Source as _, Who};
 use guest_fs::{Char, File, Kind, Node, OpenFlags, Place, PollFlags, proc};
 use mm_core::PAGE_SIZE;
 use mm_vma::{Errno, Id, MapFile, Mapping};
@@ -11,10 +12,12 @@ use mm_vma::{Errno, Id, MapFile, Mapping};
 use super::mapped::{self, Mapped};
 use super::pipe::PipeEnd;
 use super::source::Kernel;
-use super::{Mutex, block, console, context, with_vfs};
+use super::{Mutex, block, console, context, disk_file, sync, with_vfs};
 use crate::drivers::frames;
-use crate::mm::space::cache;
-use crate::{random, uaccess};
+use crate::mm::space::{Spaces, backing, cache};
+use crate::mm::writeback;
+use crate::sched::WaitQueue;
+use crate::{random, sched, uaccess};
 
 /// An open file. Its place is held until the last reference is dropped.
 #[derive(Debug)]
@@ -25,6 +28,8 @@ pub struct OpenFile {
     pub kind: Kind<Id<Mapping>>,
     flags: AtomicU32,
     pipe: Option<PipeEnd>,
+    /// The last error of a write to the disk that its users have heard of (Linux: `f_wb_err`).
+    wb_err: AtomicU32,
     /// Its position and the text of a file of /proc.
     pub state: Mutex<File<Id<Mapping>>>,
 }
@@ -69,7 +74,16 @@ impl OpenFile {
             _ => None,
         };
         let (place, kind, flags) = (file.place, file.kind, AtomicU32::new(file.flags.bits()));
-        Ok(Arc::new(OpenFile { place, kind, flags, pipe, state: Mutex::new(file) }))
+        if let Kind::Regular(data) = kind {
+            mapped::publish(data, place);
+        }
+        let wb_err = match kind {
+            Kind::Regular(data) => backing::of(data).sample_error(),
+            Kind::Block(device) => block::sample_error(device),
+            _ => 0,
+        };
+        let wb_err = AtomicU32::new(wb_err);
+        Ok(Arc::new(OpenFile { place, kind, flags, pipe, wb_err, state: Mutex::new(file) }))
     }
 
     /// Access mode and status flags.
@@ -112,6 +126,7 @@ impl OpenFile {
             Kind::Block(device) => self.read_at(position, |at| block::read(device, address, len, at)),
             Kind::Regular(data) => self.read_at(position, |at| {
                 let done = read_file(data, address, len, at)?;
+                self.was_read();
                 Ok(done)
             }),
             Kind::Text(node) => self.read_text(node, address, len, position),
@@ -143,6 +158,9 @@ impl OpenFile {
         len: usize,
         position: Position,
     ) -> Result<usize, Errno> {
+        if let proc::Node::File(who, PidFile::Pagemap) = node {
+            return self.read_at(position, |at| read_pagemap(who, address, (at, len)));
+        }
         self.state.with(|state| {
             let at = if let Position::At(at) = position { at } else { state.pos };
             if at == 0 || state.text.is_empty() {
@@ -190,7 +208,12 @@ impl OpenFile {
                 self.written();
                 Ok(done)
             }),
-            Kind::Text(_) => Err(Errno::Eio),
+            Kind::Text(node) => {
+                let mut text = buffer(len)?;
+                uaccess::read(address, &mut text)?;
+                proc::store(node, &Kernel, &text)?;
+                Ok(text.len())
+            }
             Kind::Directory => Err(Errno::Ebadf),
             Kind::Path => Err(Errno::Ebadf),
         }
@@ -198,13 +221,60 @@ impl OpenFile {
 
     /// The file's times change.
     pub fn written(&self) {
-        if let (Node::Inode(id), Ok(context)) = (self.place.node, context()) {
-            // The file exists as long as it is open.
-            let _ = with_vfs(|vfs| {
-                vfs.written(id, &context);
-                Ok(())
-            });
+        if let Ok(context) = context() {
+            // The file exists as long as it is open; a disk that cannot take its times says so when it is synced.
+            let _ = with_vfs(|vfs| vfs.wrote(self.place, &context));
         }
+    }
+
+    /// A file on a disk was read.
+    fn was_read(&self) {
+        if let (Node::Disk(_), Ok(context)) = (self.place.node, context()) {
+            // Times of reading are not worth an error.
+            let _ = with_vfs(|vfs| vfs.read(self.place, &context));
+        }
+    }
+
+    /// fsync, fdatasync: what was written is kept. An error that happened since the last call, or since the file was opened, is told once
+    /// (Linux: `file_check_and_advance_wb_err`).
+    ///
+    /// # Errors
+    /// `EIO`, `ENOSPC`, `EINVAL` for what cannot be synced.
+    pub fn sync(&self) -> Result<(), Errno> {
+        match self.kind {
+            Kind::Regular(data) => sync::file(data, &self.wb_err),
+            Kind::Block(device) => block::sync(device, &self.wb_err),
+            Kind::Directory => sync::directory(self.place),
+            Kind::Path => Err(Errno::Ebadf),
+            Kind::Fifo(_) | Kind::Char(_) | Kind::Text(_) => Err(Errno::Einval),
+        }
+    }
+
+    /// Tells of an error of a write once.
+    ///
+    /// # Errors
+    /// `EIO`, `ENOSPC`.
+    pub fn check_wb_error(&self) -> Result<(), Errno> {
+        match self.kind {
+            Kind::Regular(data) => backing::of(data).check_error(&self.wb_err),
+            _ => Ok(()),
+        }
+    }
+
+    /// Makes the file longer or shorter (Linux: `do_truncate`).
+    ///
+    /// # Errors
+    /// Those of ftruncate(2).
+    pub fn truncate(&self, len: i64) -> Result<(), Errno> {
+        let Kind::Regular(data) = self.kind else { return Err(Errno::Einval) };
+        let context = context()?;
+        // In memory as long as the file is being cut.
+        let tail = disk_file::hold_tail(data, len.cast_unsigned())?;
+        let result = with_vfs(|vfs| vfs.truncate(&context, self.place, len));
+        if let Some(pfn) = tail {
+            mm_vma::put_page(&Spaces, pfn);
+        }
+        result
     }
 
     /// For a mapping of it, shared or private, to be written at once or not.
@@ -226,7 +296,7 @@ impl OpenFile {
             }
         };
         let file = MapFile { readable: flags.reads(), writable: flags.writes(), ..file };
-        mapped::remember(file.mapping, self)?;
+        mapped::remember(file.mapping, self.place)?;
         Mapped::sealed(file, shared, write)
     }
 
@@ -245,6 +315,16 @@ impl OpenFile {
             (None, Kind::Char(device)) if device.is_tty() => console::poll(),
             (None, Kind::Path) => PollFlags::NVAL,
             _ => PollFlags::ALWAYS,
+        }
+    }
+
+    /// Queues that are woken when [`OpenFile::poll`] may say something else; none for a file that is always ready (Linux:
+    /// `poll_wait`).
+    pub fn poll_queues(&self) -> [Option<&WaitQueue>; 2] {
+        match (&self.pipe, self.kind) {
+            (Some(pipe), _) => pipe.queues(),
+            (None, Kind::Char(device)) if device.is_tty() => [Some(console::queue()), None],
+            _ => [None, None],
         }
     }
 
@@ -303,13 +383,14 @@ pub(super) fn in_pieces(
 fn read_file(data: Id<Mapping>, address: u64, len: usize, at: u64) -> Result<usize, Errno> {
     let left = usize::try_from(cache::size(data).saturating_sub(at)).unwrap_or(usize::MAX);
     in_pieces(len.min(left), |done, piece| {
-        let got = cache::read(data, at + done as u64, piece);
+        let got = cache::read(data, at + done as u64, piece)?;
         uaccess::write_some(address + done as u64, &piece[..got])
     })
 }
 
 /// A page of the file at a time (Linux: `generic_perform_write`).
 fn write_file(data: Id<Mapping>, address: u64, len: usize, at: u64) -> Result<usize, Errno> {
+    let written_back = cache::source(data).is_written_back();
     let mut buffer = buffer(len)?;
     let mut done = 0;
     while done < len {
@@ -318,7 +399,13 @@ fn write_file(data: Id<Mapping>, address: u64, len: usize, at: u64) -> Result<us
         let room = page.min(buffer.len()).min(len - done);
         match write_piece(data, address, &mut buffer[..room], at) {
             Ok(0) => break,
-            Ok(wrote) => done += wrote,
+            Ok(wrote) => {
+                done += wrote;
+                if written_back {
+                    // Not with the inode's lock held.
+                    writeback::balance_dirty_pages(&sched::task_context());
+                }
+            }
             Err(error) => return if done > 0 { Ok(done) } else { Err(error) },
         }
     }
@@ -353,4 +440,33 @@ fn write_device(device: Char, address: u64, len: usize) -> Result<usize, Errno> 
         uaccess::read(address + done as u64, piece)?;
         device.write(piece, random::mix_in)
     })
+}
+
+/// A word for each page, from byte `at` on (Linux: `pagemap_read`).
+fn read_pagemap(who: Who, address: u64, (at, len): (u64, usize)) -> Result<usize, Errno> {
+    /// Words copied at once.
+    const BATCH: usize = 64;
+    const WORD: usize = 8;
+    if !at.is_multiple_of(WORD as u64) || !len.is_multiple_of(WORD) {
+        return Err(Errno::Einval);
+    }
+    let mut done = 0;
+    while done < len {
+        let (mut words, mut count) = ([0; BATCH * WORD], 0);
+        let wanted = ((len - done) / WORD).min(BATCH);
+        Kernel.pagemap(who, (at + done as u64) / WORD as u64, &mut |word: u64| {
+            if let Some(to) = words.chunks_exact_mut(WORD).nth(count) {
+                to.copy_from_slice(&word.to_le_bytes());
+                count += 1;
+            }
+            count < wanted
+        })?;
+        let bytes = count * WORD;
+        uaccess::write(address + done as u64, words.get(..bytes).unwrap_or_default())?;
+        done += bytes;
+        if count < wanted {
+            break;
+        }
+    }
+    Ok(done)
 }

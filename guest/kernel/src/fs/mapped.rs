@@ -10,7 +10,7 @@ use alloc::format;
 use guest_fs::{Node, Place};
 use mm_vma::{Errno, Id, MapFile, Mapping};
 
-use super::{OpenFile, context, with_vfs};
+use super::{context, with_vfs};
 use crate::ipc;
 use crate::mm::space::Source;
 use crate::mm::space::cache;
@@ -54,24 +54,35 @@ fn path_of(place: Place) -> Result<Vec<u8>, Errno> {
     })
 }
 
-/// Remembers the name of an open file that is about to be mapped.
+/// Remembers the name of a file, open at that place, that is about to be mapped.
 ///
 /// # Errors
 /// `ENOMEM`.
-pub fn remember(mapping: Id<Mapping>, file: &OpenFile) -> Result<(), Errno> {
+pub fn remember(mapping: Id<Mapping>, place: Place) -> Result<(), Errno> {
     let number = mapping.as_u64();
     if find(number).is_some() {
         return Ok(());
     }
-    let stat = with_vfs(|vfs| vfs.stat(file.place))?;
-    let path = path_of(file.place)?;
-    let name = Arc::new(Name { place: file.place, dev: stat.dev, ino: stat.ino, path });
+    let stat = with_vfs(|vfs| vfs.stat(place))?;
+    let path = path_of(place)?;
+    let name = Arc::new(Name { place, dev: stat.dev, ino: stat.ino, path });
     let mut names = NAMES.lock();
     names.try_reserve(1).map_err(|_| Errno::Enomem)?;
     if let Err(at) = names.binary_search_by_key(&number, |entry| entry.0) {
         names.insert(at, (number, name));
     }
     Ok(())
+}
+
+/// Tells readers from outside which file a mapping is of, when it is opened first. What cannot be told now is told another time.
+pub fn publish(mapping: Id<Mapping>, place: Place) {
+    if cache::has_name(mapping) {
+        return;
+    }
+    let Ok(stat) = with_vfs(|vfs| vfs.stat(place)) else { return };
+    if let Ok(path) = path_of(place) {
+        cache::set_name(mapping, stat.dev, stat.ino, &path);
+    }
 }
 
 fn find(number: u64) -> Option<Arc<Name>> {
@@ -104,10 +115,10 @@ pub fn show(mapping: Id<Mapping>) -> Option<Shown> {
             let (key, id) = ipc::shm::name_of(mapping)?;
             without_place(format!("/SYSV{key:08x} (deleted)").into_bytes(), id.into())
         }
-        Source::Shmem | Source::Device => {
+        Source::Shmem | Source::Device | Source::Disk | Source::Bdev | Source::Gone => {
             let name = find(mapping.as_u64())?;
             let there = with_vfs(|vfs| vfs.stat(name.place)).is_ok_and(|stat| stat.ino == name.ino);
-            let path = if there && matches!(name.place.node, Node::Inode(_)) {
+            let path = if there && matches!(name.place.node, Node::Inode(_) | Node::Disk(_)) {
                 path_of(name.place).ok()?
             } else {
                 let mut path = name.path.clone();

@@ -5,7 +5,9 @@
 
 pub mod block;
 pub mod console;
+mod cpuinfo;
 mod data;
+pub mod disk_file;
 mod exec;
 pub mod file;
 pub mod initrd;
@@ -15,7 +17,9 @@ pub mod pipe;
 mod processes;
 pub mod program;
 pub mod source;
+pub mod sync;
 pub mod table;
+mod vm;
 
 use alloc::sync::Arc;
 use alloc::vec::Vec;

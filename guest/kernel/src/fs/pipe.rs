@@ -167,6 +167,12 @@ impl PipeEnd {
         self.object.pipe.lock().poll(self.reads, self.writes)
     }
 
+    /// Where somebody waits who wants to know when [`PipeEnd::poll`] says something else.
+    pub fn queues(&self) -> [Option<&WaitQueue>; 2] {
+        let object = &self.object;
+        [self.reads.then_some(&object.readers), self.writes.then_some(&object.writers)]
+    }
+
     /// Bytes to be read.
     pub fn len(&self) -> usize {
         self.object.pipe.lock().len()

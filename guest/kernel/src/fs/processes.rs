@@ -20,7 +20,7 @@ pub fn task_of(who: Who) -> Option<Arc<Task>> {
 
 fn next(from: u32, wanted: impl Fn(&Task) -> bool) -> Option<u32> {
     task::with_relations(|_, tasks| {
-        tasks.iter().find(|task| task.tid >= from && wanted(task)).map(|task| task.tid)
+        tasks.iter().find(|task| task.tid() >= from && wanted(task)).map(|task| task.tid())
     })
 }
 
@@ -30,7 +30,7 @@ fn file_of(who: Who, fd: u32) -> Option<Arc<OpenFile>> {
 
 impl Processes for Tasks {
     fn current(&self) -> Option<(u32, u32)> {
-        current().map(|task| (task.process.pid, task.tid))
+        current().map(|task| (task.process.pid, task.tid()))
     }
 
     fn exists(&self, who: Who) -> bool {

@@ -1,6 +1,5 @@
 //! What /proc's texts are printed from.
 
-use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt::{self, Write};
 use core::sync::atomic::Ordering;
@@ -8,20 +7,23 @@ use core::sync::atomic::Ordering;
 use guest_fs::Errno;
 use guest_fs::proc::{
     CpuInfo, CpuTime, Detail, MapInfo, MapPages, MemInfo, ProcessInfo, Rlimit, Source, SystemFile,
-    SystemInfo, VmInfo, Who,
+    SystemInfo, VmFile, VmInfo, Who,
 };
 use guest_process::limits::Resource;
 use guest_process::signal::SigSet;
+use memvisor_abi::{LruKind, NodeStat, Watermark};
 use mm_core::PAGE_SIZE;
 use mm_vma::{Id, Mm, Resident, RssKind, Space, VmFlags};
 
+use super::disk_file::bdev;
 use super::processes::task_of;
-use super::{console, mapped, now, with_vfs};
+use super::{console, mapped, now, vm, with_vfs};
+use crate::arch::percpu;
 use crate::drivers::block;
-use crate::mm::page_alloc;
-use crate::mm::space::{self, Spaces, cache};
+use crate::mm::space::{self, Source as Contents, Spaces, cache};
+use crate::mm::{oom, page_alloc, slab, swap, vmscan, vmstat};
 use crate::task::{self, Task};
-use crate::{cmdline, ipc, proc, sched, signal, smp};
+use crate::{cmdline, ipc, proc, sched, signal, smp, topology};
 
 /// The kernel.
 #[derive(Clone, Copy, Debug)]
@@ -33,40 +35,77 @@ const NS_PER_TICK: u64 = 10_000_000;
 /// Memory of this machine, in KiB.
 pub fn memory() -> MemInfo {
     let (mut free, mut managed, mut cma_free, mut cma) = (0, 0, 0, 0);
-    let mut low = 0;
     for zone in page_alloc::zones() {
         let zone = zone.lock();
         free += zone.info().free_pages;
         managed += zone.info().managed_pages;
         cma_free += zone.info().nr_free_cma;
         cma += zone.info().cma_pages;
-        low += zone.info().watermark[1];
     }
-    let shmem = cache::nr_shmem();
+    let stats = vmstat::total();
+    let stat = |stat: NodeStat| stats[stat as usize] * KIB_PER_PAGE;
+    let lists = vmscan::counts();
+    let kib = |kind| lists.list(kind) * KIB_PER_PAGE;
+    let files = lists.list(LruKind::ActiveFile) + lists.list(LruKind::InactiveFile);
+    let slab = slab::nr_pages().unwrap_or_default();
+    let (commit_limit, committed) = oom::promises::limit_and_committed();
+    let buffers = bdev::nr_pages();
+    let cached = cache::nr_file_pages().saturating_sub(buffers);
     MemInfo {
         total: managed * KIB_PER_PAGE,
         free: free * KIB_PER_PAGE,
-        available: free.saturating_sub(low) * KIB_PER_PAGE,
-        cached: cache::nr_file_pages() * KIB_PER_PAGE,
-        shmem: shmem * KIB_PER_PAGE,
+        available: available(free, files, slab[0]) * KIB_PER_PAGE,
+        buffers: buffers * KIB_PER_PAGE,
+        cached: cached * KIB_PER_PAGE,
+        active_anon: kib(LruKind::ActiveAnon),
+        inactive_anon: kib(LruKind::InactiveAnon),
+        active_file: kib(LruKind::ActiveFile),
+        inactive_file: kib(LruKind::InactiveFile),
+        unevictable: kib(LruKind::Unevictable),
+        // Nothing else makes pages unevictable.
+        mlocked: kib(LruKind::Unevictable),
+        dirty: stat(NodeStat::Dirty),
+        writeback: stat(NodeStat::Writeback),
+        anon_pages: stat(NodeStat::AnonMapped),
+        mapped: stat(NodeStat::FileMapped),
+        shmem: stat(NodeStat::Shmem),
+        slab_reclaimable: slab[0] * KIB_PER_PAGE,
+        slab_unreclaimable: slab[1] * KIB_PER_PAGE,
+        kernel_stack: stat(NodeStat::KernelStack),
+        page_tables: stat(NodeStat::PageTable),
+        vmalloc_used: stat(NodeStat::Vmalloc) + stat(NodeStat::KernelStack),
+        swap_cached: stat(NodeStat::SwapCache),
+        swap_total: swap::total_swap_pages() * KIB_PER_PAGE,
+        swap_free: swap::nr_swap_pages() * KIB_PER_PAGE,
+        commit_limit: commit_limit * KIB_PER_PAGE,
+        committed: committed * KIB_PER_PAGE,
         cma_total: cma * KIB_PER_PAGE,
         cma_free: cma_free * KIB_PER_PAGE,
         vmalloc_total: (32 << 40) / 1024 - 1,
-        anon_pages: anon_pages() * KIB_PER_PAGE,
-        ..MemInfo::default()
+        percpu: (topology::CPUS.lock().count as u64) * percpu::AREA_FRAMES * KIB_PER_PAGE,
     }
 }
 
-/// Anonymous pages of all processes.
-fn anon_pages() -> u64 {
-    let tasks: Vec<Arc<Task>> = task::with_relations(|_, tasks| {
-        let mut all = Vec::new();
-        if all.try_reserve_exact(tasks.len()).is_ok() {
-            all.extend(tasks.iter().filter(|task| task.is_leader()).cloned());
-        }
-        all
-    });
-    tasks.iter().filter_map(|task| task.mm()).map(|mm| space::mm_of(mm).rss(RssKind::Anon)).sum()
+/// What programs could have without swapping: free pages beyond the reserves, half of what can be dropped or more (Linux:
+/// `si_mem_available`).
+fn available(free: u64, pagecache: u64, reclaimable: u64) -> u64 {
+    let (mut low, mut reserve) = (0, 0);
+    for zone in page_alloc::zones() {
+        let zone = zone.lock();
+        let info = zone.info();
+        low += info.watermark[Watermark::Low as usize];
+        // Linux: `calculate_totalreserve_pages`.
+        let kept =
+            info.lowmem_reserve.into_iter().max().unwrap_or(0) + info.watermark[Watermark::High as usize];
+        reserve += kept.min(info.managed_pages);
+    }
+    let part = |pages: u64| pages - low.min(pages / 2);
+    free.saturating_sub(reserve) + part(pagecache) + part(reclaimable)
+}
+
+/// CPUs that run, as a set.
+fn online_cpus() -> u64 {
+    u64::MAX >> (64 - smp::nr_online().clamp(1, 64))
 }
 
 /// Processes that exist.
@@ -79,15 +118,21 @@ fn vm_info(task: &Task) -> Option<VmInfo> {
     let mm = space::mm_of(id);
     let mut info = VmInfo {
         total: mm.total_vm(),
-        peak: mm.total_vm(),
+        peak: mm.hiwater_vm(),
         locked: mm.locked_vm(),
-        rss_peak: 0,
+        rss_peak: mm.hiwater_rss(),
         anon: mm.rss(RssKind::Anon),
         file: mm.rss(RssKind::File),
         data: mm.data_vm(),
         stack: mm.stack_vm(),
+        swap: mm.swapents(),
+        // Without the top-level one (Linux: `mm_pgtables_bytes`).
+        tables: mm.table_pages().saturating_sub(1) * PAGE_SIZE,
+        code: mm.code(),
         ..VmInfo::default()
     };
+    let text = info.code.1.div_ceil(PAGE_SIZE).saturating_sub(info.code.0 / PAGE_SIZE);
+    info.lib = mm.exec_pages().saturating_sub(text);
     info.data_range = (mm.start_data(), mm.end_data());
     info.start_brk = mm.start_brk();
     info.start_stack = space::start_stack(mm);
@@ -121,8 +166,16 @@ impl Source for Kernel {
         }
         let [pending, shared_pending, blocked, ignored, caught] = signal::sets(&task).map(SigSet::bits);
         let priority = sched::priority(task.number());
+        let totalpages = oom::totalpages();
+        let facts = sched::facts(task.number());
+        let ticks = |ns: u64| ns / NS_PER_TICK;
+        // A thread's own time; of a process, that of all its threads.
+        let (own, children) = (process.usage(), process.child_usage());
+        let user = if who.tid.is_some() { task.cpu_time() } else { own.user_ns };
+        // Linux: PF_FORKNOEXEC.
+        let flags = if process.has_execed.load(Ordering::Relaxed) { 0 } else { 0x40 };
         Some(ProcessInfo {
-            pid: task.tid,
+            pid: task.tid(),
             tgid: process.pid,
             comm: sched::comm(task.number()),
             state,
@@ -131,15 +184,15 @@ impl Source for Kernel {
             session: process.sid(),
             tty: if controls { 4 << 8 | 64 } else { 0 },
             tpgid: if controls { foreground.cast_signed() } else { -1 },
-            flags: 0,
-            faults: (0, 0),
-            child_faults: (0, 0),
-            time: (0, 0),
-            child_time: (0, 0),
+            flags,
+            faults: (own.minor_faults, own.major_faults),
+            child_faults: (children.minor_faults, children.major_faults),
+            time: (ticks(user), 0),
+            child_time: (ticks(children.user_ns), 0),
             priority: priority.shown(),
             nice: priority.nice.into(),
             threads: process.nr_threads(),
-            start: 0,
+            start: ticks(facts.start),
             vm: vm_info(&task),
             limits,
             pending,
@@ -148,15 +201,17 @@ impl Source for Kernel {
             ignored,
             caught,
             exit_signal: process.exit_signal.load(Ordering::Relaxed),
-            cpu: 0,
+            cpu: facts.cpu,
             exit_code: 0,
             umask: task.files.context().map_or(0o22, |context| context.umask),
             fd_size: task.files.table().map_or(0, |table| table.with(|table| table.capacity())),
             uids: [0; 4],
             gids: [0; 4],
-            cpus_allowed: sched::allowed(task.number()).words()[0],
+            cpus_allowed: sched::allowed(task.number()).words()[0] & online_cpus(),
             mems_allowed: (1 << page_alloc::nr_nodes()) - 1,
-            switches: (0, 0),
+            switches: (facts.switches[0], facts.switches[1]),
+            oom_score: mm_oom::oom_score(oom::badness(process.pid, totalpages), totalpages),
+            oom_score_adj: process.oom_score_adj(),
         })
     }
 
@@ -185,58 +240,41 @@ impl Source for Kernel {
 
     fn system(&self) -> SystemInfo {
         let (tasks, last) = task::with_relations(|_, tasks| {
-            (tasks.len(), tasks.iter().map(|task| task.tid).max().unwrap_or(0))
+            (tasks.len(), tasks.iter().map(|task| task.tid()).max().unwrap_or(0))
         });
         SystemInfo {
             uptime: sched::clock::now() / NS_PER_TICK,
             boot: u64::try_from(now().sec).unwrap_or(0).saturating_sub(sched::clock::now() / 1_000_000_000),
-            running: 1,
+            running: sched::nr_running(),
+            switches: sched::account::switches(),
+            forks: task::nr_forks(),
+            interrupts: smp::nr_interrupts(),
             tasks: u32::try_from(tasks).unwrap_or(u32::MAX),
             last_pid: last,
             cpus: smp::nr_online(),
-            ..SystemInfo::default()
+            // Differs from Linux: nobody looks at the load while nobody asks.
+            load: [0; 3],
+            // What waits for a disk sleeps as others do.
+            blocked: 0,
         }
     }
 
-    fn cpu_time(&self, _cpu: u32) -> CpuTime {
-        CpuTime { idle: sched::clock::now() / NS_PER_TICK, ..CpuTime::default() }
+    fn cpu_time(&self, cpu: u32) -> CpuTime {
+        let [user, system, idle] = sched::account::times(cpu).map(|ns| ns / NS_PER_TICK);
+        CpuTime { user, nice: 0, system, idle }
     }
 
     fn cpu_info(&self, cpu: u32, f: &mut dyn FnMut(&CpuInfo<'_>) -> fmt::Result) -> fmt::Result {
-        use crate::arch::regs::cpuid;
-        let [level, b, c, d] = cpuid(0, 0);
-        let mut vendor = [0; 12];
-        vendor
-            .chunks_exact_mut(4)
-            .zip([b, d, c])
-            .for_each(|(to, word)| to.copy_from_slice(&word.to_le_bytes()));
-        let mut brand = [0; 48];
-        for (to, leaf) in brand.chunks_exact_mut(16).zip(0x8000_0002_u32..) {
-            to.chunks_exact_mut(4)
-                .zip(cpuid(leaf, 0))
-                .for_each(|(to, word)| to.copy_from_slice(&word.to_le_bytes()));
-        }
-        let end = brand.iter().position(|byte| *byte == 0).unwrap_or(brand.len());
-        let signature = cpuid(1, 0)[0];
-        let (mut family, mut model) = (signature >> 8 & 0xf, signature >> 4 & 0xf);
-        if family == 0xf {
-            family += signature >> 20 & 0xff;
-        }
-        if family >= 6 {
-            model += (signature >> 16 & 0xf) << 4;
-        }
-        let sizes = cpuid(0x8000_0008, 0)[0];
-        f(&CpuInfo {
-            vendor: core::str::from_utf8(&vendor).unwrap_or("?"),
-            signature: (family, model, signature & 0xf),
-            model_name: core::str::from_utf8(brand.get(..end).unwrap_or(&[])).unwrap_or("?").trim(),
-            apic: cpu,
-            siblings: smp::nr_online(),
-            cpuid_level: level,
-            flags: "fpu tsc msr pae cx8 apic pge cmov pat fxsr sse sse2 syscall nx lm",
-            address_bits: (sizes & 0xff, sizes >> 8 & 0xff),
-            ..CpuInfo::default()
-        })
+        super::cpuinfo::with(cpu, f)
+    }
+
+    fn pagemap(&self, who: Who, first: u64, f: &mut dyn FnMut(u64) -> bool) -> Result<(), Errno> {
+        let task = task_of(who).ok_or(Errno::Esrch)?;
+        let Some(id) = task.mm() else { return Ok(()) };
+        space::mm_get(id);
+        Space::lock(&Spaces, id, task.limits()).pagemap(first, f);
+        space::mm_put(id);
+        Ok(())
     }
 
     fn memory(&self) -> MemInfo {
@@ -247,11 +285,26 @@ impl Source for Kernel {
         ipc::shm::show(out)
     }
 
+    fn vm(&self, file: VmFile, out: &mut dyn Write) -> fmt::Result {
+        vm::show(file, out)
+    }
+
+    fn set_vm(&self, file: VmFile, number: i64) -> Result<(), Errno> {
+        vm::write(file, number)
+    }
+
+    fn set_oom_score_adj(&self, who: Who, adj: i16) -> Result<(), Errno> {
+        task_of(who).ok_or(Errno::Esrch)?.process.set_oom_score_adj(adj);
+        Ok(())
+    }
+
     fn text(&self, file: SystemFile, out: &mut dyn Write) -> fmt::Result {
         match file {
             SystemFile::Diskstats => block::write_diskstats(out),
+            SystemFile::Swaps => swap::write_swaps(out),
             SystemFile::Partitions => block::write_partitions(out),
             SystemFile::Cmdline => cmdline::with(|line| writeln!(out, "{line}")),
+            SystemFile::Iomem => proc::iomem(out),
             SystemFile::Version => writeln!(
                 out,
                 "Linux version 6.1.0-memvisor (memvisor guest kernel) #1 SMP {}",
@@ -312,6 +365,10 @@ fn maps_of(
             ino: shown.as_ref().map_or(0, |shown| shown.ino),
             name,
             pages: map_pages(flags, &pages),
+            has_mapping: is_file,
+            is_shmem: mapping.is_some_and(|mapping| {
+                matches!(cache::source(mapping), Contents::Shmem | Contents::Anonymous | Contents::SysV)
+            }),
         })?;
     }
     Ok(())
@@ -319,7 +376,7 @@ fn maps_of(
 
 fn map_pages(flags: VmFlags, pages: &Resident) -> MapPages {
     let Resident { rss, pss, pss_dirty, shared_clean, shared_dirty, .. } = *pages;
-    let Resident { private_clean, private_dirty, referenced, anonymous, locked, .. } = *pages;
+    let Resident { private_clean, private_dirty, referenced, anonymous, locked, swap, swap_pss, .. } = *pages;
     MapPages {
         rss,
         pss,
@@ -331,6 +388,8 @@ fn map_pages(flags: VmFlags, pages: &Resident) -> MapPages {
         referenced,
         anonymous,
         locked,
+        swap,
+        swap_pss,
         vm_flags: flags.bits(),
     }
 }

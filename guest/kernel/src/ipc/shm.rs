@@ -8,6 +8,7 @@ use mm_core::PAGE_SIZE;
 use mm_vma::{Id, Kernel, MapFile, MapFlags, Mapping, MmapRequest, Populate, ProtFlags, Space, VmFlags};
 
 use crate::fs::{self, Mutex};
+use crate::mm::oom::promises;
 use crate::mm::space::Spaces;
 use crate::mm::space::cache::{self, Source};
 use crate::{task, uaccess};
@@ -67,7 +68,10 @@ pub fn audit() -> Result<(), &'static str> {
 /// Those of shmget(2).
 pub fn shmget(key: i32, size: u64, flags: u32) -> Result<u64, Errno> {
     let flags = ShmFlags::from_bits_retain(flags);
-    let make = |bytes| cache::new_mapping(Source::SysV, bytes);
+    let make = |bytes| match flags.contains(ShmFlags::SHM_NORESERVE) && promises::overcommits() {
+        true => cache::new_mapping(Source::SysV, bytes),
+        false => cache::new_accounted(Source::SysV, bytes),
+    };
     with(|table| table.get(&caller(), key, size, flags, make)).map(u64::from)
 }
 

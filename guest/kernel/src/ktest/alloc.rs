@@ -12,6 +12,7 @@ use crate::mm::page_alloc::{self, PAGES};
 use crate::mm::pcp::Local;
 use crate::mm::phys::DirectMap;
 use crate::mm::reclaim::{self, Shrinker};
+use crate::mm::vmscan::kswapd;
 use crate::sched;
 
 /// `ktest=alloc`.
@@ -169,24 +170,51 @@ pub(super) fn hoarded() -> u64 {
     if HOARD.load(Ordering::Relaxed) == PFN_NONE { 0 } else { Order::MAX.pages() }
 }
 
-pub(super) fn give_one(_: u64) -> u64 {
-    let pfn = Pfn::new(HOARD.load(Ordering::Relaxed));
-    let Some(page) = Vmemmap.page(pfn).filter(|_| pfn.as_u64() != PFN_NONE) else { return 0 };
-    HOARD.store(page.next(), Ordering::Relaxed);
-    page_alloc::free_pages(pfn, Order::MAX);
-    Order::MAX.pages()
+/// For whoever allocates: kswapd, which an allocation wakes, runs beside it. One block alone may leave the zone a page below its mark.
+pub(super) fn give_some(_: u64) -> u64 {
+    if kswapd::is_current() {
+        return 0;
+    }
+    let mut freed = 0;
+    for _ in 0..2 {
+        let pfn = Pfn::new(HOARD.load(Ordering::Relaxed));
+        let Some(page) = Vmemmap.page(pfn).filter(|_| pfn.as_u64() != PFN_NONE) else { break };
+        HOARD.store(page.next(), Ordering::Relaxed);
+        page_alloc::free_pages(pfn, Order::MAX);
+        freed += Order::MAX.pages();
+    }
+    freed
+}
+
+/// Orders of smaller blocks.
+const SMALLER: [u8; 6] = [9, 8, 7, 6, 5, 4];
+
+/// Takes the smaller blocks, too: where enough is free in them reclaim leaves an order to compaction (Linux: `compaction_ready`).
+pub(super) fn take_smaller() -> [u64; 6] {
+    SMALLER.map(|order| Order::new(order).map_or(PFN_NONE, |order| take_all(Gfp::NOWAIT, order).0))
+}
+
+pub(super) fn give_smaller(lists: [u64; 6]) {
+    for (list, order) in lists.into_iter().zip(SMALLER) {
+        if let Some(order) = Order::new(order) {
+            give_all(list, order);
+        }
+    }
 }
 
 fn a_shrinker_makes_room() -> Result<(), Failure> {
     let before = super::buddy::free_pages();
     HOARD.store(take_all(Gfp::NOWAIT, Order::MAX).0, Ordering::Relaxed);
-    let shrinker = Shrinker { name: "hoard", count: hoarded, scan: give_one };
+    let smaller = take_smaller();
+    let shrinker =
+        Shrinker { name: "hoard", count: hoarded, scan: give_some, seeks: reclaim::DEFAULT_SEEKS, pages: 1 };
     check(reclaim::register_shrinker(shrinker), "no room for a shrinker")?;
     let token = sched::task_context();
     let gfp = Gfp::KERNEL | Gfp::RETRY_MAYFAIL | Gfp::NOWARN;
     let got = page_alloc::alloc_gfp(Context::task(&token), gfp, Order::MAX, None);
     reclaim::unregister_shrinker("hoard");
     give_all(HOARD.swap(PFN_NONE, Ordering::Relaxed), Order::MAX);
+    give_smaller(smaller);
     let served = got.map(|pfn| page_alloc::free_pages(pfn, Order::MAX)).is_some();
     check(served, "direct reclaim did not help")?;
     check(super::buddy::free_pages() == before, "pages were lost")

@@ -12,12 +12,14 @@ use mm_core::{
     ZoneKind,
 };
 use mm_page_alloc::{AllocTarget, Context, PageList};
+use mm_vmscan::MAX_RECLAIM_RETRIES;
 
 use super::{Failure, Test, check};
 use crate::mm::memmap::Vmemmap;
 use crate::mm::page_alloc::{self, PAGES};
 use crate::mm::pcp::Local;
 use crate::mm::phys::{self, DirectMap};
+use crate::mm::vmscan::kswapd;
 use crate::mm::{kcompactd, movable};
 use crate::sync::Lock;
 use crate::{cmdline, init, println, sched};
@@ -244,15 +246,21 @@ fn say_events(title: &str) {
     );
 }
 
+/// Waits for those who work in the background: kswapd hands over to kcompactd.
+fn wait_idle(token: &MaySleep<'_>) {
+    kswapd::wait_idle(token);
+    kcompactd::wait_idle(token);
+}
+
 /// Runs a test on fresh slots, with nothing left over afterwards.
 fn with_pages(test: impl FnOnce(&MaySleep<'_>) -> Outcome) -> Outcome {
     let token = sched::task_context();
-    kcompactd::wait_idle(&token);
+    wait_idle(&token);
     PAGES.drain_all_pages();
     let before = super::buddy::free_pages();
     prepare()?;
     let outcome = test(&token);
-    kcompactd::wait_idle(&token);
+    wait_idle(&token);
     clean_up();
     outcome?;
     check(super::buddy::free_pages() == before, "pages were lost")
@@ -338,15 +346,22 @@ fn kcompactd_makes_huge_pages() -> Outcome {
         age();
         let runs = event(VmEvent::KcompactdWake);
         check(huge_at_once().is_none(), "aged memory has a huge page")?;
-        // This request may wake it. On another CPU it may even be done before the request gives up.
-        if let Some(pfn) = page_alloc::alloc_gfp(Context::ATOMIC, gfp(), huge_order(), None) {
-            page_alloc::free_pages(pfn, huge_order());
+        // These requests may wake somebody: kswapd, and once it freed nothing for that many runs, kcompactd in its place. On another CPU it may even be
+        // done before a request gives up.
+        let mut pfn = None;
+        for _ in 0..=MAX_RECLAIM_RETRIES {
+            if let Some(pfn) = page_alloc::alloc_gfp(Context::ATOMIC, gfp(), huge_order(), None) {
+                page_alloc::free_pages(pfn, huge_order());
+            }
+            wait_idle(token);
+            pfn = huge_at_once();
+            if pfn.is_some() {
+                break;
+            }
         }
-        kcompactd::wait_idle(token);
         say_events("kcompactd");
         check(event(VmEvent::KcompactdWake) > runs, "kcompactd did not run")?;
         check(intact(), "a page lost its contents")?;
-        let pfn = huge_at_once();
         if let Some(pfn) = pfn {
             page_alloc::free_pages(pfn, huge_order());
         }

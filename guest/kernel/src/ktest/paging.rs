@@ -220,3 +220,24 @@ pub fn smap_stops_reads_of_user_pages() -> Outcome {
     }
     with_user_page(|va| faults(Probe::Read(va), "ring 0 read a user page"))
 }
+
+/// Without address space numbers `mm/space/tlb.rs` flushes at every switch: this says on which machines they could be had.
+pub fn pcid_is_refused() -> Outcome {
+    const PCID: u32 = 1 << 17;
+    const CR4_PCIDE: u64 = 1 << 17;
+    if regs::cpuid(1, 0)[2] & PCID == 0 {
+        return Err(Failure::Skip("CPUID shows no PCID"));
+    }
+    let before = regs::cr4();
+    if probe(Probe::Cr4(before | CR4_PCIDE)).is_ok() {
+        let kept = regs::cr4() & CR4_PCIDE != 0;
+        let back = probe(Probe::Cr4(before));
+        check(back.is_ok(), "CR4.PCIDE cannot be cleared")?;
+        return Err(Failure::Skip(if kept {
+            "PCID can be had here, and is not used"
+        } else {
+            "CR4.PCIDE is ignored"
+        }));
+    }
+    check(regs::cr4() == before, "a refused bit changed CR4")
+}

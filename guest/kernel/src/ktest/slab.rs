@@ -7,7 +7,7 @@ use mm_core::{Gfp, MemMap, Order, PhysAddr, PhysMem, ZoneKind};
 use mm_slab::{CacheArgs, CacheId, DestroyError, FreeError, KMALLOC_MAX_SIZE, Object, SIZES, SlabFlags};
 use mm_vmalloc::Request;
 
-use super::alloc::{HOARD, give_all, give_one, hoarded, take_all};
+use super::alloc::{HOARD, give_all, give_smaller, give_some, hoarded, take_all, take_smaller};
 use super::{Failure, Test, check};
 use crate::arch::regs;
 use crate::mm::memmap::Vmemmap;
@@ -313,7 +313,9 @@ fn a_kernel_allocation_reclaims_and_an_atomic_one_does_not() -> Outcome {
     if count == 0 {
         return Err(Failure::Skip("no block of the largest order is free"));
     }
-    let shrinker = Shrinker { name: "hoard", count: hoarded, scan: give_one };
+    let smaller = take_smaller();
+    let shrinker =
+        Shrinker { name: "hoard", count: hoarded, scan: give_some, seeks: reclaim::DEFAULT_SEEKS, pages: 1 };
     check(reclaim::register_shrinker(shrinker), "no room for a shrinker")?;
     let atomic = KMEM.kmalloc(KMALLOC_MAX_SIZE, Gfp::ATOMIC | Gfp::NOWARN);
     let untouched = HOARD.load(Ordering::Relaxed) == list;
@@ -325,6 +327,7 @@ fn a_kernel_allocation_reclaims_and_an_atomic_one_does_not() -> Outcome {
     let kernel = KMEM.kmalloc(KMALLOC_MAX_SIZE, Gfp::KERNEL | Gfp::RETRY_MAYFAIL | Gfp::NOWARN);
     reclaim::unregister_shrinker("hoard");
     give_all(HOARD.swap(PFN_NONE, Ordering::Relaxed), Order::MAX);
+    give_smaller(smaller);
     check(atomic.is_none() && untouched, "an atomic allocation reclaimed")?;
     check(off.is_none() && untouched_with_interrupts_off, "an allocation with interrupts off reclaimed")?;
     check(

@@ -1,16 +1,15 @@
 //! kcompactd: a thread a node that compacts it when it is asked to (Linux: `kcompactd`, `wakeup_kcompactd`). What it does
 //! is `mm_page_alloc`'s; here it sleeps and is woken.
-//!
-//! Differs from Linux: kswapd does not stand between allocations and kcompactd. Its part when a node has memory enough,
-//! to forget hints and hand the order on, is done at once.
 
 use memvisor_abi::{EventId, Kcompactd, MAX_NUMNODES, TableRef};
 use mm_core::{Event, MaySleep, Order, Trace, ZoneKind};
-use mm_page_alloc::KcompactdWork;
+use mm_page_alloc::{KcompactdWork, TaskFlags};
+use mm_vmscan::lru_add_drain_all;
 
 use crate::mm::memmap::Vmemmap;
 use crate::mm::page_alloc::{NODES, PAGES, nr_nodes};
-use crate::mm::phys;
+use crate::mm::space::Spaces;
+use crate::mm::{phys, scope};
 use crate::println;
 use crate::sched::{self, WaitQueue};
 use crate::sync::Lock;
@@ -58,6 +57,17 @@ fn set_wish(state: &mut Kcompactd, work: KcompactdWork) {
     state.highest = work.highest as u32;
 }
 
+/// Compacts every node at once, as far as it goes, on the caller's time (Linux: `compact_nodes`, what writing to
+/// /proc/sys/vm/compact_memory does). Task context without locks.
+pub fn compact_all_nodes() {
+    let Some(token) = sched::might_sleep() else { return };
+    // Pages that wait in batches and on lists of CPUs are in nobody's way afterwards (Linux: the same).
+    lru_add_drain_all(&Spaces);
+    for node in (0..nr_nodes()).filter_map(|node| u32::try_from(node).ok()) {
+        scope::with_flags(TaskFlags::MEMALLOC, || PAGES.compact_node(&token, node));
+    }
+}
+
 /// Asks a node's thread for a block of an order, if compaction makes sense there (Linux: `wakeup_kcompactd`). Any
 /// context without locks.
 pub fn wake(node: u32, order: Order, highest: ZoneKind) {
@@ -65,7 +75,6 @@ pub fn wake(node: u32, order: Order, highest: ZoneKind) {
     if order == Order::ZERO || index >= nr_nodes() || NODES_STATE.lock()[index].exists == 0 {
         return;
     }
-    PAGES.reset_isolation_suitable(node);
     let mut work = KcompactdWork::NONE;
     work.ask(order, highest);
     if !PAGES.is_kcompactd_node_suitable(node, work) {

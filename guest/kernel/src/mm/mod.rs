@@ -1,7 +1,9 @@
 //! Wiring of the memory manager: what `guest/mm` decides, on this machine's memory.
 
+pub mod bio;
 pub mod cma;
 pub mod cpu_local;
+pub mod dma;
 pub mod early;
 pub mod fixmap;
 mod heap;
@@ -12,14 +14,21 @@ pub mod layout;
 pub mod limits;
 pub mod memmap;
 pub mod movable;
+pub mod oom;
 pub mod page_alloc;
+pub mod page_wait;
 pub mod paging;
 pub mod pcp;
 pub mod phys;
 pub mod pti;
 pub mod reclaim;
+pub mod scope;
 pub mod shuffle;
 pub mod slab;
 pub mod space;
+pub mod swap;
 pub mod sysctl;
 pub mod vmalloc;
+pub mod vmscan;
+pub mod vmstat;
+pub mod writeback;

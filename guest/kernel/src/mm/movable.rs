@@ -6,7 +6,8 @@
 //! Pages of programs have no number: [`mm_vma::migrate_page`] finds everybody who maps them.
 
 use memvisor_abi::{MAX_MOVABLE_OWNERS, MovableOwner, TableRef};
-use mm_core::{MemMap, Migrate, MigrateError, MigrateMode, Page, PageFlags, Pfn, is_user_page};
+use mm_core::{MemMap, Migrate, MigrateError, MigrateMode, Page, PageFlags, PageKind, Pfn, is_user_page};
+use mm_vmscan::{folio_del_lru, folio_isolate_lru, folio_putback_lru};
 
 use crate::mm::memmap::Vmemmap;
 use crate::mm::phys;
@@ -80,8 +81,8 @@ pub struct Owners;
 impl Migrate for Owners {
     fn isolate_page(&self, pfn: Pfn, page: &Page, mode: MigrateMode) -> bool {
         if is_user_page(page) {
-            // On no list that somebody else walks; who uses it goes on until it moves.
-            return true;
+            // Who uses it goes on until it moves.
+            return folio_isolate_lru(&Spaces, page);
         }
         let taken = operations(page).is_some_and(|owner| owner.isolate_page(pfn, page, mode));
         if taken {
@@ -103,8 +104,13 @@ impl Migrate for Owners {
         mm_vma::migrate_page(&Spaces, from, to)
     }
 
+    fn release_user_page(&self, page: &Page) {
+        folio_del_lru(&Spaces, page);
+    }
+
     fn putback_page(&self, pfn: Pfn, page: &Page) {
-        if is_user_page(page) {
+        if page.kind() == PageKind::User && !page.has(PageFlags::MOVABLE) {
+            folio_putback_lru(&Spaces, pfn, page);
             return;
         }
         if let Some(owner) = operations(page) {

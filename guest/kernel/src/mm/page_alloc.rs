@@ -9,8 +9,9 @@ use memvisor_abi::{
 };
 use mm_core::{CpuLocal, Gfp, MaySleep, MemMap, Migrate, Order, PageKind, Pfn, ZoneKind};
 use mm_page_alloc::{
-    Context, FreeError, Machine, NodeState, PageAllocator, Zone, ZoneGlance, build_zonelist, fallback_order,
-    set_high_and_batch, zone_batchsize, zone_extents, zone_highsize,
+    AllocFlags, Context, FreeError, Machine, NodeState, PageAllocator, TaskFlags, TaskPolicy, Zone,
+    ZoneGlance, build_zonelist, fallback_order, set_high_and_batch, zone_batchsize, zone_extents,
+    zone_highsize,
 };
 
 use crate::arch::regs;
@@ -18,9 +19,9 @@ use crate::drivers::memvisor;
 use crate::mm::memmap::{self, Vmemmap};
 use crate::mm::movable::Owners;
 use crate::mm::reclaim::KernelReclaim;
-use crate::mm::{cma, early, kmap, limits, pcp, sysctl};
+use crate::mm::{cma, early, kmap, limits, oom, pcp, scope, sysctl, vmscan, vmstat};
 use crate::sync::{Guard, Lock};
-use crate::{cmdline, print, println, sched, topology};
+use crate::{cmdline, print, println, sched, task, topology};
 
 /// Places for zones: those of nodes that do not exist stay empty.
 pub const ZONES_MAX: usize = MAX_NUMNODES * MAX_NR_ZONES;
@@ -125,6 +126,8 @@ pub fn init() {
         init_node(node);
     }
     pcp::init(count, build_zonelists);
+    vmscan::init();
+    vmstat::init(count);
     let fraction =
         cmdline::number("percpu_pagelist_high_fraction").and_then(|number| u32::try_from(number).ok());
     PCP_HIGH_FRACTION.store(fraction.unwrap_or(0), Ordering::Relaxed);
@@ -225,12 +228,26 @@ fn grow(node: u32, kind: ZoneKind) -> bool {
     next.is_some()
 }
 
+/// Whether no zone has more free frames than its min watermark (Linux: only `ALLOC_HARDER` and `ALLOC_HIGH` find any then).
+pub fn is_below_min() -> bool {
+    GLANCES[..nr_nodes() * MAX_NR_ZONES]
+        .iter()
+        .filter(|glance| glance.managed_pages() > 0)
+        .all(|glance| glance.free_pages() <= glance.mark(AllocFlags::WMARK_MIN))
+}
+
 /// Frames of all zones, and how many of them are free, those on the CPUs' lists not counted.
 pub fn managed_and_free() -> (u64, u64) {
     zones().fold((0, 0), |(managed, free), zone| {
         let zone = zone.lock();
         (managed + zone.info().managed_pages, free + zone.info().free_pages)
     })
+}
+
+/// Frames that the page allocator of a node was given (Linux: `node_managed_pages`).
+pub fn managed_pages(node: u32) -> u64 {
+    let first = node as usize * MAX_NR_ZONES;
+    ZONES.iter().skip(first).take(MAX_NR_ZONES).map(|zone| zone.lock().info().managed_pages).sum()
 }
 
 /// Linux: `build_all_zonelists`, with `numa_zonelist_order=` of Linux before 4.14.
@@ -373,7 +390,12 @@ impl Machine for Kernel {
     }
 
     fn report(&self, line: fmt::Arguments<'_>) {
-        println!("{line}");
+        oom::with_comm(|comm| println!("{comm}: {line}"));
+    }
+
+    fn show_mem(&self, highest: ZoneKind) {
+        oom::dump_stack();
+        oom::show_mem(highest);
     }
 }
 
@@ -416,15 +438,49 @@ pub fn alloc_gfp(context: Context<'_>, gfp: Gfp, order: Order, node: Option<u32>
 /// Differs from Linux: `GFP_KERNEL` where nothing may sleep is served like `GFP_NOWAIT` and not reported as a bug: areas of vmalloc take
 /// their frames under their lock.
 pub fn alloc_here(gfp: Gfp, order: Order, node: Option<u32>) -> Option<Pfn> {
+    if node.is_none() && POLICIES.load(Ordering::Relaxed) && gfp.contains(Gfp::MOVABLE) {
+        return alloc_by_policy(gfp, order);
+    }
     // Whether anything may sleep matters only where there is something to wait for.
     if let Some(pfn) = PAGES.alloc_from_lists(gfp, order, node) {
         return Some(pfn);
     }
     let token = if gfp.contains(Gfp::DIRECT_RECLAIM) { sched::might_sleep() } else { None };
     match &token {
-        Some(token) => alloc_gfp(Context::task(token), gfp, order, node),
+        Some(token) => alloc_gfp(Context { may_sleep: Some(token), task: task_flags() }, gfp, order, node),
         None => alloc_gfp(Context::ATOMIC, gfp - Gfp::DIRECT_RECLAIM, order, node),
     }
+}
+
+/// Some task has a policy, so that every page of a program is looked for by one.
+static POLICIES: AtomicBool = AtomicBool::new(false);
+
+/// From now on the policies of tasks count.
+pub fn use_policies() {
+    POLICIES.store(true, Ordering::Relaxed);
+}
+
+/// A page of a program or of a file, by the policy of the task that asks (Linux: `alloc_pages_vma`, `folio_alloc`).
+fn alloc_by_policy(gfp: Gfp, order: Order) -> Option<Pfn> {
+    let token = if gfp.contains(Gfp::DIRECT_RECLAIM) { sched::might_sleep() } else { None };
+    let task = task::current();
+    // Not under its lock: this may sleep. Nobody else changes it.
+    let mut policy = task.as_ref().map_or_else(TaskPolicy::default, |task| *task.mempolicy.lock());
+    let (context, gfp) = match &token {
+        Some(token) => (Context { may_sleep: Some(token), task: task_flags() }, gfp),
+        None => (Context::ATOMIC, gfp - Gfp::DIRECT_RECLAIM),
+    };
+    let block = PAGES.alloc_pages_policy(context, gfp, order, &mut policy);
+    if let Some(task) = task {
+        *task.mempolicy.lock() = policy;
+    }
+    block
+}
+
+/// State of the current task that changes what it may allocate (Linux: `current->flags`, `tsk_is_oom_victim`).
+pub fn task_flags() -> TaskFlags {
+    let victim = if oom::is_victim() { TaskFlags::OOM_VICTIM } else { TaskFlags::empty() };
+    victim | scope::current_flags()
 }
 
 /// The first frame says whose the block is.
@@ -432,6 +488,11 @@ fn set_kind(pfn: Pfn, kind: PageKind) {
     if let Some(page) = Vmemmap.page(pfn) {
         page.set_kind(kind);
     }
+}
+
+/// Free pages of all zones, as they stand (Linux: `nr_free_pages`).
+pub fn nr_free_pages() -> u64 {
+    Kernel.glances().iter().map(ZoneGlance::free_pages).sum()
 }
 
 /// Gives a block back. A wrong free is a bug of the caller and ends the kernel, with the frame named.

@@ -3,8 +3,8 @@
 use core::ops::Range;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use memvisor_abi::PageKind;
-use mm_core::{Pfn, PhysAddr, PhysMem, VirtAddr};
+use memvisor_abi::{NodeStat, PageKind};
+use mm_core::{MemMap, Pfn, PhysAddr, PhysMem, VirtAddr};
 use mm_pgtable::{
     Entry, FlushRange, Gather, KeepTables, LeafSize, Levels, PageTable, Prot, TableMem, layout,
 };
@@ -12,8 +12,9 @@ use mm_pgtable::{
 use crate::arch::percpu::AREA_RUNS;
 use crate::arch::{pti, regs};
 use crate::mm::layout::{APIC_VA, levels, percpu_area};
+use crate::mm::memmap::Vmemmap;
 use crate::mm::phys::{self, DirectMap};
-use crate::mm::{early, limits, page_alloc};
+use crate::mm::{early, limits, page_alloc, vmstat};
 use crate::smp::{self, Invalidation};
 use crate::sync::Lock;
 
@@ -70,7 +71,9 @@ impl TableMem for Tables {
 
     fn alloc_table(&mut self) -> Option<Pfn> {
         if BUDDY.load(Ordering::Relaxed) {
-            return page_alloc::alloc_zeroed(PageKind::Table);
+            let table = page_alloc::alloc_zeroed(PageKind::Table)?;
+            count_table(table, 1);
+            return Some(table);
         }
         let table = early::alloc(1, 1, None, PageKind::Table)?;
         DirectMap.zero_frame(table);
@@ -79,7 +82,15 @@ impl TableMem for Tables {
 
     fn free_table(&mut self, table: Pfn) {
         assert!(BUDDY.load(Ordering::Relaxed), "page table {table} freed before the buddy allocator runs");
+        count_table(table, -1);
         page_alloc::free_zeroed(table);
+    }
+}
+
+/// Linux: `NR_PAGETABLE`.
+fn count_table(table: Pfn, delta: i64) {
+    if let Some(page) = Vmemmap.page(table) {
+        vmstat::mod_page_state(page, NodeStat::PageTable, delta);
     }
 }
 

@@ -124,6 +124,27 @@ pub fn for_each_at_boot(zone: usize, mut f: impl FnMut(&mut PerCpuPages)) {
     }
 }
 
+/// Pages of a zone on the lists of all CPUs, as they stand at some moment (Linux: `free_pcp` of the reports).
+pub fn free_pcp(zone: usize) -> u64 {
+    const WORDS: usize = size_of::<PerCpuPages>() / 8;
+    const AT: usize = core::mem::offset_of!(PerCpuPages, count);
+    let sets = PCPS.count.load(Ordering::Relaxed);
+    let words = phys::words(PhysAddr::new(PCPS.gpa.load(Ordering::Relaxed)), (sets * WORDS) as u64);
+    let zones = sets / EVENTS.count.load(Ordering::Relaxed).max(1);
+    let mut pages = 0;
+    for set in words.chunks_exact(WORDS).skip(zone).step_by(zones.max(1)) {
+        // A word has two fields, the lower first.
+        let word = set.get(AT / 8).map_or(0, |word| word.load(Ordering::Relaxed));
+        pages += word >> (AT % 8 * 8) & 0xffff_ffff;
+    }
+    pages
+}
+
+/// Of them, those of this CPU (Linux: `local_pcp`).
+pub fn local_pcp(zone: usize) -> u64 {
+    Local.with(|_, cpu| cpu.pcps.get(zone).map_or(0, |pcp| u64::from(pcp.count)))
+}
+
 /// Events summed over CPUs; those that count meanwhile may be missed.
 pub fn sum_events() -> [u64; NR_VM_EVENTS] {
     let words = phys::words(

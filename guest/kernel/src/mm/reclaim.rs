@@ -1,100 +1,52 @@
-//! What the page allocator's slow path can ask for: registered shrinkers, and a clean failure behind them.
+//! What the page allocator's slow path can ask for: kswapd, direct reclaim, compaction (Linux: mm/vmscan.c, `try_to_free_pages`).
 
 use memvisor_abi::MAX_NR_ZONES;
-use mm_core::{Event, MaySleep, Trace};
-use mm_page_alloc::{AllocFlags, CompactPriority, CompactResult, OomOutcome, Reclaim, Request};
+use mm_core::{MaySleep, ZoneKind};
+use mm_page_alloc::{AllocFlags, CompactPriority, CompactResult, OomOutcome, Reclaim, Request, TaskFlags};
+use mm_vmscan::{Zones, try_to_free_pages};
 
-use crate::mm::kcompactd;
-use crate::mm::page_alloc::PAGES;
-use crate::println;
-use crate::sync::Lock;
-use crate::trace::KernelTrace;
+use crate::mm::page_alloc::{Kernel, PAGES};
+use crate::mm::space::Spaces;
+use crate::mm::vmscan::kswapd;
+use crate::mm::{oom, scope};
+use crate::sched;
 
-/// A cache that can give pages back (Linux: `struct shrinker`).
-#[derive(Clone, Copy)]
-pub struct Shrinker {
-    /// Name, for messages.
-    pub name: &'static str,
-    /// Pages that it could free.
-    pub count: fn() -> u64,
-    /// Frees up to that many pages; how many it freed.
-    pub scan: fn(u64) -> u64,
-}
-
-const SHRINKERS_MAX: usize = 8;
-static SHRINKERS: Lock<[Option<Shrinker>; SHRINKERS_MAX]> = Lock::new([None; SHRINKERS_MAX]);
-
-/// Pages asked of each shrinker in one reclaim (Linux: `SWAP_CLUSTER_MAX`).
-const BATCH: u64 = 32;
-/// How hard a first reclaim tries: a lower number is harder (Linux: `DEF_PRIORITY`).
-const DEF_PRIORITY: u8 = 12;
-
-/// Registers a shrinker; `false` if there is no room (Linux: `register_shrinker`).
-pub fn register_shrinker(shrinker: Shrinker) -> bool {
-    let mut all = SHRINKERS.lock();
-    let slot = all.iter_mut().find(|slot| slot.is_none());
-    slot.map(|slot| *slot = Some(shrinker)).is_some()
-}
-
-/// Removes the shrinker of that name (Linux: `unregister_shrinker`).
-pub fn unregister_shrinker(name: &str) {
-    for slot in SHRINKERS.lock().iter_mut() {
-        if slot.is_some_and(|shrinker| shrinker.name == name) {
-            *slot = None;
-        }
-    }
-}
-
-/// Calls `f` for each shrinker, with the table unlocked: shrinkers free pages.
-fn for_each_shrinker(mut f: impl FnMut(u8, Shrinker)) {
-    for index in 0..SHRINKERS_MAX {
-        let shrinker = SHRINKERS.lock()[index];
-        if let Some(shrinker) = shrinker {
-            f(u8::try_from(index).unwrap_or(u8::MAX), shrinker);
-        }
-    }
-}
-
-/// Asks one shrinker for pages; how many it freed (Linux: `do_shrink_slab`). A shrinker here knows no nodes.
-fn shrink(number: u8, shrinker: Shrinker, pages: u64, request: &Request) -> u64 {
-    KernelTrace.emit(Event::MmShrinkSlabStart {
-        shrinker: number,
-        nid: None,
-        nr_objects_to_shrink: pages,
-        gfp_flags: request.gfp,
-        priority: DEF_PRIORITY,
-    });
-    let freed = (shrinker.scan)(pages);
-    KernelTrace.emit(Event::MmShrinkSlabEnd { shrinker: number, nid: None, freed });
-    freed
-}
+pub use crate::mm::vmscan::shrinker::{DEFAULT_SEEKS, Shrinker, register_shrinker, unregister_shrinker};
 
 /// Reclaim of this kernel.
 #[derive(Clone, Copy, Debug)]
 pub struct KernelReclaim;
 
+/// Node and kind of a zone.
+fn node_and_kind(zone: usize) -> Option<(u32, ZoneKind)> {
+    let kind = u32::try_from(zone % MAX_NR_ZONES).ok().and_then(ZoneKind::from_raw)?;
+    Some((u32::try_from(zone / MAX_NR_ZONES).ok()?, kind))
+}
+
 impl Reclaim for KernelReclaim {
     fn wake_kswapd(&self, zone: usize, request: &Request) {
         if let Ok(node) = u32::try_from(zone / MAX_NR_ZONES) {
-            kcompactd::wake(node, request.order, request.highest);
+            kswapd::wake(node, request);
         }
     }
 
-    fn direct_reclaim(&self, _: &MaySleep<'_>, request: &Request) -> u64 {
-        let mut freed = 0;
-        let wanted = request.order.pages().max(BATCH);
-        for_each_shrinker(|number, shrinker| {
-            if freed < wanted {
-                freed += shrink(number, shrinker, wanted - freed, request);
-            }
+    fn direct_reclaim(&self, token: &MaySleep<'_>, request: &Request) -> u64 {
+        let zones = || request.zones(&Kernel).filter_map(node_and_kind);
+        if kswapd::throttle_direct_reclaim(token, request.gfp, zones()) {
+            // It is being ended: it gets a page without, and gives back what it has (Linux: the same).
+            return 1;
+        }
+        let freed = scope::with_flags(TaskFlags::MEMALLOC, || {
+            try_to_free_pages(&Spaces, &zones, (request.gfp, request.order, request.highest))
         });
+        if freed > 0 {
+            zones().for_each(|(node, _)| kswapd::made_progress(node));
+        }
         freed
     }
 
-    fn reclaimable_pages(&self, _: usize) -> u64 {
-        let mut pages = 0;
-        for_each_shrinker(|_, shrinker| pages += (shrinker.count)());
-        pages
+    fn reclaimable_pages(&self, zone: usize) -> u64 {
+        node_and_kind(zone).map_or(0, |(node, kind)| Spaces.zone_reclaimable_pages(node, kind))
     }
 
     fn compact(
@@ -104,23 +56,22 @@ impl Reclaim for KernelReclaim {
         flags: AllocFlags,
         priority: CompactPriority,
     ) -> CompactResult {
-        PAGES.try_to_compact_pages(token, request, flags, priority)
+        scope::with_flags(TaskFlags::MEMALLOC, || PAGES.try_to_compact_pages(token, request, flags, priority))
     }
 
     fn is_compaction_suitable(&self, request: &Request, flags: AllocFlags) -> bool {
         PAGES.is_compaction_zonelist_suitable(request, flags, |zone| self.reclaimable_pages(zone))
     }
 
-    fn out_of_memory(&self, _: &MaySleep<'_>, request: &Request) -> OomOutcome {
-        println!(
-            "out of memory: order {}, mode {:#x}: there is nobody to kill",
-            request.order.as_u8(),
-            request.gfp.bits()
-        );
-        OomOutcome::NoVictim
+    fn out_of_memory(&self, token: &MaySleep<'_>, request: &Request) -> OomOutcome {
+        oom::out_of_memory(token, request)
     }
 
-    fn throttle(&self, _: &MaySleep<'_>, _: &Request) {
-        core::hint::spin_loop();
+    fn is_oom_victim(&self) -> bool {
+        oom::is_victim()
+    }
+
+    fn throttle(&self, token: &MaySleep<'_>, _: &Request) {
+        sched::yield_now(token);
     }
 }

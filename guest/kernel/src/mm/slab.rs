@@ -4,7 +4,7 @@ use core::fmt;
 use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 use guest_firmware::acpi::MAX_CPUS;
-use memvisor_abi::{CacheNode, MAX_CACHES, PAGE_SIZE, TableRef, Track};
+use memvisor_abi::{CacheNode, MAX_CACHES, PAGE_SIZE, TableRef, Track, cache_flags};
 use mm_core::{Gfp, Order, PageAlloc, PageKind, Pfn, PhysAddr, PhysMem};
 use mm_slab::{Cache, CacheId, CpuCaches, Kmem, Machine, Object, Options, SlabKind};
 
@@ -126,6 +126,29 @@ pub fn kind() -> SlabKind {
 /// This machine.
 #[derive(Clone, Copy, Debug)]
 pub struct Kernel;
+
+/// Pages of caches whose objects can be reclaimed, and of the others; `None` of SLOB, which does not count them.
+pub fn nr_pages() -> Option<[u64; 2]> {
+    (0..Kernel.nr_nodes()).map(nr_pages_of).try_fold([0; 2], |sum, node| {
+        let node = node?;
+        Some([sum[0] + node[0], sum[1] + node[1]])
+    })
+}
+
+/// The same of one node.
+pub fn nr_pages_of(node: u32) -> Option<[u64; 2]> {
+    if kind() == SlabKind::Slob {
+        return None;
+    }
+    let mut pages = [0; 2];
+    for id in CacheId::all().filter(|id| KMEM.cache(*id).is_used()) {
+        let record = KMEM.cache(id).load();
+        let is_reclaimable = record.flags & cache_flags::RECLAIM_ACCOUNT != 0;
+        let slabs = Kernel.with_node(id, node, |node| node.nr_slabs);
+        pages[usize::from(!is_reclaimable)] += slabs << record.order.min(10);
+    }
+    Some(pages)
+}
 
 /// The page allocator as its users see it.
 #[derive(Clone, Copy, Debug)]

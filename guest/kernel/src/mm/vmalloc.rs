@@ -3,6 +3,7 @@
 use core::panic::Location;
 use core::sync::atomic::{AtomicU64, Ordering};
 
+use memvisor_abi::{NodeStat, PageKind};
 use mm_core::{Gfp, MaySleep, MemMap, Order, Page, PageAlloc, Pageblock, Pfn, PhysAddr, PhysMem, VirtAddr};
 use mm_pgtable::{FlushRange, Levels, PageTable, Prot, layout};
 use mm_slab::Object;
@@ -13,7 +14,7 @@ use crate::mm::memmap::Vmemmap;
 use crate::mm::paging::{self, Tables};
 use crate::mm::phys::DirectMap;
 use crate::mm::slab::KMEM;
-use crate::mm::{early, kmap, page_alloc};
+use crate::mm::{early, kmap, page_alloc, vmstat};
 use crate::sync::Lock;
 use crate::{println, smp};
 
@@ -173,6 +174,11 @@ impl Machine for Kernel {
 
     fn with_areas<R>(&self, f: impl FnOnce(&mut Areas) -> R) -> R {
         f(&mut AREAS.lock())
+    }
+
+    fn count_page(&self, page: &Page, kind: PageKind, delta: i64) {
+        let stat = if kind == PageKind::KernelStack { NodeStat::KernelStack } else { NodeStat::Vmalloc };
+        vmstat::mod_page_state(page, stat, delta);
     }
 
     fn with_tables<R>(&self, f: impl FnOnce(PageTable, &mut Tables) -> R) -> R {

@@ -6,10 +6,12 @@ use guest_firmware::acpi::MAX_CPUS;
 use memvisor_abi::{MIGRATE_TYPES, NR_NUMA_EVENTS, NR_ORDERS, NumaEvent, PAGEBLOCK_ORDER, PAGEBLOCK_PAGES};
 use mm_core::{CpuLocal, MemMap, Migratetype, PageKind, ZoneKind};
 
+use super::vmstat::{NodeState, ZoneState};
 use super::{Out, line, put};
 use crate::mm::memmap::{self, Vmemmap};
 use crate::mm::page_alloc::{self, NODES, ZoneGuard, ZoneLock};
 use crate::mm::pcp;
+use crate::mm::vmscan::kswapd;
 
 /// Free blocks of a list from which on /proc/pagetypeinfo stops counting.
 const COUNTED: u64 = 100_000;
@@ -41,19 +43,32 @@ fn name(zone: &ZoneGuard) -> &'static str {
 
 /// Linux: `zoneinfo_show_print`.
 pub fn zoneinfo(out: &mut Out<'_>) {
+    let mut told = None;
     for (index, lock) in zones(false) {
-        if let Some(start) = zone(out, &lock.lock()) {
-            // Every CPU is asked, which must not happen under a zone's lock.
-            pagesets(out, index);
-            line!(out, "  start_pfn:           {start}");
+        let (node, populated) = {
+            let zone = lock.lock();
+            line!(out, "Node {}, zone {:>8}", zone.info().node, name(&zone));
+            (zone.info().node, zone.info().present_pages > 0)
+        };
+        // The first zone with pages speaks for the node, too (Linux: `is_zone_first_populated`).
+        if populated && told != Some(node) {
+            told = Some(node);
+            line!(out, "  per-node stats");
+            NodeState::of(node).lines(|name, value| line!(out, "      {name:<12} {value}"));
         }
+        let Some(free_cma) = zone(out, &lock.lock()) else { continue };
+        ZoneState::of(index).lines(|name, value| line!(out, "      {name:<12} {value}"));
+        line!(out, "      nr_free_cma  {free_cma}");
+        // Every CPU is asked, which must not happen under a zone's lock.
+        pagesets(out, index);
+        line!(out, "  node_unreclaimable:  {}", u32::from(kswapd::is_hopeless(node)));
+        line!(out, "  start_pfn:           {}", lock.lock().info().start_pfn);
     }
 }
 
-/// What the zone itself says; its first frame if it has any.
+/// What the zone itself says; its free pages in contiguous areas if it has any frames.
 fn zone(out: &mut Out<'_>, zone: &ZoneGuard) -> Option<u64> {
     let info = zone.info();
-    line!(out, "Node {}, zone {:>8}", info.node, name(zone));
     line!(out, "  pages free     {}", info.free_pages);
     line!(out, "        boost    {}", info.watermark_boost);
     for (name, mark) in ["min", "low", "high"].iter().zip(info.watermark) {
@@ -72,8 +87,7 @@ fn zone(out: &mut Out<'_>, zone: &ZoneGuard) -> Option<u64> {
         return None;
     }
     line!(out, "      nr_free_pages {}", info.free_pages);
-    line!(out, "      nr_free_cma  {}", info.nr_free_cma);
-    Some(info.start_pfn)
+    Some(info.nr_free_cma)
 }
 
 /// NUMA events and the lists of every CPU.

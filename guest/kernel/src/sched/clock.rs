@@ -1,23 +1,28 @@
-//! Time: nanoseconds since boot from the time-stamp counter, and the periodic interrupt that ends slices and sleeps.
+//! Time: nanoseconds since boot from the time-stamp counter, and the tick that ends slices.
 //!
-//! A CPU's timer runs while it has something to do: user tasks that share CPUs, or anybody who sleeps for a time. It is measured
-//! when it is needed first, on hardware by the PIT; a machine that runs one program and no timeout never does.
+//! A CPU ticks while it runs user tasks that share CPUs; who sleeps is woken by an interrupt of its own (`timer.rs`). Both
+//! are set for a moment, as a value of the time-stamp counter where the APIC compares with it, else as a count of its own units. The
+//! rates are measured when they are needed first, on hardware by the PIT; a machine that runs one program and no timeout never does.
 //!
-//! Differs from Linux: one rate of 100 Hz, no one-shot timers; sleeps end at a tick.
+//! Differs from Linux: one rate of 100 Hz.
 
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use mm_core::MaySleep;
 
-use super::{SCHED, WaitQueue, Woken};
+use super::{WaitQueue, Woken, timer};
 use crate::arch::percpu::{self, PerCpu};
 use crate::arch::{apic, cpu, regs};
 use crate::drivers::pit;
-use crate::println;
 use crate::sync::Lock;
+use crate::{ktest, println};
 
 /// Ticks a second (Linux: `HZ`).
 pub const HZ: u64 = 100;
+/// Nanoseconds between ticks.
+const PERIOD: u64 = 1_000_000_000 / HZ;
+/// Nanoseconds for which the rate of the APIC's timer is exact enough.
+const FAR: u64 = 100_000_000;
 /// PIT ticks of the measurement: 10 ms.
 const MEASURE: u16 = 11_932;
 /// Units of the counter's rate, for fixed-point arithmetic.
@@ -27,15 +32,13 @@ const APIC_BUS_HZ: u64 = 1_000_000_000;
 
 /// Nanoseconds of a cycle, times 2^SHIFT; 0 until measured.
 static MULT: AtomicU64 = AtomicU64::new(0);
-/// Timer units of a tick.
-static TICK_UNITS: AtomicU32 = AtomicU32::new(0);
+/// Cycles of a nanosecond, times 2^SHIFT.
+static CYCLES: AtomicU64 = AtomicU64::new(0);
+/// Units of the APIC's timer in a nanosecond, times 2^SHIFT; 0 where it compares with the time-stamp counter.
+static UNITS: AtomicU64 = AtomicU64::new(0);
 /// Time-stamp counter at boot.
 static BOOT: AtomicU64 = AtomicU64::new(0);
 static MEASURING: Lock<()> = Lock::new(());
-/// Tasks that sleep until a time.
-static SLEEPERS: AtomicU32 = AtomicU32::new(0);
-/// The first of their times.
-static NEAREST: AtomicU64 = AtomicU64::new(u64::MAX);
 /// User tasks that exist.
 static USER_TASKS: AtomicU32 = AtomicU32::new(0);
 
@@ -54,8 +57,12 @@ fn measure() -> u64 {
         true => by_apic(),
         false => by_pit().unwrap_or_else(by_apic),
     };
-    println!("clock: time-stamp counter {} kHz, APIC timer {} kHz", tsc_hz / 1000, apic_hz / 1000);
-    TICK_UNITS.store(u32::try_from(apic_hz / HZ).unwrap_or(u32::MAX), Ordering::Relaxed);
+    let by_tsc = apic::has_tsc_deadline();
+    let timer = if by_tsc { ", which sets it" } else { "" };
+    println!("clock: time-stamp counter {} kHz{timer}, APIC timer {} kHz", tsc_hz / 1000, apic_hz / 1000);
+    let shifted = |hz: u64| u64::try_from((u128::from(hz) << SHIFT) / 1_000_000_000).unwrap_or(u64::MAX);
+    CYCLES.store(shifted(tsc_hz), Ordering::Relaxed);
+    UNITS.store(if by_tsc { 0 } else { shifted(apic_hz) }, Ordering::Relaxed);
     let mult = (1_000_000_000 << SHIFT) / u128::from(tsc_hz);
     let mult = u64::try_from(mult).unwrap_or(u64::MAX).max(1);
     MULT.store(mult, Ordering::Release);
@@ -92,6 +99,13 @@ pub fn now() -> u64 {
     ns_of(regs::rdtsc().saturating_sub(BOOT.load(Ordering::Relaxed)))
 }
 
+/// Rate of the time-stamp counter.
+pub fn tsc_khz() -> u64 {
+    // Nanoseconds of a million cycles.
+    let ns = ns_of(1_000_000).max(1);
+    1_000_000_000_000 / ns
+}
+
 /// Nanoseconds of so many cycles of the time-stamp counter.
 pub fn ns_of(cycles: u64) -> u64 {
     let mult = match MULT.load(Ordering::Acquire) {
@@ -123,72 +137,50 @@ pub fn runs_user(percpu: &PerCpu) {
 }
 
 fn start(percpu: &PerCpu) {
-    if percpu.tick.load(Ordering::Relaxed) != 0 {
-        return;
+    if percpu.tick.load(Ordering::Relaxed) == 0 {
+        measure_once();
+        timer::begin_ticks(percpu, PERIOD);
     }
+}
+
+/// Measures the rates unless they are known, which must not wait until they are needed in an interrupt.
+pub(super) fn measure_once() {
     if MULT.load(Ordering::Acquire) == 0 {
         measure();
     }
-    let flags = regs::irq_save();
-    percpu.tick.store(1, Ordering::Relaxed);
-    apic::start_timer(TICK_UNITS.load(Ordering::Relaxed));
-    regs::irq_restore(flags);
 }
 
-/// The timer's interrupt (Linux: `tick_handle_periodic`).
+/// Lets this CPU's timer interrupt at `deadline` or as soon as it can afterwards; it may come earlier if that is far away. Interrupts
+/// are off, and the rates known.
+pub(super) fn set_apic_timer(deadline: u64, now: u64) {
+    let scaled = |ns: u64, rate: &AtomicU64| {
+        let product = u128::from(ns) * u128::from(rate.load(Ordering::Relaxed));
+        u64::try_from(product >> SHIFT).unwrap_or(u64::MAX)
+    };
+    if UNITS.load(Ordering::Relaxed) == 0 {
+        // Rounded up, so that it is not too early.
+        let cycles = scaled(deadline, &CYCLES).saturating_add(2);
+        apic::set_tsc_deadline(BOOT.load(Ordering::Relaxed).saturating_add(cycles).max(1));
+    } else {
+        let left = deadline.saturating_sub(now);
+        // The two rates were measured, so a long time is approached in steps.
+        let step = if left > FAR { left - left / 16 } else { left };
+        let units = scaled(step, &UNITS).saturating_add(1);
+        apic::set_timer(u32::try_from(units).unwrap_or(u32::MAX));
+    }
+}
+
+/// The timer's interrupt (Linux: `hrtimer_interrupt`, `tick_sched_timer`).
 pub fn tick() {
     let Some(percpu) = percpu::current() else { return };
-    let sleepers = SLEEPERS.load(Ordering::Acquire) > 0;
-    if sleepers && now() >= NEAREST.load(Ordering::Acquire) {
-        wake_sleepers(now());
-    }
-    let user = percpu.user.load(Ordering::Relaxed) != 0;
-    if user {
-        percpu.need_resched.store(1, Ordering::Relaxed);
-    }
-    if !sleepers && (!user || USER_TASKS.load(Ordering::Relaxed) <= 1) {
-        percpu.tick.store(0, Ordering::Relaxed);
-        apic::stop_timer();
-    }
-}
-
-/// Wakes who has slept long enough at `now`, and finds out who is next. Whoever is woken counts as long as it keeps its deadline: its CPU's
-/// clock may be behind this one's, so that it finds it too early and sleeps on.
-pub fn wake_sleepers(now: u64) {
-    // Who begins to sleep during the search lowers it again.
-    NEAREST.store(u64::MAX, Ordering::SeqCst);
-    let mut at = 0;
-    let mut nearest = u64::MAX;
-    while let Some((number, deadline)) = next_sleeper(at) {
-        at = number + 1;
-        nearest = nearest.min(deadline);
-        if deadline <= now {
-            super::wake(number);
+    ktest::atomic::tick();
+    timer::interrupt(percpu, PERIOD, || {
+        let user = percpu.user.load(Ordering::Relaxed) != 0;
+        if user {
+            percpu.need_resched.store(1, Ordering::Relaxed);
         }
-    }
-    NEAREST.fetch_min(nearest, Ordering::SeqCst);
-}
-
-fn next_sleeper(from: usize) -> Option<(usize, u64)> {
-    let sched = SCHED.lock();
-    let slots = sched.slots.iter().enumerate().skip(from);
-    slots.map(|(number, slot)| (number, slot.deadline)).find(|&(_, deadline)| deadline != 0)
-}
-
-/// The task `number` wants to be woken at `deadline`, in nanoseconds since boot, above 0.
-pub(super) fn set_deadline(number: usize, deadline: u64) {
-    SCHED.lock().slots[number].deadline = deadline;
-    SLEEPERS.fetch_add(1, Ordering::AcqRel);
-    NEAREST.fetch_min(deadline, Ordering::SeqCst);
-    if let Some(percpu) = percpu::current() {
-        start(percpu);
-    }
-}
-
-/// It does not any more.
-pub(super) fn clear_deadline(number: usize) {
-    SCHED.lock().slots[number].deadline = 0;
-    SLEEPERS.fetch_sub(1, Ordering::AcqRel);
+        user && USER_TASKS.load(Ordering::Relaxed) > 1
+    });
 }
 
 /// Sleeps until `deadline`, in nanoseconds since boot, or until a signal comes (Linux: `schedule_hrtimeout` in TASK_INTERRUPTIBLE).

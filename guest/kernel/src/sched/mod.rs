@@ -1,54 +1,65 @@
 //! Threads of the kernel and of processes (Linux: kernel/sched/core.c and kernel/kthread.c, as far as a memory manager needs them).
 //!
 //! In ring 0 a thread runs until it waits, yields or ends; nobody takes the CPU from it. In ring 3 its slice ends with the tick
-//! (`clock.rs`), and it gives up the CPU on its way back if another goes first (Linux: PREEMPT_NONE). Ready threads stand in one queue, and
-//! every CPU takes who goes first of those that may run on it (`order.rs`). A thread with a user task (`crate::task`) takes its address space and its registers of ring 3 along. The idle task of a CPU runs on the stack of its per-CPU area; the boot CPU's also runs
-//! boot and tests, and where those wait, it runs threads meanwhile.
+//! (`clock.rs`), and it gives up the CPU on its way back if another goes first (Linux: PREEMPT_NONE). Each CPU has a queue of ready
+//! threads (`runqueue.rs`) and takes who goes first in it (`order.rs`); a CPU that finds it empty looks into those of others. A thread with
+//! a user task (`crate::task`) takes its address space and its registers of ring 3 along. The idle task of a CPU runs on the stack of its
+//! per-CPU area; the boot CPU's also runs boot and tests, and where those wait, it runs threads meanwhile.
 //!
-//! The lock of the queue is held across a switch of stacks: whoever finds a thread in the queue finds its registers saved.
+//! Each task's slot has a lock (Linux: `pi_lock` and `on_cpu`). That of the task that gives up its CPU is held across the switch of
+//! stacks and opened on the new one: whoever takes a task out of a queue and then its lock finds its registers saved.
 //!
-//! Differs from Linux: one queue for all CPUs.
+//! Lock order: the slot of the task that gives up its CPU, the slot of a task that nobody else can run, a queue.
 
+pub mod account;
 pub mod clock;
 mod mask;
 mod order;
+mod runqueue;
 mod stacks;
 mod thread;
+pub mod timer;
 mod wait;
 
 use alloc::sync::Arc;
-use core::sync::atomic::{AtomicUsize, Ordering};
+use core::sync::atomic::Ordering;
 
 use guest_firmware::acpi::MAX_CPUS;
+use guest_process::idle::{Machine, may_halt, wakes};
+use guest_process::queue::Key;
 use memvisor_abi::{CpuTlb, TaskInfo, TaskState};
 use mm_core::MaySleep;
 use mm_vmalloc::LocalStack;
 
+use account::Runs;
 use order::Turn;
+use runqueue::Kind;
 
 use crate::arch::percpu::{self, PerCpu};
 use crate::arch::{regs, stack, trap};
 use crate::mm::{kmap, space};
 use crate::sync::Lock;
-use crate::{smp, task};
+use crate::{smp, task, trace};
 
 pub use clock::{sleep_until, tick};
 pub use mask::{CPU_WORDS, CpuMask};
 pub use order::{priority, set_priority};
+pub use runqueue::claim;
 pub use stacks::stack_guard;
 pub use thread::{
-    Thread, UserThread, exit_user, is_off_cpu, release, spawn, spawn_daemon, spawn_on, spawn_user,
+    Thread, UserThread, exit_user, is_off_cpu, is_pid_used, release, spawn, spawn_daemon, spawn_on,
+    spawn_user,
 };
-pub use wait::{WaitQueue, Woken};
+pub use wait::{WaitQueue, Woken, wait_any};
 
 /// Threads that exist at once, dead ones that nobody joined included.
-const MAX_THREADS: usize = 256;
+const MAX_THREADS: usize = 1024;
 /// Tasks: the idle tasks by CPU, then threads.
 pub const MAX_TASKS: usize = MAX_CPUS + MAX_THREADS;
 const ANY_CPU: u32 = u32::MAX;
 /// Looks at the queue before an idle task that waits looks at its condition again.
 const REST_SPINS: u32 = 32;
-/// End of a queue. Number 0 is an idle task, which is never queued.
+/// No task. Number 0 is an idle task, which nobody means.
 const NOBODY: usize = 0;
 
 /// A task; what is published comes first. All zero for none.
@@ -57,8 +68,6 @@ struct Slot {
     info: TaskInfo,
     entry: Option<fn(u64)>,
     argument: u64,
-    /// Next in the queue, or [`NOBODY`].
-    next: usize,
     /// The task decided to sleep, and nobody has woken it since.
     sleeps: bool,
     /// Serves the kernel for ever.
@@ -71,22 +80,10 @@ struct Slot {
     allowed: CpuMask,
     /// When its turn is.
     turn: Turn,
-    /// When it wants to be woken, in nanoseconds since boot; 0 for never.
-    deadline: u64,
-}
-
-/// All tasks and the queue.
-#[repr(C)]
-struct Sched {
-    slots: [Slot; MAX_TASKS],
-    first: usize,
-    last: usize,
-    /// Threads that ended and are on no CPU, linked by `next`.
-    dead: usize,
-    /// Least virtual time of those who may come (Linux: `min_vruntime`).
-    virtual_time: u64,
-    /// Arrivals of real-time tasks so far.
-    arrivals: u64,
+    /// When it was made, nanoseconds since boot.
+    start: u64,
+    /// Switches away from it while it waited, and while it could have gone on (Linux: `nvcsw`, `nivcsw`).
+    switched: [u64; 2],
 }
 
 const UNUSED: TaskInfo = TaskInfo {
@@ -105,51 +102,40 @@ const UNUSED: TaskInfo = TaskInfo {
     tgid: 0,
     ppid: 0,
     rests: 0,
-    reserved: 0,
+    oom_score_adj: 0,
 };
 const NO_INFO: TaskInfo = TaskInfo { pinned: ANY_CPU, ..UNUSED };
 
-static SCHED: Lock<Sched> = Lock::new(Sched {
-    slots: [const {
-        Slot {
-            info: UNUSED,
-            entry: None,
-            argument: 0,
-            next: NOBODY,
-            sleeps: false,
-            daemon: false,
-            detached: false,
-            user: None,
-            allowed: CpuMask::NONE,
-            turn: Turn::NEW,
-            deadline: 0,
-        }
-    }; MAX_TASKS],
-    first: NOBODY,
-    last: NOBODY,
-    dead: NOBODY,
-    virtual_time: 0,
-    arrivals: 0,
-});
+static SLOTS: [Lock<Slot>; MAX_TASKS] = [const {
+    Lock::new(Slot {
+        info: UNUSED,
+        entry: None,
+        argument: 0,
+        sleeps: false,
+        daemon: false,
+        detached: false,
+        user: None,
+        allowed: CpuMask::NONE,
+        turn: Turn::NEW,
+        start: 0,
+        switched: [0; 2],
+    })
+}; MAX_TASKS];
 
 /// The kmap_local mappings of every task; only the task itself uses its own.
 static LOCAL_MAPS: [Lock<LocalStack>; MAX_TASKS] = [const { Lock::new(LocalStack::new()) }; MAX_TASKS];
 
 /// The published table: address and stride.
 pub fn table() -> (*const TaskInfo, usize) {
-    (SCHED.as_ptr().cast::<TaskInfo>(), size_of::<Slot>())
+    (SLOTS[0].as_ptr().cast::<TaskInfo>(), size_of::<Lock<Slot>>())
 }
-
-/// Tasks in the queue, so that who finds none need not take the lock.
-static READY: AtomicUsize = AtomicUsize::new(0);
 
 /// Gives every CPU its idle task. The one that runs this is the boot CPU's.
 pub fn init(cpus: u32) {
     clock::init();
-    let mut sched = SCHED.lock();
     for cpu in 0..cpus {
         let (base, len) = stacks::kernel_stack(cpu);
-        let task = &mut sched.slots[cpu as usize];
+        let mut task = SLOTS[cpu as usize].lock();
         task.info = TaskInfo {
             state: TaskState::Running as u32,
             cpu,
@@ -164,7 +150,7 @@ pub fn init(cpus: u32) {
 }
 
 /// A name with a number behind it.
-fn name_of(prefix: &str, number: u32) -> [u8; 16] {
+pub fn name_of(prefix: &str, number: u32) -> [u8; 16] {
     let mut name = [0; 16];
     let mut digits = [0; 10];
     let (mut len, mut rest) = (0, number);
@@ -183,7 +169,8 @@ fn name_of(prefix: &str, number: u32) -> [u8; 16] {
     name
 }
 
-fn text(name: &[u8; 16]) -> &str {
+/// The bytes of a name before its end.
+pub fn text(name: &[u8; 16]) -> &str {
     let len = name.iter().position(|&byte| byte == 0).unwrap_or(name.len());
     core::str::from_utf8(&name[..len]).unwrap_or("?")
 }
@@ -219,19 +206,19 @@ pub fn with_local_maps<R>(f: impl FnOnce(&PerCpu, &mut LocalStack) -> R) -> R {
     let result = f(percpu, &mut maps);
     let depth = u32::try_from(maps.depth()).unwrap_or(0);
     drop(maps);
-    SCHED.lock().slots[number].info.kmap_depth = depth;
+    SLOTS[number].lock().info.kmap_depth = depth;
     regs::irq_restore(flags);
     result
 }
 
 /// Threads that are neither dead nor waiting to be joined nor daemons, and the boot CPU's own course: who could still do something.
 pub fn nr_live() -> u32 {
-    let sched = SCHED.lock();
-    let live = |slot: &&Slot| {
+    let live = |slot: &&Lock<Slot>| {
+        let slot = slot.lock();
         let state = slot.info.state;
         !slot.daemon && state != TaskState::Unused as u32 && state != TaskState::Dead as u32
     };
-    let threads = sched.slots[MAX_CPUS..].iter().filter(live).count();
+    let threads = SLOTS[MAX_CPUS..].iter().filter(live).count();
     1 + u32::try_from(threads).unwrap_or(0)
 }
 
@@ -254,44 +241,6 @@ enum Reason {
     Yields,
     /// Its slice is over, or somebody woke who may go before it: it goes on if it is first.
     Preempted,
-}
-
-impl Sched {
-    fn push(&mut self, number: usize) {
-        let task = &mut self.slots[number];
-        task.info.state = TaskState::Runnable as u32;
-        task.next = NOBODY;
-        match self.last {
-            NOBODY => self.first = number,
-            last => self.slots[last].next = number,
-        }
-        self.last = number;
-        READY.fetch_add(1, Ordering::SeqCst);
-    }
-
-    /// Takes a task out of the queue; `before` stands before it.
-    fn unlink(&mut self, before: usize, at: usize) {
-        READY.fetch_sub(1, Ordering::SeqCst);
-        let next = self.slots[at].next;
-        match before {
-            NOBODY => self.first = next,
-            before => self.slots[before].next = next,
-        }
-        if self.last == at {
-            self.last = before;
-        }
-    }
-
-    fn has_work(&self, cpu: u32) -> bool {
-        let mut at = self.first;
-        while at != NOBODY {
-            if self.slots[at].may_run_on(cpu) {
-                return true;
-            }
-            at = self.slots[at].next;
-        }
-        false
-    }
 }
 
 impl Slot {
@@ -322,11 +271,10 @@ fn schedule(reason: Reason) {
         percpu.preempt.load(Ordering::Relaxed) == 0 && percpu.hardirq.load(Ordering::Relaxed) == 0,
         "BUG: scheduling while atomic: task {me}"
     );
+    let mut old = SLOTS[me].lock();
     let cpu = percpu.cpu.load(Ordering::Relaxed);
-    let mut sched = SCHED.lock();
     percpu.need_resched.store(0, Ordering::Relaxed);
     let now = regs::rdtsc();
-    let old = &mut sched.slots[me];
     let idle = old.info.idle == 1;
     old.info.rests = u32::from(reason != Reason::Yields);
     let ready = !idle && !old.sleeps && old.info.state == TaskState::Running as u32;
@@ -335,56 +283,102 @@ fn schedule(reason: Reason) {
         old.turn.ran_until(now);
     }
     if ready {
-        sched.turn_is_over(me, reason);
+        old.turn.is_over(reason);
     }
-    let keeps = (may_stay && reason == Reason::Preempted).then_some(me);
-    let next = match sched.take_first(cpu, keeps) {
+    let keeps = (may_stay && reason == Reason::Preempted).then(|| old.turn.place().key(0));
+    let next = match take_next(cpu, keeps) {
         Some(next) => next,
-        None if idle || may_stay => return,
+        None if idle || may_stay => {
+            if !idle {
+                runqueue::runs(cpu, Some(old.turn.place().key(0)), old.turn.virtual_time());
+            }
+            return;
+        }
         None => cpu as usize,
     };
+    old.switched[usize::from(ready)] += 1;
+    if ready || idle {
+        old.info.state = TaskState::Runnable as u32;
+    } else if old.sleeps {
+        old.info.state = TaskState::Sleeping as u32;
+    }
+    let load = {
+        let mut new = SLOTS[next].lock();
+        new.turn.runs_from(now);
+        new.info.state = TaskState::Running as u32;
+        new.info.cpu = cpu;
+        new.info.switches += 1;
+        let load = core::mem::replace(&mut new.info.rsp, 0);
+        let is_idle = new.info.idle == 1;
+        account::switch(
+            cpu,
+            now,
+            match (is_idle, &new.user) {
+                (true, _) => Runs::Idle,
+                (_, Some(_)) => Runs::User,
+                _ => Runs::Kernel,
+            },
+        );
+        if !is_idle {
+            thread::moves_to(new.info.stack, percpu, next);
+        }
+        let key = (!is_idle).then(|| new.turn.place().key(0));
+        runqueue::runs(cpu, key, new.turn.virtual_time().filter(|_| !is_idle));
+        kmap::switch(percpu, &LOCAL_MAPS[me].lock(), &LOCAL_MAPS[next].lock());
+        let top = thread::stack_top(new.info.stack);
+        let user = new.user.as_deref();
+        trace::set_pid(user.map_or_else(|| thread::pid(next), |task| task.process.pid));
+        task::switch_to(percpu, old.user.as_deref(), user, top);
+        load
+    };
     if ready {
-        sched.push(me);
-    } else if idle {
-        sched.slots[me].info.state = TaskState::Runnable as u32;
-    } else if sched.slots[me].sleeps {
-        sched.slots[me].info.state = TaskState::Sleeping as u32;
+        // Who takes it waits for its lock until its registers are saved.
+        runqueue::place(me, &mut old, cpu, if may_stay { Kind::Stays } else { Kind::Moved });
     }
-    let new = &mut sched.slots[next];
-    new.turn.runs_from(now);
-    new.info.state = TaskState::Running as u32;
-    new.info.cpu = cpu;
-    new.info.switches += 1;
-    let load = new.info.rsp;
-    new.info.rsp = 0;
-    if new.info.idle == 0 {
-        thread::moves_to(new.info.stack, percpu, next);
-    }
-    kmap::switch(percpu, &LOCAL_MAPS[me].lock(), &LOCAL_MAPS[next].lock());
-    let top = thread::stack_top(sched.slots[next].info.stack);
-    task::switch_to(percpu, sched.slots[me].user.as_deref(), sched.slots[next].user.as_deref(), top);
     percpu.current.store(u32::try_from(next).unwrap_or(0), Ordering::Relaxed);
     percpu.prev.store(u32::try_from(me).unwrap_or(0), Ordering::Relaxed);
-    let save = &raw mut sched.slots[me].info.rsp;
-    let flags = sched.keep_locked();
-    // SAFETY: `load` belongs to a task that is on no CPU, since it was in the queue or is this CPU's idle task, and the
-    // queue's lock is held until the new stack takes it over; `save` is in a static.
+    let save = &raw mut old.info.rsp;
+    let flags = old.keep_locked();
+    // SAFETY: `load` belongs to a task that is on no CPU, since it was in a queue and then its lock was open, or is this CPU's idle
+    // task; `save` is in a static, and its lock is held until the new stack takes it over.
     unsafe { stack::switch(save, load) };
     finish_switch();
     regs::irq_restore(flags);
 }
 
+/// Takes who runs next on this CPU out of a queue; `None` if `keeps`, who runs, goes first, or if there is nobody. The caller holds the
+/// lock of the task that runs.
+fn take_next(cpu: u32, keeps: Option<Key>) -> Option<usize> {
+    if keeps.is_some()
+        && let Some(number) = runqueue::pull_if_uneven(cpu)
+    {
+        let mut slot = SLOTS[number].lock();
+        runqueue::place(number, &mut slot, cpu, Kind::Moved);
+    }
+    loop {
+        let number = match runqueue::take_first(cpu, keeps) {
+            Some(number) => number,
+            None if keeps.is_none() => runqueue::pull(cpu)?,
+            None => return None,
+        };
+        let mut slot = SLOTS[number].lock();
+        if slot.may_run_on(cpu) {
+            slot.turn.move_to(cpu);
+            return Some(number);
+        }
+        // It was told to go elsewhere just now.
+        runqueue::place(number, &mut slot, cpu, Kind::Moved);
+    }
+}
+
 /// First thing on a stack that was switched to (Linux: `finish_task_switch`).
 fn finish_switch() {
-    // SAFETY: the task that switched to this one kept the lock closed for it.
-    let mut sched = unsafe { SCHED.adopt() };
     let Some(percpu) = percpu::current() else { return };
     let prev = percpu.prev.load(Ordering::Relaxed) as usize;
-    let dead = sched.dead;
-    let slot = &mut sched.slots[prev];
+    // SAFETY: the task that switched to this one kept its own slot locked for it.
+    let slot = unsafe { SLOTS[prev].adopt() };
     if slot.detached && slot.info.state == TaskState::Dead as u32 {
-        slot.next = dead;
-        sched.dead = prev;
+        thread::bury(prev);
     }
 }
 
@@ -408,15 +402,17 @@ pub fn resched_to_user() -> bool {
 pub fn idle() {
     let Some(percpu) = percpu::current() else { return trap::wait_for_interrupt() };
     let cpu = percpu.cpu.load(Ordering::Relaxed);
-    // Announced before the look at the queue, so that who queues a thread after it sends an interrupt.
-    percpu.idle.store(1, Ordering::SeqCst);
     space::set_rests(cpu, CpuTlb::IDLE);
-    let work = READY.load(Ordering::SeqCst) > 0 && SCHED.lock().has_work(cpu);
-    if !work {
-        trap::wait_for_interrupt();
+    if may_halt::<Machine>(&percpu.idle, || runqueue::has_work(cpu)) {
+        if timer::is_overdue(cpu) {
+            // The interrupt was lost on the way.
+            tick();
+        } else {
+            trap::wait_for_interrupt();
+        }
     }
     space::set_rests(cpu, 0);
-    percpu.idle.store(0, Ordering::SeqCst);
+    wakes(&percpu.idle);
     schedule(Reason::Rests);
 }
 
@@ -424,11 +420,11 @@ pub fn idle() {
 /// is missed.
 fn run_others(reason: Reason) {
     let cpu = percpu::cpu();
-    if READY.load(Ordering::SeqCst) == 0 {
+    if !runqueue::any_ready() {
         // A while, in which readers from outside find everything whole.
         space::set_rests(cpu, CpuTlb::IDLE);
         for _ in 0..REST_SPINS {
-            if READY.load(Ordering::SeqCst) != 0 {
+            if runqueue::any_ready() {
                 break;
             }
             core::hint::spin_loop();
@@ -436,41 +432,30 @@ fn run_others(reason: Reason) {
         space::set_rests(cpu, 0);
         return;
     }
-    if SCHED.lock().has_work(cpu) {
+    if runqueue::has_work(cpu) {
         schedule(reason);
         return;
     }
-    let waiting = {
-        let sched = SCHED.lock();
-        (sched.first != NOBODY).then(|| sched.slots[sched.first].where_it_may_run())
-    };
-    if let Some(allowed) = waiting {
-        // A CPU that missed its interrupt gets another.
-        smp::kick(&allowed, cpu);
+    // A CPU that missed its interrupt gets another.
+    if let Some(idle) = smp::claim_idle(&CpuMask::ALL, cpu) {
+        smp::reschedule(idle);
     }
     core::hint::spin_loop();
 }
 
-/// Puts a task that sleeps into the queue; false if it does not sleep. Whoever sleeps looks again at what it waits for, so that
-/// one wake-up too many does no harm (Linux: `wake_up_process`).
+/// Makes a task that sleeps ready; false if it does not sleep. Whoever sleeps looks again at what it waits for, so that
+/// one wake-up too many does no harm (Linux: `try_to_wake_up`).
 pub fn wake(number: usize) -> bool {
-    let (allowed, last, busy) = {
-        let mut sched = SCHED.lock();
-        let task = &mut sched.slots[number];
-        if !core::mem::take(&mut task.sleeps) {
-            return false;
-        }
-        // It may not have left its CPU yet: then `schedule` sees that it need not.
-        if task.info.state != TaskState::Sleeping as u32 {
-            return true;
-        }
-        let (allowed, last) = (task.where_it_may_run(), task.info.cpu);
-        sched.arrives(number);
-        sched.push(number);
-        (allowed, last, sched.goes_before_current_of(last, number))
-    };
-    if !smp::kick(&allowed, last) && busy {
-        resched(last);
+    let mut task = SLOTS[number].lock();
+    if !core::mem::take(&mut task.sleeps) {
+        return false;
+    }
+    // It may not have left its CPU yet: then `schedule` sees that it need not.
+    if task.info.state == TaskState::Sleeping as u32 {
+        task.info.state = TaskState::Runnable as u32;
+        task.turn.arrives();
+        let last = task.info.cpu;
+        runqueue::place(number, &mut task, last, Kind::Woken);
     }
     true
 }
@@ -483,15 +468,18 @@ fn resched(cpu: u32) {
 
 /// Where a task may run (Linux: `cpus_mask`).
 pub fn allowed(number: usize) -> CpuMask {
-    SCHED.lock().slots[number].allowed
+    SLOTS[number].lock().allowed
 }
 
 /// Says where a task may run. One that runs elsewhere moves when it next gives up its CPU (Linux: `set_cpus_allowed_ptr`).
 pub fn set_allowed(number: usize, allowed: CpuMask) {
     let cpu = {
-        let mut sched = SCHED.lock();
-        let slot = &mut sched.slots[number];
+        let mut slot = SLOTS[number].lock();
         slot.allowed = allowed;
+        if runqueue::unqueue(number) {
+            let near = slot.turn.cpu;
+            runqueue::place(number, &mut slot, near, Kind::Moved);
+        }
         slot.info.cpu
     };
     resched(cpu);
@@ -499,38 +487,69 @@ pub fn set_allowed(number: usize, allowed: CpuMask) {
 
 /// Name of a task, as it is published (Linux: `comm`).
 pub fn comm(number: usize) -> [u8; 16] {
-    SCHED.lock().slots[number].info.name
+    SLOTS[number].lock().info.name
 }
 
 /// A task's address space is another from now on; 0 for none.
 pub fn set_mm(number: usize, mm: u64) {
-    SCHED.lock().slots[number].info.mm = mm;
+    SLOTS[number].lock().info.mm = mm;
+}
+
+/// A task has another number.
+pub fn set_pid(number: usize, pid: u32) {
+    SLOTS[number].lock().info.pid = pid;
+    thread::set_pid(number, pid);
+}
+
+/// A task's process has another `oom_score_adj`.
+pub fn set_oom_score_adj(number: usize, adj: i16) {
+    if number != NOBODY {
+        SLOTS[number].lock().info.oom_score_adj = adj.into();
+    }
 }
 
 /// The process of a task has another parent. Not for a task that has no thread yet.
 pub fn set_ppid(number: usize, ppid: u32) {
     if number != NOBODY {
-        SCHED.lock().slots[number].info.ppid = ppid;
+        SLOTS[number].lock().info.ppid = ppid;
     }
 }
 
 /// Gives a task a name of at most 15 bytes.
 pub fn set_comm(number: usize, name: [u8; 16]) {
-    SCHED.lock().slots[number].info.name = name;
+    SLOTS[number].lock().info.name = name;
 }
 
-/// Whether a thread of the kernel has this number; zombies and user tasks are others' business.
-pub fn is_pid_used(pid: u32) -> bool {
-    let sched = SCHED.lock();
-    sched.slots[MAX_CPUS..]
-        .iter()
-        .any(|slot| slot.info.state != TaskState::Unused as u32 && slot.info.pid == pid)
+/// What the scheduler knows of a task.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Facts {
+    /// When it was made, nanoseconds since boot.
+    pub start: u64,
+    /// Switches away from it while it waited, and while it could have gone on.
+    pub switches: [u64; 2],
+    /// Where it runs or ran last.
+    pub cpu: u32,
+}
+
+/// What the scheduler knows of a task.
+pub fn facts(number: usize) -> Facts {
+    let slot = SLOTS[number].lock();
+    Facts { start: slot.start, switches: slot.switched, cpu: slot.info.cpu }
+}
+
+/// Tasks that run or wait for a CPU.
+pub fn nr_running() -> u32 {
+    let ready = [TaskState::Running as u32, TaskState::Runnable as u32];
+    let runs = SLOTS.iter().filter(|slot| {
+        let info = &slot.lock().info;
+        info.idle == 0 && ready.contains(&info.state)
+    });
+    u32::try_from(runs.count()).unwrap_or(u32::MAX)
 }
 
 /// Whether a task sleeps and is off its CPU.
 pub fn is_asleep(number: usize) -> bool {
-    let sched = SCHED.lock();
-    let info = &sched.slots[number].info;
+    let info = SLOTS[number].lock().info;
     info.state == TaskState::Sleeping as u32 && info.rsp != 0
 }
 
@@ -540,8 +559,7 @@ pub fn poke(number: usize) {
         return;
     }
     let running = {
-        let sched = SCHED.lock();
-        let info = &sched.slots[number].info;
+        let info = SLOTS[number].lock().info;
         (info.state == TaskState::Running as u32).then_some(info.cpu)
     };
     if let Some(cpu) = running {

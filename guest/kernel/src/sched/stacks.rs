@@ -5,7 +5,7 @@ use core::ops::Range;
 
 use mm_core::PAGE_SIZE;
 
-use super::{SCHED, current, text};
+use super::{SLOTS, current, text};
 use crate::arch::percpu::{self, AREA_SIZE, STACKS};
 use crate::mm::layout::{percpu_area, percpu_contains};
 
@@ -52,8 +52,9 @@ impl fmt::Display for Owner<'_> {
 pub fn stack_guard(va: u64) -> Option<Guard> {
     let percpu = percpu::current()?;
     // The lock may be held by whoever overflowed.
-    SCHED.break_open();
-    let info = SCHED.lock().slots[current()].info;
+    let slot = &SLOTS[current()];
+    slot.break_open();
+    let info = slot.lock().info;
     let guards = |start: u64| {
         start.checked_sub(PAGE_SIZE).is_some_and(|low| Range { start: low, end: start }.contains(&va))
     };

@@ -1,6 +1,7 @@
 //! Threads: begin, end, join (Linux: `kthread_create`, `kthread_stop`, `copy_thread`, `do_task_dead`).
 
 use alloc::sync::Arc;
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use guest_firmware::acpi::MAX_CPUS;
 use memvisor_abi::{THREAD_SIZE, TaskInfo, TaskState};
@@ -8,9 +9,10 @@ use mm_core::{MaySleep, VirtAddr};
 use mm_vma::Id;
 use mm_vmalloc::{Request, VmError};
 
+use super::runqueue::{self, Kind};
 use super::{
-    ANY_CPU, CpuMask, NO_INFO, NOBODY, Reason, SCHED, Turn, UNUSED, WaitQueue, clock, current, finish_switch,
-    schedule,
+    ANY_CPU, CpuMask, MAX_TASKS, MAX_THREADS, NO_INFO, NOBODY, Reason, SLOTS, Slot, Turn, UNUSED, WaitQueue,
+    clock, current, finish_switch, schedule,
 };
 use crate::arch::percpu::{self, PerCpu, THREAD_TOP, thread_info};
 use crate::arch::trap::TrapFrame;
@@ -18,13 +20,22 @@ use crate::arch::{regs, stack, user};
 use crate::mm::phys;
 use crate::mm::vmalloc;
 use crate::sync::Lock;
-use crate::{smp, task};
+use crate::task;
 
 /// Woken when any thread ends.
 static ENDED: WaitQueue = WaitQueue::new();
 
 /// Stacks of threads that ended, for the next ones (Linux: `cached_stacks`).
 static STACKS: Lock<[u64; 4]> = Lock::new([0; 4]);
+
+/// Detached threads that ended and are on no CPU, linked by [`NEXT_DEAD`]; [`NOBODY`] for none.
+static DEAD: Lock<u32> = Lock::new(0);
+const _: () = assert!(NOBODY == 0);
+static NEXT_DEAD: [AtomicU32; MAX_TASKS] = [const { AtomicU32::new(0) }; MAX_TASKS];
+/// Slots of threads that somebody has, a bit each.
+static TAKEN: [AtomicU64; MAX_THREADS.div_ceil(64)] = [const { AtomicU64::new(0) }; MAX_THREADS.div_ceil(64)];
+/// Numbers of the threads in the slots, for those who look for one that is free.
+static PIDS: [AtomicU32; MAX_TASKS] = [const { AtomicU32::new(0) }; MAX_TASKS];
 
 /// A thread that somebody will join.
 #[must_use = "a thread that nobody joins keeps its stack"]
@@ -89,7 +100,7 @@ pub fn spawn_daemon(
     context: &MaySleep<'_>,
 ) -> Result<(), VmError> {
     let thread = begin(name, entry, argument, ANY_CPU, context)?;
-    SCHED.lock().slots[thread.number].daemon = true;
+    SLOTS[thread.number].lock().daemon = true;
     Ok(())
 }
 
@@ -127,11 +138,10 @@ fn take_slot(birth: &Birth<'_>, base: u64, user: Option<UserThread<'_>>) -> Resu
     for (to, from) in comm.iter_mut().zip(birth.name.iter().take(15)) {
         *to = *from;
     }
-    let mut sched = SCHED.lock();
-    let free = sched.slots[MAX_CPUS..].iter().position(|slot| slot.info.state == TaskState::Unused as u32);
-    let number = MAX_CPUS + free.ok_or(VmError::NoMemory)?;
-    let parent = sched.slots[current()].turn;
-    let slot = &mut sched.slots[number];
+    let number = claim_slot(birth.pid).ok_or(VmError::NoMemory)?;
+    let parent = SLOTS[current()].lock().turn;
+    let start = clock::now();
+    let mut slot = SLOTS[number].lock();
     let task = user.as_ref().map(|user| &user.task);
     slot.info = TaskInfo {
         pid: birth.pid,
@@ -139,6 +149,7 @@ fn take_slot(birth: &Birth<'_>, base: u64, user: Option<UserThread<'_>>) -> Resu
         tgid: task.map_or(0, |task| task.process.pid),
         ppid: task.map_or(0, |task| task.process.parent()),
         rests: 1,
+        oom_score_adj: task.map_or(0, |task| task.process.oom_score_adj().into()),
         // Nobody takes it, and nobody runs it yet.
         state: TaskState::Sleeping as u32,
         stack: base,
@@ -149,8 +160,9 @@ fn take_slot(birth: &Birth<'_>, base: u64, user: Option<UserThread<'_>>) -> Resu
         ..NO_INFO
     };
     (slot.entry, slot.argument) = (Some(birth.entry), birth.argument);
-    (slot.sleeps, slot.daemon, slot.detached, slot.deadline) = (false, false, user.is_some(), 0);
+    (slot.sleeps, slot.daemon, slot.detached) = (false, false, user.is_some());
     slot.allowed = user.as_ref().map_or(CpuMask::ALL, |user| user.allowed);
+    (slot.start, slot.switched) = (start, [0; 2]);
     slot.turn = if user.is_some() { parent.child() } else { Turn::NEW };
     slot.user = user.map(|user| user.task);
     Ok(number)
@@ -158,13 +170,10 @@ fn take_slot(birth: &Birth<'_>, base: u64, user: Option<UserThread<'_>>) -> Resu
 
 /// Lets a new thread run (Linux: `wake_up_new_task`).
 fn start(number: usize) {
-    let allowed = {
-        let mut sched = SCHED.lock();
-        sched.arrives(number);
-        sched.push(number);
-        sched.slots[number].where_it_may_run()
-    };
-    smp::kick(&allowed, percpu::cpu());
+    let mut slot = SLOTS[number].lock();
+    slot.info.state = TaskState::Runnable as u32;
+    slot.turn.arrives();
+    runqueue::place(number, &mut slot, percpu::cpu(), Kind::New);
 }
 
 /// Where the registers of ring 3 are when a user task begins.
@@ -189,7 +198,8 @@ pub fn spawn_user(
         None => vmalloc::vmalloc(&Request::stack(), context)?.as_u64(),
     };
     let name = user.name;
-    let birth = Birth { name: &name, pid: user.task.tid, entry, argument: user_frame(base), pinned: ANY_CPU };
+    let birth =
+        Birth { name: &name, pid: user.task.tid(), entry, argument: user_frame(base), pinned: ANY_CPU };
     let number = take_slot(&birth, base, Some(user)).inspect_err(|_| give_stack(base))?;
     clock::user_task_begins();
     ready(number);
@@ -223,8 +233,7 @@ extern "C" fn thread_main() -> ! {
     finish_switch();
     regs::irq_restore(regs::RFLAGS_IF);
     let (entry, argument) = {
-        let sched = SCHED.lock();
-        let slot = &sched.slots[current()];
+        let slot = SLOTS[current()].lock();
         (slot.entry, slot.argument)
     };
     if let Some(entry) = entry {
@@ -239,7 +248,7 @@ fn exit() -> ! {
     let number = current();
     let depth = super::LOCAL_MAPS[number].lock().depth();
     assert!(depth == 0, "a thread ended with {depth} kmap_local mappings");
-    SCHED.lock().slots[number].info.state = TaskState::Dead as u32;
+    SLOTS[number].lock().info.state = TaskState::Dead as u32;
     ENDED.wake_up_all();
     schedule(Reason::Rests);
     unreachable!("a dead thread was scheduled")
@@ -254,21 +263,15 @@ pub fn exit_user() -> ! {
 /// Gives back the stacks of user tasks that ended (Linux: `put_task_stack`, `delayed_put_task_struct`). The slot of a zombie stays
 /// until [`release`].
 pub fn reap_dead() {
-    loop {
+    while let Some(number) = exhume() {
         let (user, stack) = {
-            let mut sched = SCHED.lock();
-            let number = sched.dead;
-            if number == NOBODY {
-                return;
-            }
-            sched.dead = core::mem::replace(&mut sched.slots[number].next, NOBODY);
-            let slot = &mut sched.slots[number];
+            let mut slot = SLOTS[number].lock();
             let user = slot.user.take();
             let stack = slot.info.stack;
             if user.as_ref().is_some_and(|user| user.is_zombie()) {
                 (slot.info.stack, slot.info.stack_len, slot.info.rsp) = (0, 0, 0);
             } else {
-                slot.info = UNUSED;
+                give_slot(number, &mut slot);
             }
             (user, stack)
         };
@@ -277,17 +280,79 @@ pub fn reap_dead() {
     }
 }
 
+/// A detached thread that ended is off its CPU: [`reap_dead`] takes its stack. Its slot is locked.
+pub(super) fn bury(number: usize) {
+    let mut dead = DEAD.lock();
+    // Nobody counts to 2^32 slots.
+    let first = core::mem::replace(&mut *dead, u32::try_from(number).unwrap_or(0));
+    NEXT_DEAD[number].store(first, Ordering::Relaxed);
+}
+
+fn exhume() -> Option<usize> {
+    let mut dead = DEAD.lock();
+    let number = *dead as usize;
+    if number == NOBODY {
+        return None;
+    }
+    *dead = NEXT_DEAD[number].load(Ordering::Relaxed);
+    Some(number)
+}
+
+/// Takes a slot that nobody has; its lock is open.
+fn claim_slot(pid: u32) -> Option<usize> {
+    for (word, taken) in TAKEN.iter().enumerate() {
+        let mut bits = taken.load(Ordering::Relaxed);
+        while bits != u64::MAX {
+            let bit = bits.trailing_ones();
+            let number = MAX_CPUS + word * 64 + bit as usize;
+            if number >= MAX_TASKS {
+                break;
+            }
+            match taken.compare_exchange(bits, bits | 1 << bit, Ordering::Acquire, Ordering::Relaxed) {
+                Ok(_) => {
+                    PIDS[number].store(pid, Ordering::Relaxed);
+                    return Some(number);
+                }
+                Err(now) => bits = now,
+            }
+        }
+    }
+    None
+}
+
+/// Gives a slot back.
+fn give_slot(number: usize, slot: &mut Slot) {
+    slot.info = UNUSED;
+    PIDS[number].store(0, Ordering::Relaxed);
+    let index = number - MAX_CPUS;
+    TAKEN[index / 64].fetch_and(!(1 << (index % 64)), Ordering::Release);
+}
+
+/// The number of the thread in a slot; 0 for an idle task.
+pub(super) fn pid(number: usize) -> u32 {
+    PIDS.get(number).map_or(0, |pid| pid.load(Ordering::Relaxed))
+}
+
+/// The thread of a slot has another number.
+pub(super) fn set_pid(number: usize, pid: u32) {
+    PIDS[number].store(pid, Ordering::Relaxed);
+}
+
+/// Whether a thread has this number; zombies of the registry are others' business.
+pub fn is_pid_used(pid: u32) -> bool {
+    PIDS.iter().any(|used| used.load(Ordering::Relaxed) == pid)
+}
+
 /// Whether the thread of a task that ended is off its CPU, so that its slot can be given back.
 pub fn is_off_cpu(number: usize) -> bool {
-    let sched = SCHED.lock();
-    let info = &sched.slots[number].info;
+    let info = SLOTS[number].lock().info;
     info.state == TaskState::Dead as u32 && (info.rsp != 0 || info.stack == 0)
 }
 
 /// Gives back the slot of a zombie's thread, which is off its CPU.
 pub fn release(number: usize) {
     reap_dead();
-    SCHED.lock().slots[number].info = UNUSED;
+    give_slot(number, &mut SLOTS[number].lock());
 }
 
 impl Thread {
@@ -295,15 +360,13 @@ impl Thread {
     pub fn join(self, context: &MaySleep<'_>) {
         // Dead and off its stack: the queue's lock was held until then.
         ENDED.wait_event(context, || {
-            let sched = SCHED.lock();
-            let info = &sched.slots[self.number].info;
+            let info = SLOTS[self.number].lock().info;
             info.state == TaskState::Dead as u32 && info.rsp != 0
         });
         let stack = {
-            let mut sched = SCHED.lock();
-            let slot = &mut sched.slots[self.number];
+            let mut slot = SLOTS[self.number].lock();
             let stack = slot.info.stack;
-            slot.info = UNUSED;
+            give_slot(self.number, &mut slot);
             stack
         };
         vmalloc::vfree(VirtAddr::new(stack));
@@ -311,6 +374,6 @@ impl Thread {
 
     /// Lowest address of the thread's stack.
     pub fn stack(&self) -> VirtAddr {
-        VirtAddr::new(SCHED.lock().slots[self.number].info.stack)
+        VirtAddr::new(SLOTS[self.number].lock().info.stack)
     }
 }

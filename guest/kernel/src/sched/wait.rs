@@ -2,9 +2,10 @@
 
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 
+use guest_firmware::acpi::MAX_CPUS;
 use mm_core::MaySleep;
 
-use super::{MAX_TASKS, Reason, SCHED, clock, current, run_others, schedule, wake};
+use super::{MAX_TASKS, Reason, SLOTS, clock, current, run_others, schedule, timer, wake};
 use crate::task;
 
 const WORDS: usize = MAX_TASKS.div_ceil(64);
@@ -13,6 +14,8 @@ const WORDS: usize = MAX_TASKS.div_ceil(64);
 #[derive(Debug)]
 pub struct WaitQueue {
     waiters: [AtomicU64; WORDS],
+    /// Words of `waiters` that somebody ever was in: low numbers are given first.
+    words: AtomicU32,
     /// How many are about to be or are among them: whoever wakes nobody finds out by a look at one word.
     count: AtomicU32,
 }
@@ -31,7 +34,11 @@ pub enum Woken {
 impl WaitQueue {
     /// Nobody waits.
     pub const fn new() -> WaitQueue {
-        WaitQueue { waiters: [const { AtomicU64::new(0) }; WORDS], count: AtomicU32::new(0) }
+        WaitQueue {
+            waiters: [const { AtomicU64::new(0) }; WORDS],
+            words: AtomicU32::new(0),
+            count: AtomicU32::new(0),
+        }
     }
 
     /// Sleeps until `condition` holds; it is looked at first, and after every wake-up (Linux: `wait_event`). It must not
@@ -55,6 +62,26 @@ impl WaitQueue {
         self.wait_deadline(Some(deadline), condition, || None)
     }
 
+    /// [`WaitQueue::wait_event_midway`] until `deadline`, if there is one.
+    pub fn wait_midway(
+        &self,
+        _context: &MaySleep<'_>,
+        deadline: Option<u64>,
+        condition: impl FnMut() -> bool,
+    ) -> Woken {
+        wait_deadline(&[self], Reason::Yields, deadline, condition, || None)
+    }
+
+    /// [`WaitQueue::wait_timeout`] in the middle of something.
+    pub fn wait_timeout_midway(
+        &self,
+        _context: &MaySleep<'_>,
+        deadline: u64,
+        condition: impl FnMut() -> bool,
+    ) -> Woken {
+        wait_deadline(&[self], Reason::Yields, Some(deadline), condition, || None)
+    }
+
     /// [`WaitQueue::wait_event`] until a signal comes or `deadline`, if there is one, is over (Linux:
     /// `wait_event_interruptible_timeout`). A condition that holds wins over a signal.
     pub fn wait_interruptible(
@@ -75,51 +102,34 @@ impl WaitQueue {
         &self,
         deadline: Option<u64>,
         condition: impl FnMut() -> bool,
-        mut stop: impl FnMut() -> Option<Woken>,
+        stop: impl FnMut() -> Option<Woken>,
     ) -> Woken {
-        let Some(deadline) = deadline else { return self.wait(Reason::Rests, condition, stop) };
-        let number = current();
-        clock::set_deadline(number, deadline.max(1));
-        let woken = self.wait(Reason::Rests, condition, || {
-            stop().or_else(|| (clock::now() >= deadline).then_some(Woken::TimedOut))
-        });
-        clock::clear_deadline(number);
-        woken
+        wait_deadline(&[self], Reason::Rests, deadline, condition, stop)
     }
 
     /// Sleeps until `condition` holds or `stop` says why not.
     fn wait(
         &self,
         reason: Reason,
-        mut condition: impl FnMut() -> bool,
-        mut stop: impl FnMut() -> Option<Woken>,
+        condition: impl FnMut() -> bool,
+        stop: impl FnMut() -> Option<Woken>,
     ) -> Woken {
-        let mut look = || if condition() { Some(Woken::Event) } else { stop() };
-        loop {
-            if let Some(woken) = look() {
-                return woken;
-            }
-            let number = current();
-            if SCHED.lock().slots[number].info.idle == 1 {
-                run_others(reason);
-                continue;
-            }
-            // First the queue and the intention, then the condition: a wake-up in between is not lost.
-            self.count.fetch_add(1, Ordering::SeqCst);
-            SCHED.lock().slots[number].sleeps = true;
-            self.waiters[number / 64].fetch_or(1 << (number % 64), Ordering::AcqRel);
-            let woken = look();
-            if woken.is_some() {
-                SCHED.lock().slots[number].sleeps = false;
-            } else {
-                schedule(reason);
-            }
-            self.waiters[number / 64].fetch_and(!(1 << (number % 64)), Ordering::AcqRel);
-            self.count.fetch_sub(1, Ordering::AcqRel);
-            if let Some(woken) = woken {
-                return woken;
-            }
+        wait(&[self], reason, condition, stop)
+    }
+
+    /// A task is about to sleep here. It is counted before it looks at its condition: a wake-up in between is not lost.
+    fn enter(&self, number: usize) {
+        self.count.fetch_add(1, Ordering::SeqCst);
+        let words = u32::try_from(number / 64 + 1).unwrap_or(u32::MAX);
+        if self.words.load(Ordering::Relaxed) < words {
+            self.words.fetch_max(words, Ordering::AcqRel);
         }
+        self.waiters[number / 64].fetch_or(1 << (number % 64), Ordering::AcqRel);
+    }
+
+    fn leave(&self, number: usize) {
+        self.waiters[number / 64].fetch_and(!(1 << (number % 64)), Ordering::AcqRel);
+        self.count.fetch_sub(1, Ordering::AcqRel);
     }
 
     /// Wakes every waiter (Linux: `wake_up_all`). Also for interrupts.
@@ -134,7 +144,8 @@ impl WaitQueue {
         if self.count.load(Ordering::Relaxed) == 0 {
             return false;
         }
-        for (word, waiters) in self.waiters.iter().enumerate() {
+        let words = self.words.load(Ordering::Acquire) as usize;
+        for (word, waiters) in self.waiters.iter().take(words).enumerate() {
             loop {
                 let set = waiters.load(Ordering::Acquire);
                 if set == 0 {
@@ -149,5 +160,72 @@ impl WaitQueue {
             }
         }
         false
+    }
+}
+
+/// Sleeps until `condition` holds, a signal comes or `deadline`, if there is one, is over; whoever wakes one of `queues` makes it look
+/// again. For queues whose waiters are all woken (Linux: `poll_schedule_timeout`).
+pub fn wait_any(
+    _context: &MaySleep<'_>,
+    queues: &[&WaitQueue],
+    deadline: Option<u64>,
+    condition: impl FnMut() -> bool,
+) -> Woken {
+    wait_deadline(queues, Reason::Rests, deadline, condition, || {
+        task::signal_pending().then_some(Woken::Interrupted)
+    })
+}
+
+fn wait_deadline(
+    queues: &[&WaitQueue],
+    reason: Reason,
+    deadline: Option<u64>,
+    condition: impl FnMut() -> bool,
+    mut stop: impl FnMut() -> Option<Woken>,
+) -> Woken {
+    let Some(deadline) = deadline else { return wait(queues, reason, condition, stop) };
+    let number = current();
+    let woken = wait(queues, reason, condition, || {
+        if let Some(woken) = stop() {
+            return Some(woken);
+        }
+        if clock::now() >= deadline {
+            return Some(Woken::TimedOut);
+        }
+        timer::arm(number, deadline);
+        None
+    });
+    timer::disarm(number);
+    woken
+}
+
+fn wait(
+    queues: &[&WaitQueue],
+    reason: Reason,
+    mut condition: impl FnMut() -> bool,
+    mut stop: impl FnMut() -> Option<Woken>,
+) -> Woken {
+    let mut look = || if condition() { Some(Woken::Event) } else { stop() };
+    loop {
+        if let Some(woken) = look() {
+            return woken;
+        }
+        let number = current();
+        if number < MAX_CPUS {
+            run_others(reason);
+            continue;
+        }
+        SLOTS[number].lock().sleeps = true;
+        queues.iter().for_each(|queue| queue.enter(number));
+        let woken = look();
+        if woken.is_some() {
+            SLOTS[number].lock().sleeps = false;
+        } else {
+            schedule(reason);
+        }
+        queues.iter().for_each(|queue| queue.leave(number));
+        if let Some(woken) = woken {
+            return woken;
+        }
     }
 }

@@ -32,7 +32,7 @@ pub fn deliver(trap: &mut TrapFrame) {
     task.clear_work(work::SIGPENDING);
     loop {
         let next = process.signals.with(|group| {
-            let next = group.next(task.tid, || is_orphaned(process), &mut wake);
+            let next = group.next(task.tid(), || is_orphaned(process), &mut wake);
             decide_exit(process, group);
             next
         });
@@ -57,7 +57,7 @@ fn stop(task: &Current) {
     if let Some(notice) = process.signals.with(|group| group.take_notice()).flatten() {
         tell_parent(process, notice);
     }
-    let goes_on = || process.signals.with(|group| !group.is_stopped(task.tid)).unwrap_or(true);
+    let goes_on = || process.signals.with(|group| !group.is_stopped(task.tid())).unwrap_or(true);
     // Who wakes it finds it by its number, not by the queue.
     STOPPED.wait_killable(&sched::task_context(), goes_on);
     if task.has_work(work::KILLED) {
@@ -94,12 +94,12 @@ fn run_handler(task: &Current, trap: &mut TrapFrame, handled: &Handled) {
     process.signals.with(|group| match built {
         Some(frame) => {
             if frame.disarms {
-                group.set_altstack(task.tid, AltStack::NONE);
+                group.set_altstack(task.tid(), AltStack::NONE);
             }
-            group.handled(task.tid, handled, &mut wake);
+            group.handled(task.tid(), handled, &mut wake);
         }
         None => {
-            group.force_segv(task.tid, Some(handled.info.signal), &mut wake);
+            group.force_segv(task.tid(), Some(handled.info.signal), &mut wake);
             decide_exit(process, group);
         }
     });
@@ -107,7 +107,7 @@ fn run_handler(task: &Current, trap: &mut TrapFrame, handled: &Handled) {
 
 /// Writes the frame and sets the registers; `None` if it cannot be.
 fn build(task: &Current, trap: &mut TrapFrame, handled: &Handled) -> Option<Frame> {
-    let altstack = task.process.signals.with(|group| group.altstack(task.tid))?;
+    let altstack = task.process.signals.with(|group| group.altstack(task.tid()))?;
     let [error, vector, cr2] = task.signals.trap.each_ref().map(|word| word.load(Ordering::Relaxed));
     let context = Context {
         registers: registers(trap),
@@ -143,7 +143,7 @@ pub fn return_from_handler(trap: &mut TrapFrame) -> u64 {
     }
     crate::println!("task[{}]: bad frame in rt_sigreturn at {:x}", task.process.pid, trap.rsp);
     task.process.signals.with(|group| {
-        group.force_segv(task.tid, None::<Signal>, &mut wake);
+        group.force_segv(task.tid(), None::<Signal>, &mut wake);
         decide_exit(&task.process, group);
     });
     task.set_work(work::SIGPENDING);

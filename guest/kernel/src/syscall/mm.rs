@@ -1,15 +1,18 @@
 //! Calls that change the address space (Linux: mm/mmap.c, mm/mprotect.c).
 
+use alloc::vec::Vec;
+
 use guest_fs::{Char, Kind};
 use mm_core::PAGE_SIZE;
 use mm_vma::{
-    Advised, Errno, Id, Limits, MapFlags, MapType, MlockAll, Mm, MmapRequest, MremapFlags, MsyncFlags,
-    Populate, ProtFlags, Space,
+    Advised, Errno, Id, Kernel, Limits, MapFlags, MapType, MlockAll, Mm, MmapRequest, MremapFlags,
+    MsyncFlags, Populate, ProtFlags, Space,
 };
 
 use super::int;
 use crate::arch::trap::TrapFrame;
-use crate::mm::space::{self, Spaces};
+use crate::fs;
+use crate::mm::space::{self, Spaces, cache};
 use crate::task;
 use crate::uaccess;
 
@@ -130,6 +133,10 @@ pub fn madvise(addr: u64, len: u64, advice: u32) -> Result<u64, Errno> {
         Advised::Populate(range, access) => {
             mm_vma::populate_exact(&Spaces, task.mm, &task.limits, range, access)
         }
+        Advised::PageOut(range) => {
+            mm_vma::madvise_pageout(&Spaces, task.mm, range);
+            Ok(())
+        }
         Advised::Remove(range) => mm_vma::madvise_remove(&Spaces, task.mm, range),
     }))
 }
@@ -161,7 +168,30 @@ pub fn munlockall() -> Result<u64, Errno> {
 
 /// msync.
 pub fn msync(addr: u64, len: u64, flags: u32) -> Result<u64, Errno> {
-    nothing(change(|_, space| space.msync(addr, len, MsyncFlags::from_bits_retain(flags.into()))))
+    let flags = MsyncFlags::from_bits_retain(flags.into());
+    let mut files = Vec::new();
+    let checked = change(|_, space| {
+        let result = space.msync(addr, len, flags);
+        let mut room = true;
+        if flags.contains(MsyncFlags::SYNC) && result != Err(Errno::Einval) {
+            space.for_each_shared(addr, len, |mapping| {
+                room = files.try_reserve(1).is_ok();
+                if room && cache::source(mapping).is_written_back() {
+                    Spaces.mapping_get(mapping);
+                    files.push(mapping);
+                }
+                room
+            });
+        }
+        Ok(if room { result } else { Err(Errno::Enomem) })
+    });
+    // mmap_lock is not held: a write may need what a fault holds.
+    let mut synced = Ok(());
+    for mapping in files {
+        synced = synced.and(fs::sync::mapping(mapping));
+        Spaces.mapping_put(mapping);
+    }
+    nothing(checked?.and(synced))
 }
 
 /// mincore: a byte a page to `vec`, bit 0 for a resident one.

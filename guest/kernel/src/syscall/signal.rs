@@ -206,7 +206,7 @@ fn send_to_thread(tgid: Option<i32>, tid: i32, info: Option<SigInfo>) -> Result<
         return Err(Errno::Esrch);
     }
     if let Some(info) = info {
-        signal::send(&task.process, Target::Thread(task.tid), info)?;
+        signal::send(&task.process, Target::Thread(task.tid()), info)?;
     }
     Ok(0)
 }

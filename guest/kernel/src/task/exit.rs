@@ -106,8 +106,29 @@ impl Task {
         });
         self.clear_child_tid.store(0, Ordering::Relaxed);
         self.robust_list.store(0, Ordering::Relaxed);
-        self.process.signals.exec(self.tid, self.tid);
+        self.process.signals.exec(self.tid(), self.process.pid);
+        if !self.is_leader() {
+            self.lead();
+        }
         self.process.has_execed.store(true, Ordering::Relaxed);
+    }
+}
+
+impl Task {
+    /// The current task, the last one of its process, becomes its first: it takes over the number and the place of that one, which ended,
+    /// and whose thread goes (Linux: the second half of `de_thread`).
+    fn lead(&self) {
+        let process = &self.process;
+        let number = process.leader.load(Ordering::Acquire);
+        let context = sched::task_context();
+        while !sched::is_off_cpu(number) {
+            sched::yield_now(&context);
+        }
+        let before = registry::take_over(self);
+        process.leader.store(self.number(), Ordering::Release);
+        sched::set_pid(self.number(), process.pid);
+        sched::release(number);
+        drop(before);
     }
 }
 
@@ -123,7 +144,7 @@ fn exit_notify(task: &Current, status: u32) {
     let process = Arc::clone(&task.process);
     signal::task_ends(task);
     if !task.is_leader() {
-        drop(registry::forget_task(task.tid));
+        drop(registry::forget_task(task.tid()));
     }
     process.add_dead(task);
     task.dead.store(true, Ordering::Release);

@@ -2,12 +2,15 @@
 //! kernel/entry/common.c).
 
 use guest_process::signal::{SigInfo, Signal, code};
+use mm_core::{Event, EventId, PhysAddr, Trace};
 use mm_vma::{Access, Done, Fault, FaultInfo, Kernel, handle_fault};
 
-use super::{Current, current, do_exit, do_group_exit, work};
+use super::{Current, current, do_exit, work};
 use crate::arch::trap::{self, TrapFrame};
 use crate::arch::{percpu, regs};
-use crate::mm::space::Spaces;
+use crate::mm::oom;
+use crate::mm::space::{self, Spaces};
+use crate::trace::KernelTrace;
 use crate::{println, sched, signal};
 
 /// A page fault from ring 3 (Linux: `do_user_addr_fault`).
@@ -28,17 +31,33 @@ pub fn page_fault(frame: &mut TrapFrame, address: u64) {
     let task = current().expect("ring 3 is a task's");
     let mm = task.mm().expect("a task in ring 3 has an address space");
     let what = FaultInfo { addr: address, access, present: frame.error & PRESENT != 0 };
-    match handle_fault(&Spaces, mm, what, || task.limits()) {
+    KernelTrace.emit(Event::PageFault { address, ip: frame.rip, error_code: frame.error });
+    let result = handle_fault(&Spaces, mm, what, || task.limits());
+    KernelTrace.emit_with(EventId::PageFaultRet, || Event::PageFaultRet {
+        ok: result.is_ok(),
+        pfn: space::translate(space::mm_of(mm), address, false).map(PhysAddr::pfn),
+    });
+    match result {
         Ok(Done::Wait) => Spaces.relax(),
         Ok(Done::Minor | Done::Major | Done::Spurious) => {}
+        Err(Fault::NoMemory) => pagefault_out_of_memory(),
         Err(fault) => bad_area(&task, frame, address, fault),
+    }
+}
+
+/// The access is tried again, once there is a page to be had, or the process has been killed for one (Linux: the same name).
+fn pagefault_out_of_memory() {
+    if !super::fatal_signal_pending() && !oom::wait_for_page() {
+        // Nothing but a victim is refused, and it is not told otherwise than by SIGKILL: let whoever ends it run.
+        Spaces.relax();
     }
 }
 
 /// Linux: `bad_area`, `show_signal_msg`.
 fn bad_area(task: &Current, frame: &TrapFrame, address: u64, fault: Fault) {
     let (signal, what) = match fault {
-        Fault::NoMemory => (Signal::KILL, "out of memory"),
+        // Not the program's doing: `pagefault_out_of_memory`.
+        Fault::NoMemory => return,
         Fault::AdrErr => (Signal::BUS, "bus error"),
         Fault::MapErr | Fault::AccErr => (Signal::SEGV, "segfault"),
     };
@@ -53,10 +72,7 @@ fn bad_area(task: &Current, frame: &TrapFrame, address: u64, fault: Fault) {
         );
     }
     task.signals.set_trap(frame.error, frame.vector, address);
-    match fault {
-        Fault::NoMemory => do_group_exit(Signal::KILL.number()),
-        _ => signal::force(task, SigInfo::fault(signal, fault.code(), address)),
-    }
+    signal::force(task, SigInfo::fault(signal, fault.code(), address));
 }
 
 /// Any other trap from ring 3 (Linux: `do_error_trap` and its likes).

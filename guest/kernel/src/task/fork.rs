@@ -1,9 +1,10 @@
 //! fork, vfork, clone (Linux: kernel/fork.c, `copy_process`, `kernel_clone`).
 
 use alloc::sync::Arc;
-use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicI16, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 use bitflags::bitflags;
+use mm_page_alloc::TaskPolicy;
 use mm_vma::{Errno, Id, Limits, Mm, Space, dup_mmap};
 
 use super::usage::TaskTime;
@@ -109,11 +110,11 @@ pub fn clone(frame: &TrapFrame, args: &CloneArgs) -> Result<u32, Errno> {
     }
     let (name, allowed) = (sched::comm(parent.number()), sched::allowed(parent.number()));
     if let Err(error) = begin(&child, &registers, schedule_tail, name, allowed) {
-        child.process.signals.forget_task(child.tid);
+        child.process.signals.forget_task(child.tid());
         undo(&child);
         return Err(error);
     }
-    let tid = child.tid;
+    let tid = child.tid();
     if args.flags.contains(CloneFlags::VFORK) {
         // If the parent is ended meanwhile the child has the address space all the same.
         child.vfork_done.wait_killable(&sched::task_context(), || !child.vfork.load(Ordering::Acquire));
@@ -141,10 +142,10 @@ pub(super) fn begin(
     };
     let begun = sched::spawn_user(thread, entry, ready, &sched::task_context());
     if begun.is_err() {
-        registry::forget_task(child.tid);
+        registry::forget_task(child.tid());
         child.process.live.fetch_sub(1, Ordering::AcqRel);
         if child.is_leader() {
-            registry::forget_process(child.tid);
+            registry::forget_process(child.tid());
         }
     }
     begun.map_err(|_| Errno::Eagain)
@@ -170,7 +171,7 @@ fn copy_task(parent: &Current, args: &CloneArgs) -> Result<Arc<Task>, Errno> {
     let wanted = |flag: CloneFlags, value: u64| if flags.contains(flag) { value } else { 0 };
     let parent_tid = wanted(CloneFlags::PARENT_SETTID, args.parent_tid);
     let task = Task {
-        tid,
+        tid: tid.into(),
         process,
         number: AtomicUsize::new(0),
         mm: AtomicU64::new(mm.as_u64()),
@@ -181,6 +182,7 @@ fn copy_task(parent: &Current, args: &CloneArgs) -> Result<Arc<Task>, Errno> {
         clear_child_tid: AtomicU64::new(wanted(CloneFlags::CHILD_CLEARTID, args.child_tid)),
         set_child_tid: AtomicU64::new(wanted(CloneFlags::CHILD_SETTID, args.child_tid)),
         robust_list: AtomicU64::new(0),
+        mempolicy: Lock::new(*parent.mempolicy.lock()),
         vfork: AtomicBool::new(flags.contains(CloneFlags::VFORK)),
         vfork_done: WaitQueue::new(),
         dead: AtomicBool::new(false),
@@ -190,7 +192,7 @@ fn copy_task(parent: &Current, args: &CloneArgs) -> Result<Arc<Task>, Errno> {
     };
     let task = new_arc(task).ok_or(Errno::Enomem).inspect_err(|_| space::mm_put(mm))?;
     if flags.contains(CloneFlags::THREAD) {
-        task.process.signals.add_task(parent.tid, tid).inspect_err(|_| undo(&task))?;
+        task.process.signals.add_task(parent.tid(), tid).inspect_err(|_| undo(&task))?;
     }
     if parent_tid != 0 {
         // What cannot be stored is not stored (Linux: `put_user` without a look at its result).
@@ -207,12 +209,13 @@ fn copy_process(parent: &Current, pid: u32, args: &CloneArgs) -> Result<Arc<Proc
     } else {
         args.exit_signal
     };
-    let signals = of.signals.fork(parent.tid, pid, args.flags)?;
+    let signals = of.signals.fork(parent.tid(), pid, args.flags)?;
     let process = Process { signals, ..Process::new(pid, *of.limits.lock()) };
     process.parent.store(parent_pid, Ordering::Release);
     process.exit_signal.store(exit_signal, Ordering::Relaxed);
     process.set_pgid(of.pgid());
     process.set_sid(of.sid());
+    process.oom_score_adj.store(of.oom_score_adj(), Ordering::Relaxed);
     new_arc(process).ok_or(Errno::Enomem)
 }
 
@@ -249,7 +252,7 @@ fn schedule_tail(frame: u64) {
     signal::task_begins(&task);
     let tid_address = task.set_child_tid.load(Ordering::Relaxed);
     if tid_address != 0 {
-        let _ = uaccess::put_user(tid_address, task.tid);
+        let _ = uaccess::put_user(tid_address, task.tid());
     }
     user::enter_at(frame, super::exit_to_user)
 }
@@ -279,6 +282,7 @@ impl Process {
             children: WaitQueue::new(),
             ended: WaitQueue::new(),
             paused: AtomicBool::new(false),
+            oom_score_adj: AtomicI16::new(0),
             child_faults: [const { AtomicU64::new(0) }; 2],
             faults: [const { AtomicU64::new(0) }; 2],
             dead_cycles: AtomicU64::new(0),
@@ -295,7 +299,7 @@ pub(super) fn kernel_task(pid: u32) -> Option<Arc<Task>> {
     // Nobody but the first process is spared what it does not handle.
     process.signals.begin(pid, pid == 1).ok()?;
     new_arc(Task {
-        tid: pid,
+        tid: pid.into(),
         process,
         number: AtomicUsize::new(0),
         mm: AtomicU64::new(0),
@@ -306,6 +310,7 @@ pub(super) fn kernel_task(pid: u32) -> Option<Arc<Task>> {
         clear_child_tid: AtomicU64::new(0),
         set_child_tid: AtomicU64::new(0),
         robust_list: AtomicU64::new(0),
+        mempolicy: Lock::new(TaskPolicy::default()),
         vfork: AtomicBool::new(false),
         vfork_done: WaitQueue::new(),
         dead: AtomicBool::new(false),

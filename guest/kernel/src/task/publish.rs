@@ -5,6 +5,7 @@ use mm_vma::{Id, Mm};
 
 use super::registry::REGISTRY;
 use crate::mm::space::{self, Spaces};
+use crate::mm::vmscan;
 use crate::{cmdline, ipc, println};
 
 /// With `debug_vm` on the command line, looks whether each address space is as it must be (Linux: CONFIG_DEBUG_VM_MAPLE_TREE,
@@ -16,6 +17,7 @@ pub fn audit_all() {
     if let Err(broken) = ipc::shm::audit() {
         println!("BUG: System V shared memory: {broken}");
     }
+    vmscan::audit_all();
     space::for_each_mm(|mm| {
         if let Err(broken) = mm_vma::audit(&Spaces, mm) {
             println!(

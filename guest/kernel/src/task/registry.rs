@@ -2,7 +2,7 @@
 
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use core::sync::atomic::Ordering;
+use core::sync::atomic::{AtomicU64, Ordering};
 
 use mm_vma::Errno;
 
@@ -29,7 +29,7 @@ pub(super) static REGISTRY: Lock<Registry> =
 
 impl Registry {
     fn is_used(&self, pid: u32) -> bool {
-        self.tasks.binary_search_by_key(&pid, |task| task.tid).is_ok()
+        self.tasks.binary_search_by_key(&pid, |task| task.tid()).is_ok()
             || self
                 .processes
                 .iter()
@@ -42,7 +42,7 @@ impl Registry {
     }
 
     pub(super) fn task(&self, tid: u32) -> Option<&Arc<Task>> {
-        let at = self.tasks.binary_search_by_key(&tid, |task| task.tid).ok()?;
+        let at = self.tasks.binary_search_by_key(&tid, |task| task.tid()).ok()?;
         self.tasks.get(at)
     }
 
@@ -57,6 +57,14 @@ impl Registry {
     }
 }
 
+/// Numbers given out so far (Linux: `total_forks`).
+static FORKS: AtomicU64 = AtomicU64::new(0);
+
+/// Processes and threads made since boot (`processes` in /proc/stat).
+pub fn nr_forks() -> u64 {
+    FORKS.load(Ordering::Relaxed)
+}
+
 /// A number that no thread, process, group or session has.
 pub fn alloc_pid() -> u32 {
     loop {
@@ -67,6 +75,7 @@ pub fn alloc_pid() -> u32 {
             (pid, registry.is_used(pid))
         };
         if !used && !sched::is_pid_used(pid) {
+            FORKS.fetch_add(1, Ordering::Relaxed);
             return pid;
         }
     }
@@ -78,7 +87,7 @@ pub(super) fn enter(task: &Arc<Task>) -> Result<(), Errno> {
     let Registry { tasks, processes, .. } = &mut *registry;
     tasks.try_reserve(1).map_err(|_| Errno::Enomem)?;
     processes.try_reserve(1).map_err(|_| Errno::Enomem)?;
-    let at = tasks.partition_point(|other| other.tid < task.tid);
+    let at = tasks.partition_point(|other| other.tid() < task.tid());
     tasks.insert(at, Arc::clone(task));
     task.process.live.fetch_add(1, Ordering::AcqRel);
     if task.is_leader() {
@@ -91,8 +100,25 @@ pub(super) fn enter(task: &Arc<Task>) -> Result<(), Errno> {
 /// A task is not to be found any more.
 pub(super) fn forget_task(tid: u32) -> Option<Arc<Task>> {
     let mut registry = REGISTRY.lock();
-    let at = registry.tasks.binary_search_by_key(&tid, |task| task.tid).ok()?;
+    let at = registry.tasks.binary_search_by_key(&tid, |task| task.tid()).ok()?;
     Some(registry.tasks.remove(at))
+}
+
+/// A task gets the number of its process, whose first task is not to be found any more; returns that one.
+pub(super) fn take_over(task: &Task) -> Option<Arc<Task>> {
+    let mut registry = REGISTRY.lock();
+    let tasks = &mut registry.tasks;
+    let own = tasks.binary_search_by_key(&task.tid(), |other| other.tid()).ok()?;
+    let own = tasks.remove(own);
+    own.tid.store(own.process.pid, Ordering::Release);
+    match tasks.binary_search_by_key(&own.process.pid, |other| other.tid()) {
+        Ok(at) => Some(core::mem::replace(&mut tasks[at], own)),
+        Err(at) => {
+            // One went.
+            tasks.insert(at, own);
+            None
+        }
+    }
 }
 
 /// A process that somebody waited for is not to be found any more (Linux: `release_task`).
@@ -110,6 +136,23 @@ pub fn find_process(pid: u32) -> Option<Arc<Process>> {
 /// The task of that number.
 pub fn find_task(tid: u32) -> Option<Arc<Task>> {
     REGISTRY.lock().task(tid).cloned()
+}
+
+/// Calls `f` with the process of the lowest number from `from` on and with its first task that has an address space, which stays an
+/// address space until `f` returns, whoever has it by then. `None` if there is no such process (Linux: `for_each_process`,
+/// `find_lock_task_mm`).
+pub fn with_next_process<R>(from: u32, f: impl FnOnce(&Arc<Process>, Option<&Arc<Task>>) -> R) -> Option<R> {
+    let registry = REGISTRY.lock();
+    let at = registry.processes.partition_point(|process| process.pid < from);
+    let process = registry.processes.get(at)?;
+    let leader = registry.task(process.pid).filter(|task| task.mm().is_some());
+    let task = leader.or_else(|| registry.tasks_of(process.pid).find(|task| task.mm().is_some()));
+    Some(f(process, task))
+}
+
+/// Whether there is any process.
+pub fn has_processes() -> bool {
+    !REGISTRY.lock().processes.is_empty()
 }
 
 /// Calls `f` with all processes and tasks while relations stay as they are, for those who change them (Linux:

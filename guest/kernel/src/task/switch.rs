@@ -7,7 +7,6 @@ use crate::arch::fpu;
 use crate::arch::percpu::{self, PerCpu};
 use crate::mm::space::tlb;
 use crate::sched::clock;
-use crate::trace;
 
 /// Takes ring 3 of this CPU from `prev` to `next`, whose kernel stack ends at `stack_top`. `None` is a thread of the kernel. Interrupts
 /// are off, and the queue is locked.
@@ -20,7 +19,6 @@ pub fn switch_to(percpu: &PerCpu, prev: Option<&Task>, next: Option<&Task>, stac
         if prev.is_some() {
             percpu.user.store(0, Ordering::Relaxed);
             percpu.pid.store(0, Ordering::Relaxed);
-            trace::set_pid(0);
             tlb::enter_lazy(percpu);
         }
         return;
@@ -35,6 +33,5 @@ pub fn switch_to(percpu: &PerCpu, prev: Option<&Task>, next: Option<&Task>, stac
     fpu::set_gs_base(percpu, next.gs_base());
     percpu.user.store(&raw const *next as u64, Ordering::Relaxed);
     percpu.pid.store(next.process.pid, Ordering::Relaxed);
-    trace::set_pid(next.process.pid);
     clock::runs_user(percpu);
 }

@@ -156,7 +156,7 @@ pub(super) fn release(process: &Arc<Process>) -> bool {
     }
     let leader = registry::forget_task(process.pid);
     let number = process.leader.load(Ordering::Acquire);
-    if current().is_some_and(|task| task.tid == process.pid) {
+    if current().is_some_and(|task| task.tid() == process.pid) {
         // Nobody waits for it: its slot goes with its stack.
         process.released.store(true, Ordering::Release);
         return true;

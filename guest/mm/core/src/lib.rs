@@ -13,6 +13,7 @@ mod errno;
 mod gfp;
 mod id;
 mod migrate;
+pub mod mode;
 mod order;
 mod page;
 mod page_state;
@@ -35,7 +36,7 @@ pub use page::Page;
 pub use page_state::PageState;
 pub use section::{Pageblock, Section};
 pub use trace::{Event, Ring, Stamp, Trace, TraceMask, ZoneId};
-pub use traits::{CpuLocal, MemMap, PageAlloc, PhysMem};
+pub use traits::{CpuLocal, Folios, MemMap, PageAlloc, PhysMem};
 
 pub use memvisor_abi::{
     EventId, Migratetype, PAGE_SHIFT, PAGE_SIZE, PAGEBLOCK_ORDER, PAGEBLOCK_PAGES, PFN_NONE, PageFlags,

@@ -260,6 +260,12 @@ impl Page {
         self.flags.store(low | links(node, zone), Relaxed);
     }
 
+    /// All flags.
+    #[inline]
+    pub fn flags(&self) -> PageFlags {
+        PageFlags::from_bits_retain(self.flags.load(Relaxed) & ((1 << abi::Page::ZONE_SHIFT) - 1))
+    }
+
     /// Whether all of `flags` are set.
     #[inline]
     pub fn has(&self, flags: PageFlags) -> bool {
@@ -287,6 +293,14 @@ impl Page {
         self.flags.fetch_and(!flags.bits(), AcqRel) & flags.bits() == flags.bits()
     }
 
+    /// [`Page::take`] that clears `others` in the same step, and nothing if not all of `flags` were set.
+    pub fn take_with(&self, flags: PageFlags, others: PageFlags) -> bool {
+        let taken = self.flags.fetch_update(AcqRel, Acquire, |seen| {
+            (seen & flags.bits() == flags.bits()).then_some(seen & !(flags | others).bits())
+        });
+        taken.is_ok()
+    }
+
     /// Replaces `from`, if all of them are set, by `to` in one step; whether they were.
     pub fn exchange(&self, from: PageFlags, to: PageFlags) -> bool {
         let replaced = self.flags.fetch_update(AcqRel, Acquire, |flags| {
@@ -295,8 +309,21 @@ impl Page {
         replaced.is_ok()
     }
 
+    /// Replaces all flags by what `f` makes of them, in one step; what they were (Linux: `set_mask_bits`).
+    pub fn update_flags(&self, f: impl Fn(PageFlags) -> PageFlags) -> PageFlags {
+        let links = !((1 << abi::Page::ZONE_SHIFT) - 1);
+        let mut old = self.flags.load(Relaxed);
+        loop {
+            let new = f(PageFlags::from_bits_retain(old & !links)).bits() & !links | old & links;
+            match self.flags.compare_exchange_weak(old, new, AcqRel, Relaxed) {
+                Ok(_) => return PageFlags::from_bits_retain(old & !links),
+                Err(now) => old = now,
+            }
+        }
+    }
+
     /// Locks the page unless it is locked already (Linux: `trylock_page`). Whoever did unlocks it soon, and does not sleep
-    /// meanwhile.
+    /// meanwhile, unless it is a user page: its lock is waited for by sleeping, never by [`Page::lock`].
     pub fn try_lock(&self) -> bool {
         self.flags.fetch_or(PageFlags::LOCKED.bits(), Acquire) & PageFlags::LOCKED.bits() == 0
     }

@@ -1,5 +1,7 @@
 //! What the memory manager needs from the machine.
 
+use memvisor_abi::{NodeStat, PageFlags};
+
 use crate::{Gfp, Order, Page, Pageblock, Pfn, PhysAddr, Trace};
 
 /// The descriptors of all frames (Linux: `pfn_to_page` with `pfn_valid`).
@@ -40,6 +42,29 @@ pub trait PageAlloc: Trace {
 
     /// Drops the last reference of a block (Linux: `__free_pages`).
     fn free_pages(&self, pfn: Pfn, order: Order);
+}
+
+/// The LRU lists, as those see them who make, use and free pages of programs and of the page cache (Linux: include/linux/swap.h). A machine
+/// without reclaim has none and does nothing.
+pub trait Folios: MemMap {
+    /// A fresh page is complete, and is to come to a list; it has `flags` from now on, which say to which (Linux: `folio_add_lru`).
+    /// The caller has a reference.
+    fn folio_add_lru(&self, _pfn: Pfn, _page: &Page, _flags: PageFlags) {}
+
+    /// The caller, who has the last reference, frees the page: it is on no list from now on (Linux: `__page_cache_release`).
+    fn folio_del_lru(&self, _page: &Page) {}
+
+    /// The page was used by a call, or through an entry that is gone (Linux: the same name).
+    fn folio_mark_accessed(&self, _pfn: Pfn, _page: &Page) {}
+
+    /// The page is in locked memory now, or no more (Linux: `mlock_folio`, `munlock_folio`). The caller has a reference.
+    fn set_unevictable(&self, _pfn: Pfn, _page: &Page, _unevictable: bool) {}
+
+    /// A page comes back for which `shadow` was left when it was evicted; it is on no list yet (Linux: the same name).
+    fn workingset_refault(&self, _page: &Page, _shadow: u64) {}
+
+    /// Counts a page, by `delta`, among those of its node and zone that are used so (Linux: `mod_lruvec_page_state`). In any context.
+    fn mod_page_state(&self, _page: &Page, _stat: NodeStat, _delta: i64) {}
 }
 
 /// Data of which every CPU has its own (Linux: `DEFINE_PER_CPU` under `local_lock_irqsave`).

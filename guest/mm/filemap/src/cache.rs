@@ -2,7 +2,8 @@
 
 use core::ops::Range;
 
-use mm_core::{Arena, Id, MemMap, PageAlloc, Pfn, PhysMem, Rcu};
+use mm_core::{Arena, Folios, Id, PageAlloc, Pfn, PhysMem, Rcu};
+use mm_swap::SwapIo;
 
 use crate::{Mapping, Node};
 
@@ -34,7 +35,7 @@ pub enum Cows {
 }
 
 /// The kernel, as the page cache sees it.
-pub trait Cache: MemMap + PageAlloc + PhysMem + Rcu + Arena<Node> + Arena<Mapping> {
+pub trait Cache: Folios + PageAlloc + PhysMem + Rcu + SwapIo + Arena<Node> + Arena<Mapping> {
     /// Calls `f` with the mapping's lock held (Linux: `xa_lock` of `i_pages`). `f` neither sleeps nor allocates.
     fn pages_lock<R>(&self, mapping: Id<Mapping>, f: impl FnOnce() -> R) -> R;
 
@@ -46,6 +47,13 @@ pub trait Cache: MemMap + PageAlloc + PhysMem + Rcu + Arena<Node> + Arena<Mappin
 
     /// Counts pages that came into mappings or left them (Linux: `NR_FILE_PAGES`).
     fn count_file_pages(&self, pages: i64);
+
+    /// Whether values in the mapping's tree name slots of swap areas: shared memory. Elsewhere they are what is remembered of pages (Linux:
+    /// `shmem_mapping`).
+    fn is_shmem(&self, mapping: Id<Mapping>) -> bool;
+
+    /// Counts pages of shared memory that went to swap, or came from there or are gone (Linux: `shmem_recalc_inode`, `shmem_swaplist`).
+    fn count_swapped(&self, mapping: Id<Mapping>, pages: i64);
 
     /// Counts pages of shared memory to come (Linux: `shmem_inode_acct_blocks`, `NR_SHMEM`); false if there may be no more, and none is
     /// counted.

@@ -1,7 +1,8 @@
 //! Pages of mappings: finding, adding and taking out (Linux: mm/filemap.c).
 
 use memvisor_abi as abi;
-use mm_core::{Arena, Gfp, Id, MemMap, Order, PageFlags, PageKind, Pfn, refcount};
+use memvisor_abi::NodeStat;
+use mm_core::{Arena, Event, Gfp, Id, MemMap, Order, Page, PageFlags, PageKind, Pfn, refcount};
 
 use crate::lookup::{self, Tried};
 use crate::tree::Spare;
@@ -81,19 +82,36 @@ pub fn add_to_page_cache<K: Cache>(
     pfn: Pfn,
     bound: Bound,
 ) -> Result<(), CacheError> {
+    add_page(k, (id, index), pfn, bound, |seen| !matches!(seen, Entry::Frame(_)))
+}
+
+/// [`add_to_page_cache`] in the place of what `gives_way`, which is asked with the lock held.
+pub(crate) fn add_page<K: Cache>(
+    k: &K,
+    (id, index): (Id<Mapping>, u64),
+    pfn: Pfn,
+    bound: Bound,
+    gives_way: impl Fn(Entry) -> bool,
+) -> Result<(), CacheError> {
     let mapping: &Mapping = k.at(id);
     let page = MemMap::page(k, pfn).ok_or(CacheError::NoMemory)?;
     page.set_kind(PageKind::User);
     let mut spare = Spare::default();
+    let mut shadow = None;
     let done = loop {
         let tried = k.pages_lock(id, || {
             if bound == Bound::Size && index >= mapping.end_index() {
                 return Ok(Err(CacheError::PastEnd));
             }
             let tree = mapping.i_pages();
-            if matches!(tree.load(k, index), Entry::Frame(_)) {
+            let seen = tree.load(k, index);
+            if !gives_way(seen) {
                 return Ok(Err(CacheError::Exists));
             }
+            shadow = match seen {
+                Entry::Value(value) => Some(value),
+                Entry::Frame(_) | Entry::Empty => None,
+            };
             // Before anybody finds it.
             page.set_owner(id.as_u64(), index);
             tree.store(k, index, Entry::Frame(pfn), &mut spare).inspect_err(|_| page.set_owner(0, 0))?;
@@ -112,7 +130,13 @@ pub fn add_to_page_cache<K: Cache>(
     };
     spare.free(k);
     if done.is_ok() {
-        k.count_file_pages(1);
+        count_page(k, page, 1);
+        k.emit(Event::MmFilemapAdd { pfn, index });
+        // What stands in the place of shared memory is no shadow.
+        if let Some(shadow) = shadow.filter(|_| !page.has(PageFlags::SWAPBACKED)) {
+            k.workingset_refault(page, shadow);
+        }
+        k.folio_add_lru(pfn, page, PageFlags::empty());
     }
     done
 }
@@ -129,11 +153,24 @@ pub fn delete_from_page_cache<K: Cache>(k: &K, id: Id<Mapping>, index: u64, pfn:
         found
     });
     if deleted {
-        k.count_file_pages(-1);
+        if let Some(page) = MemMap::page(k, pfn) {
+            count_page(k, page, -1);
+        }
         put_page(k, pfn);
     }
     deleted
 }
+
+/// What a page that moves takes along (Linux: `folio_migrate_flags`). What names its list stays with the old frame, too: it leaves its list
+/// when it is freed.
+pub const MOVES: PageFlags = PageFlags::DIRTY
+    .union(PageFlags::UNWRITTEN)
+    .union(PageFlags::UPTODATE)
+    .union(PageFlags::REFERENCED)
+    .union(PageFlags::ACTIVE)
+    .union(PageFlags::UNEVICTABLE)
+    .union(PageFlags::SWAPBACKED)
+    .union(PageFlags::WORKINGSET);
 
 /// Gives the slot of the page `old`, which the caller has a reference of, to the fresh page `new`, with its contents by `copy`; the cache
 /// takes a reference of it. False, with nothing changed, if somebody else holds `old`, or it has left the mapping (Linux:
@@ -156,19 +193,45 @@ pub fn replace_page<K: Cache>(
         copy();
         to.set_kind(PageKind::User);
         to.set_owner(id.as_u64(), index);
-        if from.has(PageFlags::DIRTY) {
-            to.insert(PageFlags::DIRTY);
-        }
+        to.insert(from.flags() & MOVES);
+        to.set_private(from.private());
         refcount::get(to.references());
         // The slot is there, so no node is needed.
         let stored = tree.store(k, index, Entry::Frame(new), &mut Spare::default());
         debug_assert!(stored.is_ok(), "a slot in use needs no nodes");
         from.set_owner(0, 0);
-        from.remove(PageFlags::DIRTY);
+        from.remove(PageFlags::DIRTY | PageFlags::UPTODATE | PageFlags::UNWRITTEN);
+        from.set_private(0);
         from.set_kind(PageKind::Allocated);
         refcount::unfreeze(from.references(), 1);
+        // Globally nothing changes.
+        move_counts(k, id, (from, to));
         true
     })
+}
+
+/// A page came into a mapping or left it (Linux: `NR_FILE_PAGES`, `NR_SHMEM`).
+pub(crate) fn count_page<K: Cache>(k: &K, page: &Page, delta: i64) {
+    k.count_file_pages(delta);
+    count_page_of_zone(k, page, delta);
+}
+
+fn count_page_of_zone<K: Cache>(k: &K, page: &Page, delta: i64) {
+    k.mod_page_state(page, NodeStat::FilePages, delta);
+    if page.has(PageFlags::SWAPBACKED) {
+        k.mod_page_state(page, NodeStat::Shmem, delta);
+    }
+}
+
+/// What a page of a mapping counts for moves with its contents. `from` has its list's flags still, `to` what moved.
+fn move_counts<K: Cache>(k: &K, id: Id<Mapping>, (from, to): (&Page, &Page)) {
+    count_page_of_zone(k, from, -1);
+    count_page_of_zone(k, to, 1);
+    // Of shared memory DIRTY says something else.
+    if to.has(PageFlags::DIRTY) && !k.is_shmem(id) {
+        k.mod_page_state(from, NodeStat::Dirty, -1);
+        k.mod_page_state(to, NodeStat::Dirty, 1);
+    }
 }
 
 /// Takes a clean page out that nobody has but the cache and the caller, and leaves what `shadow` gives in its place, or nothing if that is 0
@@ -184,7 +247,7 @@ pub fn remove_mapping<K: Cache>(k: &K, pfn: Pfn, shadow: impl FnOnce() -> u64) -
         k.pages_lock(id, || freeze_and_remove(k, k.at(id), index, pfn, shadow))
     });
     if removed {
-        k.count_file_pages(-1);
+        count_page(k, page, -1);
     }
     removed
 }
@@ -229,6 +292,7 @@ pub(crate) fn erase<K: Cache>(k: &K, mapping: &Mapping, index: u64) -> Option<Pf
                 page.set_mapping(0);
             }
             mapping.add_nrpages(-1);
+            k.emit(Event::MmFilemapDelete { pfn, index });
             Some(pfn)
         }
         Entry::Empty | Entry::Value(_) => None,

@@ -2,8 +2,8 @@
 
 use mm_core::{Arena, Id, MemMap, PAGE_SIZE, PageFlags};
 
-use crate::filemap::{find_get_page, next_page};
-use crate::{Cache, Mapping, put_page};
+use crate::filemap::{find_get_entry, next_page};
+use crate::{Cache, Entry, Mapping, put_page};
 
 /// What is looked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,7 +35,13 @@ pub fn seek_hole_data<K: Cache>(k: &K, id: Id<Mapping>, offset: u64, what: Seek)
 }
 
 fn is_data<K: Cache>(k: &K, id: Id<Mapping>, index: u64) -> bool {
-    find_get_page(k, id, index).is_some_and(|pfn| {
+    let pfn = match find_get_entry(k, id, index) {
+        Entry::Frame(pfn) => Some(pfn),
+        // What is in swap was written.
+        Entry::Value(_) => return k.is_shmem(id),
+        Entry::Empty => None,
+    };
+    pfn.is_some_and(|pfn| {
         let written = MemMap::page(k, pfn).is_some_and(|page| !page.has(PageFlags::UNWRITTEN));
         put_page(k, pfn);
         written

@@ -2,14 +2,18 @@
 //!
 //! The caller serializes calls that set the size or write, as an inode's lock does in Linux. Faults and reads may run beside them.
 
-use bitflags::bitflags;
-use mm_core::{Id, MemMap, PAGE_SIZE, PageFlags, Pfn};
+mod swap;
 
-use crate::filemap::{Bound, find_get_page, read_cache_page};
+use bitflags::bitflags;
+use mm_core::{Gfp, Id, MemMap, Order, PAGE_SIZE, PageFlags, Pfn};
+
+use crate::filemap::{Bound, add_page, find_get_entry};
 use crate::{
-    Cache, CacheError, Cows, MappedError, MappedPage, Mapping, Seals, put_page, truncate_inode_pages_range,
-    truncate_pagecache,
+    Cache, CacheError, Cows, Entry, MappedError, MappedPage, Mapping, Seals, put_page,
+    truncate_inode_pages_range, truncate_pagecache,
 };
+pub(crate) use swap::free_swap;
+pub use swap::{move_to_swap, unuse};
 
 /// The most bytes (Linux: `MAX_LFS_FILESIZE`).
 pub const MAX_BYTES: u64 = i64::MAX.cast_unsigned();
@@ -39,8 +43,26 @@ pub fn fault<K: Cache>(k: &K, id: Id<Mapping>, index: u64) -> Result<MappedPage,
 }
 
 /// The page, with a reference, for a read; `None` for a hole, which reads as zeroes. The caller looks at the size.
-pub fn read_page<K: Cache>(k: &K, id: Id<Mapping>, index: u64) -> Option<Pfn> {
-    find_get_page(k, id, index)
+///
+/// # Errors
+/// [`CacheError::NoMemory`]; [`CacheError::Io`] for a page that cannot be read from its swap area.
+pub fn read_page<K: Cache>(k: &K, id: Id<Mapping>, index: u64) -> Result<Option<Pfn>, CacheError> {
+    loop {
+        match find_get_entry(k, id, index) {
+            Entry::Frame(pfn) => return Ok(Some(pfn)),
+            Entry::Value(value) if k.is_shmem(id) => {
+                if let Some(pfn) = swap::swap_in(k, id, index, value)? {
+                    return Ok(Some(pfn));
+                }
+            }
+            Entry::Value(_) | Entry::Empty => return Ok(None),
+        }
+    }
+}
+
+/// The page, with a reference, if there is one that can be had, of any mapping (Linux: `shmem_get_partial_folio`).
+pub(crate) fn get_partial<K: Cache>(k: &K, id: Id<Mapping>, index: u64) -> Option<Pfn> {
+    read_page(k, id, index).ok().flatten()
 }
 
 /// The page to write to, with a reference that [`write_end`] takes (Linux: `shmem_write_begin`).
@@ -87,19 +109,44 @@ fn get<K: Cache>(
     bound: Bound,
     flags: PageFlags,
 ) -> Result<(Pfn, bool), CacheError> {
-    let mut counted = false;
-    let got = read_cache_page(k, id, index, bound, |pfn| {
-        if let Some(page) = MemMap::page(k, pfn).filter(|_| !flags.is_empty()) {
-            page.insert(flags);
+    let mapping: &Mapping = k.at(id);
+    loop {
+        if bound == Bound::Size && index >= mapping.end_index() {
+            return Err(CacheError::PastEnd);
         }
-        counted = k.shmem_acct_blocks(id, 1);
-        if counted { Ok(()) } else { Err(CacheError::NoSpace) }
-    });
-    if counted && !matches!(got, Ok((_, true))) {
-        // Another was faster, or it did not fit.
-        k.shmem_unacct_blocks(id, 1);
+        if let Some(pfn) = read_page(k, id, index)? {
+            return Ok((pfn, false));
+        }
+        match add_fresh(k, (id, index), bound, flags) {
+            // Another was faster.
+            Err(CacheError::Exists) => {}
+            added => return added.map(|pfn| (pfn, true)),
+        }
     }
-    got
+}
+
+/// A fresh page of zeroes where nothing is.
+fn add_fresh<K: Cache>(
+    k: &K,
+    (id, index): (Id<Mapping>, u64),
+    bound: Bound,
+    flags: PageFlags,
+) -> Result<Pfn, CacheError> {
+    let fresh = k.alloc_pages(Gfp::HIGHUSER_MOVABLE | Gfp::ZERO, Order::ZERO, None);
+    let fresh = fresh.ok_or(CacheError::NoMemory)?;
+    if let Some(page) = MemMap::page(k, fresh) {
+        page.insert(flags | PageFlags::SWAPBACKED);
+    }
+    if !k.shmem_acct_blocks(id, 1) {
+        put_page(k, fresh);
+        return Err(CacheError::NoSpace);
+    }
+    // A value is a page, too, in a swap area.
+    let added = add_page(k, (id, index), fresh, bound, |seen| seen == Entry::Empty);
+    added.map(|()| fresh).inspect_err(|_| {
+        k.shmem_unacct_blocks(id, 1);
+        put_page(k, fresh);
+    })
 }
 
 /// [`set_size_sealed`] of a file without seals.

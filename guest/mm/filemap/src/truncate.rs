@@ -4,8 +4,8 @@ use core::ops::Range;
 
 use mm_core::{Id, MemMap, PAGE_SIZE, PageFlags, Pfn, refcount};
 
-use crate::filemap::{erase, find_get_page};
-use crate::{Cache, Cows, Entry, Mapping, put_page};
+use crate::filemap::{count_page, erase};
+use crate::{Cache, Cows, Entry, Mapping, put_page, shmem};
 
 /// Pages that are taken out in one holding of the lock (Linux: `PAGEVEC_SIZE`).
 const BATCH: usize = 32;
@@ -30,7 +30,7 @@ pub fn truncate_inode_pages_range<K: Cache>(k: &K, id: Id<Mapping>, bytes: Range
 }
 
 fn zero<K: Cache>(k: &K, id: Id<Mapping>, index: u64, bytes: Range<u64>) {
-    let Some(pfn) = find_get_page(k, id, index) else { return };
+    let Some(pfn) = shmem::get_partial(k, id, index) else { return };
     k.zero_user(pfn, bytes);
     if let Some(page) = MemMap::page(k, pfn) {
         page.insert(PageFlags::DIRTY);
@@ -38,13 +38,15 @@ fn zero<K: Cache>(k: &K, id: Id<Mapping>, index: u64, bytes: Range<u64>) {
     put_page(k, pfn);
 }
 
-/// Takes pages out for which `wanted` says so under the lock, and values; how many pages went.
+/// Takes pages out for which `wanted` says so under the lock, and values; how many pages went. Of shared memory the values are pages, too,
+/// in swap areas, and give their slots back.
 fn remove<K: Cache>(k: &K, id: Id<Mapping>, pages: Range<u64>, wanted: impl Fn(Pfn) -> bool) -> u64 {
     let mapping: &Mapping = k.at(id);
+    let is_shmem = k.is_shmem(id);
     let Some(last) = pages.end.checked_sub(1).filter(|last| pages.start <= *last) else { return 0 };
     let (mut next, mut all) = (Some(pages.start), 0);
     while let Some(from) = next {
-        let mut taken = [None; BATCH];
+        let mut taken = [Entry::Empty; BATCH];
         next = k.pages_lock(id, || {
             let mut from = Some(from);
             for slot in &mut taken {
@@ -52,20 +54,35 @@ fn remove<K: Cache>(k: &K, id: Id<Mapping>, pages: Range<u64>, wanted: impl Fn(P
                 from = index.checked_add(1);
                 match entry {
                     Entry::Frame(pfn) if !wanted(pfn) => {}
-                    _ => *slot = erase(k, mapping, index),
+                    _ => {
+                        erase(k, mapping, index);
+                        *slot = entry;
+                    }
                 }
             }
             from
         });
-        let mut count = 0;
-        for pfn in taken.into_iter().flatten() {
-            put_page(k, pfn);
-            count += 1;
+        let (mut count, mut swapped) = (0, 0);
+        for entry in taken {
+            match entry {
+                Entry::Frame(pfn) => {
+                    if let Some(page) = MemMap::page(k, pfn) {
+                        count_page(k, page, -1);
+                    }
+                    put_page(k, pfn);
+                    count += 1;
+                }
+                Entry::Value(value) if is_shmem => {
+                    shmem::free_swap(k, value);
+                    swapped += 1;
+                }
+                Entry::Value(_) | Entry::Empty => {}
+            }
         }
-        if count > 0 {
-            k.count_file_pages(-count);
-            all += count.cast_unsigned();
+        if swapped > 0 {
+            k.count_swapped(id, -swapped);
         }
+        all += (count + swapped).cast_unsigned();
     }
     all
 }
@@ -82,6 +99,10 @@ pub fn truncate_pagecache<K: Cache>(k: &K, id: Id<Mapping>, size: u64) -> u64 {
 /// Takes the pages out that nobody has but the cache, and that are as they were read; how many went (Linux:
 /// `invalidate_mapping_pages`).
 pub fn invalidate_mapping_pages<K: Cache>(k: &K, id: Id<Mapping>, pages: Range<u64>) -> u64 {
+    // What shared memory has is nowhere else.
+    if k.is_shmem(id) {
+        return 0;
+    }
     remove(k, id, pages, |pfn| {
         let Some(page) = MemMap::page(k, pfn) else { return false };
         // Frozen, nobody finds it until it has left.

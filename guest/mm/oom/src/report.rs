@@ -8,24 +8,26 @@ use crate::Constraint;
 
 /// First line: who ran out of memory.
 #[derive(Clone, Copy, Debug)]
-pub struct Invoked<'a> {
+pub struct Invoked<'a, N> {
     /// Name of the task.
     pub comm: &'a str,
     /// Flags of the allocation.
     pub gfp: Gfp,
+    /// Their names, as Linux prints them.
+    pub gfp_names: N,
     /// Order of the allocation.
     pub order: Order,
     /// The task's `oom_score_adj`.
     pub oom_score_adj: i16,
 }
 
-impl fmt::Display for Invoked<'_> {
+impl<N: fmt::Display> fmt::Display for Invoked<'_, N> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Invoked { comm, gfp, order, oom_score_adj } = self;
+        let Invoked { comm, gfp, gfp_names, order, oom_score_adj } = self;
         let (mask, order) = (gfp.bits(), order.as_u8());
         write!(
             f,
-            "{comm} invoked oom-killer: gfp_mask={mask:#x}, order={order}, oom_score_adj={oom_score_adj}"
+            "{comm} invoked oom-killer: gfp_mask={mask:#x}({gfp_names}), order={order}, oom_score_adj={oom_score_adj}"
         )
     }
 }

@@ -22,6 +22,8 @@ bitflags! {
         const OOM_VICTIM = 0x8;
         /// A real-time task (Linux: `rt_task`).
         const REALTIME = 0x10;
+        /// The reclaimer of a node (Linux: `PF_KSWAPD`).
+        const KSWAPD = 0x20;
     }
 }
 

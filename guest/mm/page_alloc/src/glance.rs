@@ -118,6 +118,11 @@ impl ZoneGlance {
         self.mark(flags).saturating_sub(self.watermark_boost.load(Relaxed))
     }
 
+    /// What fragmentation added to the marks (Linux: `watermark_boost`).
+    pub fn watermark_boost(&self) -> u64 {
+        self.watermark_boost.load(Relaxed)
+    }
+
     pub(crate) fn is_boosted(&self) -> bool {
         self.watermark_boost.load(Relaxed) != 0
     }

@@ -70,7 +70,7 @@ pub use contig::ContigError;
 pub use error::FreeError;
 pub use extent::{Extent, ZoneLimits, zone_extents};
 pub use fallback::WATERMARK_BOOST_FACTOR;
-pub use gfp::{Context, GfpError, TaskFlags, check_gfp};
+pub use gfp::{Context, GfpError, GfpNames, TaskFlags, check_gfp};
 pub use glance::ZoneGlance;
 pub use init::init_range;
 pub use migrate::{AllocTarget, CLUSTER_MAX, IsolatedRange, Migrated, NewPages};

@@ -119,6 +119,13 @@ impl<M: Machine> PageAllocator<M> {
     /// Gives an isolated block back to its owner (Linux: `putback_movable_page`).
     pub fn putback_movable_page(&self, pfn: Pfn) {
         let Some(page) = self.machine.map().page(pfn) else { return };
+        // A page that left its file meanwhile is no user page any more, and was isolated as one.
+        if page.kind() == PageKind::User && !page.has(PageFlags::MOVABLE) {
+            // Its lock may be held for long.
+            self.machine.migrate().putback_page(pfn, page);
+            page.remove(PageFlags::ISOLATED);
+            return self.release(pfn);
+        }
         page.lock();
         if is_movable_page(page) {
             self.machine.migrate().putback_page(pfn, page);
@@ -259,7 +266,8 @@ impl<M: Machine> PageAllocator<M> {
         force: bool,
     ) -> Result<bool, MigrateError> {
         if !page.try_lock() {
-            if !force || !mode.is_sync() {
+            // Whoever has a page of a program locked may wait for a disk (Linux sleeps here).
+            if !force || !mode.is_sync() || is_user_page(page) {
                 return Err(MigrateError::Again);
             }
             page.lock();
@@ -297,24 +305,33 @@ impl<M: Machine> PageAllocator<M> {
 
     /// The owner has freed an isolated block: so does migration.
     fn forget(&self, pfn: Pfn, page: &Page) {
-        page.lock();
-        page.remove(PageFlags::ISOLATED);
-        page.unlock();
+        if page.kind() == PageKind::User {
+            page.remove(PageFlags::ISOLATED);
+        } else {
+            page.lock();
+            page.remove(PageFlags::ISOLATED);
+            page.unlock();
+        }
         self.release(pfn);
     }
 
     /// Drops a reference that migration holds.
     pub(crate) fn release(&self, pfn: Pfn) {
         if let Some(page) = self.machine.map().page(pfn)
-            && page.kind() == PageKind::User
+            && (page.kind() == PageKind::User || page.has_any(PageFlags::LRU | PageFlags::LRU_ADD))
         {
-            if refcount::put_unless_last(page.references()) {
-                return;
+            // As `put_page` of mm-filemap.
+            while !refcount::freeze(page.references(), 1) {
+                if refcount::put_unless_last(page.references()) || page.refcount() < 1 {
+                    return;
+                }
             }
             // Its users have gone meanwhile (Linux: `__page_cache_release`).
+            self.machine.migrate().release_user_page(page);
             page.set_owner(0, 0);
-            page.remove(PageFlags::DIRTY);
+            page.remove(PageFlags::DIRTY | PageFlags::UNWRITTEN);
             page.set_kind(PageKind::Allocated);
+            refcount::unfreeze(page.references(), 1);
         }
         if let Err(error) = self.put_page(pfn)
             && self.machine.may_report()

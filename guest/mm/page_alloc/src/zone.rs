@@ -96,12 +96,55 @@ impl Zone {
         mut each: impl FnMut(Pfn, &Page),
     ) -> u32 {
         let mut taken = 0;
+        // Whoever traces sees each block.
+        let whole = !(map.is_tracing() || flags.contains(AllocFlags::CMA) && self.0.nr_free_cma > 0);
         while taken < count {
+            if whole {
+                let run = self.rmqueue_run(map, order, count - taken, migratetype, &mut each);
+                if run > 0 {
+                    taken += run;
+                    continue;
+                }
+            }
             let Some((pfn, from)) = self.rmqueue_any(map, order, migratetype, flags) else { break };
             self.account(from, order.pages().wrapping_neg());
             each(pfn, linked(map, pfn.as_u64()));
             taken += 1;
         }
+        taken
+    }
+
+    /// Takes the smallest block of a type that suffices, or as much of its lower end as `count` blocks are, apart at once. These are the
+    /// blocks that one call after the other would take: each goes on with what the last one left of the block. Returns how many
+    /// there were; 0 if no block of the type is larger than one.
+    fn rmqueue_run<M: MemMap + ?Sized>(
+        &mut self,
+        map: &M,
+        order: Order,
+        count: u32,
+        migratetype: Migratetype,
+        each: &mut impl FnMut(Pfn, &Page),
+    ) -> u32 {
+        let above = self.nonempty_from(order, migratetype);
+        if above < 2 || above & 1 != 0 || count < 2 {
+            return 0;
+        }
+        let parts = above.trailing_zeros().min(count.ilog2());
+        let Some(block) = order.plus(parts) else { return 0 };
+        let Some(first) = self.rmqueue_smallest(map, block, migratetype) else { return 0 };
+        self.account(migratetype, block.pages().wrapping_neg());
+        let pages = map.pages(first).iter().step_by(1 << order.as_u8());
+        let state = linked(map, first.as_u64()).state();
+        let part = PageState::new(PageKind::Allocated, order)
+            .with_migratetype(migratetype)
+            .with_known_zero(state.is_known_zero());
+        let mut taken = 0;
+        for page in pages.take(1 << parts) {
+            page.set_state(part);
+            each(first.offset(u64::from(taken) << order.as_u8()), page);
+            taken += 1;
+        }
+        debug_assert_eq!(taken, 1 << parts, "a block lies in one section");
         taken
     }
 

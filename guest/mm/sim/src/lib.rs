@@ -2,7 +2,7 @@
 //!
 //! [`SimMem`] is the machine: descriptors for any set of frames ([`mm_core::MemMap`]) and the
 //! contents of those frames ([`mm_core::PhysMem`]). [`picture`] turns zones into text and back,
-//! and [`BuddyModel`] is the bitmap that the buddy allocator is compared with.
+//! and [`BuddyModel`] is the bitmap that the buddy allocator is compared with. [`SimSwap`] is swap areas on disks that lose nothing.
 //!
 //! Everything is deterministic. This crate runs on the host only and never in the guest.
 
@@ -11,6 +11,8 @@
 mod mem;
 mod model;
 pub mod picture;
+mod swap;
 
 pub use mem::{POISON, SimMem};
 pub use model::{BuddyModel, Frame};
+pub use swap::{Clusters, SimSwap};

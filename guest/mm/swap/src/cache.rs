@@ -105,6 +105,7 @@ pub fn remove_from_swap_cache<M: Swap>(m: &M, pfn: Pfn, shadow: impl FnOnce() ->
         Ok(put) => {
             page.remove(PageFlags::SWAPCACHE);
             page.set_private(0);
+            m.count_cached(page, -1);
             if put == Put::Last {
                 alloc::give_back(m, entry);
             }
@@ -127,11 +128,14 @@ pub fn replace_in_swap_cache<M: Swap>(m: &M, from: Pfn, to: Pfn) -> Result<(), S
     let (old, new) = (m.page(from).ok_or(SlotError::Bad)?, m.page(to).ok_or(SlotError::Bad)?);
     let entry = folio_swap_entry(old).ok_or(SlotError::NotCached)?;
     new.set_private(entry.as_value());
-    new.insert(PageFlags::SWAPCACHE);
+    let kept = [PageFlags::UPTODATE, PageFlags::SWAPBACKED].into_iter().filter(|flag| old.has(*flag));
+    new.insert(kept.fold(PageFlags::SWAPCACHE, PageFlags::union));
     refcount::get(new.references());
     slot::move_cache(word(m.slots(entry.area()), entry.offset()).ok_or(SlotError::Bad)?, from, to)?;
     old.remove(PageFlags::SWAPCACHE);
     old.set_private(0);
+    m.count_cached(old, -1);
+    m.count_cached(new, 1);
     Ok(())
 }
 
@@ -165,9 +169,24 @@ pub fn free_swap_and_cache<M: Swap>(m: &M, entry: SwapEntry) -> Result<Option<Pf
         if folio_swap_entry(page) == Some(entry) && page.mapcount() < 0 {
             folio_free_swap(m, pfn);
         }
-        page.unlock();
+        m.unlock_page(pfn);
     }
     Ok(Some(pfn))
+}
+
+/// A page that somebody stopped to map gives up its slot if nobody else needs it; the caller has a reference (Linux: `free_swap_cache`). A
+/// page that somebody has locked keeps it until reclaim comes by.
+pub fn free_swap_cache<M: Swap>(m: &M, pfn: Pfn) {
+    let Some(page) = m.page(pfn) else { return };
+    if page.has(PageFlags::SWAPCACHE) && page.mapcount() < 0 && page.try_lock() {
+        folio_free_swap(m, pfn);
+        m.unlock_page(pfn);
+    }
+}
+
+/// How many entries name a slot; 0 if it is free or bad (Linux: `swp_swapcount`).
+pub fn swap_count<M: Swap>(m: &M, entry: SwapEntry) -> u64 {
+    word(m.slots(entry.area()), entry.offset()).map_or(0, |word| Slot::of(word).count())
 }
 
 /// The page names its slot, and the cache has a reference.
@@ -176,12 +195,14 @@ pub(crate) fn attach<M: Swap>(m: &M, pfn: Pfn, entry: SwapEntry) {
     refcount::get(page.references());
     page.set_private(entry.as_value());
     page.insert(PageFlags::SWAPCACHE);
+    m.count_cached(page, 1);
 }
 
 fn detach<M: Swap>(m: &M, pfn: Pfn) {
     let Some(page) = m.page(pfn) else { return };
     page.remove(PageFlags::SWAPCACHE);
     page.set_private(0);
+    m.count_cached(page, -1);
     // The caller has another.
     let left = refcount::put_unless_last(page.references());
     debug_assert!(left, "the swap cache had the last reference of frame {pfn}");

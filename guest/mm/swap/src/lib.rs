@@ -32,6 +32,7 @@ mod list;
 mod machine;
 mod readahead;
 mod slot;
+mod swapin;
 mod swapoff;
 mod swapon;
 
@@ -43,7 +44,8 @@ pub use area::SwapInfo;
 pub use audit::{Broken, audit};
 pub use cache::{
     Lookup, add_to_swap_cache, delete_from_swap_cache, folio_free_swap, folio_swap_entry,
-    free_swap_and_cache, remove_from_swap_cache, replace_in_swap_cache, swap_cache_get_folio,
+    free_swap_and_cache, free_swap_cache, remove_from_swap_cache, replace_in_swap_cache,
+    swap_cache_get_folio, swap_count,
 };
 pub use cluster::{Cluster, SWAPFILE_CLUSTER};
 pub use entry::SwapEntry;
@@ -53,5 +55,6 @@ pub use list::SwapList;
 pub use machine::{CpuCluster, Swap, Totals};
 pub use readahead::{Readahead, cluster_window};
 pub use slot::{Put, Slot, SlotError, Word};
+pub use swapin::{SwapInError, SwapIo, SwappedIn, read_swap_cache_async};
 pub use swapoff::{Unuse, swapoff};
 pub use swapon::{NewArea, swapon};

@@ -4,7 +4,7 @@ use core::ops::DerefMut;
 use core::sync::atomic::AtomicI64;
 use core::sync::atomic::Ordering::Relaxed;
 
-use mm_core::{CpuLocal, MemMap};
+use mm_core::{CpuLocal, MemMap, Page, Pfn};
 
 use crate::{Cluster, SwapInfo, SwapList, Word};
 
@@ -14,6 +14,11 @@ pub struct CpuCluster {
     pub(crate) area: u32,
     /// 0, the header, for nowhere.
     pub(crate) next: u64,
+}
+
+impl CpuCluster {
+    /// Nowhere yet.
+    pub const NOWHERE: CpuCluster = CpuCluster { area: 0, next: 0 };
 }
 
 /// Slots of all areas that give them out.
@@ -72,4 +77,18 @@ pub trait Swap: MemMap + CpuLocal<CpuCluster> {
 
     /// The sums over all areas.
     fn totals(&self) -> &Totals;
+
+    /// A page came into the swap cache to be read, and comes to a list; `shadow` is what was remembered of its eviction, or 0 (Linux:
+    /// `workingset_refault`, `folio_add_lru`).
+    fn swapped_in(&self, _pfn: Pfn, _shadow: u64) {}
+
+    /// Counts a page that came into the swap cache, or left it (Linux: `NR_SWAPCACHE`, `NR_FILE_PAGES`).
+    fn count_cached(&self, _page: &Page, _delta: i64) {}
+
+    /// Drops the lock of a page, and wakes those who wait for it (Linux: `unlock_page`).
+    fn unlock_page(&self, pfn: Pfn) {
+        if let Some(page) = self.page(pfn) {
+            page.unlock();
+        }
+    }
 }

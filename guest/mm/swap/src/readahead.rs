@@ -11,6 +11,11 @@ pub struct Readahead {
 }
 
 impl Readahead {
+    /// Nothing was read yet.
+    pub const fn new() -> Readahead {
+        Readahead { prev_offset: 0, prev_win: 0, hits: 0 }
+    }
+
     /// A page that was read ahead was used.
     pub const fn hit(&mut self) {
         self.hits = self.hits.saturating_add(1);

@@ -45,6 +45,11 @@ const _: () = assert!(
 );
 
 impl AnonVma {
+    /// The first ancestor, which every VMA that a page of this one can be mapped in is linked to.
+    pub(crate) fn root(&self) -> Option<Id<AnonVma>> {
+        self.root.load()
+    }
+
     fields! {
         /// See A2.
         refcount, set_refcount, u32;

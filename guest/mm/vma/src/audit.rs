@@ -17,7 +17,7 @@ pub struct Broken {
     pub at: u64,
 }
 
-/// Checks M1 to M6 for one address space; nobody changes it meanwhile.
+/// Checks M1 to M7 for one address space; nobody changes it meanwhile.
 ///
 /// # Errors
 /// The first thing that is broken.
@@ -76,7 +76,7 @@ fn check_vmas<K: Kernel>(k: &K, id: Id<Mm>, mm: &Mm) -> Result<(), Broken> {
 
 fn check_entries<K: Kernel>(k: &K, mm: &Mm) -> Result<(), Broken> {
     let pt = mm.page_table();
-    let mut rss = [0_u64; 2];
+    let (mut rss, mut swapents) = ([0_u64; 2], 0);
     let mut va = 0;
     let end = mm.task_size();
     while let Some(run) = k.tables(mm, |tables| pte::next_run(tables, pt, va, end)) {
@@ -88,6 +88,16 @@ fn check_entries<K: Kernel>(k: &K, mm: &Mm) -> Result<(), Broken> {
                     continue;
                 }
                 Pte::Page(pfn) | Pte::Migration(pfn) | Pte::Special(pfn) => pfn,
+                Pte::Swap(entry) => {
+                    let vma =
+                        mm.find(k, va).map(|id| Arena::<Vma>::at(k, id)).filter(|vma| vma.start() <= va);
+                    let private =
+                        |vma: &Vma| !vma.flags().contains(VmFlags::SHARED) && vma.anon_vma().is_some();
+                    check(vma.is_some_and(private), "M7: a slot is named in a private VMA", va)?;
+                    check(mm_swap::swap_count(k, entry) > 0, "W1: a slot counts who names it", va)?;
+                    swapents += 1;
+                    continue;
+                }
             };
             let special = matches!(pte::decode(entry), Pte::Special(_));
             let vma = mm.find(k, va).map(|id| Arena::<Vma>::at(k, id)).filter(|vma| vma.start() <= va);
@@ -126,6 +136,7 @@ fn check_entries<K: Kernel>(k: &K, mm: &Mm) -> Result<(), Broken> {
     }
     let counted = [mm.rss(RssKind::Anon), mm.rss(RssKind::File)];
     check(rss == counted, "M4: RSS", 0)?;
+    check(swapents == mm.swapents(), "M7: swapents", 0)?;
     let mut tables = 1;
     let walked =
         k.tables(mm, |mem| pt.for_each_table(mem, VirtAddr::new(0), mm.task_size(), |_, _| tables += 1));

@@ -81,10 +81,14 @@ impl<K: Kernel> Space<'_, K> {
             copied_from: None,
             just_expand: true,
         };
+        let charged = self.charge(flags, pages)?;
         if self.merge_new(&merge).is_none() {
-            self.mm.tree.reserve(self.k, 1)?;
-            let id = self.new_vma((addr, addr + len), addr >> PAGE_SHIFT, flags, None)?;
-            self.insert(id);
+            let made = self
+                .mm
+                .tree
+                .reserve(self.k, 1)
+                .and_then(|()| self.new_vma((addr, addr + len), addr >> PAGE_SHIFT, flags, None));
+            self.insert(made.inspect_err(|_| self.k.vm_unacct_memory(charged))?);
         }
         self.mm.account(flags, pages.cast_signed());
         if flags.contains(VmFlags::LOCKED) {

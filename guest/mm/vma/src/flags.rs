@@ -133,6 +133,13 @@ bitflags! {
     }
 }
 
+impl MapFlags {
+    /// Whether the bits from `MAP_HUGE_SHIFT` on say a size of huge pages that the machine has, 2 MiB or 1 GiB, or leave it open.
+    pub const fn has_known_huge_size(self) -> bool {
+        matches!(self.bits() >> 26 & 0x3f, 0 | 21 | 30)
+    }
+}
+
 /// `MAP_TYPE`.
 const MAP_TYPE: u64 = 0xf;
 /// What `MAP_SHARED_VALIDATE` accepts (Linux: `LEGACY_MAP_MASK`).

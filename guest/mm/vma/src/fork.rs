@@ -8,7 +8,7 @@ use crate::gather::Gather;
 use crate::id::Id;
 use crate::mm::RssKind;
 use crate::pte::{self, Pte, Run};
-use crate::{Errno, Kernel, Mm, Space, VmFlags, Vma, anon, page, zap};
+use crate::{Errno, Kernel, Mm, Space, VmFlags, Vma, anon, page, swap, zap};
 
 /// Entries that are copied between two takings of the page-table locks, and kept on the stack.
 const BATCH: usize = 32;
@@ -22,6 +22,7 @@ pub fn dup_mmap<K: Kernel>(parent: &Space<'_, K>, child: &Space<'_, K>) -> Resul
     parent.k.emit(Event::DupMmap { vmas: from.map_count().into() });
     to.set_program(from.start_data(), from.end_data(), from.start_brk());
     to.set_brk(from.brk());
+    to.set_code(from.code().0, from.code().1);
     to.set_def_flags(from.def_flags() - VmFlags::LOCKED_MASK);
     // Translations of the parent that allowed writing.
     let mut gather = Gather::new(from);
@@ -52,20 +53,30 @@ fn dup_vma<K: Kernel>(
         return Ok(());
     }
     vma.start_write(parent.k, parent.mm);
+    let charged = parent.charge(flags, vma.pages())?;
+    insert_copy(parent, child, id).inspect_err(|_| child.k.vm_unacct_memory(charged))?;
+    child.mm.account(flags, (vma.end() - vma.start()).cast_signed() >> PAGE_SHIFT);
+    // Pages of shared mappings are found again by faults, a device's frames are not (Linux: `vma_needs_copy`).
+    if !flags.contains(VmFlags::WIPEONFORK) && (vma.anon_vma().is_some() || flags.contains(VmFlags::PFNMAP)) {
+        copy_page_range(parent.k, (parent.mm, child.mm), vma, gather)?;
+    }
+    Ok(())
+}
+
+/// Gives the child a VMA like the parent's, without pages.
+fn insert_copy<K: Kernel>(parent: &Space<'_, K>, child: &Space<'_, K>, id: Id<Vma>) -> Result<(), Errno> {
+    let vma = parent.vma(id);
+    let flags = vma.flags();
     child.mm.tree.reserve(child.k, 1)?;
     let new =
         child.new_vma((vma.start(), vma.end()), vma.pgoff(), flags - VmFlags::LOCKED_MASK, vma.mapping())?;
-    let wiped = flags.contains(VmFlags::WIPEONFORK);
-    if !wiped && let Err(error) = anon::fork(child.k, new, id) {
+    if !flags.contains(VmFlags::WIPEONFORK)
+        && let Err(error) = anon::fork(child.k, new, id)
+    {
         child.free(new);
         return Err(error);
     }
     child.insert(new);
-    child.mm.account(flags, (vma.end() - vma.start()).cast_signed() >> PAGE_SHIFT);
-    // Pages of shared mappings are found again by faults, a device's frames are not (Linux: `vma_needs_copy`).
-    if !wiped && (vma.anon_vma().is_some() || flags.contains(VmFlags::PFNMAP)) {
-        copy_page_range(parent.k, (parent.mm, child.mm), vma, gather)?;
-    }
     Ok(())
 }
 
@@ -81,7 +92,11 @@ fn copy_page_range<K: Kernel>(
     while va < vma.end() {
         let mut step = || copy_batch(k, (from, to), vma, va, gather);
         // Whoever unmaps pages of a file finds them in the parent or in both, never on the way.
-        let next = if vma.mapping().is_some() { k.rmap_lock(step) } else { step() }?;
+        let next = match if vma.mapping().is_some() { k.rmap_lock(step) } else { step() } {
+            // Nothing of the batch arrived.
+            Err(Errno::Enomem) if k.wait_for_table() => continue,
+            next => next?,
+        };
         if next == va {
             // The page there is being moved.
             k.relax();
@@ -103,6 +118,8 @@ fn copy_batch<K: Kernel>(
     let cow = vma.flags().is_cow();
     let mut batch = [(0, Entry::EMPTY); BATCH];
     let mut len = 0;
+    // What was copied before goes to the child, which gives it up again.
+    let mut failed = Ok(());
     let next = k.tables(from, |tables| {
         let Some(run) = pte::next_run(tables, from.page_table(), va, vma.end()) else {
             return vma.end();
@@ -113,34 +130,47 @@ fn copy_batch<K: Kernel>(
             }
             // What does not fit is looked at next time.
             let Some(slot) = batch.get_mut(len) else { return va };
-            if let Some(entry) = share_entry(k, tables, run, index, cow) {
-                if entry.1 {
-                    gather.translation(va);
+            match share_entry(k, tables, run, index, cow) {
+                Ok(None) => {}
+                Ok(Some((entry, lost))) => {
+                    if lost {
+                        gather.translation(va);
+                    }
+                    *slot = (va, entry);
+                    len += 1;
                 }
-                *slot = (va, entry.0);
-                len += 1;
+                Err(error) => {
+                    failed = Err(error);
+                    return va;
+                }
             }
         }
         run.va + run.count as u64 * mm_core::PAGE_SIZE
     });
     if len == 0 {
-        return Ok(next);
+        return failed.map(|()| next);
     }
     let copied = batch.iter().take(len);
     let result = k.tables(to, |tables| {
         // All of them come from one table, and so go to one.
         let Some((first, _)) = batch.first().copied() else { return Ok(()) };
         let Some((table, base)) = pte::make(tables, to, first) else { return Err(0) };
-        let mut rss = [0; 2];
+        let (mut rss, mut swapents) = ([0; 2], 0);
         for &(va, entry) in copied {
             let index = base + usize::try_from((va - first) / mm_core::PAGE_SIZE).unwrap_or(0);
             tables.write(table, index, entry.as_u64());
-            if let Pte::Page(pfn) = pte::decode(entry)
-                && !k.is_zero_page(pfn)
-                && let Some(count) = rss.get_mut(zap::kind_of(k, pfn) as usize)
-            {
-                *count += 1;
+            match pte::decode(entry) {
+                Pte::Page(pfn) if !k.is_zero_page(pfn) => {
+                    if let Some(count) = rss.get_mut(zap::kind_of(k, pfn) as usize) {
+                        *count += 1;
+                    }
+                }
+                Pte::Swap(_) => swapents += 1,
+                _ => {}
             }
+        }
+        if swapents != 0 {
+            to.add_swapents(swapents);
         }
         for (kind, pages) in [RssKind::Anon, RssKind::File].into_iter().zip(rss) {
             if pages != 0 {
@@ -152,32 +182,40 @@ fn copy_batch<K: Kernel>(
     if let Err(done) = result {
         // The counts of what did not arrive.
         for &(_, entry) in batch.iter().take(len).skip(done) {
-            if let Pte::Page(pfn) = pte::decode(entry)
-                && !k.is_zero_page(pfn)
-            {
-                page::remove_rmap(k, pfn);
-                page::put(k, pfn);
+            match pte::decode(entry) {
+                Pte::Page(pfn) if !k.is_zero_page(pfn) => {
+                    page::remove_rmap(k, pfn);
+                    page::put(k, pfn);
+                }
+                Pte::Swap(entry) => swap::release(k, entry),
+                _ => {}
             }
         }
         return Err(Errno::Enomem);
     }
-    Ok(next)
+    failed.map(|()| next)
 }
 
-/// The child's copy of an entry, with its count, and whether the parent's lost a right (Linux: `copy_present_pte`).
+/// The child's copy of an entry, with its count, and whether the parent's lost a right (Linux: `copy_present_pte`,
+/// `copy_nonpresent_pte`).
 fn share_entry<K: Kernel, M: TableMem>(
     k: &K,
     tables: &M,
     run: Run,
     index: usize,
     cow: bool,
-) -> Option<(Entry, bool)> {
+) -> Result<Option<(Entry, bool)>, Errno> {
     let seen = Entry::new(tables.read(run.table, index));
     let read_only = |entry: Entry| {
         if cow { Entry::new(entry.as_u64() & !PteFlags::WRITE.bits()) } else { entry }
     };
     let old = match pte::decode(seen) {
-        Pte::Empty | Pte::Migration(_) => return None,
+        Pte::Empty | Pte::Migration(_) => return Ok(None),
+        Pte::Swap(entry) => {
+            // As many name the slot as can be counted (Linux: `add_swap_count_continuation`).
+            mm_swap::swap_duplicate(k, entry).map_err(|_| Errno::Enomem)?;
+            return Ok(Some((seen, false)));
+        }
         Pte::Page(_) | Pte::Special(_) => pte::update(tables, run.table, index, read_only),
     };
     let lost = old.is_present() && read_only(old) != old;
@@ -192,5 +230,5 @@ fn share_entry<K: Kernel, M: TableMem>(
         // What the parent wrote is not what the child wrote.
         copy = Entry::new(copy.as_u64() & !PteFlags::DIRTY.bits());
     }
-    Some((Entry::new(copy.as_u64() & !PteFlags::ACCESSED.bits()), lost))
+    Ok(Some((Entry::new(copy.as_u64() & !PteFlags::ACCESSED.bits()), lost)))
 }

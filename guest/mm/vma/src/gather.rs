@@ -153,7 +153,7 @@ impl Gather {
 
     fn drain<K: Kernel>(&mut self, k: &K) {
         for &pfn in self.bundle.iter().take(self.bundled) {
-            page::put(k, Pfn::new(pfn));
+            page::put_and_free_swap(k, Pfn::new(pfn));
         }
         self.bundled = 0;
         self.fill_rest(k);
@@ -163,7 +163,7 @@ impl Gather {
                 if pfn == PFN_NONE {
                     break;
                 }
-                page::put(k, Pfn::new(pfn));
+                page::put_and_free_swap(k, Pfn::new(pfn));
             }
             let frame = Pfn::new(self.batch);
             self.batch = k.read_u64(frame.phys());

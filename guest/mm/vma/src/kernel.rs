@@ -1,20 +1,23 @@
 //! What an address space needs from the kernel around it.
 
-use mm_core::{MemMap, PAGE_SIZE, PageAlloc, Pfn, PhysAddr, PhysMem, Rcu};
+use mm_core::{Folios, PAGE_SIZE, Page, PageAlloc, PageFlags, Pfn, PhysAddr, PhysMem, Rcu};
 use mm_filemap::{MappedError, MappedPage, Mapping};
 use mm_pgtable::{FlushRange, TableMem};
+use mm_swap::SwapIo;
 
 use crate::anon::{AnonVma, AnonVmaChain};
 use crate::id::Id;
 use crate::tree::Node;
-use crate::{Arena, Errno, Mm, Vma};
+use crate::{Arena, Errno, Mm, VmFlags, Vma, page};
 
 /// The kernel, as address spaces see it.
 pub trait Kernel:
-    MemMap
+    Sized
+    + Folios
     + PageAlloc
     + PhysMem
     + Rcu
+    + SwapIo
     + Arena<Vma>
     + Arena<Node>
     + Arena<Mm>
@@ -28,6 +31,11 @@ pub trait Kernel:
     /// Calls `f` with the tables of `mm` and their lock held (Linux: `page_table_lock`). `f` does not sleep.
     fn tables<R>(&self, mm: &Mm, f: impl FnOnce(&mut Self::Tables) -> R) -> R;
 
+    /// The process whose address space it is, for those who tell what happens; 0 where nobody knows.
+    fn owner_pid(&self, _mm: &Mm) -> u32 {
+        0
+    }
+
     /// Drops the translations in `range` on every CPU that may hold any of `mm`; returns when all have (Linux:
     /// `flush_tlb_mm_range`).
     fn flush_tlb(&self, mm: &Mm, range: FlushRange);
@@ -40,6 +48,9 @@ pub trait Kernel:
 
     /// Takes mmap_lock for reading.
     fn mmap_read_lock(&self, mm: &Mm);
+
+    /// Takes mmap_lock for reading if nobody holds or wants it for writing.
+    fn mmap_read_trylock(&self, mm: &Mm) -> bool;
 
     /// Drops mmap_lock held for reading.
     fn mmap_read_unlock(&self, mm: &Mm);
@@ -63,6 +74,12 @@ pub trait Kernel:
     /// See [`Kernel::vma_hint`]. `id` is in a tree.
     fn set_vma_hint(&self, _id: Id<Vma>) {}
 
+    /// Waits until there is memory for a page table, as an allocation that may sleep does: tables are allocated under their lock. No lock
+    /// but mmap_lock and that of a VMA is held. False if there is none; then the caller fails (Linux allocates before it takes the lock).
+    fn wait_for_table(&self) -> bool {
+        false
+    }
+
     /// A moment passes for another CPU to get on.
     fn relax(&self) {
         core::hint::spin_loop();
@@ -85,11 +102,30 @@ pub trait Kernel:
         }
     }
 
-    /// Shared anonymous memory of that size, with a reference for the caller (Linux: `shmem_zero_setup`).
+    /// Reclaims pages, as far as that can be done, and drops the caller's references of them (Linux: `reclaim_pages`).
+    fn reclaim_pages(&self, pages: &[Pfn]) {
+        for pfn in pages {
+            page::put(self, *pfn);
+        }
+    }
+
+    /// Promises `pages` more to `mm`, or not (Linux: `security_vm_enough_memory_mm`).
+    fn vm_enough_memory(&self, mm: &Mm, pages: u64) -> bool;
+
+    /// Counts pages that were promised before under another name (Linux: `vm_acct_memory`).
+    fn vm_acct_memory(&self, pages: u64);
+
+    /// Ends a promise (Linux: `vm_unacct_memory`).
+    fn vm_unacct_memory(&self, pages: u64);
+
+    /// Whether MAP_NORESERVE means anything: not where nothing is promised that is not there (Linux: `OVERCOMMIT_NEVER`).
+    fn honours_noreserve(&self) -> bool;
+
+    /// Shared anonymous memory of that size for a VMA with `flags`, with a reference for the caller (Linux: `shmem_zero_setup`).
     ///
     /// # Errors
     /// `ENOMEM`.
-    fn shmem_zero_setup(&self, bytes: u64) -> Result<Id<Mapping>, Errno>;
+    fn shmem_zero_setup(&self, bytes: u64, flags: VmFlags) -> Result<Id<Mapping>, Errno>;
 
     /// Adds a reference to a mapping (Linux: `get_file`).
     fn mapping_get(&self, mapping: Id<Mapping>);
@@ -97,11 +133,34 @@ pub trait Kernel:
     /// Drops a reference to a mapping (Linux: `fput`).
     fn mapping_put(&self, mapping: Id<Mapping>);
 
+    /// A fault was served, `major` if it read from a device (Linux: `PGFAULT`, `PGMAJFAULT`).
+    fn count_fault(&self, _major: bool) {}
+
     /// The page of a mapping (Linux: `vm_ops->fault`). It is mapped only if it says then that it is at `pgoff` of the mapping.
     ///
     /// # Errors
     /// See [`MappedError`].
     fn mapping_page(&self, mapping: Id<Mapping>, pgoff: u64) -> Result<MappedPage, MappedError>;
+
+    /// Whether a first write to a page that all may see is to be told of before, because dirty pages of the mapping are written back
+    /// (Linux: `vma_wants_writenotify`).
+    fn mapping_wants_writenotify(&self, _mapping: Id<Mapping>) -> bool {
+        false
+    }
+
+    /// A page of such a mapping, with a reference of the caller's, is about to be written through an entry (Linux:
+    /// `vm_ops->page_mkwrite`). May sleep.
+    ///
+    /// # Errors
+    /// See [`MappedError`].
+    fn page_mkwrite(&self, _mapping: Id<Mapping>, _pfn: Pfn) -> Result<(), MappedError> {
+        Ok(())
+    }
+
+    /// A page of a mapping was written, or may be from now on, through an entry (Linux: `set_page_dirty`). Called with page tables locked, too.
+    fn page_dirtied(&self, _pfn: Pfn, page: &Page) {
+        page.insert(PageFlags::DIRTY);
+    }
 
     /// The page, if it is in memory, without a reference (Linux: `filemap_get_incore_folio`).
     fn mapping_has_page(&self, mapping: Id<Mapping>, pgoff: u64) -> bool;

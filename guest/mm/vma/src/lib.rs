@@ -13,9 +13,10 @@
 //! M3  a private page that more than one entry maps is nowhere writable;
 //! M4  RSS counts equal the entries; `total_vm`, `locked_vm` and so on equal the sums over VMAs;
 //! M5  every anonymous page is found from its `AnonVma` in every VMA that maps it, at its `index`;
-//! M6  entries of frames that nobody counts lie in PFNMAP VMAs, where all others are private copies.
+//! M6  entries of frames that nobody counts lie in PFNMAP VMAs, where all others are private copies;
+//! M7  entries that name a slot of a swap area lie in private VMAs, and `swapents` counts them.
 //!
-//! Invariants of the parts are in `tree.rs` (N), `anon.rs` (A), `page.rs` (P), `gather.rs`, `migrate.rs` and `reclaim.rs` (G). Lock order: mmap_lock,
+//! Invariants of the parts are in `tree.rs` (N), `anon.rs` (A), `page.rs` (P), `swap.rs` (W), `gather.rs`, `migrate.rs` and `reclaim.rs` (G). Lock order: mmap_lock,
 //! VMA locks, the rmap lock, page-table locks.
 
 #![no_std]
@@ -24,6 +25,7 @@
 #[cfg(test)]
 extern crate std;
 
+mod aging;
 mod anon;
 mod audit;
 mod brk;
@@ -44,7 +46,9 @@ mod mmap;
 mod mprotect;
 mod mremap;
 mod munmap;
+mod oom;
 mod page;
+mod pageout;
 mod pfnmap;
 mod pte;
 mod query;
@@ -53,10 +57,12 @@ mod resident;
 mod rmap;
 mod shm;
 mod space;
+mod swap;
 mod tree;
 mod vma;
 mod zap;
 
+pub use aging::{YOUNG_BATCH, Young, lru_gen_look_around, walk_young};
 pub use anon::{AnonVma, AnonVmaChain};
 pub use audit::{Broken, audit};
 pub use fault::{Access, Done, Fault, FaultInfo, handle_fault};
@@ -73,13 +79,16 @@ pub use mm_core::{Arena, Id, Link};
 pub use mm_filemap::{Cows, MappedError, MappedPage, Mapping};
 pub use mmap::{MapFile, MmapRequest};
 pub use mremap::MremapFlags;
+pub use oom::oom_reap;
 pub use page::{Owner, owner, put as put_page};
+pub use pageout::madvise_pageout;
 pub use pfnmap::Frames;
 pub use query::MsyncFlags;
-pub use reclaim::{FolioReferenced, folio_referenced, try_to_unmap};
+pub use reclaim::{FolioReferenced, folio_referenced, page_mkclean, try_to_unmap};
 pub use resident::Resident;
 pub use rmap::{for_each_pte, unmap_mapping_range};
 pub use shm::mapping_writably_mapped;
 pub use space::{Populate, Space};
+pub use swap::unuse_mm;
 pub use tree::{FANOUT, GapQuery, Node, Tree};
 pub use vma::Vma;

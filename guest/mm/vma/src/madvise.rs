@@ -2,13 +2,13 @@
 
 use mm_core::PAGE_SHIFT;
 use mm_filemap::Cows;
-use mm_pgtable::{Entry, PteFlags};
+use mm_pgtable::{Entry, PteFlags, TableMem};
 
 use crate::gather::Gather;
 use crate::id::Id;
 use crate::pte::{self, Pte};
 use crate::space::{Populate, is_page_aligned, page_align};
-use crate::{Errno, Kernel, Mapping, Mm, Space, VmFlags, Vma, zap};
+use crate::{Errno, Kernel, Mapping, Mm, Space, VmFlags, Vma, swap, zap};
 
 /// `MADV_*`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,6 +82,8 @@ pub enum Advised {
     Populate(Populate, crate::Access),
     /// Free what the range maps, with [`madvise_remove`].
     Remove(Populate),
+    /// Reclaim what the range maps, with [`crate::madvise_pageout`].
+    PageOut(Populate),
 }
 
 impl<K: Kernel> Space<'_, K> {
@@ -110,7 +112,11 @@ impl<K: Kernel> Space<'_, K> {
         let mut gather = Gather::new(self.mm);
         let result = self.walk_advised(start, end, advice, &mut gather);
         gather.finish(self.k, self.mm);
-        result.map(|()| Advised::Done)
+        // As far as there are no holes, it has happened already.
+        match advice {
+            Advice::PageOut if result.is_ok() => Ok(Advised::PageOut(range)),
+            _ => result.map(|()| Advised::Done),
+        }
     }
 
     /// Linux: `madvise_walk_vmas`.
@@ -181,6 +187,7 @@ impl<K: Kernel> Space<'_, K> {
             }
             Advice::Free => {
                 self.clean(start, end, PteFlags::ACCESSED | PteFlags::DIRTY, gather);
+                self.free_swapped(start, end);
                 return Ok(());
             }
             Advice::Cold | Advice::PageOut => {
@@ -197,6 +204,24 @@ impl<K: Kernel> Space<'_, K> {
         // No memory for a split is a temporary condition here.
         let done = self.modify_flags(id, start, end, new);
         done.map(drop).map_err(|error| if error == Errno::Enomem { Errno::Eagain } else { error })
+    }
+
+    /// What is in swap areas need not be kept at all (Linux: the swap entries in `madvise_free_pte_range`).
+    fn free_swapped(&self, start: u64, end: u64) {
+        if self.mm.swapents() == 0 {
+            return;
+        }
+        self.k.tables(self.mm, |tables| {
+            pte::for_each_run(tables, self.mm.page_table(), start, end, |tables, run| {
+                for (index, _) in run.entries() {
+                    if let Pte::Swap(entry) = pte::decode(Entry::new(tables.read(run.table, index))) {
+                        tables.write(run.table, index, 0);
+                        self.mm.add_swapents(-1);
+                        swap::release(self.k, entry);
+                    }
+                }
+            });
+        });
     }
 
     /// Clears `marks` in the entries of pages: FREE leaves pages clean, so that whoever reclaims them need not keep what

@@ -19,11 +19,12 @@
 //! Differs from Linux: the rmap lock is held throughout, where Linux holds the page's lock, which faults, truncation and
 //! reclaim wait for there. It is simple, and short: one page is copied under it.
 
-use core::sync::atomic::Ordering::AcqRel;
-
-use mm_core::{MemMap, MigrateError, PAGE_SIZE, Page, PageFlags, PageKind, Pfn, VirtAddr, refcount};
+use mm_core::{
+    Event, EventId, MemMap, MigrateError, PAGE_SIZE, Page, PageFlags, PageKind, Pfn, VirtAddr, refcount,
+};
 use mm_filemap::Cache;
 use mm_pgtable::{Entry, FlushRange, PteFlags, TableMem};
+use mm_swap::replace_in_swap_cache;
 
 use crate::page::{self, Owner};
 use crate::pte::{self, Pte};
@@ -48,16 +49,46 @@ pub fn migrate_page<K: Kernel + Cache>(k: &K, from: Pfn, to: Pfn) -> Result<(), 
     let (Some(old), Some(new)) = (MemMap::page(k, from), MemMap::page(k, to)) else {
         return Err(MigrateError::Busy);
     };
+    // A page of the swap cache is its slot's for as long as it is locked; one that is read or written now stays.
+    let swapped = old.has(PageFlags::SWAPCACHE);
+    if swapped && !old.try_lock() {
+        return Err(MigrateError::Again);
+    }
+    let moved = move_page(k, (from, old), (to, new));
+    if swapped {
+        k.unlock_page(from);
+    }
+    moved?;
+    k.folio_add_lru(to, new, PageFlags::empty());
+    // With the last entry zapped meanwhile, it is the page's last.
+    page::put(k, to);
+    Ok(())
+}
+
+/// [`migrate_page`] with the page locked if it is in the swap cache.
+fn move_page<K: Kernel + Cache>(
+    k: &K,
+    (from, old): (Pfn, &Page),
+    (to, new): (Pfn, &Page),
+) -> Result<(), MigrateError> {
     k.rmap_lock(|| {
         let place = Place::of(old);
+        let swapped = old.has(PageFlags::SWAPCACHE);
+        if swapped && (old.has(PageFlags::WRITEBACK) || !old.has(PageFlags::UPTODATE | PageFlags::LOCKED)) {
+            return Err(MigrateError::Again);
+        }
         let cached = match place.owner {
             Owner::Anon(_) => None,
             Owner::Mapped(mapping) => Some(mapping),
             // It left the page cache, or nobody maps it any more.
             Owner::None => return Err(MigrateError::Again),
         };
+        // The device reads it.
+        if old.has(PageFlags::WRITEBACK) {
+            return Err(MigrateError::Again);
+        }
         // Not worth the flushes if it is held (Linux: `folio_expected_refs`).
-        if old.refcount() > old.mapcount() + 2 + i32::from(cached.is_some()) {
+        if old.refcount() > old.mapcount() + 2 + i32::from(cached.is_some() || swapped) {
             return Err(MigrateError::Again);
         }
         unmap(k, from, old, place);
@@ -66,10 +97,14 @@ pub fn migrate_page<K: Kernel + Cache>(k: &K, from: Pfn, to: Pfn) -> Result<(), 
                 mm_filemap::replace_page(k, mapping, place.index, (from, to), || k.copy_page(to, from))
             }
             None => {
-                let frozen = refcount::freeze(old.references(), 1);
+                let frozen = refcount::freeze(old.references(), 1 + i32::from(swapped));
                 if frozen {
                     k.copy_page(to, from);
                     hand_on(old, new);
+                    if swapped {
+                        let replaced = replace_in_swap_cache(k, from, to);
+                        debug_assert!(replaced.is_ok(), "a locked page left the swap cache: {replaced:?}");
+                    }
                 }
                 frozen
             }
@@ -81,15 +116,12 @@ pub fn migrate_page<K: Kernel + Cache>(k: &K, from: Pfn, to: Pfn) -> Result<(), 
         if cached.is_none() {
             // Not before its last migration entry has gone: they ask it whose they are.
             old.set_owner(0, 0);
-            old.remove(PageFlags::DIRTY);
+            old.remove(PageFlags::DIRTY | PageFlags::UPTODATE);
             old.set_kind(PageKind::Allocated);
             refcount::unfreeze(old.references(), 1);
         }
         Ok(())
-    })?;
-    // With the last entry zapped meanwhile, it is the page's last.
-    page::put(k, to);
-    Ok(())
+    })
 }
 
 /// The owner of a page that moves goes over (Linux: `folio_migrate_flags`).
@@ -97,9 +129,7 @@ fn hand_on(from: &Page, to: &Page) {
     let (mapping, index) = from.owner();
     to.set_kind(from.kind());
     to.set_owner(mapping, index);
-    if from.has(PageFlags::DIRTY) {
-        to.insert(PageFlags::DIRTY);
-    }
+    to.insert(from.flags() & mm_filemap::MOVES);
 }
 
 /// Replaces every entry of the page, which the caller holds a reference of, by one that makes faults wait. `expected` is
@@ -138,12 +168,12 @@ fn unmap<K: Kernel>(k: &K, pfn: Pfn, page: &Page, place: Place) {
             Some(old)
         });
         if let Some(old) = taken {
-            if old.has(PteFlags::DIRTY) {
-                page.insert(PageFlags::DIRTY);
-            }
-            page::remove_rmap(k, pfn);
-            // The caller has one: it is not the last.
-            page.references().fetch_sub(1, AcqRel);
+            k.emit_with(EventId::SetMigrationPte, || Event::SetMigrationPte {
+                pid: k.owner_pid(at),
+                addr: va,
+                pfn,
+            });
+            page::entry_taken(k, pfn, page, old);
         }
         true
     });
@@ -169,6 +199,11 @@ fn restore<K: Kernel>(k: &K, place: Place, old: Pfn, new: Pfn) {
             page::add_rmap(k, new);
             let entry = pte::page(new, flags, vma.flags().is_accessible());
             tables.write(table, index, entry.as_u64());
+            k.emit_with(EventId::RemoveMigrationPte, || Event::RemoveMigrationPte {
+                pid: k.owner_pid(at),
+                addr: va,
+                pfn: new,
+            });
         });
         true
     });

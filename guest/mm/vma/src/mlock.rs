@@ -1,7 +1,10 @@
 //! mlock, munlock, mlockall, munlockall, and bringing pages in (Linux: mm/mlock.c; mm/gup.c, `__mm_populate`).
 
+use core::ops::Range;
+
 use bitflags::bitflags;
-use mm_core::{PAGE_SHIFT, PAGE_SIZE};
+use mm_core::{PAGE_SHIFT, PAGE_SIZE, PageFlags};
+use mm_pgtable::{Entry, TableMem};
 
 use crate::fault::{Access, Done, Fault, FaultInfo, handle_fault};
 use crate::id::Id;
@@ -127,11 +130,40 @@ impl<K: Kernel> Space<'_, K> {
         let pages = (end - start) >> PAGE_SHIFT;
         let locked = self.mm.locked_vm();
         match (old.contains(VmFlags::LOCKED), new.contains(VmFlags::LOCKED)) {
-            (false, true) => self.mm.set_locked_vm(locked + pages),
-            (true, false) => self.mm.set_locked_vm(locked.saturating_sub(pages)),
+            (false, true) => {
+                self.mm.set_locked_vm(locked + pages);
+                self.mlock_vma_pages_range(start..end, true);
+            }
+            (true, false) => {
+                self.mm.set_locked_vm(locked.saturating_sub(pages));
+                self.mlock_vma_pages_range(start..end, false);
+            }
             _ => {}
         }
         Ok(id)
+    }
+
+    /// Tells the pages that are there already, after the VMA's flags changed (Linux: the same name).
+    ///
+    /// Differs from Linux: nobody counts how many VMAs lock a page. Unlocked by one, it can be reclaimed until reclaim comes across it and
+    /// finds the others.
+    fn mlock_vma_pages_range(&self, range: Range<u64>, locked: bool) {
+        let Range { start: mut va, end } = range;
+        while va < end {
+            va = self.k.tables(self.mm, |tables| {
+                let Some(run) = pte::next_run(tables, self.mm.page_table(), va, end) else { return end };
+                let next = run.va + run.count as u64 * PAGE_SIZE;
+                let table = run.table;
+                for (index, _) in run.used(tables) {
+                    let Pte::Page(pfn) = pte::decode(Entry::new(tables.read(table, index))) else { continue };
+                    let page = self.k.page(pfn).filter(|_| !self.k.is_zero_page(pfn));
+                    if let Some(page) = page.filter(|page| page.has(PageFlags::UNEVICTABLE) != locked) {
+                        self.k.set_unevictable(pfn, page, locked);
+                    }
+                }
+                next
+            });
+        }
     }
 
     /// Pages of the range that are locked already (Linux: `count_mm_mlocked_page_nr`).

@@ -1,7 +1,7 @@
 //! An address space (Linux: `struct mm_struct`).
 
 use core::mem::offset_of;
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::AcqRel, Ordering::Relaxed};
 
 use memvisor_abi as abi;
 use mm_core::{PAGE_SHIFT, PAGE_SIZE, Pfn};
@@ -43,8 +43,13 @@ pub struct Mm {
     maj_flt: AtomicU64,
     table_pages: AtomicU64,
     tlb_flush_pending: AtomicU32,
-    reserved: AtomicU32,
+    oom: AtomicU32,
     user_root: AtomicU64,
+    swapents: AtomicU64,
+    hiwater_rss: AtomicU64,
+    hiwater_vm: AtomicU64,
+    start_code: AtomicU64,
+    end_code: AtomicU64,
 }
 
 // What the kernel adds begins at `mmap_lock`.
@@ -74,7 +79,11 @@ const _: () = assert!(
         && offset_of!(Mm, maj_flt) == offset_of!(abi::Mm, maj_flt)
         && offset_of!(Mm, table_pages) == offset_of!(abi::Mm, table_pages)
         && offset_of!(Mm, tlb_flush_pending) == offset_of!(abi::Mm, tlb_flush_pending)
+        && offset_of!(Mm, oom) == offset_of!(abi::Mm, oom)
         && offset_of!(Mm, user_root) == offset_of!(abi::Mm, user_pgd_pfn)
+        && offset_of!(Mm, swapents) == offset_of!(abi::Mm, swapents)
+        && offset_of!(Mm, hiwater_rss) == offset_of!(abi::Mm, hiwater_rss)
+        && offset_of!(Mm, end_code) == offset_of!(abi::Mm, end_code)
         && STACK_GUARD_GAP == abi::STACK_GUARD_PAGES * PAGE_SIZE
 );
 
@@ -152,12 +161,22 @@ impl Mm {
     pub fn init(&self, tables: PageTable, shape: Layout) {
         let counts =
             [&self.total_vm, &self.data_vm, &self.exec_vm, &self.stack_vm, &self.locked_vm, &self.def_flags];
-        for count in counts.into_iter().chain(&self.rss).chain([&self.min_flt, &self.maj_flt]) {
+        let rest = [
+            &self.min_flt,
+            &self.maj_flt,
+            &self.swapents,
+            &self.hiwater_rss,
+            &self.hiwater_vm,
+            &self.start_code,
+            &self.end_code,
+        ];
+        for count in counts.into_iter().chain(&self.rss).chain(rest) {
             count.store(0, Relaxed);
         }
         self.set_map_count(0);
         self.table_pages.store(1, Relaxed);
         self.tlb_flush_pending.store(0, Relaxed);
+        self.oom.store(0, Relaxed);
         self.set_program(0, 0, 0);
         self.root.store(tables.root.as_u64(), Relaxed);
         self.levels.store(u32::from(tables.levels.count()), Relaxed);
@@ -205,9 +224,48 @@ impl Mm {
     }
 
     pub(crate) fn add_rss(&self, kind: RssKind, pages: i64) {
+        if pages < 0 {
+            self.hiwater_rss.store(self.hiwater_rss(), Relaxed);
+        }
         if let Some(count) = self.rss.get(kind as usize) {
             count.fetch_add(pages.cast_unsigned(), Relaxed);
         }
+    }
+
+    /// Most pages ever resident (Linux: `get_mm_hiwater_rss`).
+    pub fn hiwater_rss(&self) -> u64 {
+        let now = self.rss(RssKind::Anon).saturating_add(self.rss(RssKind::File));
+        self.hiwater_rss.load(Relaxed).max(now)
+    }
+
+    /// Most pages that all VMAs ever had (Linux: `get_mm_hiwater_vm`).
+    pub fn hiwater_vm(&self) -> u64 {
+        self.hiwater_vm.load(Relaxed).max(self.total_vm())
+    }
+
+    /// Where the loader put the program's code, up to its end.
+    pub fn code(&self) -> (u64, u64) {
+        (self.start_code.load(Relaxed), self.end_code.load(Relaxed))
+    }
+
+    /// See [`Mm::code`].
+    pub fn set_code(&self, start: u64, end: u64) {
+        self.start_code.store(start, Relaxed);
+        self.end_code.store(end, Relaxed);
+    }
+
+    /// Pages of executable VMAs.
+    pub fn exec_pages(&self) -> u64 {
+        self.exec_vm()
+    }
+
+    /// Entries that name a slot of a swap area (Linux: `MM_SWAPENTS`).
+    pub fn swapents(&self) -> u64 {
+        self.swapents.load(Relaxed)
+    }
+
+    pub(crate) fn add_swapents(&self, entries: i64) {
+        self.swapents.fetch_add(entries.cast_unsigned(), Relaxed);
     }
 
     /// Page tables, the top-level one included (Linux: `mm_pgtables_bytes`).
@@ -233,6 +291,16 @@ impl Mm {
     /// Its flush is done (Linux: `dec_tlb_flush_pending`).
     pub(crate) fn end_removal(&self) {
         self.tlb_flush_pending.fetch_sub(1, Relaxed);
+    }
+
+    /// What the OOM killer did to it: bits of `memvisor_abi::mm_flags`.
+    pub fn oom(&self) -> u32 {
+        self.oom.load(Relaxed)
+    }
+
+    /// Sets bits of [`Mm::oom`]; what was set before.
+    pub fn set_oom(&self, bits: u32) -> u32 {
+        self.oom.fetch_or(bits, AcqRel)
     }
 
     /// Faults that needed no I/O.
@@ -273,6 +341,9 @@ impl Mm {
     /// Linux: `vm_stat_account`.
     pub(crate) fn account(&self, flags: VmFlags, pages: i64) {
         let add = |now: u64| now.wrapping_add_signed(pages);
+        if pages < 0 {
+            self.hiwater_vm.store(self.hiwater_vm(), Relaxed);
+        }
         self.set_total_vm(add(self.total_vm()));
         if flags.is_exec() {
             self.set_exec_vm(add(self.exec_vm()));

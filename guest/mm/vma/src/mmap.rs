@@ -83,8 +83,9 @@ impl<K: Kernel> Space<'_, K> {
         }
         let mut map = request.flags;
         if map.contains(MapFlags::HUGETLB) {
-            // No pool of huge pages.
-            return Err(Errno::Enomem);
+            // Linux: `ksys_mmap_pgoff`, `hstate_sizelog`. No file is of huge pages, and no pool has any.
+            let unknown = request.file.is_some() || !map.has_known_huge_size();
+            return Err(if unknown { Errno::Einval } else { Errno::Enomem });
         }
         map.set(MapFlags::FIXED, map.intersects(MapFlags::FIXED | MapFlags::FIXED_NOREPLACE));
         let hint = if map.contains(MapFlags::FIXED) { request.addr } else { self.round_hint(request.addr) };
@@ -128,7 +129,7 @@ impl<K: Kernel> Space<'_, K> {
                 Some(MapType::SharedValidate) | None => return Err(Errno::Einval),
             },
         };
-        flags.set(VmFlags::NORESERVE, map.contains(MapFlags::NORESERVE));
+        flags.set(VmFlags::NORESERVE, map.contains(MapFlags::NORESERVE) && self.k.honours_noreserve());
         let (write, exec) = (flags.contains(VmFlags::WRITE), flags.contains(VmFlags::EXEC));
         self.k.emit(Event::MmapRegion { address: addr, len, write, exec });
         let before = self.mm.map_count();
@@ -159,7 +160,6 @@ impl<K: Kernel> Space<'_, K> {
         pgoff: u64,
         file: Option<&MapFile>,
     ) -> Result<(), Errno> {
-        let mapping = file.map(|file| file.mapping);
         let (end, pages) = (addr + len, len >> PAGE_SHIFT);
         if !self.limits.may_expand(self.mm, flags, pages - self.pages_in(addr, end)) {
             return Err(Errno::Enomem);
@@ -170,6 +170,31 @@ impl<K: Kernel> Space<'_, K> {
         if flags.is_accountable() {
             flags |= VmFlags::ACCOUNT;
         }
+        let charged = self.charge(flags, pages)?;
+        self.map_charged((addr, end), flags, pgoff, file)
+            .inspect_err(|_| self.k.vm_unacct_memory(charged))?;
+        self.mm.account(flags, pages.cast_signed());
+        if flags.contains(VmFlags::LOCKED) {
+            self.lock_new(addr, pages);
+        }
+        if let Some(frames) = file.and_then(|file| file.frames)
+            && let Err(error) = self.remap_pfn_range(addr, pgoff, frames)
+        {
+            self.unmap_range(addr, end)?;
+            return Err(error);
+        }
+        Ok(())
+    }
+
+    /// Makes the VMA, or grows a neighbour; its pages are promised.
+    fn map_charged(
+        &self,
+        (addr, end): (u64, u64),
+        flags: VmFlags,
+        pgoff: u64,
+        file: Option<&MapFile>,
+    ) -> Result<(), Errno> {
+        let mapping = file.map(|file| file.mapping);
         let prev = self.before(addr);
         let next = self.find(end);
         let merge = Merge {
@@ -190,7 +215,7 @@ impl<K: Kernel> Space<'_, K> {
             if mapping.is_none() && flags.contains(VmFlags::SHARED) { None } else { self.merge_new(&merge) };
         if merged.is_none() {
             let shm = if mapping.is_none() && flags.contains(VmFlags::SHARED) {
-                Some(self.k.shmem_zero_setup(len)?)
+                Some(self.k.shmem_zero_setup(end - addr, flags)?)
             } else {
                 None
             };
@@ -203,16 +228,6 @@ impl<K: Kernel> Space<'_, K> {
                 self.k.mapping_put(shm);
             }
             self.insert(made?);
-        }
-        self.mm.account(flags, pages.cast_signed());
-        if flags.contains(VmFlags::LOCKED) {
-            self.lock_new(addr, pages);
-        }
-        if let Some(frames) = file.and_then(|file| file.frames)
-            && let Err(error) = self.remap_pfn_range(addr, pgoff, frames)
-        {
-            self.unmap_range(addr, end)?;
-            return Err(error);
         }
         Ok(())
     }

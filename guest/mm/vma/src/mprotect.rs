@@ -104,6 +104,7 @@ impl<K: Kernel> Space<'_, K> {
             return Ok(id);
         }
         let pages = (end - start) >> PAGE_SHIFT;
+        let mut promised = 0;
         if flags.contains(VmFlags::WRITE) {
             if !self.limits.may_expand(self.mm, flags, pages) && self.limits.may_expand(self.mm, old, pages) {
                 return Err(Errno::Enomem);
@@ -112,11 +113,16 @@ impl<K: Kernel> Space<'_, K> {
                 VmFlags::ACCOUNT | VmFlags::WRITE | VmFlags::HUGETLB | VmFlags::SHARED | VmFlags::NORESERVE;
             if !old.intersects(charged) {
                 flags |= VmFlags::ACCOUNT;
+                promised = self.charge(flags, pages)?;
             }
         } else if old.contains(VmFlags::ACCOUNT) && vma.is_anonymous() && vma.anon_vma().is_none() {
             flags -= VmFlags::ACCOUNT;
         }
-        let id = self.modify_flags(id, start, end, flags)?;
+        let modified = self.modify_flags(id, start, end, flags);
+        let id = modified.inspect_err(|_| self.k.vm_unacct_memory(promised))?;
+        if old.contains(VmFlags::ACCOUNT) && !flags.contains(VmFlags::ACCOUNT) {
+            self.k.vm_unacct_memory(pages);
+        }
         change_protection(self.k, self.mm, self.vma(id), start, end, gather);
         self.mm.account(old, -pages.cast_signed());
         self.mm.account(flags, pages.cast_signed());
@@ -144,7 +150,11 @@ impl<K: Kernel> Space<'_, K> {
 /// Gives the pages of `start..end` what the VMA allows now. Private pages that others share become writable again by a fault, which
 /// copies them; those that nobody shares at once (Linux: `change_protection`, `can_change_pte_writable`).
 fn change_protection<K: Kernel>(k: &K, mm: &Mm, vma: &Vma, start: u64, end: u64, gather: &mut Gather) {
-    let flags = vma.page_prot().flags();
+    let mut flags = vma.page_prot().flags();
+    if vma.mapping().is_some_and(|mapping| k.mapping_wants_writenotify(mapping)) {
+        // Writable again by a fault, which tells of the write.
+        flags -= PteFlags::WRITE;
+    }
     let accessible = vma.flags().is_accessible();
     let own = vma.flags() & (VmFlags::WRITE | VmFlags::SHARED) == VmFlags::WRITE;
     k.tables(mm, |tables| {
@@ -172,7 +182,7 @@ fn is_exclusive<K: Kernel>(k: &K, entry: Entry) -> bool {
             !k.is_zero_page(pfn)
                 && k.page(pfn).is_some_and(|page| page::is_anon(page) && page.refcount() == 1)
         }
-        Pte::Migration(_) | Pte::Special(_) | Pte::Empty => false,
+        Pte::Migration(_) | Pte::Special(_) | Pte::Swap(_) | Pte::Empty => false,
     }
 }
 
@@ -196,6 +206,6 @@ fn protected(old: Entry, flags: PteFlags, accessible: bool) -> Entry {
             pte::special(pfn, (flags - PteFlags::ACCESSED) | kept, accessible)
         }
         // It comes back with what the VMA allows then.
-        Pte::Migration(_) | Pte::Empty => old,
+        Pte::Migration(_) | Pte::Swap(_) | Pte::Empty => old,
     }
 }

@@ -243,7 +243,11 @@ impl<K: Kernel> Space<'_, K> {
             middle: None,
             ..self.merge_of(id, vma.start(), vma.end())
         };
-        self.merge_new(&merge).ok_or(Errno::Enomem)?;
+        let charged = self.charge(flags, delta >> PAGE_SHIFT)?;
+        if self.merge_new(&merge).is_none() {
+            self.k.vm_unacct_memory(charged);
+            return Err(Errno::Enomem);
+        }
         self.grown(flags, delta >> PAGE_SHIFT);
         Ok(())
     }
@@ -261,12 +265,23 @@ impl<K: Kernel> Space<'_, K> {
             return Err(Errno::Enomem);
         }
         let flags = self.vma(id).flags();
-        let (new, source) = self.copy_vma(id, call)?;
-        if let Err(error) = self.move_page_tables(call) {
+        // What goes with the old range is promised already; from here on it counts twice, until that range is unmapped.
+        let new_pages = call.new_len >> PAGE_SHIFT;
+        let stays = call.flags.contains(MremapFlags::DONTUNMAP);
+        let moved = if stays { 0 } else { (call.old_len >> PAGE_SHIFT).min(new_pages) };
+        let charged = self.charge(flags, new_pages - moved)?;
+        let (new, source) = self.copy_vma(id, call).inspect_err(|_| self.k.vm_unacct_memory(charged))?;
+        if flags.contains(VmFlags::ACCOUNT) {
+            self.k.vm_acct_memory(moved);
+        }
+        while let Err(error) = self.move_page_tables(call) {
             // What went goes back; the old tables are still there.
             let back = Remap { addr: call.new_addr, new_addr: call.addr, old_len: call.old_len, ..*call };
             let returned = self.move_page_tables(&back);
             debug_assert!(returned.is_ok(), "pages cannot go back to tables that exist");
+            if self.k.wait_for_table() {
+                continue;
+            }
             self.grown(flags, call.new_len >> PAGE_SHIFT);
             self.unmap_range(call.new_addr, call.new_addr + call.new_len)?;
             return Err(error);

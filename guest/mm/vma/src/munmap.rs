@@ -74,6 +74,9 @@ impl<K: Kernel> Space<'_, K> {
         if vma.flags().contains(VmFlags::LOCKED) {
             self.mm.set_locked_vm(self.mm.locked_vm().saturating_sub(pages));
         }
+        if vma.flags().contains(VmFlags::ACCOUNT) {
+            self.k.vm_unacct_memory(pages);
+        }
         self.mm.account(vma.flags(), -pages.cast_signed());
     }
 

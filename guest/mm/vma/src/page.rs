@@ -2,18 +2,20 @@
 //!
 //! Invariants:
 //! P1  `mapcount` + 1 is the entries that map the page;
-//! P2  `refcount` is those entries, plus one for the page cache that it is in, plus one for each holder on the way;
+//! P2  `refcount` is those entries, plus one for the page cache or swap cache that it is in, plus one for each holder on the way;
 //! P3  an anonymous page's `mapping` is its `AnonVma` with bit 0 set, its `index` the page offset in VMAs that map it.
 
-use core::sync::atomic::Ordering::Relaxed;
+use core::sync::atomic::Ordering::{AcqRel, Relaxed};
 
 use memvisor_abi as abi;
-use mm_core::{MemMap, Page, PageKind, Pfn};
+use memvisor_abi::NodeStat;
+use mm_core::{Folios, MemMap, Page, PageFlags, PageKind, Pfn};
 pub(crate) use mm_filemap::get_page as get;
 pub use mm_filemap::put_page as put;
+use mm_pgtable::{Entry, PteFlags};
 
 use crate::id::Id;
-use crate::{AnonVma, Mapping};
+use crate::{AnonVma, Kernel, Mapping, VmFlags, Vma};
 
 const ANON: u64 = abi::Page::MAPPING_ANON;
 
@@ -53,19 +55,61 @@ pub fn is_anon(page: &Page) -> bool {
     page.mapping() & ANON != 0
 }
 
-/// A fresh anonymous page, mapped once (Linux: `page_add_new_anon_rmap`).
-pub(crate) fn add_new_anon(page: &Page, anon: Id<AnonVma>, index: u64) {
+/// A fresh anonymous page, mapped once by a VMA (Linux: `page_add_new_anon_rmap`, `folio_add_lru_vma`).
+pub(crate) fn add_new_anon(
+    k: &impl Folios,
+    (pfn, page): (Pfn, &Page),
+    anon: Id<AnonVma>,
+    (vma, index): (&Vma, u64),
+) {
     page.set_kind(PageKind::User);
-    page.set_mapping(anon.as_u64() | ANON);
-    page.set_index(index);
+    set_anon(page, anon, index);
     page.set_mapcount(0);
+    k.mod_page_state(page, NodeStat::AnonMapped, 1);
+    let locked = if is_locked(vma) { PageFlags::UNEVICTABLE } else { PageFlags::empty() };
+    k.folio_add_lru(pfn, page, PageFlags::SWAPBACKED | locked);
+}
+
+/// Whether pages stay in memory while this VMA maps them (Linux: the condition of `mlock_vma_folio`).
+pub(crate) fn is_locked(vma: &Vma) -> bool {
+    let flags = vma.flags();
+    flags.contains(VmFlags::LOCKED) && !flags.intersects(VmFlags::SPECIAL)
+}
+
+/// An entry that maps the page has gone, perhaps one of locked memory: if another is, reclaim finds it when it comes across the page
+/// (Linux: `munlock_vma_folio`, which knows how many there are).
+pub(crate) fn munlock(k: &impl Folios, pfn: Pfn, page: &Page) {
+    if page.has(PageFlags::UNEVICTABLE) {
+        k.set_unevictable(pfn, page, false);
+    }
+}
+
+/// Makes a page anonymous (Linux: `__page_set_anon_rmap`).
+pub(crate) fn set_anon(page: &Page, anon: Id<AnonVma>, index: u64) {
+    page.set_owner(anon.as_u64() | ANON, index);
+}
+
+/// Drops a reference of a page that was unmapped, and its slot of a swap area if nobody needs that any more (Linux:
+/// `free_page_and_swap_cache`).
+pub(crate) fn put_and_free_swap<K: Kernel>(k: &K, pfn: Pfn) {
+    if MemMap::page(k, pfn).is_some_and(|page| page.has(PageFlags::SWAPCACHE)) {
+        mm_swap::free_swap_cache(k, pfn);
+    }
+    put(k, pfn);
 }
 
 /// One more PTE maps the page. Each address space has a page-table lock of its own, so nothing else orders the counting.
-pub(crate) fn add_rmap(map: &impl MemMap, pfn: Pfn) {
-    if let Some(page) = map.page(pfn) {
-        page.mappings().fetch_add(1, Relaxed);
+pub(crate) fn add_rmap(k: &impl Folios, pfn: Pfn) {
+    if let Some(page) = k.page(pfn)
+        && page.mappings().fetch_add(1, Relaxed) < 0
+    {
+        k.mod_page_state(page, mapped_as(page), 1);
     }
+}
+
+/// What a mapped page counts as.
+fn mapped_as(page: &Page) -> NodeStat {
+    if is_anon(page) { NodeStat::AnonMapped } else { NodeStat::FileMapped }
 }
 
 /// PTEs that map the page, of all address spaces.
@@ -74,8 +118,27 @@ pub(crate) fn mappers(page: &Page) -> u64 {
 }
 
 /// One PTE less maps the page (Linux: `page_remove_rmap`).
-pub(crate) fn remove_rmap(map: &impl MemMap, pfn: Pfn) {
-    if let Some(page) = map.page(pfn) {
-        page.mappings().fetch_sub(1, Relaxed);
+pub(crate) fn remove_rmap(k: &impl Folios, pfn: Pfn) {
+    if let Some(page) = k.page(pfn) {
+        remove_rmap_of(k, page);
     }
+}
+
+/// [`remove_rmap`]; whether others map the page.
+pub(crate) fn remove_rmap_of(k: &impl Folios, page: &Page) -> bool {
+    let others = page.mappings().fetch_sub(1, Relaxed) > 0;
+    if !others {
+        k.mod_page_state(page, mapped_as(page), -1);
+    }
+    others
+}
+
+/// What a page knows of an entry that was taken from it, and that whoever had it wrote (Linux: the end of `try_to_unmap_one`). The
+/// caller has a reference, so that the entry's is not the last.
+pub(crate) fn entry_taken<K: Kernel>(k: &K, pfn: Pfn, page: &Page, old: Entry) {
+    if old.has(PteFlags::DIRTY) {
+        k.page_dirtied(pfn, page);
+    }
+    remove_rmap(k, pfn);
+    page.references().fetch_sub(1, AcqRel);
 }

@@ -1,11 +1,12 @@
 //! Entries of the lowest level, one by one, and what software keeps in those that are not present.
 //!
-//! An entry that is not present and not empty keeps its address bits and one of two marks: [`PROTNONE`], a page in a VMA
+//! An entry that is not present and not empty keeps its address bits and one of three marks: [`PROTNONE`], a page in a VMA
 //! without access (Linux: `_PAGE_PROTNONE`), or [`MIGRATION`], a page that is being moved (Linux: `SWP_MIGRATION_*`), with
-//! WRITE as it was. An entry with [`SPECIAL`], present or not, maps a frame that a driver chose and that nobody counts.
+//! WRITE as it was; or it names a slot of a swap area and no frame ([`SwapEntry`]). An entry with [`SPECIAL`], present or not, maps a frame that a driver chose and that nobody counts.
 
 use mm_core::{PAGE_SIZE, Pfn, VirtAddr};
 use mm_pgtable::{Entry, Levels, PageTable, PteFlags, TABLE_ENTRIES, TableMem};
+use mm_swap::SwapEntry;
 
 use crate::Mm;
 
@@ -28,6 +29,8 @@ pub(crate) enum Pte {
     Migration(Pfn),
     /// Mapped, and nobody counts it: a device's (Linux: `pte_special`).
     Special(Pfn),
+    /// The page is in this slot of a swap area (Linux: `is_swap_pte`).
+    Swap(SwapEntry),
 }
 
 pub(crate) fn decode(entry: Entry) -> Pte {
@@ -37,7 +40,7 @@ pub(crate) fn decode(entry: Entry) -> Pte {
     } else if entry.as_u64() & MIGRATION != 0 {
         Pte::Migration(pfn)
     } else {
-        Pte::Empty
+        SwapEntry::of_pte(entry.as_u64()).map_or(Pte::Empty, Pte::Swap)
     }
 }
 

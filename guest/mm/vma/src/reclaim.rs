@@ -2,12 +2,11 @@
 //!
 //! Invariants:
 //! G4  after [`try_to_unmap`] said yes, no entry maps the page, every translation is flushed, and what the CPUs wrote is in DIRTY. A fault may
-//!     map it again at once if it is still in the page cache: then it has a reference that whoever removes it sees.
+//!     map it again at once if it is still in the page cache or the swap cache: then it has a reference that whoever removes it sees.
 
-use core::sync::atomic::Ordering::AcqRel;
-
-use mm_core::{PAGE_SIZE, PageFlags, Pfn, VirtAddr};
+use mm_core::{Event, EventId, PAGE_SIZE, Pfn, VirtAddr};
 use mm_pgtable::{Entry, FlushRange, PteFlags, TableMem};
+use mm_swap::{folio_swap_entry, swap_duplicate};
 
 use crate::id::Id;
 use crate::mm::RssKind;
@@ -51,15 +50,20 @@ pub fn folio_referenced<K: Kernel>(k: &K, pfn: Pfn) -> FolioReferenced {
     found
 }
 
-/// Takes a page of a mapping from all who map it; whether nobody does now (Linux: the same name). Entries in locked VMAs stay. The caller
-/// has a reference, and so has the page cache.
-///
-/// Anonymous pages stay: nothing can take the place of their entries yet.
+/// Takes a page from all who map it; whether nobody does now (Linux: the same name). Entries in locked VMAs stay. The caller has a reference,
+/// and so has the page cache. In the place of an anonymous page's entries come those of its slot, so that it has to be in the swap
+/// cache, and locked; one that is not stays mapped.
 pub fn try_to_unmap<K: Kernel>(k: &K, pfn: Pfn) -> bool {
     let Some(page) = k.page(pfn) else { return false };
-    if !matches!(page::owner(page), Owner::Mapped(_)) {
-        return page.mapcount() < 0;
-    }
+    let slot = match page::owner(page) {
+        Owner::Mapped(_) => None,
+        Owner::Anon(_) => match folio_swap_entry(page) {
+            Some(slot) => Some(slot),
+            None => return page.mapcount() < 0,
+        },
+        Owner::None => return page.mapcount() < 0,
+    };
+    let mapped = page.mapcount() + 1;
     for_each_mapped(k, pfn, |mm, vma, va| {
         if vma.flags().contains(VmFlags::LOCKED) {
             return false;
@@ -69,28 +73,61 @@ pub fn try_to_unmap<K: Kernel>(k: &K, pfn: Pfn) -> bool {
             if pte::decode(Entry::new(tables.read(table, index))) != Pte::Page(pfn) {
                 return None;
             }
-            let old = pte::update(tables, table, index, |_| Entry::EMPTY);
+            if let Some(slot) = slot {
+                // As many name it as can be counted: the page stays where it is.
+                swap_duplicate(k, slot).ok()?;
+            }
+            let new = slot.map_or(Entry::EMPTY, |slot| Entry::new(slot.to_pte(false)));
+            let old = pte::update(tables, table, index, |_| new);
             // Before anybody takes the page for clean, or gives its frame to others.
             let at = VirtAddr::new(va);
             k.flush_tlb(mm, FlushRange::Range { start: at, last: at, stride: PAGE_SIZE });
-            mm.add_rss(RssKind::File, -1);
+            if slot.is_some() {
+                mm.add_rss(RssKind::Anon, -1);
+                mm.add_swapents(1);
+            } else {
+                mm.add_rss(RssKind::File, -1);
+            }
             Some(old)
         });
         if let Some(old) = taken {
-            if old.has(PteFlags::DIRTY) {
-                page.insert(PageFlags::DIRTY);
-            }
-            page::remove_rmap(k, pfn);
-            // The caller has one: it is not the last.
-            page.references().fetch_sub(1, AcqRel);
+            page::entry_taken(k, pfn, page, old);
         }
         true
     });
+    k.emit_with(EventId::TryToUnmap, || Event::TryToUnmap { pfn, mapped, left: page.mapcount() + 1 });
     page.mapcount() < 0
 }
 
+/// Makes all entries of a page of a mapping read-only and clean, so that the next write is told of; whether any was writable or dirty: then
+/// the page is (Linux: the same name). The caller has a reference, and the page locked.
+pub fn page_mkclean<K: Kernel>(k: &K, pfn: Pfn) -> bool {
+    let mut written = false;
+    for_each_mapped(k, pfn, |mm, vma, va| {
+        if !vma.flags().contains(VmFlags::SHARED) {
+            return true;
+        }
+        k.tables(mm, |tables| {
+            let Ok((table, index)) = pte::locate(tables, mm.page_table(), va) else { return };
+            if pte::decode(Entry::new(tables.read(table, index))) != Pte::Page(pfn) {
+                return;
+            }
+            let gone = PteFlags::WRITE | PteFlags::DIRTY;
+            let old = pte::update(tables, table, index, |entry| Entry::new(entry.as_u64() & !gone.bits()));
+            if old.has(PteFlags::WRITE) || old.has(PteFlags::DIRTY) {
+                written = true;
+                // No CPU writes to it unseen from here on.
+                let at = VirtAddr::new(va);
+                k.flush_tlb(mm, FlushRange::Range { start: at, last: at, stride: PAGE_SIZE });
+            }
+        });
+        true
+    });
+    written
+}
+
 /// Calls `f` for every place where the page may be mapped, until it returns false.
-fn for_each_mapped<K: Kernel>(k: &K, pfn: Pfn, mut f: impl FnMut(&Mm, &Vma, u64) -> bool) {
+pub(crate) fn for_each_mapped<K: Kernel>(k: &K, pfn: Pfn, mut f: impl FnMut(&Mm, &Vma, u64) -> bool) {
     let Some(page) = k.page(pfn) else { return };
     k.rmap_lock(|| {
         walk_place(k, Place::of(page), |mm: Id<Mm>, vma: Id<Vma>, va| f(k.at(mm), k.at(vma), va));
@@ -98,7 +135,7 @@ fn for_each_mapped<K: Kernel>(k: &K, pfn: Pfn, mut f: impl FnMut(&Mm, &Vma, u64)
 }
 
 /// The entry of a page that was not used, if it is the page's still.
-fn old_entry(entry: Entry, pfn: Pfn) -> Entry {
+pub(crate) fn old_entry(entry: Entry, pfn: Pfn) -> Entry {
     if pte::decode(entry) == Pte::Page(pfn) {
         Entry::new(entry.as_u64() & !PteFlags::ACCESSED.bits())
     } else {

@@ -30,6 +30,10 @@ pub struct Resident {
     pub anonymous: u64,
     /// The part of `pss` that is locked.
     pub locked: u64,
+    /// In swap areas.
+    pub swap: u64,
+    /// Each slot's page divided by the entries that name the slot.
+    pub swap_pss: u64,
 }
 
 /// Bits of a fraction of a byte in sums of shares (Linux: `PSS_SHIFT`).
@@ -73,10 +77,14 @@ impl<K: Kernel> Space<'_, K> {
                 let Some(run) = pte::next_run(tables, self.mm.page_table(), va, end) else { return end };
                 for (index, _) in run.entries() {
                     let entry = Entry::new(tables.read(run.table, index));
-                    if let Pte::Page(pfn) = pte::decode(entry)
-                        && !self.k.is_zero_page(pfn)
-                    {
-                        sum.add(self.k, pfn, entry);
+                    match pte::decode(entry) {
+                        Pte::Page(pfn) if !self.k.is_zero_page(pfn) => sum.add(self.k, pfn, entry),
+                        Pte::Swap(entry) => {
+                            let named = mm_swap::swap_count(self.k, entry).max(1);
+                            sum.swap += PAGE_SIZE;
+                            sum.swap_pss += (PAGE_SIZE << PSS_SHIFT) / named;
+                        }
+                        _ => {}
                     }
                 }
                 run.va + run.count as u64 * PAGE_SIZE
@@ -84,6 +92,7 @@ impl<K: Kernel> Space<'_, K> {
         }
         sum.pss >>= PSS_SHIFT;
         sum.pss_dirty >>= PSS_SHIFT;
+        sum.swap_pss >>= PSS_SHIFT;
         sum.locked = if vma.flags().contains(VmFlags::LOCKED) { sum.pss } else { 0 };
         sum
     }

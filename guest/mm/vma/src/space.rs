@@ -79,6 +79,17 @@ impl<'k, K: Kernel> Space<'k, K> {
         self.mm.tree.find_before(self.k, addr)
     }
 
+    /// Promises pages to a VMA with these flags, if such are counted; how many were.
+    ///
+    /// # Errors
+    /// `ENOMEM`.
+    pub(crate) fn charge(&self, flags: VmFlags, pages: u64) -> Result<u64, Errno> {
+        if !flags.contains(VmFlags::ACCOUNT) {
+            return Ok(0);
+        }
+        if self.k.vm_enough_memory(self.mm, pages) { Ok(pages) } else { Err(Errno::Enomem) }
+    }
+
     /// A VMA in no tree.
     pub(crate) fn new_vma(
         &self,

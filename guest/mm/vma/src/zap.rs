@@ -2,14 +2,13 @@
 
 use core::ops::Range;
 
-use mm_core::PageFlags;
 use mm_filemap::Cows;
 use mm_pgtable::{Entry, PteFlags, TableMem};
 
 use crate::gather::Gather;
 use crate::mm::RssKind;
 use crate::pte::{self, Pte};
-use crate::{Kernel, Mm, page};
+use crate::{Kernel, Mm, page, swap};
 
 /// Removes what is mapped in the range and puts it on the gather; tables stay. Pages of its own stay too if `cows` says so.
 pub(crate) fn zap<K: Kernel>(k: &K, mm: &Mm, range: Range<u64>, cows: Cows, gather: &mut Gather) {
@@ -18,7 +17,7 @@ pub(crate) fn zap<K: Kernel>(k: &K, mm: &Mm, range: Range<u64>, cows: Cows, gath
         let (next, full) = k.tables(mm, |tables| {
             let Some(run) = pte::next_run(tables, mm.page_table(), va, end) else { return (end, false) };
             // The counts once a run (Linux: `add_mm_rss_vec`).
-            let mut rss = [0; 2];
+            let (mut rss, mut swapents) = ([0; 2], 0);
             let mut stopped = None;
             for (index, va) in run.used(tables) {
                 if gather.left() == 0 {
@@ -28,12 +27,18 @@ pub(crate) fn zap<K: Kernel>(k: &K, mm: &Mm, range: Range<u64>, cows: Cows, gath
                 let seen = Entry::new(tables.read(run.table, index));
                 if cows == Cows::Unmap || !is_own(k, seen) {
                     let old = pte::update(tables, run.table, index, |_| Entry::EMPTY);
-                    if let Some(kind) = release(k, va, old, gather)
+                    if let Pte::Swap(entry) = pte::decode(old) {
+                        swap::release(k, entry);
+                        swapents -= 1;
+                    } else if let Some(kind) = release(k, va, old, gather)
                         && let Some(count) = rss.get_mut(kind as usize)
                     {
                         *count -= 1;
                     }
                 }
+            }
+            if swapents != 0 {
+                mm.add_swapents(swapents);
             }
             for (kind, pages) in [RssKind::Anon, RssKind::File].into_iter().zip(rss) {
                 if pages != 0 {
@@ -56,6 +61,7 @@ pub(crate) fn zap<K: Kernel>(k: &K, mm: &Mm, range: Range<u64>, cows: Cows, gath
 fn is_own<K: Kernel>(k: &K, entry: Entry) -> bool {
     match pte::decode(entry) {
         Pte::Page(pfn) | Pte::Migration(pfn) => k.page(pfn).is_some_and(page::is_anon),
+        Pte::Swap(_) => true,
         Pte::Empty | Pte::Special(_) => false,
     }
 }
@@ -66,16 +72,25 @@ fn release<K: Kernel>(k: &K, va: u64, old: Entry, gather: &mut Gather) -> Option
         gather.translation(va);
     }
     match pte::decode(old) {
-        Pte::Empty | Pte::Special(_) => None,
+        Pte::Empty | Pte::Special(_) | Pte::Swap(_) => None,
         Pte::Page(pfn) if k.is_zero_page(pfn) => None,
         Pte::Page(pfn) => {
             let kind = k.page(pfn).map_or(RssKind::Anon, |page| {
                 let kind = if page::is_anon(page) { RssKind::Anon } else { RssKind::File };
                 // An anonymous page is nobody's but its mappers', who are gone with it.
-                if kind == RssKind::File && old.has(PteFlags::DIRTY) {
-                    page.insert(PageFlags::DIRTY);
+                if kind == RssKind::File {
+                    if old.has(PteFlags::DIRTY) {
+                        k.page_dirtied(pfn, page);
+                    }
+                    if old.has(PteFlags::ACCESSED) {
+                        k.folio_mark_accessed(pfn, page);
+                    }
                 }
-                page.mappings().fetch_sub(1, core::sync::atomic::Ordering::Relaxed);
+                let others = page::remove_rmap_of(k, page);
+                // An anonymous page that nobody else maps is freed soon.
+                if others || kind == RssKind::File {
+                    page::munlock(k, pfn, page);
+                }
                 kind
             });
             gather.page(k, pfn);

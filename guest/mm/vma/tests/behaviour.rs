@@ -379,7 +379,7 @@ fn a_page_that_leaves_its_file_during_a_fault_is_not_mapped() {
     const PRIVATE_FILE: u64 = 0x12;
     for flags in [0x11, PRIVATE_FILE] {
         let mut model = Model::new();
-        let mapping = model.k.shmem_zero_setup(PAGE).unwrap();
+        let mapping = model.k.shmem_zero_setup(PAGE, mm_vma::VmFlags::empty()).unwrap();
         let file = MapFile::of(mapping);
         let request = MmapRequest {
             addr: WINDOW + AT,
@@ -431,4 +431,16 @@ fn mremap_says_efault_if_the_old_range_goes_with_what_is_at_the_new_place() {
     let op = Op::Mremap { addr: AT + PAGE, old_len, new_len: 2 * PAGE, flags: 3, new_addr: AT };
     assert_eq!(run(&mut model, op), -14);
     model.finish();
+}
+
+#[test]
+fn huge_pages_are_out_of_memory_or_of_a_size_that_is_not() {
+    const HUGETLB: u64 = 0x4_0000;
+    let mut model = Model::new();
+    let mut mmap = |size: u64| {
+        let flags = PRIVATE | HUGETLB | size << 26;
+        run(&mut model, Op::Mmap { addr: AT, len: 2 << 20, prot: WRITE, flags })
+    };
+    // As Linux 6.18 with an empty pool: ENOMEM, and EINVAL for 4 MiB.
+    assert_eq!([0, 21, 30, 22].map(&mut mmap), [-12, -12, -12, -22]);
 }

@@ -49,7 +49,7 @@ fn offset(page: u64) -> u64 {
 }
 
 fn device(model: &Model, first: u64, pages: u64, cache: CacheMode) -> (Id<Mapping>, MapFile) {
-    let mapping = model.k.shmem_zero_setup(0).unwrap();
+    let mapping = model.k.shmem_zero_setup(0, mm_vma::VmFlags::empty()).unwrap();
     let frames = Frames { first: Pfn::new(first), pages, cache };
     (mapping, MapFile { frames: Some(frames), ..MapFile::of(mapping) })
 }
@@ -121,7 +121,7 @@ fn registers_are_not_copied() {
 #[test]
 fn a_detachment_finds_the_pieces_of_its_attachment_and_no_others() {
     let mut model = Model::new();
-    let mapping = model.k.shmem_zero_setup(4 * PAGE).unwrap();
+    let mapping = model.k.shmem_zero_setup(4 * PAGE, mm_vma::VmFlags::empty()).unwrap();
     let file = MapFile { flags: VmFlags::COUNTED, ..MapFile::of(mapping) };
     attach(&model, 0, 4, SHARED, file).unwrap();
     attach(&model, 4, 4, SHARED, file).unwrap();

@@ -31,7 +31,7 @@ fn a_file_that_cannot_be_mapped_says_so_after_everything_else() {
 #[test]
 fn no_mapping_goes_past_the_longest_file() {
     let model = Model::new();
-    let mapping = model.k.shmem_zero_setup(PAGE).unwrap();
+    let mapping = model.k.shmem_zero_setup(PAGE, mm_vma::VmFlags::empty()).unwrap();
     let file = MapFile::of(mapping);
     let last = i64::MAX.unsigned_abs() & !(PAGE - 1);
     assert_eq!(mmap(&model, file, MapFlags::PRIVATE, last), Err(Errno::Eoverflow));

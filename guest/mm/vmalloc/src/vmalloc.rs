@@ -4,8 +4,8 @@ use core::panic::Location;
 
 use memvisor_abi::VmFlags;
 use mm_core::{
-    Event, Gfp, MaySleep, MemMap, Order, PAGE_SIZE, PFN_NONE, PageAlloc, PageKind, Pfn, PhysAddr, PhysMem,
-    VirtAddr,
+    Event, Gfp, MaySleep, MemMap, Order, PAGE_SIZE, PFN_NONE, Page, PageAlloc, PageKind, Pfn, PhysAddr,
+    PhysMem, VirtAddr,
 };
 use mm_pgtable::{CacheMode, FlushRange, Gather, KeepTables, LeafSize, PageTable, Prot, TableMem};
 
@@ -26,6 +26,9 @@ pub trait Machine: PhysMem + PageAlloc + MemMap {
 
     /// Drops translations on every CPU; returns when all have.
     fn flush(&self, range: FlushRange);
+
+    /// Counts a page, by `delta`, among those behind areas (Linux: `NR_KERNEL_STACK_KB`, `nr_vmalloc_pages`).
+    fn count_page(&self, _page: &Page, _kind: PageKind, _delta: i64) {}
 
     /// Lazy pages that are put up with before a purge (Linux: `lazy_max_pages`).
     fn lazy_max_pages(&self) -> u64;
@@ -309,6 +312,7 @@ impl<M: Machine> Vmalloc<'_, M> {
             *nr_allocated += 1;
             if let Some(page) = self.0.page(frame) {
                 page.set_kind(kind);
+                self.0.count_page(page, kind, 1);
                 page.set_mapping(area.start.as_u64());
                 page.set_index(index);
             }
@@ -396,6 +400,7 @@ impl<M: Machine> Vmalloc<'_, M> {
 
     fn free(&self, frame: Pfn) {
         if let Some(page) = self.0.page(frame) {
+            self.0.count_page(page, page.kind(), -1);
             page.set_kind(PageKind::Allocated);
             page.set_mapping(0);
             page.set_index(0);

@@ -3,14 +3,14 @@
 //! A page that is made, used again, or no longer wanted is noted in a batch of the CPU; a full batch is worked off under the
 //! LRU lock at once. Entries are hints: what they ask for is done only if the page still is as it must be.
 
-use memvisor_abi::Lruvec;
+use memvisor_abi::{LruBatch, Lruvec, NR_LRU_BATCHES, VmEvent};
 use mm_core::{Page, PageFlags, Pfn};
 
 use crate::list::{self, End};
-use crate::{Lru, workingset};
+use crate::{Lru, lrugen, workingset};
 
 /// Pages of a batch (Linux: `PAGEVEC_SIZE`, since 6.11).
-pub const BATCH_SIZE: usize = 31;
+pub const BATCH_SIZE: usize = memvisor_abi::LRU_BATCH_SIZE;
 
 /// Pages to which the same is to be done.
 #[derive(Clone, Copy, Debug)]
@@ -35,6 +35,12 @@ pub struct CpuBatches {
     /// Inactive pages that are to be active.
     pub activate: Batch,
 }
+
+// As readers outside see them.
+const _: () = assert!(
+    size_of::<Batch>() == size_of::<LruBatch>()
+        && size_of::<CpuBatches>() == NR_LRU_BATCHES * size_of::<Batch>()
+);
 
 impl Default for Batch {
     fn default() -> Self {
@@ -85,7 +91,16 @@ impl Batch {
 /// frees it meanwhile.
 #[inline]
 pub fn folio_add_lru<M: Lru>(m: &M, pfn: Pfn, page: &Page) {
-    page.insert(PageFlags::LRU_ADD);
+    folio_add_lru_as(m, (pfn, page), PageFlags::empty());
+}
+
+/// [`folio_add_lru`] of a page that gets these flags in the same step.
+#[inline]
+pub fn folio_add_lru_as<M: Lru>(m: &M, (pfn, page): (Pfn, &Page), flags: PageFlags) {
+    page.insert(PageFlags::LRU_ADD | flags);
+    if flags.contains(PageFlags::UNEVICTABLE) {
+        m.count_vm_events(VmEvent::UnevictablePgsMlocked, 1);
+    }
     m.with(|_, cpu| {
         if !cpu.lru_add.note(pfn) {
             cpu.lru_add.drain(m, lru_add);
@@ -99,6 +114,7 @@ const OF_LISTS: PageFlags = PageFlags::ACTIVE
     .union(PageFlags::SWAPBACKED)
     .union(PageFlags::REFERENCED)
     .union(PageFlags::WORKINGSET)
+    .union(PageFlags::LRU_REFS)
     .union(PageFlags::RECLAIM);
 
 /// The page is about to be freed by the caller, who has the last reference: it is on no list any more, and has no flag of the lists
@@ -106,10 +122,15 @@ const OF_LISTS: PageFlags = PageFlags::ACTIVE
 #[inline]
 pub fn folio_del_lru<M: Lru>(m: &M, page: &Page) {
     // Who sees neither mark is right: LRU takes the place of LRU_ADD in one step.
-    if page.has_any(LISTED) && !page.take(PageFlags::LRU_ADD) {
+    if page.has_any(LISTED) {
+        if page.take_with(PageFlags::LRU_ADD, OF_LISTS) {
+            return;
+        }
         m.lruvec(page.node(), |lruvec| del_locked(m, lruvec, page));
     }
-    page.remove(OF_LISTS);
+    if page.has_any(OF_LISTS) {
+        page.remove(OF_LISTS);
+    }
 }
 
 /// [`folio_del_lru`] for many, with the lock taken once for neighbours of one node (Linux: `release_pages`).
@@ -142,14 +163,21 @@ fn lru_add<M: Lru>(m: &M, lruvec: &mut Lruvec, page: (Pfn, &Page)) {
     }
     if page.1.has(PageFlags::UNEVICTABLE) {
         page.1.remove(PageFlags::ACTIVE);
+    } else if page.1.mapcount() >= 0 && lrugen::is_enabled(lruvec) {
+        // Who is mapped already was faulted in, and is in use (Linux: `lru_gen_in_fault`, which takes what was read ahead for used, too).
+        page.1.insert(PageFlags::ACTIVE);
     }
     list::add(m, lruvec, page, End::Head);
 }
 
 /// The page was used by a call, and not through an entry (Linux: `folio_mark_accessed`): inactive becomes referenced, referenced becomes
 /// active.
+///
+/// With generations uses are counted, and nothing is moved (Linux: `folio_inc_refs`).
 pub fn folio_mark_accessed<M: Lru>(m: &M, pfn: Pfn, page: &Page) {
-    if !page.has(PageFlags::REFERENCED) {
+    if m.lru_gen_enabled() {
+        lrugen::folio_inc_refs(page);
+    } else if !page.has(PageFlags::REFERENCED) {
         page.insert(PageFlags::REFERENCED);
     } else if !page.has_any(PageFlags::ACTIVE | PageFlags::UNEVICTABLE) {
         if page.has(PageFlags::LRU_ADD) {
@@ -182,6 +210,7 @@ fn activate<M: Lru>(m: &M, lruvec: &mut Lruvec, (pfn, page): (Pfn, &Page)) {
         page.insert(PageFlags::ACTIVE);
         list::add(m, lruvec, (pfn, page), End::Head);
         workingset::age_nonresident(lruvec, 1);
+        m.count_vm_events(VmEvent::Pgactivate, 1);
     }
 }
 
@@ -208,11 +237,13 @@ fn deactivate_file<M: Lru>(m: &M, lruvec: &mut Lruvec, (pfn, page): (Pfn, &Page)
         page.insert(PageFlags::RECLAIM);
     }
     list::add(m, lruvec, (pfn, page), if is_dirty { End::Head } else { End::Tail });
+    m.count_vm_events(VmEvent::Pgdeactivate, 1);
 }
 
 /// An active page is to be inactive (Linux: the same name; `MADV_COLD`).
 pub fn deactivate_folio<M: Lru>(m: &M, pfn: Pfn, page: &Page) {
-    if page.has(PageFlags::LRU | PageFlags::ACTIVE) && !page.has(PageFlags::UNEVICTABLE) {
+    let is_active = page.has(PageFlags::ACTIVE) || m.lru_gen_enabled();
+    if is_active && page.has(PageFlags::LRU) && !page.has(PageFlags::UNEVICTABLE) {
         m.with(|_, cpu| {
             if !cpu.lru_deactivate.note(pfn) {
                 cpu.lru_deactivate.drain(m, deactivate);
@@ -222,10 +253,12 @@ pub fn deactivate_folio<M: Lru>(m: &M, pfn: Pfn, page: &Page) {
 }
 
 fn deactivate<M: Lru>(m: &M, lruvec: &mut Lruvec, (pfn, page): (Pfn, &Page)) {
-    if page.has(PageFlags::LRU | PageFlags::ACTIVE) && !page.has(PageFlags::UNEVICTABLE) {
+    let is_active = page.has(PageFlags::ACTIVE) || lrugen::is_enabled(lruvec);
+    if is_active && page.has(PageFlags::LRU) && !page.has(PageFlags::UNEVICTABLE) {
         list::del(m, lruvec, page);
         page.remove(PageFlags::ACTIVE | PageFlags::REFERENCED);
         list::add(m, lruvec, (pfn, page), End::Head);
+        m.count_vm_events(VmEvent::Pgdeactivate, 1);
     }
 }
 
@@ -246,12 +279,19 @@ fn move_tail<M: Lru>(m: &M, lruvec: &mut Lruvec, (pfn, page): (Pfn, &Page)) {
         list::del(m, lruvec, page);
         page.remove(PageFlags::ACTIVE);
         list::add(m, lruvec, (pfn, page), End::Tail);
+        m.count_vm_events(VmEvent::Pgrotated, 1);
     }
 }
 
 /// A page is in locked memory now, or no more (Linux: `mlock_folio`, `munlock_folio`). The caller has a reference.
 pub fn set_unevictable<M: Lru>(m: &M, pfn: Pfn, page: &Page, unevictable: bool) {
     m.lruvec(page.node(), |lruvec| {
+        if page.has(PageFlags::UNEVICTABLE) == unevictable {
+            return;
+        }
+        let event =
+            if unevictable { VmEvent::UnevictablePgsMlocked } else { VmEvent::UnevictablePgsMunlocked };
+        m.count_vm_events(event, 1);
         // What is in somebody's hands comes to the right list when it comes back.
         let is_listed = page.has(PageFlags::LRU);
         if is_listed {

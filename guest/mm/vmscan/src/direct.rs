@@ -8,9 +8,9 @@ use crate::{KswapdState, Mark, Throttle, Zones, shrink_node, snapshot_refaults};
 
 /// Frees pages for an allocation; how many, or 1 if compaction could serve it now. `zones` are those that it may use, best first: of
 /// each node the lists are shrunk once a round, so nodes go by distance.
-pub fn try_to_free_pages<M: Zones>(
+pub fn try_to_free_pages<M: Zones, I: Iterator<Item = (u32, ZoneKind)>>(
     m: &M,
-    zones: &[(u32, ZoneKind)],
+    zones: &impl Fn() -> I,
     (gfp, order, highest): (Gfp, Order, ZoneKind),
 ) -> u64 {
     let mut sc = ScanControl::new(Who::Direct, gfp, order, highest);
@@ -44,17 +44,26 @@ pub fn try_to_free_pages<M: Zones>(
 }
 
 /// One round over the nodes.
-fn shrink_zones<M: Zones>(m: &M, zones: &[(u32, ZoneKind)], sc: &mut ScanControl) {
-    let is_ready = |zone: &&(u32, ZoneKind)| m.is_compaction_ready(zone.0, zone.1, sc.order);
-    if sc.order.index() > COSTLY_ORDER && zones.iter().find(is_ready).is_some() {
-        sc.compaction_ready = true;
-        return;
-    }
-    let mut first = None;
-    for_each_node(zones, |node| {
+fn shrink_zones<M: Zones, I: Iterator<Item = (u32, ZoneKind)>>(
+    m: &M,
+    zones: &impl Fn() -> I,
+    sc: &mut ScanControl,
+) {
+    let is_costly = sc.order.index() > COSTLY_ORDER;
+    let (mut first, mut done) = (None, 0_u64);
+    for (node, zone) in zones() {
         first = first.or(Some(node));
-        shrink_node(m, node, sc);
-    });
+        // More free pages are of no use where those that are there only need to be moved.
+        if is_costly && m.is_compaction_ready(node, zone, sc.order) {
+            sc.compaction_ready = true;
+            continue;
+        }
+        let bit = 1_u64.checked_shl(node).unwrap_or(0);
+        if done & bit == 0 {
+            done |= bit;
+            shrink_node(m, node, sc);
+        }
+    }
     if let Some(node) = first
         && sc.nr_reclaimed == 0
         && sc.priority < DEF_PRIORITY - 2
@@ -64,11 +73,11 @@ fn shrink_zones<M: Zones>(m: &M, zones: &[(u32, ZoneKind)], sc: &mut ScanControl
 }
 
 /// Each node of the zones once, in order.
-fn for_each_node(zones: &[(u32, ZoneKind)], mut f: impl FnMut(u32)) {
-    for (index, (node, _)) in zones.iter().enumerate() {
-        let is_first = zones.iter().take(index).all(|(other, _)| other != node);
+fn for_each_node<I: Iterator<Item = (u32, ZoneKind)>>(zones: &impl Fn() -> I, mut f: impl FnMut(u32)) {
+    for (index, (node, _)) in zones().enumerate() {
+        let is_first = zones().take(index).all(|(other, _)| other != node);
         if is_first {
-            f(*node);
+            f(node);
         }
     }
 }

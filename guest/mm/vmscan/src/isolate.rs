@@ -7,21 +7,26 @@ use crate::list::{self, End, is_file_lru};
 use crate::page_list::PageList;
 use crate::{Lru, Pages, ScanControl};
 
-/// Takes a page off its list, with one more reference for the caller, who has one; false if it is on none (Linux: the same name).
+/// Takes a page, of which the caller has a reference, off its list or out of the batch that it waits in; false if it is in neither
+/// (Linux: the same name, which takes a reference and no page from a batch). It is not counted as isolated by reclaim.
 pub fn folio_isolate_lru<M: Lru>(m: &M, page: &Page) -> bool {
-    page.has(PageFlags::LRU)
-        && m.lruvec(page.node(), |lruvec| {
-            let is_listed = page.take(PageFlags::LRU);
-            if is_listed {
-                list::del(m, lruvec, page);
-                refcount::get(page.references());
-            }
-            is_listed
-        })
+    m.lruvec(page.node(), |lruvec| {
+        // Nobody puts it on a list meanwhile.
+        let is_listed = page.take(PageFlags::LRU);
+        if is_listed {
+            list::del(m, lruvec, page);
+        }
+        is_listed || page.take(PageFlags::LRU_ADD)
+    })
 }
 
-/// Puts a page back that [`folio_isolate_lru`] took; the reference stays the caller's (Linux: `folio_putback_lru` without its put).
+/// Puts a page back that [`folio_isolate_lru`] took; the reference stays the caller's (Linux: the same name, without its put).
 pub fn folio_putback_lru<M: Lru>(m: &M, pfn: Pfn, page: &Page) {
+    if m.lru_gen_enabled() {
+        // What waits in a batch is fresh there.
+        m.lruvec(page.node(), |lruvec| list::add(m, lruvec, (pfn, page), End::Head));
+        return;
+    }
     crate::folio_add_lru(m, pfn, page);
 }
 

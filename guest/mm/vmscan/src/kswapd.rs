@@ -1,7 +1,8 @@
 //! The reclaimer of a node (Linux: `balance_pgdat`, `pgdat_balanced`, `kswapd_shrink_node`).
 
-use mm_core::{Gfp, Order, ZoneKind};
+use mm_core::{Event, EventId, Gfp, Order, ZoneKind};
 
+use crate::lrugen::lru_gen_age_node;
 use crate::scan_control::{DEF_PRIORITY, SWAP_CLUSTER_MAX, ScanControl, Who};
 use crate::shrink_node::compact_gap;
 use crate::{Mark, Zones, shrink_node, snapshot_refaults};
@@ -51,6 +52,14 @@ pub fn balance_pgdat<M: Zones>(
     highest: ZoneKind,
     mut wake_throttled: impl FnMut(),
 ) -> Balanced {
+    let free = || m.managed_zones(node, highest).map(|zone| m.free_pages(node, zone)).sum();
+    m.emit_with(EventId::BalancePgdat, || Event::BalancePgdat {
+        nid: Some(node),
+        order,
+        highest_zoneidx: highest,
+        free: free(),
+        high: m.managed_zones(node, highest).map(|zone| m.watermark(node, zone, Mark::High)).sum(),
+    });
     let boosts = ZoneKind::ALL
         .map(|zone| if zone as u32 <= highest as u32 { m.watermark_boost(node, zone) } else { 0 });
     let mut boost: u64 = boosts.iter().sum();
@@ -77,6 +86,9 @@ pub fn balance_pgdat<M: Zones>(
         }
         sc.may_writepage = boost == 0 || sc.priority < DEF_PRIORITY - 2;
         sc.may_swap = boost == 0;
+        if m.lru_gen_enabled() {
+            lru_gen_age_node(m, node, &sc);
+        }
         if kswapd_shrink_node(m, node, state, &mut sc) {
             raise_priority = false;
         }
@@ -101,6 +113,11 @@ pub fn balance_pgdat<M: Zones>(
         m.wakeup_kcompactd(node, highest);
     }
     snapshot_refaults(m, node);
+    m.emit_with(EventId::BalancePgdatRet, || Event::BalancePgdatRet {
+        nr_reclaimed: sc.nr_reclaimed,
+        free: free(),
+        priority: sc.priority,
+    });
     Balanced { order: sc.order, priority: sc.priority, nr_reclaimed: sc.nr_reclaimed }
 }
 

@@ -11,6 +11,8 @@
 //! L3  a page without LRU and LRU_ADD is on no list, or on the way: in the hands of whoever isolated it, who has a reference;
 //! L4  `isolated` counts the pages that reclaim has in its hands.
 //!
+//! There are two policies behind one interface: active and inactive lists, and generations ([`lrugen`]), which has rules of its own.
+//!
 //! Lock order: a node's LRU lock comes below page-table and rmap locks, and takes nothing.
 //!
 //! Differs from Linux: a batch holds no references. An entry of a batch is a hint: whoever drains it takes the page's LRU_ADD mark, and
@@ -27,6 +29,7 @@ mod direct;
 mod isolate;
 mod kswapd;
 mod list;
+mod lrugen;
 mod machine;
 mod page_list;
 mod references;
@@ -43,12 +46,13 @@ pub use audit::{Broken, audit};
 pub use balance::{Deactivate, ScanBalance, ScanCount, inactive_is_low, scan_count};
 pub use batch::{
     BATCH_SIZE, Batch, CpuBatches, deactivate_file_folio, deactivate_folio, folio_activate, folio_add_lru,
-    folio_del_lru, folio_mark_accessed, folio_rotate_reclaimable, folios_del_lru, lru_add_drain,
-    lru_add_drain_all, set_unevictable,
+    folio_add_lru_as, folio_del_lru, folio_mark_accessed, folio_rotate_reclaimable, folios_del_lru,
+    lru_add_drain, lru_add_drain_all, set_unevictable,
 };
 pub use direct::{allow_direct_reclaim, try_to_free_pages};
 pub use isolate::{folio_isolate_lru, folio_putback_lru};
 pub use kswapd::{Balanced, KswapdState, MAX_RECLAIM_RETRIES, balance_pgdat, pgdat_balanced};
+pub use lrugen::{LRU_GEN_BATCH, folios_update_gen, lru_gen_init};
 pub use machine::{Lru, Mark, PageOut, Pages, Referenced, Throttle, Zones};
 pub use scan_control::{DEF_PRIORITY, SWAP_CLUSTER_MAX, Scan, ScanControl, ScanStat, Who};
 pub use shrink_node::{shrink_node, snapshot_refaults};

@@ -3,6 +3,8 @@
 use memvisor_abi::{LruKind, LruList, Lruvec, PFN_NONE};
 use mm_core::{MemMap, Page, PageFlags, Pfn};
 
+use crate::lrugen;
+
 /// The list that a page's flags name (Linux: `folio_lru_list`).
 pub(crate) fn folio_lru_list(page: &Page) -> LruKind {
     match (page.has(PageFlags::UNEVICTABLE), is_file_lru(page), page.has(PageFlags::ACTIVE)) {
@@ -28,8 +30,11 @@ pub(crate) enum End {
     Tail,
 }
 
-/// Puts a page on the list that its flags name, and marks it LRU.
+/// Puts a page on the list that its flags name, and marks it LRU. With generations it is ACTIVE no more.
 pub(crate) fn add<M: MemMap>(m: &M, lruvec: &mut Lruvec, (pfn, page): (Pfn, &Page), end: End) {
+    if lrugen::is_enabled(lruvec) && !page.has(PageFlags::UNEVICTABLE) {
+        return lrugen::lru_gen_add_folio(m, lruvec, (pfn, page), end);
+    }
     let kind = folio_lru_list(page);
     page.insert(PageFlags::LRU);
     push(m, &mut lruvec.lists[kind as usize], (pfn, page), end);
@@ -38,8 +43,11 @@ pub(crate) fn add<M: MemMap>(m: &M, lruvec: &mut Lruvec, (pfn, page): (Pfn, &Pag
     }
 }
 
-/// Takes a page off the list that its flags name. Its LRU mark is the caller's affair.
+/// Takes a page off the list that its flags name. Its LRU mark is the caller's affair. With generations it is ACTIVE if it was young.
 pub(crate) fn del<M: MemMap>(m: &M, lruvec: &mut Lruvec, page: &Page) {
+    if lrugen::is_enabled(lruvec) && lrugen::lru_gen_del_folio(m, lruvec, page) {
+        return;
+    }
     let kind = folio_lru_list(page);
     unlink(m, &mut lruvec.lists[kind as usize], page);
     if let Some(zone) = lruvec.zone_pages.get_mut(page.zone() as usize) {

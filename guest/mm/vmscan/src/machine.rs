@@ -1,6 +1,6 @@
 //! What the lists and reclaim need from the kernel around them.
 
-use memvisor_abi::{LruKind, Lruvec};
+use memvisor_abi::{LruKind, Lruvec, VmEvent};
 use mm_core::{CpuLocal, MemMap, Order, Page, Pfn, ZoneKind};
 
 use crate::CpuBatches;
@@ -9,6 +9,19 @@ use crate::CpuBatches;
 pub trait Lru: MemMap + CpuLocal<CpuBatches> {
     /// Calls `f` with the lists of a node and their lock held (Linux: `lru_lock`, with interrupts off).
     fn lruvec<R>(&self, node: u32, f: impl FnOnce(&mut Lruvec) -> R) -> R;
+
+    /// Counts an event of /proc/vmstat (Linux: the same name). Also called with an LRU lock held.
+    fn count_vm_events(&self, _event: VmEvent, _count: u64) {}
+
+    /// Whether the lists are those of generations: as of boot, and on every node (Linux: the same name).
+    fn lru_gen_enabled(&self) -> bool {
+        false
+    }
+
+    /// Nanoseconds since boot. Not called with an LRU lock held.
+    fn now_ns(&self) -> u64 {
+        0
+    }
 }
 
 /// Who used a page since reclaim asked last (Linux: `folio_referenced`).
@@ -40,7 +53,14 @@ pub enum PageOut {
 /// What reclaim does to pages. All are called with the page locked and a reference of the caller's; none is called with an LRU lock held.
 pub trait Pages: Lru {
     /// Asks whether the page was used, and forgets it (Linux: `folio_referenced`). The page need not be locked.
+    ///
+    /// With generations it looks at the entries around those of the page, too, and tells [`crate::folios_update_gen`] of pages that they show to
+    /// be in use; one that is on no list becomes REFERENCED (Linux: `lru_gen_look_around`).
     fn folio_referenced(&self, pfn: Pfn, page: &Page) -> Referenced;
+
+    /// Looks through the page tables of all programs for pages of a node that were used, and forgets it: `used` gets them batch by batch. An
+    /// address space that cannot be looked at now is passed over (Linux: `walk_mm` of each).
+    fn walk_page_tables(&self, _node: u32, _used: &mut dyn FnMut(&[Pfn])) {}
 
     /// Gives the page a slot of a swap area, marks it dirty and puts it in the swap cache; false without one (Linux: `add_to_swap`).
     fn add_to_swap(&self, pfn: Pfn, page: &Page) -> bool;
@@ -48,8 +68,11 @@ pub trait Pages: Lru {
     /// Takes the page from all who map it; entries of swap take their place, or nothing (Linux: `try_to_unmap`). Whether nobody maps it now.
     fn try_to_unmap(&self, pfn: Pfn, page: &Page) -> bool;
 
-    /// Begins to write the page (Linux: `pageout`). With [`PageOut::Success`] it is unlocked.
-    fn pageout(&self, pfn: Pfn, page: &Page) -> PageOut;
+    /// Writes that wait for those that follow them on their device, so that these go as one. Dropping it begins them (Linux: `struct swap_iocb`).
+    type Plug: Default;
+
+    /// Begins to write the page, when `plug` is dropped at the latest (Linux: `pageout`). With [`PageOut::Success`] it is unlocked.
+    fn pageout(&self, pfn: Pfn, page: &Page, plug: &mut Self::Plug) -> PageOut;
 
     /// Takes the page from its cache if it is clean and nobody but the cache and the caller has it; `shadow` gives what is to be remembered,
     /// and is called only then (Linux: `__remove_mapping`). No references are left then: [`Pages::free_folio`] ends it. A page
@@ -61,6 +84,11 @@ pub trait Pages: Lru {
 
     /// Gives up the page's slot if nobody names it (Linux: `folio_free_swap`).
     fn folio_free_swap(&self, pfn: Pfn, page: &Page) -> bool;
+
+    /// Opens the page's lock and wakes who waits for it (Linux: the same name).
+    fn unlock_page(&self, _pfn: Pfn, page: &Page) {
+        page.unlock();
+    }
 
     /// Drops the caller's reference; the page need not be locked (Linux: `folio_put`).
     fn folio_put(&self, pfn: Pfn);

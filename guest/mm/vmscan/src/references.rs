@@ -1,5 +1,6 @@
 //! Second chances (Linux: `folio_check_references`).
 
+use memvisor_abi::VmEvent;
 use mm_core::{Page, PageFlags, Pfn};
 
 use crate::list::is_file_lru;
@@ -25,6 +26,7 @@ pub(crate) fn folio_check_references<M: Pages>(m: &M, pfn: Pfn, page: &Page) -> 
     if is_locked {
         // It is off the lists of what can be reclaimed when it comes back (Linux: `mlock_vma_folio` of the walk).
         page.insert(PageFlags::UNEVICTABLE);
+        m.count_vm_events(VmEvent::UnevictablePgsCulled, 1);
         return References::Activate;
     }
     let file = is_file_lru(page);

@@ -6,7 +6,7 @@
 //! clean, mapped by nobody, held by nobody else                  free
 //! ```
 
-use mm_core::{Gfp, Page, PageFlags, Pfn};
+use mm_core::{Event, Gfp, Page, PageFlags, Pfn};
 
 use crate::isolate::file_index;
 use crate::list::is_file_lru;
@@ -27,6 +27,12 @@ enum Fate {
     Activate,
 }
 
+/// What a pass over a list has come to.
+struct Pass<P> {
+    stat: ScanStat,
+    plug: P,
+}
+
 /// Works through `pages`; what is left of them, how many were freed, and what was seen.
 pub(crate) fn shrink_folio_list<M: Pages>(
     m: &M,
@@ -34,25 +40,30 @@ pub(crate) fn shrink_folio_list<M: Pages>(
     sc: &ScanControl,
 ) -> (PageList, u64, ScanStat) {
     let mut back = PageList::EMPTY;
-    let (mut freed, mut stat) = (0, ScanStat::default());
+    let (mut freed, mut pass) = (0, Pass { stat: ScanStat::default(), plug: M::Plug::default() });
     while let Some((pfn, page)) = pages.pop(m) {
-        let fate = if page.try_lock() { shrink_folio(m, (pfn, page), sc, &mut stat) } else { Fate::Keep };
+        let fate = if page.try_lock() { shrink_folio(m, (pfn, page), sc, &mut pass) } else { Fate::Keep };
         match fate {
             Fate::Free => {
                 freed += 1;
                 continue;
             }
             Fate::Keep => {}
-            Fate::KeepLocked => page.unlock(),
-            Fate::Activate => activate(m, (pfn, page), &mut stat),
+            Fate::KeepLocked => m.unlock_page(pfn, page),
+            Fate::Activate => activate(m, (pfn, page), &mut pass.stat),
         }
         back.push(m, (pfn, page));
     }
-    (back, freed, stat)
+    (back, freed, pass.stat)
 }
 
 /// Decides about a locked page.
-fn shrink_folio<M: Pages>(m: &M, (pfn, page): (Pfn, &Page), sc: &ScanControl, stat: &mut ScanStat) -> Fate {
+fn shrink_folio<M: Pages>(
+    m: &M,
+    (pfn, page): (Pfn, &Page),
+    sc: &ScanControl,
+    pass: &mut Pass<M::Plug>,
+) -> Fate {
     if page.has(PageFlags::UNEVICTABLE) {
         return Fate::Activate;
     }
@@ -60,15 +71,19 @@ fn shrink_folio<M: Pages>(m: &M, (pfn, page): (Pfn, &Page), sc: &ScanControl, st
     if is_mapped && !sc.may_unmap {
         return Fate::KeepLocked;
     }
-    count_dirty(page, stat);
+    count_dirty(page, &mut pass.stat);
     if page.has(PageFlags::WRITEBACK) {
-        return writeback(page, sc, stat);
+        return writeback(page, sc, &mut pass.stat);
+    }
+    // A neighbour's entries showed that it is used (Linux: `folio_update_gen` of a page that is isolated).
+    if is_mapped && page.has(PageFlags::REFERENCED) && m.lru_gen_enabled() {
+        return Fate::KeepLocked;
     }
     let references = folio_check_references(m, pfn, page);
     match references {
         References::Activate => return Fate::Activate,
         References::Keep => {
-            stat.ref_keep += 1;
+            pass.stat.ref_keep += 1;
             return Fate::KeepLocked;
         }
         References::Reclaim | References::ReclaimClean => {}
@@ -84,11 +99,11 @@ fn shrink_folio<M: Pages>(m: &M, (pfn, page): (Pfn, &Page), sc: &ScanControl, st
         }
     }
     if is_mapped && !m.try_to_unmap(pfn, page) {
-        stat.unmap_fail += 1;
+        pass.stat.unmap_fail += 1;
         return Fate::Activate;
     }
     if page.has(PageFlags::DIRTY) {
-        match clean(m, (pfn, page), sc, (references, stat)) {
+        match clean(m, (pfn, page), sc, (references, pass)) {
             None => {}
             Some(fate) => return fate,
         }
@@ -97,7 +112,7 @@ fn shrink_folio<M: Pages>(m: &M, (pfn, page): (Pfn, &Page), sc: &ScanControl, st
         return Fate::KeepLocked;
     }
     page.remove(OF_LISTS);
-    page.unlock();
+    m.unlock_page(pfn, page);
     m.free_folio(pfn);
     Fate::Free
 }
@@ -106,6 +121,7 @@ const OF_LISTS: PageFlags = PageFlags::ACTIVE
     .union(PageFlags::SWAPBACKED)
     .union(PageFlags::REFERENCED)
     .union(PageFlags::WORKINGSET)
+    .union(PageFlags::LRU_REFS)
     .union(PageFlags::RECLAIM);
 
 /// Linux: `folio_check_dirty_writeback` and what follows.
@@ -141,7 +157,7 @@ fn clean<M: Pages>(
     m: &M,
     (pfn, page): (Pfn, &Page),
     sc: &ScanControl,
-    (references, stat): (References, &mut ScanStat),
+    (references, pass): (References, &mut Pass<M::Plug>),
 ) -> Option<Fate> {
     // File systems write best in their own order: only kswapd does, when nothing else is left.
     if is_file_lru(page) && !(sc.is_kswapd() && page.has(PageFlags::RECLAIM) && sc.node_dirty) {
@@ -152,12 +168,13 @@ fn clean<M: Pages>(
     if references == References::ReclaimClean || !may_enter || !sc.may_writepage {
         return Some(Fate::KeepLocked);
     }
-    match m.pageout(pfn, page) {
+    match m.pageout(pfn, page, &mut pass.plug) {
         PageOut::Keep => Some(Fate::KeepLocked),
         PageOut::Activate => Some(Fate::Activate),
         PageOut::Clean => None,
         PageOut::Success => {
-            stat.pageout += 1;
+            pass.stat.pageout += 1;
+            m.emit(Event::MmVmscanWriteFolio { pfn, anon: !is_file_lru(page) });
             let busy = PageFlags::DIRTY | PageFlags::WRITEBACK;
             if page.has_any(busy) || !page.try_lock() {
                 return Some(Fate::Keep);
@@ -178,5 +195,5 @@ fn activate<M: Pages>(m: &M, (pfn, page): (Pfn, &Page), stat: &mut ScanStat) {
         page.insert(PageFlags::ACTIVE);
         stat.activate[file_index(page)] += 1;
     }
-    page.unlock();
+    m.unlock_page(pfn, page);
 }

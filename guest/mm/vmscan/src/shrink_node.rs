@@ -1,9 +1,10 @@
 //! All lists of a node (Linux: `prepare_scan_count`, `shrink_lruvec`, `shrink_node`).
 
 use memvisor_abi::LruKind;
-use mm_core::{Order, ZoneKind};
+use mm_core::{Event, EventId, Order, ZoneKind};
 
 use crate::balance::{Deactivate, ScanCount, scan_count};
+use crate::lrugen::lru_gen_shrink_lruvec;
 use crate::scan_control::{DEF_PRIORITY, SWAP_CLUSTER_MAX, ScanStat};
 use crate::shrink::{is_low, shrink_active_list, shrink_list, sizes};
 use crate::{Mark, ScanControl, Throttle, Zones};
@@ -13,12 +14,41 @@ pub(crate) const COSTLY_ORDER: usize = 3;
 
 /// Reclaims from a node until enough is free for now; whether anything was.
 pub fn shrink_node<M: Zones>(m: &M, node: u32, sc: &mut ScanControl) -> bool {
+    let (scanned, reclaimed) = (sc.nr_scanned, sc.nr_reclaimed);
+    m.emit_with(EventId::ShrinkNode, || begin_of(m, node, sc.priority));
+    let is_reclaimable = shrink_node_once_or_more(m, node, sc);
+    m.emit(Event::ShrinkNodeRet {
+        nr_scanned: sc.nr_scanned - scanned,
+        nr_reclaimed: sc.nr_reclaimed - reclaimed,
+    });
+    is_reclaimable
+}
+
+/// What a pass over a node finds.
+fn begin_of<M: Zones>(m: &M, node: u32, priority: u8) -> Event {
+    let lists = m.lruvec(node, |lruvec| LruKind::ALL.map(|kind| lruvec.lists[kind as usize].count));
+    let sum = |kinds: [LruKind; 2]| kinds.map(|kind| lists[kind as usize]).into_iter().sum();
+    Event::ShrinkNode {
+        nid: Some(node),
+        priority,
+        anon: sum([LruKind::InactiveAnon, LruKind::ActiveAnon]),
+        file: sum([LruKind::InactiveFile, LruKind::ActiveFile]),
+        free_swap: m.nr_swap_pages(),
+        free: m.managed_zones(node, ZoneKind::Movable).map(|zone| m.free_pages(node, zone)).sum(),
+    }
+}
+
+fn shrink_node_once_or_more<M: Zones>(m: &M, node: u32, sc: &mut ScanControl) -> bool {
     let mut is_reclaimable = false;
     loop {
         sc.nr = ScanStat::default();
         let (reclaimed, scanned) = (sc.nr_reclaimed, sc.nr_scanned);
-        prepare_scan_count(m, node, sc);
-        shrink_lruvec(m, node, sc);
+        if m.lru_gen_enabled() {
+            lru_gen_shrink_lruvec(m, node, sc);
+        } else {
+            prepare_scan_count(m, node, sc);
+            shrink_lruvec(m, node, sc);
+        }
         sc.nr_reclaimed += m.shrink_slab(node, sc.priority);
         let freed = sc.nr_reclaimed - reclaimed;
         is_reclaimable |= freed > 0;
@@ -151,8 +181,8 @@ fn should_continue_reclaim<M: Zones>(
     }
     let has_swap = m.nr_swap_pages() > 0;
     let inactive = m.lruvec(node, |lruvec| {
-        let count = |kind: LruKind| lruvec.lists[kind as usize].count;
-        count(LruKind::InactiveFile) + if has_swap { count(LruKind::InactiveAnon) } else { 0 }
+        let anon = if has_swap { lruvec.pages(LruKind::InactiveAnon) } else { 0 };
+        lruvec.pages(LruKind::InactiveFile) + anon
     });
     inactive > compact_gap(sc.order)
 }

@@ -2,6 +2,7 @@
 
 mod batches;
 mod decisions;
+mod generations;
 mod lists_model;
 mod machine;
 mod pressure;

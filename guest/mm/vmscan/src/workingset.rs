@@ -8,12 +8,15 @@
 //! shadow   39 ... 8   7 ... 2   1            0
 //!          age        node      workingset   1
 //! ```
+//!
+//! With generations there is the number of the oldest generation in place of the age, and how often the page was used: see
+//! the module of generations.
 
 use memvisor_abi::{LruKind, Lruvec};
 use mm_core::{Page, PageFlags};
 
-use crate::Lru;
 use crate::list::is_file_lru;
+use crate::{Lru, lrugen};
 
 const AGE_BITS: u32 = 32;
 const AGE_MASK: u64 = (1 << AGE_BITS) - 1;
@@ -49,6 +52,10 @@ pub(crate) fn age_nonresident(lruvec: &mut Lruvec, pages: u64) {
 pub fn workingset_eviction<M: Lru>(m: &M, page: &Page) -> u64 {
     let (node, workingset) = (page.node(), page.has(PageFlags::WORKINGSET));
     m.lruvec(node, |lruvec| {
+        if lrugen::is_enabled(lruvec) {
+            let workingset = page.flags().lru_refs() > 0;
+            return Shadow { node, age: lrugen::lru_gen_eviction(lruvec, page), workingset }.pack();
+        }
         let age = lruvec.nonresident_age;
         age_nonresident(lruvec, 1);
         Shadow { node, age, workingset }.pack()
@@ -73,6 +80,9 @@ pub fn workingset_refault<M: Lru>(m: &M, page: &Page, shadow: u64, nr_swap_pages
     let Some(shadow) = Shadow::unpack(shadow) else { return Refault::Unknown };
     let file = is_file_lru(page);
     m.lruvec(shadow.node, |lruvec| {
+        if lrugen::is_enabled(lruvec) {
+            return lrugen::lru_gen_refault(lruvec, page, (shadow.age, AGE_MASK, shadow.workingset));
+        }
         let distance = lruvec.nonresident_age.wrapping_sub(shadow.age) & AGE_MASK;
         if distance > competitors(lruvec, file, nr_swap_pages) {
             return Refault::Cold;

@@ -77,3 +77,12 @@ proptest! {
         }
     }
 }
+
+proptest! {
+    #[test]
+    fn keys_are_ordered_as_places_then_by_serial(a in any::<(u8, u64, u32)>(), b in any::<(u8, u64, u32)>()) {
+        let place = |(class, at, _): (u8, u64, u32)| Place { class, at };
+        let key = |x: (u8, u64, u32)| place(x).key(u64::from(x.2));
+        prop_assert_eq!(key(a).cmp(&key(b)), place(a).cmp(&place(b)).then(a.2.cmp(&b.2)));
+    }
+}

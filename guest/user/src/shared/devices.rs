@@ -1,9 +1,10 @@
 //! Frames of devices: memory of a driver, and registers.
 
 use super::{
-    BYTES, EACCES, EFAULT, EINVAL, ENOSPC, EPERM, PRIVATE, RDWR, READ, READ_WRITE, SHARED, close, file_has,
-    get, is_error, map, map_at, maps_have, open, pread, pwrite, set, unmap, unmount,
+    BYTES, EACCES, EFAULT, EINVAL, ENOSPC, EPERM, PRIVATE, RDWR, READ, READ_WRITE, SHARED, close, get,
+    is_error, map, map_at, maps_have, open, pread, pwrite, set, unmap, unmount,
 };
+use crate::proc::file_has;
 use crate::processes::{child, wait};
 use crate::program::Checks;
 use crate::sys::{self, call};

@@ -427,6 +427,7 @@ impl Builder {
             pcps: publish!(pcps, PerCpuPages),
             zonelists: publish!(zonelists, Zonelist),
             vm_sysctl: publish!([sysctl], VmSysctl),
+            file_counts: publish!([FileCounts::default()], FileCounts),
             counters: Counters::default(),
             // Tables that no rule under test needs are not published.
             ..Root::new_zeroed()

@@ -10,6 +10,7 @@ mod pcp;
 mod pti;
 mod slab;
 mod spaces;
+mod swiotlb;
 mod vmalloc;
 
 use guest::{healthy, healthy_with_five_levels};
@@ -17,12 +18,25 @@ use memvisor_inspect::CpuRegisters;
 
 use crate::RULES;
 
+/// Rules about what the model of a guest does not publish: their seeded faults are found in real guests only (tests/cases/audit.toml).
+const UNPUBLISHED: [&str; 4] = ["lru.", "oom.", "swap.", "zones.stats"];
+
+/// Rules that were skipped and need not have been.
+fn skipped(report: &crate::AuditReport) -> Vec<&'static str> {
+    let names = report.skipped().map(|(name, _)| name);
+    names.filter(|name| !UNPUBLISHED.iter().any(|prefix| name.starts_with(prefix))).collect()
+}
+
 #[test]
 fn a_healthy_guest_has_no_findings_and_every_rule_checked_something() {
     let report = healthy().audit();
     assert_eq!(report.findings, [], "{report}");
     assert_eq!(report.rules.len(), RULES.len());
     for rule in &report.rules {
+        if UNPUBLISHED.iter().any(|prefix| rule.name.starts_with(prefix)) {
+            assert!(rule.skipped.is_some() || rule.checked == 0, "{}: take it out of UNPUBLISHED", rule.name);
+            continue;
+        }
         assert_eq!(rule.skipped, None, "{}", rule.name);
         assert!(rule.checked > 0, "{} checked nothing", rule.name);
     }
@@ -64,8 +78,7 @@ fn without_facts_the_guests_own_map_stands_in_and_comparisons_are_skipped() {
     let guest = healthy();
     let report = crate::audit(&crate::Evidence { facts: None, ..guest.evidence() });
     assert_eq!(report.findings, [], "{report}");
-    let skipped: Vec<_> = report.skipped().map(|(name, _)| name).collect();
-    assert_eq!(skipped, ["e820.raw", "numa.distances"]);
+    assert_eq!(skipped(&report), ["e820.raw", "numa.distances"]);
     assert!(report.to_string().contains("no facts"), "{report}");
 }
 
@@ -83,7 +96,7 @@ fn without_registers_cr3_is_skipped() {
     let guest = healthy();
     let report = crate::audit(&crate::Evidence { registers: &[], ..guest.evidence() });
     assert_eq!(report.findings, [], "{report}");
-    assert_eq!(report.skipped().map(|(name, _)| name).collect::<Vec<_>>(), ["pgtable.cr3"]);
+    assert_eq!(skipped(&report), ["pgtable.cr3"]);
 }
 
 #[test]

@@ -28,6 +28,11 @@ const CACHE: Mapping = Mapping {
     size: 4096,
     references: 1,
     flags: Mapping::HOLDS_PAGES,
+    swap_next: 0,
+    swap_prev: 0,
+    dev: 0,
+    ino: 0,
+    name: [0; memvisor_abi::MAPPING_NAME_LEN],
 };
 const TASK_SIZE: u64 = 0x7fff_ffff_f000;
 const STACK_TOP: u64 = 0x7fff_0000_0000;
@@ -267,17 +272,54 @@ fn rmap_refcount_sees_a_reference_too_many_and_counts_what_a_mapping_holds() {
     let mut guest = healthy();
     guest.edit_page(USER_PFN + 1, |page| page.refcount = 2);
     assert_eq!(only(&guest, "rmap.refcount").frame, Some(USER_PFN + 1));
-    let mut guest = healthy();
-    guest.memory.write_value(MAPPING, &CACHE).unwrap();
-    assert_eq!(only(&guest, "rmap.refcount").frame, Some(USER_PFN));
-    guest.edit_page(USER_PFN, |page| page.refcount = 2);
+    let mut guest = with_cache(CACHE, FileCounts { nr_file_pages: 1, ..FileCounts::default() });
     assert_eq!(guest.audit().findings, []);
+    guest.edit_page(USER_PFN, |page| page.refcount = 1);
+    assert_eq!(only(&guest, "rmap.refcount").frame, Some(USER_PFN));
+}
+
+/// The mapping as a cache of its one page.
+fn with_cache(mapping: Mapping, counts: FileCounts) -> TestGuest {
+    let mut guest = healthy();
+    guest.memory.write_value(MAPPING, &mapping).unwrap();
+    let gpa = guest.guest().root().file_counts.gpa;
+    guest.memory.write_value(gpa, &counts).unwrap();
+    guest.edit_page(USER_PFN, |page| page.refcount = 2);
+    guest
+}
+
+#[test]
+fn cache_tree_sees_a_page_that_is_elsewhere_and_one_that_is_missing() {
+    let counts = FileCounts { nr_file_pages: 1, ..FileCounts::default() };
+    let mut guest = with_cache(Mapping { nrpages: 2, ..CACHE }, counts);
+    only(&guest, "cache.tree");
+    guest.memory.write_value(MAPPING, &Mapping { root: 0, nrpages: 0, ..CACHE }).unwrap();
+    let found = rules(&guest);
+    assert!(found.contains(&"cache.tree") && found.contains(&"cache.counts"), "{found:?}");
+}
+
+#[test]
+fn cache_marks_sees_a_dirty_page_without_a_mark() {
+    let on_disk = Mapping { flags: Mapping::HOLDS_PAGES | Mapping::WRITTEN_BACK, ..CACHE };
+    let counts = FileCounts { nr_file_pages: 1, nr_file_dirty: 1, ..FileCounts::default() };
+    let mut guest = with_cache(Mapping { marks: 1, ..on_disk }, counts);
+    guest.edit_page(USER_PFN, |page| page.flags |= PageFlags::DIRTY.bits());
+    assert_eq!(guest.audit().findings, []);
+    guest.memory.write_value(MAPPING, &on_disk).unwrap();
+    assert_eq!(only(&guest, "cache.marks").frame, Some(USER_PFN));
+}
+
+#[test]
+fn cache_counts_sees_a_page_too_many_but_not_in_the_middle_of_a_change() {
+    let counts = FileCounts { nr_file_pages: 1, nr_writeback: 1, ..FileCounts::default() };
+    only(&with_cache(CACHE, counts), "cache.counts");
+    assert_eq!(with_cache(CACHE, FileCounts { busy: 1, ..counts }).audit().findings, []);
 }
 
 #[test]
 fn a_page_that_only_its_mapping_holds_is_owned_and_counted() {
-    let mut guest = healthy();
-    guest.memory.write_value(MAPPING, &CACHE).unwrap();
+    let mut guest = with_cache(CACHE, FileCounts { nr_file_pages: 1, ..FileCounts::default() });
+    guest.edit_page(USER_PFN, |page| page.refcount = 1);
     edit_user(&mut guest, USER_VA, |_| 0);
     edit_mm(&mut guest, |mm| mm.rss[1] = 0);
     guest.edit_page(USER_PFN, |page| page.mapcount = -1);

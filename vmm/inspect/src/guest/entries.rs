@@ -20,6 +20,8 @@ pub enum EntryKind {
     ProtNone,
     /// A page that is being moved: [`PTE_MIGRATION`].
     Migration,
+    /// A page in a slot of a swap area: [`abi::PTE_SWAP`].
+    Swap,
     /// Not empty, and none of these.
     Unknown,
 }
@@ -36,6 +38,7 @@ impl EntryKind {
             EntryKind::Present => "present",
             EntryKind::ProtNone => "no access",
             EntryKind::Migration => "migration",
+            EntryKind::Swap => "swap",
             EntryKind::Unknown => "unknown",
         }
     }
@@ -48,14 +51,21 @@ pub struct UserEntry {
     pub va: u64,
     /// What it is.
     pub kind: EntryKind,
-    /// First frame that it names.
+    /// First frame that it names; [`abi::PFN_NONE`] if it names a slot.
     pub pfn: u64,
-    /// Frames: 1, or more for a large page.
+    /// Frames: 1, or more for a large page; 0 if it names a slot.
     pub frames: u64,
     /// What it and the entries above it allow; of one that is not present, what its own bits say.
     pub access: Access,
     /// The entry.
     pub entry: Entry,
+}
+
+impl UserEntry {
+    /// Area and slot that it names, if its page is in swap.
+    pub fn swap_slot(&self) -> Option<(u32, u64)> {
+        abi::pte_swap_slot(self.entry.as_u64()).filter(|_| self.kind == EntryKind::Swap)
+    }
 }
 
 /// All of one address space.
@@ -129,10 +139,14 @@ impl Visitor for Collector {
         let kind = match raw {
             raw if level == 1 && raw & PTE_PROTNONE != 0 => EntryKind::ProtNone,
             raw if level == 1 && raw & PTE_MIGRATION != 0 => EntryKind::Migration,
+            raw if level == 1 && abi::pte_swap_slot(raw).is_some() => EntryKind::Swap,
             _ => EntryKind::Unknown,
         };
-        let pfn = (raw & Entry::ADDRESS) >> PAGE_SHIFT;
-        self.push(UserEntry { va, kind, pfn, frames: 1, access: Access::of(raw, raw), entry });
+        let (pfn, frames) = match kind {
+            EntryKind::Swap => (abi::PFN_NONE, 0),
+            _ => ((raw & Entry::ADDRESS) >> PAGE_SHIFT, 1),
+        };
+        self.push(UserEntry { va, kind, pfn, frames, access: Access::of(raw, raw), entry });
     }
 
     fn table(&mut self, table: &Table) {

@@ -36,11 +36,24 @@ pub enum TableName {
     Zonelists,
     VmEvents,
     VmSysctl,
+    /// Counts of the page cache.
+    FileCounts,
+    /// Counts of pages by zone.
+    NodeStats,
     CmaAreas,
     CmaBitmap,
     MovableOwners,
     Kcompactds,
     CpuTlbs,
+    LruBatches,
+    Lruvecs,
+    Swiotlb,
+    SwiotlbAreas,
+    SwiotlbSlots,
+    SwapAreas,
+    Oom,
+    SwapWords,
+    ShmemSwaplist,
 }
 
 impl TableName {
@@ -70,11 +83,22 @@ impl TableName {
             TableName::Zonelists => "zonelists",
             TableName::VmEvents => "vm_events",
             TableName::VmSysctl => "vm_sysctl",
+            TableName::FileCounts => "file_counts",
+            TableName::NodeStats => "node_stats",
             TableName::CmaAreas => "cma_areas",
             TableName::CmaBitmap => "cma_areas' bitmap",
             TableName::MovableOwners => "movable_owners",
             TableName::Kcompactds => "kcompactds",
             TableName::CpuTlbs => "cpu_tlbs",
+            TableName::Lruvecs => "lruvecs",
+            TableName::LruBatches => "lru_batches",
+            TableName::Swiotlb => "swiotlb",
+            TableName::SwiotlbAreas => "swiotlb's areas",
+            TableName::SwiotlbSlots => "swiotlb's slots",
+            TableName::SwapAreas => "swap_areas",
+            TableName::Oom => "oom",
+            TableName::SwapWords => "swap_areas' words",
+            TableName::ShmemSwaplist => "shmem_swaplist",
         }
     }
 }

@@ -15,12 +15,16 @@ mod consistent;
 mod entries;
 mod error;
 mod free_list;
+mod lru;
+mod node_stats;
 mod pages;
 mod pcp;
 mod rest;
 mod rmap;
 mod slab;
 mod spaces;
+mod swap;
+mod swiotlb;
 mod tables;
 mod vmalloc;
 
@@ -37,12 +41,15 @@ pub use consistent::{Reading, consistent};
 pub use entries::{EntryKind, MapCounts, UserEntries, UserEntry};
 pub use error::{AttachError, GuestError, TableName};
 pub use free_list::{FreeList, ListProblem};
+pub use lru::{LruGenWalk, LruWalk};
+pub use node_stats::{DERIVED as DERIVED_STATS, ZoneCounts};
 pub use pages::section_start_pfn;
 pub use pcp::PcpBlocks;
 pub use rest::{Busy, cpu_rests};
 pub use rmap::{RmapIndex, RmapPlace, address_of};
 pub use slab::{Keeper, Slab, SlabWalk, Slabs, cache_name};
-pub use spaces::{AddressSpace, LinkProblem, Linked, MmSpace, TreeEntry, VmaAt};
+pub use spaces::{AddressSpace, CachedPage, LinkProblem, Linked, MmSpace, TreeEntry, VmaAt};
+pub use swap::{ShmemSlot, SlotWord, slot_of_value};
 pub use vmalloc::{KmapWindowSlots, VmAreaAt};
 
 #[cfg(test)]

@@ -118,6 +118,17 @@ pub struct Linked<T> {
     pub problem: Option<LinkProblem>,
 }
 
+/// A page in the tree of a mapping.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CachedPage {
+    /// Its page offset.
+    pub index: u64,
+    /// Its frame.
+    pub pfn: u64,
+    /// Marks, as [`Mapping::marks`] has them.
+    pub marks: u32,
+}
+
 impl<T> Linked<T> {
     const fn new() -> Linked<T> {
         Linked { items: Vec::new(), problem: None }
@@ -251,6 +262,37 @@ impl<S: MemorySource + ?Sized> Guest<'_, S> {
             entry = node.slots.get(usize::try_from(index >> node.shift & 63).ok()?).copied()?;
         }
         (covered && entry != 0 && entry & 3 == 0).then_some(entry >> abi::PAGE_SHIFT)
+    }
+
+    /// All pages that the tree of a mapping has, by ascending index, with their marks as far as every node above them repeats them. Ends where
+    /// the tree makes no sense.
+    pub fn cached_pages(&self, mapping: &Mapping) -> Vec<CachedPage> {
+        let mut found = Vec::new();
+        // Nodes to come: entry, the index at which it begins, bits that it resolves at most, marks so far.
+        let mut todo = vec![(mapping.root, 0_u64, u64::BITS, mapping.marks)];
+        // A tree has at most a node for each page.
+        let mut nodes = self.entry_limit();
+        while let Some((entry, base, bits, marks)) = todo.pop() {
+            match entry & 3 {
+                _ if entry == 0 => {}
+                0 => found.push(CachedPage { index: base, pfn: entry >> abi::PAGE_SHIFT, marks }),
+                2 => {
+                    let Ok(node) = self.object::<MappingNode>("xa_node", entry & !3) else { continue };
+                    let Some(left) = nodes.checked_sub(1).filter(|_| node.shift < bits) else { break };
+                    nodes = left;
+                    for (slot, below) in node.slots.into_iter().enumerate().rev() {
+                        let slot = slot as u64;
+                        let kept = (0..3)
+                            .filter(|mark| node.marks.get(*mark).is_some_and(|slots| slots & 1 << slot != 0));
+                        let kept = kept.fold(0, |kept, mark| kept | 1 << mark) & marks;
+                        let at = slot.checked_shl(node.shift).unwrap_or(0).wrapping_add(base);
+                        todo.push((below, at, node.shift, kept));
+                    }
+                }
+                _ => {}
+            }
+        }
+        found
     }
 
     /// The VMAs that an [`AnonVma`] leads to (Linux: `anon_vma_interval_tree_foreach`).

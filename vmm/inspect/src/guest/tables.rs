@@ -4,8 +4,8 @@ use std::mem::size_of;
 
 use memvisor_abi as abi;
 use memvisor_abi::{
-    CpuInfo, E820Entry, Kcompactd, LayoutRange, MAX_MOVABLE_OWNERS, MAX_NR_ZONES, MAX_NUMNODES,
-    MemblockRegion, MovableOwner, Node, SECTION_SIZE_BITS, Section, TableRef, TraceRing, VmSysctl, Zone,
+    CpuInfo, E820Entry, FileCounts, Kcompactd, LayoutRange, MAX_MOVABLE_OWNERS, MAX_NR_ZONES, MAX_NUMNODES,
+    MemblockRegion, MovableOwner, Node, Oom, SECTION_SIZE_BITS, Section, TableRef, TraceRing, VmSysctl, Zone,
 };
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -116,6 +116,14 @@ impl<S: MemorySource + ?Sized> Guest<'_, S> {
         self.table(TableName::VmSysctl, self.root.vm_sysctl, 1, Absent::IsEmpty)
     }
 
+    /// Counts of the page cache, one or none.
+    ///
+    /// # Errors
+    /// [`GuestError`].
+    pub fn file_counts(&self) -> Result<Vec<FileCounts>, GuestError> {
+        self.table(TableName::FileCounts, self.root.file_counts, 1, Absent::IsEmpty)
+    }
+
     /// One zone.
     ///
     /// # Errors
@@ -187,6 +195,15 @@ impl<S: MemorySource + ?Sized> Guest<'_, S> {
     /// [`GuestError`].
     pub fn kcompactds(&self) -> Result<Vec<Kcompactd>, GuestError> {
         self.table(TableName::Kcompactds, self.root.kcompactds, MAX_NUMNODES as u64, Absent::IsEmpty)
+    }
+
+    /// What the OOM killer is set to and did; `None` of a guest that does not publish it.
+    ///
+    /// # Errors
+    /// [`GuestError`].
+    pub fn oom(&self) -> Result<Option<Oom>, GuestError> {
+        let table: Vec<Oom> = self.table(TableName::Oom, self.root.oom, 1, Absent::IsEmpty)?;
+        Ok(table.into_iter().next())
     }
 
     pub(super) fn table<T: FromBytes + IntoBytes + Clone>(

@@ -146,7 +146,11 @@ fn entry(event: EventId, depth: u8, args: [u64; 5]) -> TraceEntry {
 
 #[test]
 fn lines_look_as_perf_script_writes_them() {
-    let names = Names { caches: vec!["kmalloc-8".into(), "task_struct".into()], tsc_khz: Some(2_500_000) };
+    let names = Names {
+        caches: vec!["kmalloc-8".into(), "task_struct".into()],
+        tsc_khz: Some(2_500_000),
+        ..Names::default()
+    };
     let line = |entry: TraceEntry| EventText { entry: &entry, names: &names }.to_string();
     assert_eq!(
         line(entry(EventId::AllocPages, 0, [0x0000_0002_0000_0dc0 | 1 << 48, 0, 0, 0, 0])),
@@ -168,7 +172,7 @@ fn lines_look_as_perf_script_writes_them() {
 
 #[test]
 fn json_has_numbers_and_names() {
-    let names = Names { caches: vec!["a".into(), "task_struct".into()], tsc_khz: None };
+    let names = Names { caches: vec!["a".into(), "task_struct".into()], tsc_khz: None, ..Names::default() };
     let entry = entry(EventId::KmemCacheFree, 1, [0x1f9_8040, 1, 0, 0, 0]);
     let json = EventText { entry: &entry, names: &names }.json();
     assert_eq!(json["args"]["cache"], "task_struct");

@@ -1,6 +1,6 @@
 //! Records in words.
 
-use std::fmt;
+use std::{collections::BTreeMap, fmt};
 
 use memvisor_abi::{EventId, Field, FieldKind, MAX_NR_ZONES, Phase, ZoneKind};
 use serde_json::{Map, Value, json};
@@ -13,13 +13,20 @@ use crate::{Guest, MemorySource, cache_name};
 pub struct Names {
     /// Caches by index.
     pub caches: Vec<String>,
+    /// Threads of the kernel by number.
+    pub threads: BTreeMap<u32, String>,
     /// Cycles of the time-stamp counter in a millisecond; `None` if nobody knows.
     pub tsc_khz: Option<u32>,
 }
 
 impl Names {
-    /// Reads the names of the guest's caches; what cannot be read stays as it was.
+    /// Reads the names of the guest's caches and of its kernel's threads; what cannot be read stays as it was.
     pub fn refresh<S: MemorySource + ?Sized>(&mut self, guest: &Guest<'_, S>) {
+        let tasks = guest.tasks().unwrap_or_default();
+        for task in tasks.iter().filter(|task| task.pid != 0 && task.mm == 0 && task.tgid == 0) {
+            let name = task.name.split(|byte| *byte == 0).next().unwrap_or_default();
+            self.threads.insert(task.pid, String::from_utf8_lossy(name).into_owned());
+        }
         if let Ok(caches) = guest.caches()
             && !caches.is_empty()
         {
@@ -31,6 +38,15 @@ impl Names {
                     *old = name;
                 }
             }
+        }
+    }
+
+    /// Who a number in a record is: a process, a thread of the kernel, or the kernel itself.
+    pub fn task(&self, pid: u32) -> String {
+        match self.threads.get(&pid) {
+            _ if pid == 0 => "kernel".to_owned(),
+            Some(name) => format!("{name}-{pid}"),
+            None => format!("task-{pid}"),
         }
     }
 
@@ -134,6 +150,20 @@ fn meaning(event: u16, field: &str, raw: u8) -> Option<&'static str> {
             "no memory",
         ]);
     }
+    if is(EventId::MmVmscanLruIsolate) {
+        return word(&["inactive anon", "active anon", "inactive file", "active file", "unevictable"]);
+    }
+    if is(EventId::MmVmscanThrottled) {
+        return word(&[
+            "writes must end",
+            "others have too many pages",
+            "nothing could be freed",
+            "devices are busy",
+        ]);
+    }
+    if is(EventId::BlockRqIssue) {
+        return word(&["vda", "vdb", "vdc", "vdd"]);
+    }
     if is(EventId::Ioremap) {
         return word(&["WB", "WC", "UC-", "UC", "WT", "WP"]);
     }
@@ -231,7 +261,7 @@ impl EventText<'_> {
 impl fmt::Display for EventText<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let TraceEntry { cpu, cycles, record, .. } = self.entry;
-        let task = if record.pid == 0 { "kernel".to_owned() } else { format!("task-{}", record.pid) };
+        let task = self.names.task(record.pid);
         let irq = if self.entry.in_interrupt() { 'h' } else { '.' };
         let indent = usize::from(record.depth) * 2;
         write!(f, "{task:>8} [{cpu:03}] {irq} {}: {:indent$}{}", self.names.time(*cycles), "", self.step())

@@ -2,9 +2,10 @@
 
 use std::fmt;
 
-use memvisor_abi::{NR_NUMA_EVENTS, NumaEvent, VmEvent};
+use memvisor_abi::{NR_NUMA_EVENTS, NumaEvent};
 use serde::Serialize;
 
+use super::proc::ProcView;
 use super::zones::zone_name;
 use crate::{Guest, GuestError, MemorySource};
 
@@ -63,34 +64,72 @@ impl fmt::Display for NumastatView {
 /// `inspect vmstat`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct VmstatView {
-    /// Events in the order of [`VmEvent`]; empty if the guest publishes none.
+    /// The lines of /proc/vmstat that can be told from outside, in its order.
     pub events: Vec<EventRow>,
 }
 
-/// An event.
+/// A line.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct EventRow {
     /// Name in /proc/vmstat.
-    pub name: &'static str,
-    /// How often, on all CPUs.
+    pub name: String,
+    /// What there is of it now, or how often it happened on all CPUs.
     pub count: u64,
+    /// Whether it only grows.
+    pub grows: bool,
 }
 
 impl VmstatView {
-    /// Reads the events.
+    /// Reads everything.
     ///
     /// # Errors
     /// [`GuestError`].
     pub fn new<S: MemorySource + ?Sized>(guest: &Guest<'_, S>) -> Result<VmstatView, GuestError> {
-        let counts = guest.vm_events()?.map_or(Vec::new(), Vec::from);
-        let events = VmEvent::NAMES.into_iter().zip(counts).map(|(name, count)| EventRow { name, count });
-        Ok(VmstatView { events: events.collect() })
+        let text = ProcView::new(guest, "vmstat")?.map_or(String::new(), |view| view.text);
+        let row = |line: &str| {
+            let (name, count) = line.split_once(' ')?;
+            let grows =
+                !name.starts_with("nr_") || ["nr_vmscan_write", "nr_dirtied", "nr_written"].contains(&name);
+            Some(EventRow { name: name.to_owned(), count: count.parse().ok()?, grows })
+        };
+        Ok(VmstatView { events: text.lines().filter_map(row).collect() })
+    }
+
+    /// What changed since `before`, `seconds` ago: name, what it is now, and by how much it changed a second.
+    pub fn rates<'a>(&'a self, before: &'a VmstatView, seconds: f64) -> Vec<(&'a EventRow, f64)> {
+        let pairs = self.events.iter().filter_map(|row| {
+            let then = before.events.iter().find(|then| then.name == row.name)?;
+            #[expect(clippy::cast_precision_loss, reason = "for people")]
+            let change = row.count as f64 - then.count as f64;
+            // A torn look may count less than the one before.
+            let is_change = change != 0.0 && !(row.grows && change < 0.0) && seconds > 0.0;
+            is_change.then(|| (row, change / seconds))
+        });
+        pairs.collect()
     }
 }
 
 impl fmt::Display for VmstatView {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "events of the page allocator: {}", self.events.len())?;
+        writeln!(f, "counts and events of memory: {}", self.events.len())?;
         self.events.iter().try_for_each(|event| writeln!(f, "{} {}", event.name, event.count))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rates_are_of_what_changed_and_events_never_go_back() {
+        let view = |free, faults| {
+            let row = |name: &str, count, grows| EventRow { name: name.to_owned(), count, grows };
+            VmstatView { events: vec![row("nr_free_pages", free, false), row("pgfault", faults, true)] }
+        };
+        let (before, now) = (view(100, 50), view(80, 70));
+        let names: Vec<_> =
+            now.rates(&before, 2.0).iter().map(|(row, rate)| (row.name.clone(), *rate)).collect();
+        assert_eq!(names, [("nr_free_pages".to_owned(), -10.0), ("pgfault".to_owned(), 10.0)]);
+        assert!(view(100, 40).rates(&before, 2.0).is_empty());
     }
 }

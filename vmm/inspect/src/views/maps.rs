@@ -33,7 +33,11 @@ pub struct MapsRow {
     /// Byte offset in what it maps; 0 of anonymous memory.
     #[serde(serialize_with = "crate::hex")]
     pub offset: u64,
-    /// `[heap]`, `[stack]`, or the address of its mapping; empty for other anonymous memory.
+    /// Number of the file system of the file that it maps; 0 of others.
+    pub dev: u64,
+    /// Number of the inode; 0 of others.
+    pub ino: u64,
+    /// The file's path, `[heap]`, `[stack]`, or the address of its mapping; empty for other anonymous memory.
     pub name: String,
     /// What is resident, if asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -58,7 +62,7 @@ impl MapsView {
             .flatten()
             .map(|problem| problem.to_string())
             .collect();
-        let mut vmas: Vec<MapsRow> = space.vmas.items.iter().map(|at| row(space, at)).collect();
+        let mut vmas: Vec<MapsRow> = space.vmas.items.iter().map(|at| row(guest, space, at)).collect();
         if smaps {
             let limit = guest.entry_limit();
             let mut counts = MapCounts::new(limit);
@@ -84,7 +88,7 @@ impl MapsView {
     }
 }
 
-fn row(space: &MmSpace, at: &VmaAt) -> MapsRow {
+fn row<S: MemorySource + ?Sized>(guest: &Guest<'_, S>, space: &MmSpace, at: &VmaAt) -> MapsRow {
     let vma = &at.vma;
     let letter = |bit, letter| if vma.flags & bit != 0 { letter } else { '-' };
     let shared = if vma.flags & vm_flags::MAYSHARE != 0 { 's' } else { 'p' };
@@ -92,11 +96,14 @@ fn row(space: &MmSpace, at: &VmaAt) -> MapsRow {
         [letter(vm_flags::READ, 'r'), letter(vm_flags::WRITE, 'w'), letter(vm_flags::EXEC, 'x'), shared];
     let anonymous = vma.mapping == 0;
     let mm = &space.mm;
-    // As in Linux 6.1: what touches the heap from below is called so, too.
-    let heap = anonymous && vma.start <= mm.brk && vma.end >= mm.start_brk;
+    // Linux: `vma_is_initial_heap`.
+    let heap = anonymous && vma.start < mm.brk && vma.end > mm.start_brk;
     let is_stack = |at: &VmaAt| at.vma.flags & vm_flags::GROWSDOWN != 0 && at.vma.mapping == 0;
     let stack = space.vmas.items.iter().rev().find(|at| is_stack(at)).is_some_and(|top| top.gpa == at.gpa);
+    let mapping = if anonymous { None } else { guest.mapping(vma.mapping).ok() };
+    let file = mapping.filter(|mapping| mapping.ino != 0);
     let name = match (anonymous, heap, stack) {
+        _ if file.is_some() => file.map_or(String::new(), |mapping| super::cache::path(&mapping)),
         (false, _, _) if vma.flags & vm_flags::PFNMAP != 0 => format!("device:{:#x}", vma.mapping),
         (false, _, _) if vma.flags & vm_flags::COUNTED != 0 => format!("sysv:{:#x}", vma.mapping),
         (false, _, _) => format!("mapping:{:#x}", vma.mapping),
@@ -109,6 +116,8 @@ fn row(space: &MmSpace, at: &VmaAt) -> MapsRow {
         end: vma.end,
         permissions: permissions.iter().collect(),
         offset: if anonymous { 0 } else { vma.pgoff.wrapping_shl(PAGE_SHIFT) },
+        dev: file.map_or(0, |mapping| mapping.dev),
+        ino: file.map_or(0, |mapping| mapping.ino),
         name,
         smaps: None,
     }
@@ -116,9 +125,12 @@ fn row(space: &MmSpace, at: &VmaAt) -> MapsRow {
 
 impl fmt::Display for MapsRow {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // No device and no inode is published.
-        let line =
-            format!("{:08x}-{:08x} {} {:08x} 00:00 0 ", self.start, self.end, self.permissions, self.offset);
+        // Linux: `new_decode_dev`.
+        let (major, minor) = (self.dev >> 8 & 0xfff, self.dev & 0xff | self.dev >> 12 & 0xf_ff00);
+        let line = format!(
+            "{:08x}-{:08x} {} {:08x} {major:02x}:{minor:02x} {} ",
+            self.start, self.end, self.permissions, self.offset, self.ino
+        );
         if self.name.is_empty() {
             writeln!(f, "{line}")?;
         } else {

@@ -5,7 +5,7 @@ mod owner;
 
 use std::fmt;
 
-use memvisor_abi::{PAGE_SHIFT, PAGES_PER_SECTION, PFN_NONE, Page, PageKind};
+use memvisor_abi::{PAGE_SHIFT, PAGES_PER_SECTION, PFN_NONE, Page, PageFlags, PageKind};
 use serde::Serialize;
 
 pub use self::owner::{MappedAt, Owner, Space};
@@ -128,8 +128,15 @@ impl PageRow {
     fn new(descriptor_gpa: u64, page: &Page) -> PageRow {
         let link = |pfn| (pfn != PFN_NONE).then_some(pfn);
         let flags = page.page_flags();
+        // Two fields among the flags are numbers.
+        let (generation, refs) = (flags.lru_gen(), flags & PageFlags::LRU_REFS);
+        let flags = flags.difference(PageFlags::LRU_GEN | PageFlags::LRU_REFS);
         let mut names: Vec<_> = flags.iter_names().map(|(name, _)| name.to_ascii_lowercase()).collect();
         let named = flags.iter_names().fold(0, |all, (_, flag)| all | flag.bits());
+        names.extend(generation.map(|place| format!("lru_gen {place}")));
+        if !refs.is_empty() {
+            names.push(format!("lru_refs {}", refs.bits() >> Page::LRU_REFS_SHIFT));
+        }
         if flags.bits() & !named != 0 {
             names.push(format!("{:#x}", flags.bits() & !named));
         }

@@ -37,6 +37,8 @@ pub struct PsRow {
     pub vsz_kib: u64,
     /// KiB resident, as the guest counts.
     pub rss_kib: u64,
+    /// KiB in swap areas, as the guest counts.
+    pub swap_kib: u64,
     /// KiB of page tables.
     pub tables_kib: u64,
     /// Faults without I/O.
@@ -89,6 +91,7 @@ fn of_space(mm: u64, space: Option<&MmSpace>) -> PsRow {
         mm,
         vsz_kib: kib(read.total_vm),
         rss_kib: kib(read.rss.iter().fold(0, |sum: u64, pages| sum.saturating_add(*pages))),
+        swap_kib: kib(read.swapents),
         tables_kib: kib(read.table_pages),
         min_flt: read.min_flt,
         maj_flt: read.maj_flt,
@@ -106,19 +109,20 @@ impl fmt::Display for PsView {
         writeln!(f, "{processes} with an address space, {kernel} tasks of the kernel{ended}")?;
         writeln!(
             f,
-            "  PID  TGID  PPID STATE     CPU        VSZ        RSS     TABLES   MINFLT   MAJFLT NAME"
+            "  PID  TGID  PPID STATE     CPU        VSZ        RSS       SWAP     TABLES   MINFLT   MAJFLT NAME"
         )?;
         for row in &self.tasks {
             let cpu = row.cpu.map_or("-".to_owned(), |cpu| cpu.to_string());
             writeln!(
                 f,
-                "{:>5} {:>5} {:>5} {:<8} {cpu:>4} {:>10} {:>10} {:>10} {:>8} {:>8} {}",
+                "{:>5} {:>5} {:>5} {:<8} {cpu:>4} {:>10} {:>10} {:>10} {:>10} {:>8} {:>8} {}",
                 row.pid,
                 row.tgid,
                 row.ppid,
                 row.state.unwrap_or("-"),
                 row.vsz_kib,
                 row.rss_kib,
+                row.swap_kib,
                 row.tables_kib,
                 row.min_flt,
                 row.maj_flt,

@@ -69,7 +69,11 @@ impl RmapView {
             if !walked.complete {
                 problems.push(format!("the page tables of pid {pid} cannot be walked whole"));
             }
-            for entry in walked.entries.iter().filter(|entry| entry.kind != EntryKind::Unknown) {
+            for entry in walked
+                .entries
+                .iter()
+                .filter(|entry| !matches!(entry.kind, EntryKind::Unknown | EntryKind::Swap))
+            {
                 let Some(offset) = pfn.checked_sub(entry.pfn).filter(|offset| *offset < entry.frames) else {
                     continue;
                 };

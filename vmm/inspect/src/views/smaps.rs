@@ -32,6 +32,8 @@ pub struct Smaps {
     pub anonymous: u64,
     /// `pss` if the VMA is locked.
     pub locked: u64,
+    /// In swap areas.
+    pub swap: u64,
     /// Two letters a flag.
     pub vm_flags: String,
 }
@@ -83,6 +85,10 @@ impl Smaps {
         let (mut pss, mut pss_dirty) = (0, 0);
         let zero = guest.zero_pfn();
         for entry in entries.filter(|entry| Some(entry.pfn) != zero && entry.kind != EntryKind::Unknown) {
+            if entry.kind == EntryKind::Swap {
+                sums.swap += KIB;
+                continue;
+            }
             let page = guest.page(entry.pfn)?.unwrap_or_default();
             let moving = entry.kind == EntryKind::Migration;
             let maps = if moving { 1 } else { counts.of(entry.pfn).max(1) };
@@ -124,11 +130,19 @@ impl fmt::Display for Smaps {
             ("Private_Dirty", self.private_dirty),
             ("Referenced", self.referenced),
             ("Anonymous", self.anonymous),
+            // What this kernel has not.
+            ("LazyFree", 0),
+            ("AnonHugePages", 0),
+            ("ShmemPmdMapped", 0),
+            ("FilePmdMapped", 0),
+            ("Shared_Hugetlb", 0),
+            ("Private_Hugetlb", 0),
+            ("Swap", self.swap),
             ("Locked", self.locked),
         ];
         for (name, kib) in rows {
             writeln!(f, "{:<16}{kib:>8} kB", format!("{name}:"))?;
         }
-        writeln!(f, "VmFlags: {} ", self.vm_flags)
+        writeln!(f, "THPeligible:    0\nVmFlags: {} ", self.vm_flags)
     }
 }

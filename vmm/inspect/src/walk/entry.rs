@@ -211,7 +211,11 @@ impl Entry {
     /// The set flags in words, as for an entry at `level`, e.g. `present write accessed`.
     pub fn describe(self, level: u32) -> String {
         if !self.is_present() {
-            return if self.0 == 0 { "empty".into() } else { "not present, bits set".into() };
+            return match memvisor_abi::pte_swap_slot(self.0).filter(|_| level == 1) {
+                _ if self.0 == 0 => "empty".into(),
+                Some((area, slot)) => format!("in swap: slot {slot:#x} of area {area}"),
+                None => "not present, bits set".into(),
+            };
         }
         let leaf = self.is_leaf(level);
         let pat = if level == 1 { Entry::PS } else { Entry::PAT_LARGE };

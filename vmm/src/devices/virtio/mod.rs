@@ -12,5 +12,5 @@ mod transport;
 
 pub use backing::{DiskError, SECTOR};
 pub use disk::{Disk, DiskCounters, DiskStats};
-pub use msix::{Msix, SignalMsi};
+pub use msix::{Msix, SignalMsi, VECTORS as MSIX_VECTORS};
 pub use transport::{BAR_BYTES, VirtioPci};

@@ -22,7 +22,7 @@ pub(super) fn build(machine: &Machine) -> Vec<u8> {
         processor(cpu, &mut devices);
     }
     serial(&mut devices);
-    if !machine.disks.is_empty() {
+    if !machine.disks.is_empty() || !machine.dma.is_empty() {
         pci(&mut devices);
     }
     aml.extend(Scope::raw("_SB_".into(), devices));

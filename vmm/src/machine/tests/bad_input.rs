@@ -35,7 +35,7 @@ fn syntax_unknown_keys_and_wrong_words_name_their_line() {
         (&["[machine]", "[machine]"], r#"m.toml:2: key `machine` is given twice"#),
         (
             &["[[nodes]]", r#"memory = ["64M"]"#],
-            r#"m.toml:1: unknown field `nodes`, expected one of `machine`, `node`, `e820`, `boot`, `hmat`, `disk`"#,
+            r#"m.toml:1: unknown field `nodes`, expected one of `machine`, `node`, `e820`, `boot`, `hmat`, `disk`, `dma`"#,
         ),
         (
             &["[[node]]", r#"memory = ["64 apples"]"#, "cpus = [0]"],
@@ -546,7 +546,7 @@ fn a_machine_that_does_not_exist_lists_those_that_do() {
     let message = load("defualt").expect_err("misspelt").to_string();
     assert_eq!(
         message,
-        "no machine is named `defualt`; choose one of default, tiny, numa4, disks, sparse, hostile, la57, la57-optional, real-laptop, real-cloud, real-server, real-chiplet, or give the path of a .toml file"
+        "no machine is named `defualt`; choose one of default, tiny, numa4, disks, dma, sparse, hostile, la57, la57-optional, real-laptop, real-cloud, real-server, real-chiplet, or give the path of a .toml file"
     );
     let message = load("./nowhere.toml").expect_err("missing").to_string();
     assert_eq!(message, "read machine file ./nowhere.toml");

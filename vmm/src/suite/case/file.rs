@@ -11,6 +11,7 @@ use serde::Deserialize;
 use thiserror::Error;
 
 use super::{Bed, Case, Ending, Expect, KvmSetup, Length, Line, Need, QemuSetup, Setup};
+use crate::suite::images::Image;
 
 /// The case files, embedded so that the installed program is complete: name of the suite, text.
 const FILES: &[(&str, &str)] = &[
@@ -27,6 +28,14 @@ const FILES: &[(&str, &str)] = &[
     ("fragmentation", include_str!("../../../../tests/cases/fragmentation.toml")),
     ("highmem", include_str!("../../../../tests/cases/highmem.toml")),
     ("watermark", include_str!("../../../../tests/cases/watermark.toml")),
+    ("reclaim", include_str!("../../../../tests/cases/reclaim.toml")),
+    ("kswapd", include_str!("../../../../tests/cases/kswapd.toml")),
+    ("direct-reclaim", include_str!("../../../../tests/cases/direct-reclaim.toml")),
+    ("mlock-pressure", include_str!("../../../../tests/cases/mlock-pressure.toml")),
+    ("max-map-count", include_str!("../../../../tests/cases/max-map-count.toml")),
+    ("numa-pressure", include_str!("../../../../tests/cases/numa-pressure.toml")),
+    ("vm-patterns", include_str!("../../../../tests/cases/vm-patterns.toml")),
+    ("everything-at-once", include_str!("../../../../tests/cases/everything-at-once.toml")),
     ("cma", include_str!("../../../../tests/cases/cma.toml")),
     ("space", include_str!("../../../../tests/cases/space.toml")),
     ("mmap", include_str!("../../../../tests/cases/mmap.toml")),
@@ -37,8 +46,16 @@ const FILES: &[(&str, &str)] = &[
     ("process", include_str!("../../../../tests/cases/process.toml")),
     ("signal", include_str!("../../../../tests/cases/signal.toml")),
     ("shm", include_str!("../../../../tests/cases/shm.toml")),
+    ("oom", include_str!("../../../../tests/cases/oom.toml")),
     ("live", include_str!("../../../../tests/cases/live.toml")),
     ("disk", include_str!("../../../../tests/cases/disk.toml")),
+    ("dma", include_str!("../../../../tests/cases/dma.toml")),
+    ("swapoff", include_str!("../../../../tests/cases/swapoff.toml")),
+    ("swap-errors", include_str!("../../../../tests/cases/swap-errors.toml")),
+    ("swap-thrash", include_str!("../../../../tests/cases/swap-thrash.toml")),
+    ("file-cache", include_str!("../../../../tests/cases/file-cache.toml")),
+    ("mmap-shared-file", include_str!("../../../../tests/cases/mmap-shared-file.toml")),
+    ("dirty-throttle", include_str!("../../../../tests/cases/dirty-throttle.toml")),
     ("busybox", include_str!("../../../../tests/cases/busybox.toml")),
     ("programs", include_str!("../../../../tests/cases/programs.toml")),
     ("differential", include_str!("../../../../tests/cases/differential.toml")),
@@ -74,6 +91,9 @@ pub enum CaseError {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct File {
+    /// Groups that the suite belongs to.
+    #[serde(default)]
+    groups: Vec<String>,
     case: Vec<Stanza>,
 }
 
@@ -95,6 +115,8 @@ struct Stanza {
     dialogue: Vec<Line>,
     kvm: Option<KvmStanza>,
     qemu: Option<QemuSetup>,
+    #[serde(default)]
+    images: Vec<Image>,
     /// Seeded fault, and the rule that must report it.
     #[serde(default)]
     faults: BTreeMap<String, String>,
@@ -184,7 +206,7 @@ pub fn parse(file: &str, text: &str) -> Result<Vec<Case>, CaseError> {
     for stanza in &parsed.case {
         let error =
             |problem: String| CaseError::Stanza { file: file.to_owned(), name: stanza.name.clone(), problem };
-        for case in stanza.expand().map_err(error)? {
+        for case in stanza.expand(&parsed.groups).map_err(error)? {
             let plain = |part: &str| {
                 !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
             };
@@ -205,9 +227,12 @@ pub fn parse(file: &str, text: &str) -> Result<Vec<Case>, CaseError> {
 }
 
 impl Stanza {
-    fn expand(&self) -> Result<Vec<Case>, String> {
+    fn expand(&self, groups: &[String]) -> Result<Vec<Case>, String> {
         if self.timeout_s == 0 {
             return Err("timeout_s = 0: give seconds".to_owned());
+        }
+        if let Some(problem) = self.images.iter().find_map(Image::problem) {
+            return Err(problem);
         }
         let setups = match (&self.kvm, &self.qemu) {
             (Some(kvm), None) => kvm.expand(&self.name),
@@ -224,10 +249,12 @@ impl Stanza {
             let case = |name: String, cmdline: String, expect: Expect| Case {
                 length: self.length(&name),
                 name,
+                groups: groups.to_vec(),
                 description: self.description.clone(),
                 cmdline,
                 initrd: self.initrd.clone(),
                 timeout: Duration::from_secs(self.timeout_s),
+                images: self.images.clone(),
                 dialogue: self.dialogue.clone(),
                 bed: match setup {
                     Setup::Kvm(_) => Bed::Kvm,

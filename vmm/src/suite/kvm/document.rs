@@ -13,6 +13,7 @@ use crate::suite::bed::{Audit, Ended, Observed, last_lines};
 use crate::suite::case::Case;
 use crate::suite::outcome::Usage;
 use crate::suite::outside::read_report;
+use crate::suite::samples::Series;
 
 /// The code of a process that ended; `None` if a signal ended it.
 #[derive(Clone, Copy, Debug)]
@@ -107,6 +108,7 @@ pub fn observed(
         usage: document.as_ref().map(|document| usage(&document.stats)).unwrap_or_default(),
         probes: Vec::new(),
         problems: Vec::new(),
+        samples: Series::default(),
     };
     if let Some(document) = &document {
         for point in &document.checkpoints {

@@ -8,7 +8,7 @@ use super::super::command::{Finished, memvisor};
 use super::{Control, Held, Outcome};
 
 /// The views of our own kernel's state that take no argument.
-const VIEWS: [&str; 15] = [
+const VIEWS: [&str; 16] = [
     "e820",
     "numa",
     "cpus",
@@ -24,6 +24,7 @@ const VIEWS: [&str; 15] = [
     "vmalloc",
     "stacks",
     "tasks",
+    "oom",
 ];
 
 pub fn probe(held: &mut Held<'_>) -> anyhow::Result<Outcome> {

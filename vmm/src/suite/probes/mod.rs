@@ -9,6 +9,7 @@ mod gib_pages;
 mod inspect;
 mod pcp_pages;
 mod proc;
+mod proc_format;
 mod protocols;
 mod random;
 mod second_stage;
@@ -45,8 +46,12 @@ pub enum Probe {
     GibPages,
     /// What the guest prints of /proc's memory files is what the views make of its memory.
     ProcAgrees,
-    /// Every walkthrough has the steps that it is about.
+    /// What a program of the guest read in /proc has Linux's lines, and what can be told from outside is so.
+    ProcFormat,
+    /// Every walkthrough but the long ones has the steps that it is about.
     ExplainComplete,
+    /// The same of the long ones.
+    ExplainLong,
     /// `inspect page` names the CPU and the list of every page that CPUs keep.
     PcpPages,
     /// Tracing and walkthroughs of guests of their own.
@@ -69,7 +74,9 @@ impl Probe {
             Probe::SecondStageSizes => "second-stage-sizes",
             Probe::GibPages => "gib-pages",
             Probe::ProcAgrees => "proc-agrees",
+            Probe::ProcFormat => "proc-format",
             Probe::ExplainComplete => "explain-complete",
+            Probe::ExplainLong => "explain-long",
             Probe::PcpPages => "pcp-pages",
             Probe::TraceComplete => "trace-complete",
             Probe::LinuxViews => "linux-views",
@@ -93,7 +100,9 @@ impl Probe {
             Probe::SecondStageSizes => second_stage::probe(held),
             Probe::GibPages => gib_pages::probe(held),
             Probe::ProcAgrees => proc::probe(held),
-            Probe::ExplainComplete => explain::probe(held),
+            Probe::ProcFormat => proc_format::probe(held),
+            Probe::ExplainComplete => explain::probe(held, false),
+            Probe::ExplainLong => explain::probe(held, true),
             Probe::PcpPages => pcp_pages::probe(held),
             Probe::TraceComplete => trace::probe(held),
             // Loaded cases have them for a stock Linux only, which is never held.

@@ -2,7 +2,7 @@
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use super::trap;
+use super::{regs, trap};
 
 const EOI: u64 = 0xb0;
 const SPURIOUS: u64 = 0xf0;
@@ -18,7 +18,8 @@ const TIMER_DIVIDE: u64 = 0x3e0;
 /// Divides the bus clock by 16.
 const DIVIDE_BY_16: u32 = 3;
 const LVT_MASKED: u32 = 1 << 16;
-const LVT_PERIODIC: u32 = 1 << 17;
+const LVT_TSC_DEADLINE: u32 = 2 << 17;
+const MSR_TSC_DEADLINE: u32 = 0x6e0;
 
 static REGISTERS: AtomicU64 = AtomicU64::new(0);
 
@@ -56,7 +57,7 @@ fn send(apic_id: u32, command: u32) {
     const PENDING: u32 = 1 << 12;
     const SHORTHAND: u32 = 3 << 18;
     // A handler that sends in between would write over the destination.
-    let flags = super::regs::irq_save();
+    let flags = regs::irq_save();
     // The one before must be on its way (Linux: `safe_apic_wait_icr_idle`).
     while read(ICR_LOW) & PENDING != 0 {
         core::hint::spin_loop();
@@ -65,7 +66,7 @@ fn send(apic_id: u32, command: u32) {
         write(ICR_HIGH, apic_id << 24);
     }
     write(ICR_LOW, command);
-    super::regs::irq_restore(flags);
+    regs::irq_restore(flags);
 }
 
 /// Sends an interrupt to one CPU.
@@ -88,11 +89,34 @@ pub fn send_startup(apic_id: u32, page: u8) {
     send(apic_id, 6 << 8 | 1 << 14 | u32::from(page));
 }
 
-/// Lets the timer interrupt this CPU again and again, `count` units apart; see [`count_timer`].
-pub fn start_timer(count: u32) {
+/// Lets the timer interrupt this CPU once, in `count` units, at least 1; see [`count_timer`].
+pub fn set_timer(count: u32) {
     write(TIMER_DIVIDE, DIVIDE_BY_16);
-    write(LVT_TIMER, LVT_PERIODIC | u32::from(trap::VECTOR_TIMER));
+    write(LVT_TIMER, u32::from(trap::VECTOR_TIMER));
     write(TIMER_INITIAL, count);
+}
+
+/// Whether the timer can be set to a value of the time-stamp counter (SDM 3A 11.5.4.1). CPUID alone does not say: where it shows the
+/// host's features, only what the register keeps does.
+pub fn has_tsc_deadline() -> bool {
+    if regs::cpuid(1, 0)[2] & 1 << 24 == 0 {
+        return false;
+    }
+    write(LVT_TIMER, LVT_MASKED | LVT_TSC_DEADLINE | u32::from(trap::VECTOR_TIMER));
+    let kept = read(LVT_TIMER) & LVT_TSC_DEADLINE != 0;
+    write(LVT_TIMER, LVT_MASKED);
+    kept
+}
+
+/// Lets the timer interrupt this CPU once, when its time-stamp counter is at least `value`, above 0.
+pub fn set_tsc_deadline(value: u64) {
+    if read(LVT_TIMER) & (LVT_TSC_DEADLINE | LVT_MASKED) != LVT_TSC_DEADLINE {
+        write(LVT_TIMER, LVT_TSC_DEADLINE | u32::from(trap::VECTOR_TIMER));
+        // The mode is in force before the value comes (SDM 3A 11.5.4.1: MFENCE).
+        core::sync::atomic::fence(core::sync::atomic::Ordering::SeqCst);
+    }
+    // SAFETY: the APIC keeps this mode, so the register exists.
+    unsafe { regs::wrmsr(MSR_TSC_DEADLINE, value) };
 }
 
 /// No more interrupts of this CPU's timer.

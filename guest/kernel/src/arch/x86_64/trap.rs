@@ -6,7 +6,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use memvisor_abi::port::ExitCode;
 
 use super::{apic, percpu, pti, regs, stack};
-use crate::drivers::block;
+use crate::drivers::{block, dma};
 use crate::sync::Lock;
 use crate::{panic, println, smp, syscall, task};
 
@@ -20,6 +20,9 @@ pub const VECTOR_PAGE_FAULT: u64 = 14;
 /// Interrupts of the first disk; those of the others follow.
 pub const VECTOR_DISKS: u8 = 0x40;
 const VECTOR_DISKS_END: u8 = VECTOR_DISKS + block::MAX_DISKS;
+/// Interrupts of the first DMA engine; those of the others follow.
+pub const VECTOR_DMA: u8 = 0x60;
+const VECTOR_DMA_END: u8 = VECTOR_DMA + dma::MAX_ENGINES;
 /// A call for this CPU waits in its mailbox.
 pub const VECTOR_CALL: u8 = 0xf0;
 /// Another CPU changed kernel mappings: drop translations.
@@ -382,6 +385,10 @@ extern "C" fn interrupt(vector: u64) {
         Ok(vector @ VECTOR_DISKS..VECTOR_DISKS_END) => {
             apic::end_of_interrupt();
             crate::trace::in_interrupt(vector, || block::interrupt(vector - VECTOR_DISKS));
+        }
+        Ok(vector @ VECTOR_DMA..VECTOR_DMA_END) => {
+            apic::end_of_interrupt();
+            crate::trace::in_interrupt(vector, || dma::interrupt(vector - VECTOR_DMA));
         }
         Ok(VECTOR_SPURIOUS) | Err(_) => {}
         Ok(vector) => {

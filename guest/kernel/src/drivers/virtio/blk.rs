@@ -9,6 +9,7 @@
 //!     with EIO, and so does everything after it.
 
 use alloc::boxed::Box;
+use alloc::vec::Vec;
 use core::fmt;
 use core::sync::atomic::{AtomicU64, Ordering};
 
@@ -16,14 +17,15 @@ use guest_virtio::blk::{self, Op, config, feature};
 use guest_virtio::pci::{MsixCap, VENDOR, msix, virtio_parts};
 use guest_virtio::transport::{self, InitError, QueueSetup, Registers};
 use guest_virtio::{Buffer, Layout, MAX_SIZE, RingMemory, SplitQueue};
-use mm_core::{Errno, MaySleep};
+use mm_core::{Errno, Event, EventId, MaySleep, Trace};
 
 use super::memory::{DmaFrame, Mmio};
 use crate::arch::trap::VECTOR_DISKS;
-use crate::drivers::block::{Direction, Disk, Segment, Stats};
+use crate::drivers::block::{Completion, Direction, Disk, Segment, Stats};
 use crate::drivers::pci::Function;
 use crate::sched::{WaitQueue, clock};
 use crate::sync::Lock;
+use crate::trace::KernelTrace;
 use crate::{println, topology};
 
 const TICKETS: usize = MAX_SIZE as usize;
@@ -49,11 +51,14 @@ struct Request {
     sectors: u64,
     /// Nanoseconds since boot.
     started: u64,
+    /// Who is told of the end; nobody waits for the ticket then.
+    completion: Option<Completion>,
 }
 
 struct Inner {
     queue: SplitQueue,
-    tickets: [Request; TICKETS],
+    /// `TICKETS`; not in the structure, which is made on a small stack.
+    tickets: Vec<Request>,
     /// The ticket of each head in flight.
     of_head: [u16; TICKETS],
 }
@@ -188,8 +193,7 @@ fn try_probe(function: Function, index: u8, context: &MaySleep<'_>) -> Result<Di
         slots,
         inner: Lock::new(Inner {
             queue: SplitQueue::new(layout),
-            tickets: [Request { state: State::Idle, direction: Direction::Read, sectors: 0, started: 0 };
-                TICKETS],
+            tickets: idle_tickets()?,
             of_head: [0; TICKETS],
         }),
         waiters: WaitQueue::new(),
@@ -209,8 +213,17 @@ fn try_probe(function: Function, index: u8, context: &MaySleep<'_>) -> Result<Di
     Ok(Disk { index, geometry, driver })
 }
 
-/// Sends the queue's interrupts to the boot CPU.
-fn set_vector(function: Function, cap: &MsixCap, table: &Mmio, vector: u8) {
+fn idle_tickets() -> Result<Vec<Request>, ProbeError> {
+    let idle =
+        Request { state: State::Idle, direction: Direction::Read, sectors: 0, started: 0, completion: None };
+    let mut tickets = Vec::new();
+    tickets.try_reserve_exact(TICKETS).map_err(|_| ProbeError::NoMemory)?;
+    tickets.resize(TICKETS, idle);
+    Ok(tickets)
+}
+
+/// Sends a function's interrupts of vector 0 to the boot CPU.
+pub(in crate::drivers) fn set_vector(function: Function, cap: &MsixCap, table: &Mmio, vector: u8) {
     let apic_id = topology::CPUS.lock().table.first().map_or(0, |cpu| cpu.apic_id);
     let entry = u32::from(QUEUE_VECTOR) * guest_virtio::pci::MSIX_ENTRY;
     // Intel SDM volume 3, 11.11: fixed delivery to one CPU, edge-triggered.
@@ -256,8 +269,33 @@ impl VirtioBlk {
         segments: &[Segment],
         context: &MaySleep<'_>,
     ) -> Result<Ticket, Errno> {
+        self.submit_with(op, (sector, segments), None, context)
+    }
+
+    /// Begins a request whose end `completion` is told of.
+    ///
+    /// # Errors
+    /// As [`VirtioBlk::submit`].
+    pub fn submit_to_end(
+        &self,
+        op: Op,
+        what: (u64, &[Segment]),
+        completion: Completion,
+        context: &MaySleep<'_>,
+    ) -> Result<(), Errno> {
+        // The interrupt gives the ticket back.
+        self.submit_with(op, what, Some(completion), context).map(|Ticket(_)| ())
+    }
+
+    fn submit_with(
+        &self,
+        op: Op,
+        (sector, segments): (u64, &[Segment]),
+        completion: Option<Completion>,
+        context: &MaySleep<'_>,
+    ) -> Result<Ticket, Errno> {
         loop {
-            match self.try_submit(op, sector, segments) {
+            match self.try_submit(op, (sector, segments), completion) {
                 Ok(Some(ticket)) => return Ok(ticket),
                 Ok(None) => {}
                 Err(error) => return Err(error),
@@ -273,7 +311,12 @@ impl VirtioBlk {
     }
 
     /// `None` if there is no room.
-    fn try_submit(&self, op: Op, sector: u64, segments: &[Segment]) -> Result<Option<Ticket>, Errno> {
+    fn try_submit(
+        &self,
+        op: Op,
+        (sector, segments): (u64, &[Segment]),
+        completion: Option<Completion>,
+    ) -> Result<Option<Ticket>, Errno> {
         let mut inner = self.inner.lock();
         if inner.queue.is_broken() {
             return Err(Errno::Eio);
@@ -303,8 +346,13 @@ impl VirtioBlk {
             Op::Read | Op::GetId => Direction::Read,
         };
         let bytes: u64 = segments.iter().map(|segment| u64::from(segment.len)).sum();
-        let request =
-            Request { state: State::Flying, direction, sectors: bytes / blk::SECTOR, started: clock::now() };
+        let request = Request {
+            state: State::Flying,
+            direction,
+            sectors: bytes / blk::SECTOR,
+            started: clock::now(),
+            completion,
+        };
         inner.tickets[number] = request;
         // Below 128.
         let number = u16::try_from(number).unwrap_or(0);
@@ -340,49 +388,76 @@ impl VirtioBlk {
     /// Takes what the device answered. In an interrupt.
     pub fn interrupt(&self) {
         self.interrupts.fetch_add(1, Ordering::Relaxed);
-        {
-            let mut inner = self.inner.lock();
-            loop {
-                match inner.queue.pop(&self.rings) {
-                    Ok(None) => break,
-                    Ok(Some(used)) => {
-                        let status = self.slots.byte(u32::from(used.head) * blk::SLOT_BYTES + blk::STATUS);
-                        let number = inner.of_head[usize::from(used.head)];
-                        let result = blk::status(status).map_err(|failed| match failed {
-                            blk::Failed::Unsupported => Errno::Eopnotsupp,
-                            blk::Failed::Io | blk::Failed::Nonsense => Errno::Eio,
-                        });
-                        self.finish(&mut inner, usize::from(number), result);
-                    }
-                    Err(_) => {
-                        self.give_up(&mut inner);
-                        break;
-                    }
-                }
-            }
+        // Those who are told may take locks above the disk's.
+        while let Some((completion, result)) = self.next_told() {
+            completion.tell(result);
         }
         self.waiters.wake_up_all();
     }
 
-    fn finish(&self, inner: &mut Inner, number: usize, result: Result<(), Errno>) {
+    /// Takes answers until one comes that somebody is told of.
+    fn next_told(&self) -> Option<(Completion, Result<(), Errno>)> {
+        let mut inner = self.inner.lock();
+        loop {
+            if inner.queue.is_broken() {
+                return self.next_failed(&mut inner);
+            }
+            match inner.queue.pop(&self.rings) {
+                Ok(None) => return None,
+                Ok(Some(used)) => {
+                    let status = self.slots.byte(u32::from(used.head) * blk::SLOT_BYTES + blk::STATUS);
+                    let number = inner.of_head[usize::from(used.head)];
+                    let result = blk::status(status).map_err(|failed| match failed {
+                        blk::Failed::Unsupported => Errno::Eopnotsupp,
+                        blk::Failed::Io | blk::Failed::Nonsense => Errno::Eio,
+                    });
+                    if let Some(completion) = self.finish(&mut inner, usize::from(number), result) {
+                        return Some((completion, result));
+                    }
+                }
+                Err(_) => self.give_up(&inner),
+            }
+        }
+    }
+
+    /// Ends a request; who is told of it. Else its answer stays in the ticket.
+    fn finish(&self, inner: &mut Inner, number: usize, result: Result<(), Errno>) -> Option<Completion> {
         let request = inner.tickets[number];
         self.stats.end(request.direction, request.sectors, clock::now().saturating_sub(request.started));
-        inner.tickets[number].state = State::Done(result);
+        KernelTrace.emit_with(EventId::BlockRqComplete, || Event::BlockRqComplete {
+            write: request.direction == Direction::Write,
+            error: result.err().map_or(0, Errno::number),
+            bytes: request.sectors * blk::SECTOR,
+        });
+        inner.tickets[number].state = match request.completion {
+            Some(_) => State::Idle,
+            None => State::Done(result),
+        };
+        request.completion
+    }
+
+    /// All that is in flight fails (K3), one by one.
+    fn next_failed(&self, inner: &mut Inner) -> Option<(Completion, Result<(), Errno>)> {
+        let result = Err(Errno::Eio);
+        for number in 0..TICKETS {
+            if matches!(inner.tickets[number].state, State::Flying)
+                && let Some(completion) = self.finish(inner, number, result)
+            {
+                return Some((completion, result));
+            }
+        }
+        None
     }
 
     /// K3.
-    fn give_up(&self, inner: &mut Inner) {
+    fn give_up(&self, inner: &Inner) {
+        debug_assert!(inner.queue.is_broken(), "a queue that works was given up");
         self.function.disable();
         let _ = transport::reset(&self.registers);
         println!(
             "virtio_blk 00:{:02x}.{}: the device broke its queue",
             self.function.device, self.function.function
         );
-        for number in 0..TICKETS {
-            if matches!(inner.tickets[number].state, State::Flying) {
-                self.finish(inner, number, Err(Errno::Eio));
-            }
-        }
     }
 
     fn read_serial(&self, context: &MaySleep<'_>) -> [u8; ID_BYTES as usize] {

@@ -1,4 +1,4 @@
 //! Virtio devices on the PCI bus. What is not hardware is in guest/virtio.
 
 pub mod blk;
-mod memory;
+pub(super) mod memory;

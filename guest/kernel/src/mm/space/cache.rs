@@ -2,10 +2,11 @@
 //! mm/shmem.c).
 
 use core::ops::Range;
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
 use guest_ipc::Usage;
-use mm_core::{PAGE_SIZE, Pfn};
+use memvisor_abi::PageFlags;
+use mm_core::{Folios, MemMap, PAGE_SIZE, Page, Pfn, Rcu};
 use mm_filemap::shmem::{self, FallocFlags, Fallocate};
 use mm_filemap::{
     Bound, Cache, CacheError, Sealed, Seek, read_cache_page, seek_hole_data, truncate_inode_pages_range,
@@ -15,10 +16,11 @@ use mm_vma::{
     unmap_mapping_range,
 };
 
-use super::{Spaces, objects};
-use crate::fs::{self, mapped};
-use crate::mm::kmap;
-use crate::{elf, ipc, task};
+use super::{Spaces, objects, swapped};
+use crate::fs::{self, disk_file, mapped};
+use crate::mm::oom::promises;
+use crate::mm::{kmap, writeback};
+use crate::{elf, ipc, sched, task};
 
 /// Where the contents of a mapping come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,12 +36,25 @@ pub enum Source {
     SysV = 3,
     /// A device, which has frames and no pages.
     Device = 4,
+    /// A file on a disk.
+    Disk = 5,
+    /// A disk itself.
+    Bdev = 6,
+    /// What was a file on a disk: removed, or no longer mounted, but mapped still.
+    Gone = 7,
 }
 
-/// Pages in mappings (Linux: `NR_FILE_PAGES`).
-static NR_FILE_PAGES: AtomicU64 = AtomicU64::new(0);
-/// Pages of shared memory (Linux: `NR_SHMEM`).
+impl Source {
+    /// Whether dirty pages are written back.
+    pub const fn is_written_back(self) -> bool {
+        matches!(self, Source::Disk | Source::Bdev)
+    }
+}
+
+/// Pages of shared memory, those in swap areas included (Linux: `shmem_inode_info::alloced`, summed).
 static NR_SHMEM: AtomicU64 = AtomicU64::new(0);
+/// Of them, those in swap areas (Linux: `shmem_inode_info::swapped`, summed).
+static SHMEM_SWAPPED: AtomicI64 = AtomicI64::new(0);
 /// The program's mapping, once it was asked for; it keeps one reference.
 static PROGRAM: AtomicU64 = AtomicU64::new(0);
 /// A page of zeroes.
@@ -48,12 +63,12 @@ const _: () = assert!(ZEROES.len() as u64 == PAGE_SIZE);
 
 /// Pages in mappings, those of shared memory included.
 pub fn nr_file_pages() -> u64 {
-    NR_FILE_PAGES.load(Ordering::Relaxed)
+    writeback::nr_file_pages()
 }
 
 /// Pages of shared memory (`Shmem` in /proc/meminfo).
 pub fn nr_shmem() -> u64 {
-    NR_SHMEM.load(Ordering::Relaxed)
+    NR_SHMEM.load(Ordering::Relaxed).saturating_add_signed(-SHMEM_SWAPPED.load(Ordering::Relaxed))
 }
 
 /// A mapping with a reference for the caller.
@@ -68,6 +83,20 @@ pub fn new_mapping(source: Source, bytes: u64) -> Result<Id<Mapping>, Errno> {
     let mapping: &Mapping = Spaces.at(id);
     mapping.init(bytes);
     objects::of_mapping(id).init(source);
+    Ok(id)
+}
+
+/// [`new_mapping`] of shared memory, all of which is promised at once (Linux: `shmem_acct_size`).
+///
+/// # Errors
+/// As [`new_mapping`].
+pub fn new_accounted(source: Source, bytes: u64) -> Result<Id<Mapping>, Errno> {
+    let pages = bytes.div_ceil(PAGE_SIZE);
+    if !promises::promise_shmem(pages) {
+        return Err(Errno::Enomem);
+    }
+    let id = new_mapping(source, bytes).inspect_err(|_| promises::unpromise_shmem(pages))?;
+    objects::of_mapping(id).set_accounted();
     Ok(id)
 }
 
@@ -99,10 +128,20 @@ pub fn program_mapping() -> Result<Id<Mapping>, Errno> {
 
 /// Frees the mapping of whoever dropped the last reference.
 pub(super) fn free_mapping(id: Id<Mapping>) {
+    swapped::unlink(id);
     match source(id) {
-        Source::Shmem | Source::Anonymous | Source::SysV => shmem::evict(&Spaces, id),
+        Source::Shmem | Source::Anonymous | Source::SysV => {
+            let promised =
+                if objects::of_mapping(id).is_accounted() { size(id).div_ceil(PAGE_SIZE) } else { 0 };
+            shmem::evict(&Spaces, id);
+            promises::unpromise_shmem(promised);
+        }
         Source::Program => {
             truncate_inode_pages_range(&Spaces, id, 0..u64::MAX);
+        }
+        Source::Disk | Source::Bdev | Source::Gone => {
+            writeback::forget(id);
+            writeback::truncate_pages(id, 0, &sched::task_context());
         }
         Source::Device => {}
     }
@@ -121,6 +160,15 @@ pub(super) fn fault(id: Id<Mapping>, index: u64) -> Result<MappedPage, MappedErr
         Source::Shmem | Source::Anonymous | Source::SysV => shmem::fault(&Spaces, id, index),
         // Its frames are there from the start.
         Source::Device => Err(MappedError::Sigbus),
+        Source::Disk | Source::Bdev => match disk_file::page(id, index, disk_file::Wanted::Fault) {
+            Ok((pfn, major)) => Ok(MappedPage { pfn, major }),
+            Err(Errno::Enomem) => Err(MappedError::NoMemory),
+            Err(_) => Err(MappedError::Sigbus),
+        },
+        Source::Gone => match mm_filemap::find_get_page(&Spaces, id, index) {
+            Some(pfn) => Ok(MappedPage { pfn, major: false }),
+            None => Err(MappedError::Sigbus),
+        },
         Source::Program => match read_cache_page(&Spaces, id, index, Bound::Size, read) {
             Ok((pfn, _)) => Ok(MappedPage { pfn, major: false }),
             Err(CacheError::NoMemory) => Err(MappedError::NoMemory),
@@ -140,8 +188,14 @@ fn with_inode<R>(id: Id<Mapping>, f: impl FnOnce() -> R) -> R {
     result
 }
 
-/// Reads from shared memory; how many bytes, 0 past the end (Linux: `shmem_file_read_iter`).
-pub fn read(id: Id<Mapping>, offset: u64, to: &mut [u8]) -> usize {
+/// Reads; how many bytes, 0 past the end (Linux: `shmem_file_read_iter`, `filemap_read`).
+///
+/// # Errors
+/// `EIO`, `ENOMEM` of a disk or a swap area, if not a byte was read.
+pub fn read(id: Id<Mapping>, offset: u64, to: &mut [u8]) -> Result<usize, Errno> {
+    if source(id).is_written_back() {
+        return disk_file::read(id, offset, to);
+    }
     let mapping: &Mapping = Spaces.at(id);
     let left = mapping.size().saturating_sub(offset);
     let len = usize::try_from(left).map_or(to.len(), |left| left.min(to.len()));
@@ -149,15 +203,21 @@ pub fn read(id: Id<Mapping>, offset: u64, to: &mut [u8]) -> usize {
     for part in parts(offset, to.get_mut(..len).unwrap_or_default()) {
         let step = part.len() as u64;
         match shmem::read_page(&Spaces, id, at / PAGE_SIZE) {
-            Some(pfn) => {
+            // What cannot be read ends it here; a program that maps the page gets SIGBUS.
+            Err(error) if at == offset => return Err(error.errno()),
+            Err(_) => return Ok(usize::try_from(at - offset).unwrap_or(len)),
+            Ok(Some(pfn)) => {
                 kmap::copy_from_page(pfn, at % PAGE_SIZE, part);
+                if let Some(page) = Spaces.page(pfn) {
+                    Spaces.folio_mark_accessed(pfn, page);
+                }
                 put_page(&Spaces, pfn);
             }
-            None => part.fill(0),
+            Ok(None) => part.fill(0),
         }
         at += step;
     }
-    len
+    Ok(len)
 }
 
 /// Cuts a buffer where the pages of a file end.
@@ -172,6 +232,9 @@ fn parts(offset: u64, buffer: &mut [u8]) -> impl Iterator<Item = &mut [u8]> {
 /// # Errors
 /// `EFBIG`, `ENOMEM`, `ENOSPC`, `EPERM` for a seal, if not a byte was written.
 pub fn write(id: Id<Mapping>, offset: u64, mut from: &[u8]) -> Result<usize, Errno> {
+    if source(id).is_written_back() {
+        return with_inode(id, || disk_file::write(id, offset, from));
+    }
     with_inode(id, || {
         let (mut at, mut done) = (offset, 0);
         while !from.is_empty() {
@@ -201,6 +264,10 @@ pub fn write(id: Id<Mapping>, offset: u64, mut from: &[u8]) -> Result<usize, Err
 /// # Errors
 /// As [`write`].
 pub fn write_nothing(id: Id<Mapping>, offset: u64) -> Result<(), Errno> {
+    if source(id).is_written_back() {
+        // Linux: `fault_in_iov_iter_readable` comes first, and nothing is begun.
+        return Ok(());
+    }
     with_inode(id, || {
         let seals = objects::of_mapping(id).sealed.seals();
         let begun = seals
@@ -227,6 +294,11 @@ pub fn nr_pages(id: Id<Mapping>) -> u64 {
 /// # Errors
 /// `EFBIG`; `EPERM` for a seal.
 pub fn truncate(id: Id<Mapping>, bytes: u64) -> Result<(), Errno> {
+    if source(id) == Source::Disk {
+        // The file systems' lock keeps others away.
+        disk_file::set_size(id, bytes);
+        return Ok(());
+    }
     let seals = || objects::of_mapping(id).sealed.seals();
     with_inode(id, || shmem::set_size_sealed(&Spaces, id, seals(), bytes)).map_err(CacheError::errno)
 }
@@ -242,8 +314,20 @@ pub fn fallocate(id: Id<Mapping>, mode: FallocFlags, offset: u64, len: u64) -> R
             let seals = objects::of_mapping(id).sealed.seals();
             shmem::fallocate_sealed(&Spaces, id, seals, &request).map_err(CacheError::errno)
         }),
-        Source::Program | Source::Device => Err(Errno::Eopnotsupp),
+        Source::Program | Source::Device | Source::Disk | Source::Bdev | Source::Gone => {
+            Err(Errno::Eopnotsupp)
+        }
     }
+}
+
+/// Whether [`set_name`] was called.
+pub fn has_name(id: Id<Mapping>) -> bool {
+    objects::of_mapping(id).has_name()
+}
+
+/// Says which file it is of: number of the file system and of the inode, and a path by which it was opened.
+pub fn set_name(id: Id<Mapping>, dev: u64, ino: u64, path: &[u8]) {
+    objects::of_mapping(id).set_name(dev, ino, path);
 }
 
 /// Where its contents come from.
@@ -256,7 +340,29 @@ pub fn source(id: Id<Mapping>) -> Source {
 /// # Errors
 /// `ENXIO` past the end, and if there is no more data.
 pub fn seek(id: Id<Mapping>, offset: u64, what: Seek) -> Result<u64, Errno> {
+    if source(id) == Source::Disk {
+        // All of it is data (Linux: `generic_file_llseek_size`).
+        let size = size(id);
+        return match what {
+            _ if offset >= size => Err(Errno::Enxio),
+            Seek::Data => Ok(offset),
+            Seek::Hole => Ok(size),
+        };
+    }
     with_inode(id, || seek_hole_data(&Spaces, id, offset, what)).ok_or(Errno::Enxio)
+}
+
+/// A page of a mapping was written by an entry. Its mapping may be gone.
+pub(super) fn page_dirtied(pfn: Pfn, page: &Page) {
+    let (raw, _) = page.owner();
+    let is_file = raw & memvisor_abi::Page::MAPPING_ANON == 0;
+    let written_back =
+        is_file && Spaces.rcu_read(|| Id::<Mapping>::new(raw).is_some_and(|id| source(id).is_written_back()));
+    if written_back {
+        writeback::mark_dirty(pfn);
+    } else {
+        page.insert(PageFlags::DIRTY);
+    }
 }
 
 /// Seals of a file in memory.
@@ -299,6 +405,11 @@ pub(super) fn get(id: Id<Mapping>) {
     used(object, &object.atime);
 }
 
+/// Drops a reference that [`super::backing::try_get`] took.
+pub fn release(id: Id<Mapping>) {
+    put(id);
+}
+
 /// One less; the last frees it, and the last but the table's may end a segment.
 pub(super) fn put(id: Id<Mapping>) {
     let object = objects::of_mapping(id);
@@ -328,15 +439,32 @@ impl Cache for Spaces {
     }
 
     fn count_file_pages(&self, pages: i64) {
-        NR_FILE_PAGES.fetch_add(pages.cast_unsigned(), Ordering::Relaxed);
+        writeback::count_file_pages(pages);
     }
 
-    fn shmem_acct_blocks(&self, _mapping: Id<Mapping>, pages: u64) -> bool {
+    fn is_shmem(&self, mapping: Id<Mapping>) -> bool {
+        matches!(source(mapping), Source::Shmem | Source::Anonymous | Source::SysV)
+    }
+
+    fn count_swapped(&self, mapping: Id<Mapping>, pages: i64) {
+        SHMEM_SWAPPED.fetch_add(pages, Ordering::Relaxed);
+        if pages > 0 {
+            swapped::link(mapping);
+        }
+    }
+
+    fn shmem_acct_blocks(&self, mapping: Id<Mapping>, pages: u64) -> bool {
+        if !objects::of_mapping(mapping).is_accounted() && !promises::promise_shmem(pages) {
+            return false;
+        }
         NR_SHMEM.fetch_add(pages, Ordering::Relaxed);
         true
     }
 
-    fn shmem_unacct_blocks(&self, _mapping: Id<Mapping>, pages: u64) {
+    fn shmem_unacct_blocks(&self, mapping: Id<Mapping>, pages: u64) {
+        if !objects::of_mapping(mapping).is_accounted() {
+            promises::unpromise_shmem(pages);
+        }
         NR_SHMEM.fetch_sub(pages, Ordering::Relaxed);
     }
 }

@@ -3,28 +3,42 @@
 //! Locks, in their order: mmap_lock of an address space, `RMAP`, its page_table_lock; docs/locking.md has them among the others.
 //! mmap_lock waits by letting other threads run where the caller may sleep, else by spinning; its holder may sleep.
 
+pub mod backing;
 pub mod cache;
 mod objects;
 mod published;
+pub mod swapped;
 pub mod tlb;
 
 pub use cache::{Source, program_mapping};
-pub use published::{for_each_mm, mm_list, rests, set_rests, tlb_of, tlb_table};
+pub use published::{
+    for_each_mm, for_each_mm_pinned, mm_get_all, mm_list, rests, set_rests, tlb_of, tlb_table,
+};
 
-use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
-use mm_core::{Gfp, MemMap, Order, Page, PageAlloc, Pageblock, Pfn, PhysAddr, PhysMem, Rcu, VirtAddr};
+use memvisor_abi::VmEvent;
+use mm_core::{
+    Event, EventId, Gfp, MemMap, Order, Page, PageAlloc, Pageblock, Pfn, PhysAddr, PhysMem, Rcu, Trace,
+    VirtAddr,
+};
 use mm_filemap::shmem::FallocFlags;
 use mm_pgtable::{FlushRange, PageTable};
-use mm_vma::{Arena, Errno, Id, Kernel, Layout, MappedError, MappedPage, Mapping, Mm, Space};
+use mm_vma::{
+    Arena, Errno, Id, Kernel, Layout, MappedError, MappedPage, Mapping, Mm, RssKind, Space, VmFlags,
+};
+use mm_vmscan::Lru as _;
 
 use crate::arch::{percpu, regs};
+use crate::fs::disk_file;
 use crate::mm::layout::levels;
 use crate::mm::memmap::Vmemmap;
+use crate::mm::oom::promises;
 use crate::mm::paging::{self, Tables};
 use crate::mm::phys::DirectMap;
-use crate::mm::{kmap, page_alloc, pti};
+use crate::mm::{kmap, oom, page_alloc, pti, swap};
 use crate::sync::Lock;
+use crate::trace::KernelTrace;
 use crate::{introspect, sched, smp};
 
 /// All address spaces of this machine.
@@ -38,6 +52,21 @@ const SPINS: u32 = 200;
 
 /// Guards all trees of `AnonVma`s and all lists of mappings.
 static RMAP: Lock<()> = Lock::new(());
+
+/// Areas that an address space may have (Linux: `sysctl_max_map_count`).
+static MAX_MAP_COUNT: AtomicU32 = AtomicU32::new(DEFAULT_MAX_MAP_COUNT);
+/// Linux: the same name; a core file with 16 bits of sections has room for no more.
+const DEFAULT_MAX_MAP_COUNT: u32 = 65530;
+
+/// `vm.max_map_count`.
+pub fn max_map_count() -> u32 {
+    MAX_MAP_COUNT.load(Ordering::Relaxed)
+}
+
+/// Changes it; who has more keeps them.
+pub fn set_max_map_count(areas: u32) {
+    MAX_MAP_COUNT.store(areas, Ordering::Relaxed);
+}
 
 /// For tests of what a lost flush does.
 static LOSE_FLUSHES: AtomicBool = AtomicBool::new(false);
@@ -68,14 +97,14 @@ pub fn init() {
 /// `ENOMEM`.
 pub fn mm_alloc(shape: Layout) -> Result<Id<Mm>, Errno> {
     let id = Arena::<Mm>::alloc(&Spaces).ok_or(Errno::Enomem)?;
-    let Ok(table) = PageTable::new(&mut Tables, levels()) else {
+    let Some(table) = or_wait(|| PageTable::new(&mut Tables, levels()).ok()) else {
         Arena::<Mm>::free(&Spaces, id);
         return Err(Errno::Enomem);
     };
     table.share_upper_half(&Tables, paging::kernel());
     let mm = mm_of(id);
     mm.init(table, shape);
-    if !pti::alloc_user_table(mm, table) {
+    if or_wait(|| pti::alloc_user_table(mm, table).then_some(())).is_none() {
         // The upper half is the kernel's.
         let freed = table.free_root(&mut Tables);
         freed.expect("nothing is mapped yet");
@@ -86,9 +115,23 @@ pub fn mm_alloc(shape: Layout) -> Result<Id<Mm>, Errno> {
     objects::of_mm(mm).tlb_generation.store(0, Ordering::Relaxed);
     set_start_stack(mm, 0);
     set_owner(id, 0);
+    objects::of_mm(mm).pins.store(1, Ordering::Relaxed);
     objects::of_mm(mm).users.store(1, Ordering::Release);
     published::link(id);
     Ok(id)
+}
+
+/// A table that is allocated as if nothing could sleep, and waited for by all means where something can: fork is not refused while memory can be
+/// reclaimed (Linux: `pgd_alloc` by `GFP_PGTABLE_USER`).
+fn or_wait<R>(mut make: impl FnMut() -> Option<R>) -> Option<R> {
+    loop {
+        if let Some(made) = make() {
+            return Some(made);
+        }
+        if !oom::wait_for_page() {
+            return None;
+        }
+    }
 }
 
 /// The address space.
@@ -111,9 +154,32 @@ pub fn set_owner(id: Id<Mm>, pid: u32) {
     objects::of_mm(mm_of(id)).owner.store(pid, Ordering::Relaxed);
 }
 
+/// The process that [`set_owner`] named.
+fn owner(mm: &Mm) -> u32 {
+    objects::of_mm(mm).owner.load(Ordering::Relaxed)
+}
+
 /// One more user (Linux: `mmget`).
 pub fn mm_get(id: Id<Mm>) {
     objects::of_mm(mm_of(id)).users.fetch_add(1, Ordering::Relaxed);
+}
+
+/// One more user, unless there is none any more (Linux: `mmget_not_zero`).
+pub fn mm_tryget(id: Id<Mm>) -> bool {
+    let users = &objects::of_mm(mm_of(id)).users;
+    users.fetch_update(Ordering::AcqRel, Ordering::Relaxed, |now| (now > 0).then(|| now + 1)).is_ok()
+}
+
+/// Keeps the object, though its users may go (Linux: `mmgrab`). Somebody has it already.
+pub fn mm_grab(id: Id<Mm>) {
+    objects::of_mm(mm_of(id)).pins.fetch_add(1, Ordering::Relaxed);
+}
+
+/// Ends [`mm_grab`]; the last gives the object back (Linux: `mmdrop`).
+pub fn mm_drop(id: Id<Mm>) {
+    if objects::of_mm(mm_of(id)).pins.fetch_sub(1, Ordering::AcqRel) == 1 {
+        Arena::<Mm>::free(&Spaces, id);
+    }
 }
 
 /// One user less; the last unmaps everything and frees the address space (Linux: `mmput`). No CPU runs a task with it then, and those
@@ -131,14 +197,23 @@ pub fn is_last_user(id: Id<Mm>) -> bool {
 
 /// Unmaps everything and frees the address space, which nobody uses (Linux: `exit_mmap`, `mmdrop`, `pgd_free`).
 pub fn mm_free(id: Id<Mm>) {
-    Space::lock(&Spaces, id, mm_vma::Limits::default()).exit();
     let mm = mm_of(id);
+    KernelTrace.emit_with(EventId::ExitMmap, || Event::ExitMmap {
+        pid: owner(mm),
+        rss: mm.rss(RssKind::Anon) + mm.rss(RssKind::File),
+        swapents: mm.swapents(),
+        pgtables: mm.table_pages(),
+        free: page_alloc::nr_free_pages(),
+    });
+    Space::lock(&Spaces, id, mm_vma::Limits::default()).exit();
+    KernelTrace.emit_with(EventId::ExitMmapRet, || Event::ExitMmapRet { free: page_alloc::nr_free_pages() });
+    oom::mm_exited(id);
     tlb::leave_everywhere(mm);
     published::unlink(id);
     pti::free_user_table(mm);
     let freed = mm.page_table().free_root(&mut Tables);
     freed.expect("everything below is unmapped");
-    Arena::<Mm>::free(&Spaces, id);
+    mm_drop(id);
 }
 
 /// Where an address space puts what has no fixed place, for a copy.
@@ -219,6 +294,15 @@ impl Kernel for Spaces {
         f(&mut Tables)
     }
 
+    fn count_fault(&self, major: bool) {
+        self.count_vm_events(VmEvent::Pgfault, 1);
+        self.count_vm_events(VmEvent::Pgmajfault, u64::from(major));
+    }
+
+    fn owner_pid(&self, mm: &Mm) -> u32 {
+        owner(mm)
+    }
+
     fn flush_tlb(&self, mm: &Mm, range: FlushRange) {
         if LOSE_FLUSHES.load(Ordering::Relaxed) {
             return;
@@ -241,6 +325,16 @@ impl Kernel for Spaces {
             (0..WRITER_WAITS).contains(&now)
                 && lock.compare_exchange(now, now + 1, Ordering::Acquire, Ordering::Relaxed).is_ok()
         });
+    }
+
+    fn mmap_read_trylock(&self, mm: &Mm) -> bool {
+        let lock = &objects::of_mm(mm).mmap_lock;
+        let free = |now: i32| (0..WRITER_WAITS).contains(&now).then(|| now + 1);
+        lock.fetch_update(Ordering::Acquire, Ordering::Relaxed, free).is_ok()
+    }
+
+    fn wait_for_table(&self) -> bool {
+        oom::wait_for_page()
     }
 
     fn mmap_read_unlock(&self, mm: &Mm) {
@@ -299,8 +393,31 @@ impl Kernel for Spaces {
         kmap::copy_highpage(to, from);
     }
 
-    fn shmem_zero_setup(&self, bytes: u64) -> Result<Id<Mapping>, Errno> {
-        cache::new_mapping(Source::Anonymous, bytes)
+    fn reclaim_pages(&self, pages: &[Pfn]) {
+        swap::reclaim_pages(pages);
+    }
+
+    fn vm_enough_memory(&self, mm: &Mm, pages: u64) -> bool {
+        promises::promise(Some(mm), pages)
+    }
+
+    fn vm_acct_memory(&self, pages: u64) {
+        promises::acct(pages);
+    }
+
+    fn vm_unacct_memory(&self, pages: u64) {
+        promises::unacct(pages);
+    }
+
+    fn honours_noreserve(&self) -> bool {
+        promises::overcommits()
+    }
+
+    fn shmem_zero_setup(&self, bytes: u64, flags: VmFlags) -> Result<Id<Mapping>, Errno> {
+        match flags.contains(VmFlags::NORESERVE) {
+            true => cache::new_mapping(Source::Anonymous, bytes),
+            false => cache::new_accounted(Source::Anonymous, bytes),
+        }
     }
 
     fn mapping_get(&self, mapping: Id<Mapping>) {
@@ -313,6 +430,18 @@ impl Kernel for Spaces {
 
     fn mapping_page(&self, mapping: Id<Mapping>, pgoff: u64) -> Result<MappedPage, MappedError> {
         cache::fault(mapping, pgoff)
+    }
+
+    fn mapping_wants_writenotify(&self, mapping: Id<Mapping>) -> bool {
+        cache::source(mapping).is_written_back()
+    }
+
+    fn page_mkwrite(&self, mapping: Id<Mapping>, pfn: Pfn) -> Result<(), MappedError> {
+        disk_file::page_mkwrite(mapping, pfn)
+    }
+
+    fn page_dirtied(&self, pfn: Pfn, page: &Page) {
+        cache::page_dirtied(pfn, page);
     }
 
     fn mapping_has_page(&self, mapping: Id<Mapping>, pgoff: u64) -> bool {

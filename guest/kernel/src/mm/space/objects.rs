@@ -21,6 +21,7 @@ use mm_slab::{CacheArgs, CacheId, Object, SlabFlags};
 use mm_vma::{AnonVma, AnonVmaChain, Arena, Id, Mapping, Mm, Node, Vma};
 
 use super::Spaces;
+use super::backing::Backing;
 use super::cache::Source;
 use crate::mm::layout::levels;
 use crate::mm::phys;
@@ -55,6 +56,8 @@ pub struct MmObject {
     pub(super) tlb_generation: AtomicU64,
     /// The first address of the program's stack that it was given (Linux: `mm->start_stack`).
     pub(super) start_stack: AtomicU64,
+    /// Those who need the object, whether or not it has users, who count as one (Linux: `mm_count`).
+    pub(super) pins: AtomicU32,
 }
 
 // What mm-vma has of it, it checks itself.
@@ -67,6 +70,9 @@ const _: () = assert!(
         && size_of::<MmObject>() >= size_of::<abi::Mm>()
 );
 
+/// Words of a mapping's name.
+const NAME_WORDS: usize = abi::MAPPING_NAME_LEN / 8;
+
 /// A mapping, with what the kernel adds to it (Linux: `struct address_space`).
 #[derive(Debug)]
 #[repr(C)]
@@ -76,6 +82,16 @@ pub struct MappingObject {
     pub(super) references: AtomicU32,
     /// See [`abi::Mapping`].
     flags: AtomicU32,
+    /// See [`abi::Mapping`].
+    pub(super) swap_next: AtomicU64,
+    /// See [`abi::Mapping`].
+    pub(super) swap_prev: AtomicU64,
+    /// See [`abi::Mapping`].
+    dev: AtomicU64,
+    /// See [`abi::Mapping`].
+    ino: AtomicU64,
+    /// See [`abi::Mapping`].
+    name: [AtomicU64; NAME_WORDS],
     source: AtomicU32,
     /// 1 while somebody writes or changes the size (Linux: `inode->i_rwsem`).
     pub(super) inode_lock: AtomicU32,
@@ -87,6 +103,8 @@ pub struct MappingObject {
     pub(super) dtime: AtomicU64,
     /// Linux: `xa_lock` of `i_pages`.
     pub(super) pages_lock: Lock<()>,
+    /// Of what is on a disk.
+    pub(super) backing: Backing,
 }
 
 impl MappingObject {
@@ -97,14 +115,56 @@ impl MappingObject {
             Source::Shmem | Source::Program | Source::Anonymous => abi::Mapping::HOLDS_PAGES,
             Source::SysV => abi::Mapping::HOLDS_PAGES | abi::Mapping::SYSV,
             Source::Device => abi::Mapping::DEVICE,
+            Source::Disk | Source::Bdev => abi::Mapping::HOLDS_PAGES | abi::Mapping::WRITTEN_BACK,
+            Source::Gone => abi::Mapping::HOLDS_PAGES,
         };
+        self.backing.init();
         self.flags.store(flags, Ordering::Relaxed);
         self.source.store(source as u32, Ordering::Relaxed);
         self.inode_lock.store(0, Ordering::Relaxed);
         self.sealed.init(Seals::SEAL);
         self.lpid.store(0, Ordering::Relaxed);
+        self.swap_next.store(0, Ordering::Relaxed);
+        self.swap_prev.store(0, Ordering::Relaxed);
+        self.set_name(0, 0, &[]);
         self.atime.store(0, Ordering::Relaxed);
         self.dtime.store(0, Ordering::Relaxed);
+    }
+
+    /// Whether [`MappingObject::set_name`] gave it one.
+    pub(super) fn has_name(&self) -> bool {
+        self.ino.load(Ordering::Relaxed) != 0
+    }
+
+    /// Says which file it is of, for readers from outside.
+    pub(super) fn set_name(&self, dev: u64, ino: u64, path: &[u8]) {
+        let end = path.len().saturating_sub(abi::MAPPING_NAME_LEN);
+        let mut bytes = path.get(end..).unwrap_or_default().chunks(8);
+        for word in &self.name {
+            let mut value = [0; 8];
+            for (to, from) in value.iter_mut().zip(bytes.next().unwrap_or_default()) {
+                *to = *from;
+            }
+            word.store(u64::from_le_bytes(value), Ordering::Relaxed);
+        }
+        self.dev.store(dev, Ordering::Relaxed);
+        self.ino.store(ino, Ordering::Relaxed);
+    }
+
+    /// All of its size is promised.
+    pub(super) fn set_accounted(&self) {
+        self.flags.fetch_or(abi::Mapping::ACCOUNTED, Ordering::Relaxed);
+    }
+
+    /// See [`MappingObject::set_accounted`].
+    pub(super) fn is_accounted(&self) -> bool {
+        self.flags.load(Ordering::Relaxed) & abi::Mapping::ACCOUNTED != 0
+    }
+
+    /// What was on a disk is nowhere from now on.
+    pub(super) fn set_gone(&self) {
+        self.flags.store(abi::Mapping::HOLDS_PAGES, Ordering::Relaxed);
+        self.source.store(Source::Gone as u32, Ordering::Release);
     }
 
     /// Where its contents come from.
@@ -114,6 +174,9 @@ impl MappingObject {
             2 => Source::Anonymous,
             3 => Source::SysV,
             4 => Source::Device,
+            5 => Source::Disk,
+            6 => Source::Bdev,
+            7 => Source::Gone,
             _ => Source::Shmem,
         }
     }
@@ -123,6 +186,10 @@ const _: () = assert!(
     size_of::<MappingObject>() >= size_of::<abi::Mapping>()
         && offset_of!(MappingObject, references) == offset_of!(abi::Mapping, references)
         && offset_of!(MappingObject, flags) == offset_of!(abi::Mapping, flags)
+        && offset_of!(MappingObject, swap_next) == offset_of!(abi::Mapping, swap_next)
+        && offset_of!(MappingObject, swap_prev) == offset_of!(abi::Mapping, swap_prev)
+        && offset_of!(MappingObject, dev) == offset_of!(abi::Mapping, dev)
+        && offset_of!(MappingObject, name) == offset_of!(abi::Mapping, name)
 );
 
 /// The object at a number.

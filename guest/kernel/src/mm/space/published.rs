@@ -1,10 +1,11 @@
 //! What readers outside see of address spaces as a whole: which there are, and what each CPU may hold translations of (Linux: `mmlist`,
 //! `cpu_tlbstate`). Both are what the kernel itself works with, so that they are true whenever nobody changes them.
 
+use alloc::vec::Vec;
 use core::mem::offset_of;
 use core::sync::atomic::{
-    AtomicU64,
-    Ordering::{Relaxed, Release},
+    AtomicU32, AtomicU64,
+    Ordering::{AcqRel, Relaxed, Release},
 };
 
 use guest_firmware::acpi::MAX_CPUS;
@@ -83,6 +84,73 @@ pub fn for_each_mm(mut f: impl FnMut(Id<Mm>)) {
         f(id);
         at = objects::of_mm(mm_of(id)).next.load(Relaxed);
     }
+}
+
+/// Every address space that has users, with one more user each; `None` without memory for the list. Those that end meanwhile are left out
+/// (Linux: the walk of `mmlist` with `mmget_not_zero`).
+pub fn mm_get_all() -> Option<Vec<Id<Mm>>> {
+    let mut all = Vec::new();
+    loop {
+        let mut count = 0;
+        for_each_mm_locked(|_| count += 1);
+        // Some may come before the list is locked again.
+        all.try_reserve_exact(count + 8).ok()?;
+        let mut fits = true;
+        for_each_mm_locked(|id| {
+            fits &= all.len() < all.capacity();
+            if fits && get_unless_zero(&objects::of_mm(mm_of(id)).users) {
+                all.push(id);
+            }
+        });
+        if fits {
+            return Some(all);
+        }
+        all.drain(..).for_each(super::mm_put);
+    }
+}
+
+/// Calls `f` with each address space that has users, kept from being freed but not from ending: whoever looks into one takes its mmap_lock. Those
+/// that come or go meanwhile may be left out, or come twice. `f` may sleep.
+pub fn for_each_mm_pinned(mut f: impl FnMut(&'static Mm)) {
+    let mut seen = 0;
+    let mut at: Option<Id<Mm>> = None;
+    loop {
+        let next = next_pinned(at, seen);
+        if let Some(id) = at {
+            super::mm_drop(id);
+        }
+        let Some(id) = next else { return };
+        f(mm_of(id));
+        (at, seen) = (Some(id), seen + 1);
+    }
+}
+
+/// The next address space after `at`, or, if that has left the list, the one at place `seen`.
+fn next_pinned(at: Option<Id<Mm>>, seen: usize) -> Option<Id<Mm>> {
+    let first = MM_LIST.lock();
+    let has_users = |id: &Id<Mm>| objects::of_mm(mm_of(*id)).users.load(Relaxed) > 0;
+    let after = |id: Id<Mm>| Id::<Mm>::new(objects::of_mm(mm_of(id)).next.load(Relaxed));
+    // Who has users has not been unlinked.
+    let from = match at.filter(has_users) {
+        Some(id) => after(id),
+        None => core::iter::successors(Id::<Mm>::new(*first), |id| after(*id)).nth(seen),
+    };
+    let next = core::iter::successors(from, |id| after(*id)).find(has_users)?;
+    super::mm_grab(next);
+    Some(next)
+}
+
+fn for_each_mm_locked(mut f: impl FnMut(Id<Mm>)) {
+    let first = MM_LIST.lock();
+    let mut at = *first;
+    while let Some(id) = Id::<Mm>::new(at) {
+        f(id);
+        at = objects::of_mm(mm_of(id)).next.load(Relaxed);
+    }
+}
+
+fn get_unless_zero(users: &AtomicU32) -> bool {
+    users.try_update(AcqRel, Relaxed, |users| users.checked_add(1).filter(|_| users > 0)).is_ok()
 }
 
 /// Where the list begins, for the root descriptor.

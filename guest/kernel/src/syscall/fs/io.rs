@@ -4,6 +4,7 @@ use alloc::sync::Arc;
 
 use guest_fs::{Kind, Whence};
 use guest_process::signal::{SigInfo, Signal, Target};
+use mm_core::PAGE_SIZE;
 use mm_filemap::Seek;
 use mm_filemap::shmem::FallocFlags;
 use mm_vma::Errno;
@@ -11,10 +12,12 @@ use mm_vma::Errno;
 use super::{count, done, ints, task, with_files};
 use crate::arch::trap::TrapFrame;
 use crate::fs::file::Position;
-use crate::fs::{self, OpenFile, console, with_vfs};
+use crate::fs::{self, OpenFile, console, disk_file, with_vfs};
+use crate::mm::space::backing::RaState;
 use crate::mm::space::cache;
+use crate::mm::writeback;
 use crate::syscall::int;
-use crate::{signal, uaccess};
+use crate::{sched, signal, uaccess};
 
 /// Linux: `UIO_MAXIOV`.
 const IOV_MAX: u64 = 1024;
@@ -33,12 +36,17 @@ pub fn call(number: u64, frame: &TrapFrame) -> Option<Result<u64, Errno>> {
         19 => vector(fd, b, c, Position::Current, read),
         20 => vector(fd, b, c, Position::Current, write),
         40 => sendfile(fd, int(b), c, d),
-        // fsync, fdatasync; syncfs: no file system is on a disk.
-        74 | 75 => fsync(fd),
-        306 => get(fd).map(|_| 0),
+        // fsync, fdatasync.
+        74 | 75 => done(get(fd).and_then(|file| file.sync())),
+        // syncfs.
+        306 => done(get(fd).and_then(|_| fs::sync::all())),
+        // sync_file_range.
+        277 => sync_file_range(fd, b, c, int(d)),
+        // readahead.
+        187 => advise(fd, b, c, WILLNEED),
         77 => ftruncate(fd, b.cast_signed()),
         // fadvise64
-        221 => get(fd).and_then(|file| if file.pipe_len().is_some() { Err(Errno::Espipe) } else { Ok(0) }),
+        221 => advise(fd, b, c, int(d)),
         285 => fallocate(fd, int(b), c.cast_signed(), d.cast_signed()),
         // preadv, pwritev
         295 => position(d).and_then(|at| vector(fd, b, c, at, read)),
@@ -64,7 +72,7 @@ fn write(fd: u32, address: u64, len: u64, position: Position) -> Result<u64, Err
     if result == Err(Errno::Epipe) {
         let task = task()?;
         // It is there.
-        let _ = signal::send(&task.process, Target::Thread(task.tid), SigInfo::kernel(Signal::PIPE));
+        let _ = signal::send(&task.process, Target::Thread(task.tid()), SigInfo::kernel(Signal::PIPE));
     }
     Ok(result? as u64)
 }
@@ -124,11 +132,70 @@ fn lseek(fd: u32, offset: i64, whence: u32) -> Result<u64, Errno> {
     file.state.with(|state| state.seek(offset, whence, size))
 }
 
-fn fsync(fd: u32) -> Result<u64, Errno> {
-    match get(fd)?.kind {
-        Kind::Block(device) => done(fs::block::flush(device)),
-        _ => Ok(0),
+const WILLNEED: u32 = 3;
+
+/// posix_fadvise (Linux: mm/fadvise.c), readahead.
+fn advise(fd: u32, offset: u64, len: u64, advice: u32) -> Result<u64, Errno> {
+    const NORMAL: u32 = 0;
+    const RANDOM: u32 = 1;
+    const SEQUENTIAL: u32 = 2;
+    const DONTNEED: u32 = 4;
+    const NOREUSE: u32 = 5;
+    let file = get(fd)?;
+    if file.pipe_len().is_some() {
+        return Err(Errno::Espipe);
     }
+    if len.cast_signed() < 0 || advice > NOREUSE {
+        return Err(Errno::Einval);
+    }
+    let Kind::Regular(data) = file.kind else { return Ok(0) };
+    if !cache::source(data).is_written_back() {
+        return Ok(0);
+    }
+    let end = if len == 0 { u64::MAX } else { offset.saturating_add(len) };
+    match advice {
+        NORMAL => disk_file::set_mode(data, RaState::NORMAL),
+        RANDOM => disk_file::set_mode(data, RaState::RANDOM),
+        SEQUENTIAL => disk_file::set_mode(data, RaState::SEQUENTIAL),
+        WILLNEED => disk_file::force_readahead(data, writeback::pages_of(offset..end))?,
+        DONTNEED => {
+            // What is dirty begins to be written, and goes the next time. Pages that are there in part stay.
+            writeback::begin(data, writeback::pages_of(offset..end), &sched::task_context())?;
+            let pages = offset.div_ceil(PAGE_SIZE)..if end == u64::MAX { end } else { end / PAGE_SIZE };
+            writeback::invalidate(data, pages);
+        }
+        _ => {}
+    }
+    Ok(0)
+}
+
+/// Linux: `ksys_sync_file_range`. It keeps nothing that leads to the bytes.
+fn sync_file_range(fd: u32, offset: u64, len: u64, flags: u32) -> Result<u64, Errno> {
+    const WAIT_BEFORE: u32 = 1;
+    const WRITE: u32 = 2;
+    const WAIT_AFTER: u32 = 4;
+    let file = get(fd)?;
+    if flags & !(WAIT_BEFORE | WRITE | WAIT_AFTER) != 0 || offset.cast_signed() < 0 || len.cast_signed() < 0 {
+        return Err(Errno::Einval);
+    }
+    let Kind::Regular(data) = file.kind else { return Err(Errno::Espipe) };
+    if !cache::source(data).is_written_back() {
+        return Ok(0);
+    }
+    let context = sched::task_context();
+    let end = if len == 0 { u64::MAX } else { offset.saturating_add(len) };
+    let pages = writeback::pages_of(offset..end);
+    if flags & WAIT_BEFORE != 0 {
+        writeback::wait_pages(data, pages.clone(), &context);
+    }
+    if flags & WRITE != 0 {
+        writeback::begin(data, pages.clone(), &context)?;
+    }
+    if flags & WAIT_AFTER != 0 {
+        writeback::wait_pages(data, pages, &context);
+        file.check_wb_error()?;
+    }
+    Ok(0)
 }
 
 fn ftruncate(fd: u32, len: i64) -> Result<u64, Errno> {
@@ -142,8 +209,7 @@ fn ftruncate(fd: u32, len: i64) -> Result<u64, Errno> {
     if !file.flags().writes() || !matches!(file.kind, Kind::Regular(_)) {
         return Err(Errno::Einval);
     }
-    let context = fs::context()?;
-    done(with_vfs(|vfs| vfs.truncate(&context, file.place, len)))
+    done(file.truncate(len))
 }
 
 /// Linux: `vfs_fallocate`.

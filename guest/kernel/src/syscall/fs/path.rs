@@ -113,7 +113,12 @@ fn truncate(path: u64, len: i64) -> Result<u64, Errno> {
         return Err(Errno::Einval);
     }
     let (target, place) = place((AT_FDCWD, path), 0)?;
-    done(with_vfs(|vfs| vfs.truncate(&target.context, place, len)))
+    if !matches!(place.node, guest_fs::Node::Disk(_)) {
+        return done(with_vfs(|vfs| vfs.truncate(&target.context, place, len)));
+    }
+    // The page of its new end is to be in the cache, which a file has once it is open.
+    let file = with_vfs(|vfs| vfs.open_place(&target.context, place, guest_fs::OpenFlags::WRONLY))?;
+    done(fs::OpenFile::new(file, true, true)?.truncate(len))
 }
 
 fn getdents(fd: u32, address: u64, len: u64, wide: bool) -> Result<u64, Errno> {

@@ -1,7 +1,4 @@
 //! poll and select (Linux: fs/select.c).
-//!
-//! Differs from Linux: a wait looks again every few milliseconds instead of being woken by each file, so an event is seen a
-//! little later.
 
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -12,12 +9,11 @@ use mm_vma::Errno;
 use super::{ints, with_files};
 use crate::arch::trap::TrapFrame;
 use crate::fs::OpenFile;
-use crate::sched::{self, Woken};
+use crate::sched::{self, WaitQueue, Woken};
 use crate::syscall::{int, signed};
 use crate::uaccess;
 
 const MILLISECOND: u64 = 1_000_000;
-const LOOK_AGAIN: u64 = 4 * MILLISECOND;
 const SECOND: u64 = 1_000_000_000;
 
 /// The calls of this file.
@@ -48,20 +44,28 @@ fn time_at(address: u64, unit: u64) -> Result<Option<u64>, Errno> {
     Ok(Some(seconds.saturating_mul(SECOND).saturating_add(parts.saturating_mul(unit))))
 }
 
-/// Calls `look` until it finds something or the time is over.
-fn wait(limit: Option<u64>, mut look: impl FnMut() -> u64) -> Result<u64, Errno> {
-    let deadline = limit.map(|limit| sched::clock::now().saturating_add(limit));
-    loop {
-        let found = look();
-        let now = sched::clock::now();
-        if found > 0 || deadline.is_some_and(|deadline| now >= deadline) {
-            return Ok(found);
-        }
-        let until = deadline.map_or(now + LOOK_AGAIN, |deadline| deadline.min(now + LOOK_AGAIN));
-        if sched::sleep_until(&sched::task_context(), until) == Woken::Interrupted {
-            return Err(Errno::Eintr);
-        }
+/// Calls `look` until it finds something or the time is over; it is called again when one of `files` may have changed.
+fn wait<'a>(
+    limit: Option<u64>,
+    files: impl Iterator<Item = &'a Arc<OpenFile>>,
+    mut look: impl FnMut() -> u64,
+) -> Result<u64, Errno> {
+    let mut found = look();
+    if found > 0 || limit == Some(0) {
+        return Ok(found);
     }
+    let deadline = limit.map(|limit| sched::clock::now().saturating_add(limit));
+    let mut queues: Vec<&WaitQueue> = Vec::new();
+    for queue in files.flat_map(|file| file.poll_queues()).flatten() {
+        queues.try_reserve(1).map_err(|_| Errno::Enomem)?;
+        queues.push(queue);
+    }
+    let woken = sched::wait_any(&sched::task_context(), &queues, deadline, || {
+        found = look();
+        found > 0
+    });
+    // What came after the time was over is told as well.
+    if woken == Woken::Interrupted { Err(Errno::Eintr) } else { Ok(found) }
 }
 
 fn poll(address: u64, count: u32, limit: Option<u64>) -> Result<u64, Errno> {
@@ -81,9 +85,13 @@ fn poll(address: u64, count: u32, limit: Option<u64>) -> Result<u64, Errno> {
         let bad = file.is_err();
         entries.push((file.unwrap_or(None), events, if bad { PollFlags::NVAL } else { PollFlags::empty() }));
     }
-    let found = wait(limit, || {
+    let mut results: Vec<PollFlags> = Vec::new();
+    results.try_reserve_exact(entries.len()).map_err(|_| Errno::Enomem)?;
+    results.extend(entries.iter().map(|(_, _, bad)| *bad));
+    let files = entries.iter().filter_map(|(file, ..)| file.as_ref());
+    let found = wait(limit, files, || {
         let mut found = 0;
-        for (file, events, got) in &mut entries {
+        for ((file, events, _), got) in entries.iter().zip(&mut results) {
             if let Some(file) = file {
                 *got = file.poll().reported(*events);
             }
@@ -91,7 +99,7 @@ fn poll(address: u64, count: u32, limit: Option<u64>) -> Result<u64, Errno> {
         }
         found
     })?;
-    for (number, (_, _, got)) in (0..).zip(&entries) {
+    for (number, got) in (0..).zip(&results) {
         uaccess::put_user(address + LEN * number + 6, got.bits())?;
     }
     Ok(found)
@@ -115,7 +123,7 @@ fn select(count: i32, addresses: [u64; 3], limit: Option<u64>) -> Result<u64, Er
     for set in &mut found {
         *set = FdSet::new(count)?;
     }
-    let total = wait(limit, || {
+    let total = wait(limit, files.iter().map(|(_, file)| file), || {
         let mut total = 0;
         for (fd, file) in &files {
             let now = file.poll();

@@ -9,7 +9,8 @@ use super::{AT_FDCWD, Target, done, ints, path_at};
 use crate::arch::trap::TrapFrame;
 use crate::drivers::power;
 use crate::fs::source::{memory, nr_processes};
-use crate::fs::with_vfs;
+use crate::fs::{sync, with_vfs};
+use crate::mm::swap;
 use crate::syscall::int;
 use crate::{init, sched, uaccess};
 
@@ -18,8 +19,14 @@ pub fn call(number: u64, frame: &TrapFrame) -> Option<Result<u64, Errno>> {
     let ([a, b, c, d, e, _], _) = ints(frame);
     Some(match number {
         99 => sysinfo(a),
-        162 => Ok(0),
+        162 => {
+            // sync(2) tells of no error.
+            let _ = sync::all();
+            Ok(0)
+        }
         165 => mount(a, b, c, d, e),
+        167 => swapon(a, int(b)),
+        168 => swapoff(a),
         166 => umount(a, int(b)),
         169 => reboot(int(a), int(b), int(c)),
         _ => return None,
@@ -51,6 +58,17 @@ fn umount(target: u64, flags: u32) -> Result<u64, Errno> {
     }))
 }
 
+/// Differs from Linux: whoever calls it has the right, as there are no users.
+fn swapon(path: u64, flags: u32) -> Result<u64, Errno> {
+    let target = Target::new(AT_FDCWD, path)?;
+    done(swap::swapon(target.base, &target.path, flags))
+}
+
+fn swapoff(path: u64) -> Result<u64, Errno> {
+    let target = Target::new(AT_FDCWD, path)?;
+    done(swap::swapoff(target.base, &target.path))
+}
+
 /// reboot: every end is the machine's end; it is the VMM's part to start it again.
 fn reboot(magic: u32, magic2: u32, command: u32) -> Result<u64, Errno> {
     const MAGIC: u32 = 0xfee1_dead;
@@ -66,6 +84,8 @@ fn reboot(magic: u32, magic2: u32, command: u32) -> Result<u64, Errno> {
     match command {
         CAD_ON | CAD_OFF => Ok(0),
         RESTART | HALT | POWER_OFF => {
+            // Differs from Linux: nothing that was written is lost, whether or not the caller thought of it.
+            let _ = sync::all();
             // Who is alive, for whoever looks at the machine that is left.
             init::checkpoint(1, c"reboot");
             power::power_off()
@@ -83,6 +103,8 @@ fn sysinfo(address: u64) -> Result<u64, Errno> {
     words[4] = memory.total * KIB;
     words[5] = memory.free * KIB;
     words[6] = memory.shmem * KIB;
+    words[8] = memory.swap_total * KIB;
+    words[9] = memory.swap_free * KIB;
     words[10] = u64::from(nr_processes());
     // The unit of all of these is a byte.
     words[13] = 1;

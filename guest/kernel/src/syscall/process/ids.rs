@@ -30,7 +30,7 @@ pub fn call(number: u64, frame: &TrapFrame) -> Option<Result<u64, Errno>> {
         118 | 120 => root_ids([a, b, c]),
         121 => of(signed(a), Process::pgid),
         124 => of(signed(a), Process::sid),
-        186 => current().map(|task| u64::from(task.tid)).ok_or(Errno::Esrch),
+        186 => current().map(|task| u64::from(task.tid())).ok_or(Errno::Esrch),
         218 => set_tid_address(a),
         _ => return None,
     })
@@ -120,5 +120,5 @@ fn setsid() -> Result<u64, Errno> {
 fn set_tid_address(address: u64) -> Result<u64, Errno> {
     let task = current().ok_or(Errno::Esrch)?;
     task.clear_child_tid.store(address, Ordering::Relaxed);
-    Ok(u64::from(task.tid))
+    Ok(u64::from(task.tid()))
 }

@@ -98,7 +98,7 @@ fn named(which: i32, who: i32) -> Result<Vec<Arc<Task>>, Errno> {
     let own = current().ok_or(Errno::Esrch)?;
     let who = u32::try_from(who).map_err(|_| Errno::Esrch)?;
     let tasks = match which {
-        PROCESS => task::find_task(if who == 0 { own.tid } else { who }).into_iter().collect(),
+        PROCESS => task::find_task(if who == 0 { own.tid() } else { who }).into_iter().collect(),
         GROUP => {
             let group = if who == 0 { own.process.pgid() } else { who };
             task::tasks_where(|task| task.process.pgid() == group)?

@@ -4,17 +4,24 @@ use std::boxed::Box;
 use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::ops::Range;
-use std::sync::atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Mutex, OnceLock};
 use std::vec::Vec;
 
 use mm_core::Rcu;
 use mm_core::{
-    Arena, Gfp, Id, MemMap, Migratetype, Order, PAGE_SIZE, Page, PageAlloc, PageKind, Pageblock, Pfn,
+    Arena, Folios, Gfp, Id, MemMap, Migratetype, Order, PAGE_SIZE, Page, PageAlloc, PageKind, Pageblock, Pfn,
     PhysAddr, PhysMem, Trace, ZoneKind,
 };
 
-use crate::{Cache, Cows, Mapping, Node};
+use mm_core::{CpuLocal, PageFlags, refcount};
+use mm_sim::{Clusters, SimSwap};
+use mm_swap::{
+    CpuCluster, Swap, SwapEntry, SwapInError, SwapInfo, SwapIo, SwapList, SwappedIn, Totals,
+    folio_swap_entry, read_swap_cache_async, remove_from_swap_cache,
+};
+
+use crate::{Cache, Cows, Mapping, Node, put_page, shmem};
 
 const FRAMES: usize = 1 << 10;
 const FIRST: u64 = 0x1000;
@@ -40,6 +47,10 @@ pub struct Machine {
     pub shmem: AtomicU64,
     pub max_shmem: AtomicU64,
     pub unmapped: Mutex<Vec<(Range<u64>, Cows)>>,
+    pub swap: SimSwap,
+    pub swapped: AtomicI64,
+    /// Mappings are shared memory: their values are slots.
+    pub has_shmem: AtomicBool,
 }
 
 /// Objects by number.
@@ -94,6 +105,9 @@ impl Machine {
             shmem: AtomicU64::new(0),
             max_shmem: AtomicU64::new(u64::MAX),
             unmapped: Mutex::default(),
+            swap: SimSwap::new(&[101]),
+            swapped: AtomicI64::new(0),
+            has_shmem: AtomicBool::new(false),
         };
         for page in &machine.pages {
             page.init(0, ZoneKind::Normal, PageKind::None);
@@ -164,6 +178,8 @@ impl PhysMem for Machine {
     }
 }
 
+impl Folios for Machine {}
+
 impl PageAlloc for Machine {
     fn alloc_pages(&self, gfp: Gfp, order: Order, _node: Option<u32>) -> Option<Pfn> {
         assert!(!HELD.get(), "memory under the mapping's lock");
@@ -228,7 +244,103 @@ impl Rcu for Machine {
     }
 }
 
+impl CpuLocal<CpuCluster> for Machine {
+    fn with<R>(&self, f: impl FnOnce(u32, &mut CpuCluster) -> R) -> R {
+        self.swap.with_cpu(|cpu| f(0, cpu))
+    }
+
+    fn for_each(&self, mut f: impl FnMut(u32, &mut CpuCluster)) {
+        self.swap.with_cpu(|cpu| f(0, cpu));
+    }
+}
+
+impl Swap for Machine {
+    type Word = AtomicU64;
+    type Clusters = Clusters;
+
+    fn slots(&self, area: u32) -> &[AtomicU64] {
+        self.swap.slots(area)
+    }
+
+    fn with_area<R>(&self, area: u32, f: impl FnOnce(&mut SwapInfo<Clusters>) -> R) -> Option<R> {
+        self.swap.with_area(area, f)
+    }
+
+    fn with_list<R>(&self, f: impl FnOnce(&mut SwapList) -> R) -> R {
+        self.swap.with_list(f)
+    }
+
+    fn totals(&self) -> &Totals {
+        self.swap.totals()
+    }
+}
+
+impl SwapIo for Machine {
+    fn swapin_readahead(&self, entry: SwapEntry) -> Result<SwappedIn, SwapInError> {
+        assert!(!HELD.get(), "a read with the mapping's lock held");
+        let alloc = || self.alloc_pages(Gfp::HIGHUSER_MOVABLE, Order::ZERO, None);
+        let found = read_swap_cache_async(self, entry, alloc, |pfn| put_page(self, pfn))?;
+        if found.major {
+            self.swap_readpage(found.pfn);
+            self.unlock_page(found.pfn);
+        }
+        Ok(found)
+    }
+
+    fn swap_readpage(&self, pfn: Pfn) {
+        let page = MemMap::page(self, pfn).unwrap();
+        let Some(words) = self.swap.read(folio_swap_entry(page).unwrap()) else { return };
+        for (at, word) in (0..).step_by(8).zip(words) {
+            self.write_u64(PhysAddr::new(pfn.phys().as_u64() + at), word);
+        }
+        page.insert(PageFlags::UPTODATE);
+    }
+
+    fn lock_page(&self, pfn: Pfn) {
+        MemMap::page(self, pfn).unwrap().lock();
+    }
+
+    fn wait_on_page_writeback(&self, _pfn: Pfn) {}
+}
+
+impl Machine {
+    /// Has an area of 100 slots used.
+    pub fn swapon(&self) {
+        SimSwap::swapon_all(self, 1);
+    }
+
+    /// Swaps a page of shared memory out, which nobody maps; whether its frame is free now.
+    pub fn swap_out(&self, id: Id<Mapping>, index: u64) -> bool {
+        let Some(pfn) = crate::find_get_page(self, id, index) else { return false };
+        let page = MemMap::page(self, pfn).unwrap();
+        page.lock();
+        let moved = shmem::move_to_swap(self, pfn);
+        let mut gone = false;
+        if moved {
+            let word = |at: u64| self.read_u64(PhysAddr::new(pfn.phys().as_u64() + at * 8));
+            let words = core::array::from_fn(|at| word(at as u64));
+            self.swap.write(folio_swap_entry(page).unwrap(), words);
+            page.remove(PageFlags::DIRTY);
+            gone = remove_from_swap_cache(self, pfn, || 0);
+        }
+        page.unlock();
+        if gone {
+            refcount::unfreeze(page.references(), 1);
+        }
+        put_page(self, pfn);
+        gone
+    }
+}
+
 impl Cache for Machine {
+    fn is_shmem(&self, _mapping: Id<Mapping>) -> bool {
+        self.has_shmem.load(Relaxed)
+    }
+
+    fn count_swapped(&self, _mapping: Id<Mapping>, pages: i64) {
+        self.swapped.fetch_add(pages, Relaxed);
+    }
+
     fn pages_lock<R>(&self, _mapping: Id<Mapping>, f: impl FnOnce() -> R) -> R {
         assert!(!HELD.replace(true), "the mapping's lock is taken twice");
         let _held = self.lock.lock().unwrap();

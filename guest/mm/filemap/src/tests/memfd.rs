@@ -99,7 +99,7 @@ impl Ours {
 
     fn bytes(&self) -> Vec<u8> {
         (0..self.size())
-            .map(|at| match shmem::read_page(&self.machine, self.id, at / PAGE_SIZE) {
+            .map(|at| match shmem::read_page(&self.machine, self.id, at / PAGE_SIZE).unwrap() {
                 Some(pfn) => {
                     let byte = self.machine.byte(pfn, at % PAGE_SIZE);
                     put_page(&self.machine, pfn);

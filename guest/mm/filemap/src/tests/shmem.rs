@@ -47,7 +47,7 @@ fn write(machine: &Machine, id: Id<Mapping>, at: u64, len: u64, value: u8) -> Re
 }
 
 fn read(machine: &Machine, id: Id<Mapping>, at: u64) -> u8 {
-    let Some(pfn) = shmem::read_page(machine, id, at / PAGE_SIZE) else { return 0 };
+    let Some(pfn) = shmem::read_page(machine, id, at / PAGE_SIZE).unwrap() else { return 0 };
     let byte = machine.byte(pfn, at % PAGE_SIZE);
     put_page(machine, pfn);
     byte
@@ -57,12 +57,24 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
 
     #[test]
-    fn shared_memory_is_a_file(ops in proptest::collection::vec(op(), 1..60)) {
+    fn shared_memory_is_a_file_also_while_its_pages_are_swapped_out(
+        ops in proptest::collection::vec((op(), any::<u16>(), 0..8_u32), 1..60),
+    ) {
         let machine = Machine::new();
+        machine.has_shmem.store(true, Relaxed);
+        machine.swapon();
         let id = machine.mapping(0);
         let mapping: &Mapping = machine.at(id);
         let (mut bytes, mut size) = (BTreeMap::new(), 0);
-        for (number, op) in ops.into_iter().enumerate() {
+        for (number, (op, picks, comes_back)) in ops.into_iter().enumerate() {
+            for index in (0..16).filter(|index| picks >> index & 1 == 1) {
+                machine.swap_out(id, index);
+            }
+            prop_assert_eq!(mm_swap::audit(&machine, 0), Ok(()));
+            if comes_back == 0 {
+                prop_assert_eq!(shmem::unuse(&machine, id, 0), Ok(()));
+                prop_assert_eq!(machine.swap.inuse(), 0);
+            }
             let value = u8::try_from(number % 250 + 1).unwrap();
             match op {
                 Op::Write { at, len } => {
@@ -81,7 +93,7 @@ proptest! {
                     bytes.retain(|byte, _| !(at..at + len).contains(byte));
                     let whole = at.div_ceil(PAGE_SIZE)..(at + len) / PAGE_SIZE;
                     for index in whole.clone() {
-                        prop_assert!(shmem::read_page(&machine, id, index).is_none());
+                        prop_assert_eq!(shmem::read_page(&machine, id, index), Ok(None));
                     }
                     let unmapped = machine.unmapped.lock().unwrap().pop();
                     prop_assert_eq!(unmapped, (!whole.is_empty()).then_some((whole, Cows::Keep)));
@@ -107,7 +119,9 @@ proptest! {
             }
             machine.unmapped.lock().unwrap().clear();
             prop_assert_eq!(mapping.size(), size);
-            prop_assert_eq!(machine.shmem.load(Relaxed), mapping.nrpages());
+            let swapped = machine.swapped.load(Relaxed).cast_unsigned();
+            prop_assert_eq!(machine.shmem.load(Relaxed), mapping.nrpages() + swapped);
+            prop_assert_eq!(machine.swap.inuse(), swapped);
             prop_assert_eq!(machine.file_pages.load(Relaxed).cast_unsigned(), mapping.nrpages());
             prop_assert!(Mapping::audit(&machine, id).is_ok());
             for page in 0..SPAN / PAGE_SIZE {
@@ -117,9 +131,29 @@ proptest! {
                 }
             }
         }
+        for index in 0..16 {
+            machine.swap_out(id, index);
+        }
         shmem::evict(&machine, id);
         prop_assert_eq!((machine.used(), machine.nodes.live(), machine.shmem.load(Relaxed)), (0, 0, 0));
+        prop_assert_eq!(machine.swap.inuse(), 0);
     }
+}
+
+#[test]
+fn a_page_that_is_held_does_not_go_to_swap() {
+    let machine = Machine::new();
+    machine.has_shmem.store(true, Relaxed);
+    machine.swapon();
+    let id = machine.mapping(PAGE_SIZE);
+    write(&machine, id, 0, 8, 5).unwrap();
+    let held = shmem::fault(&machine, id, 0).unwrap().pfn;
+    assert!(!machine.swap_out(id, 0));
+    assert_eq!((machine.swap.inuse(), machine.swapped.load(Relaxed)), (0, 0));
+    put_page(&machine, held);
+    assert!(machine.swap_out(id, 0));
+    assert_eq!((machine.swap.inuse(), read(&machine, id, 3)), (1, 5));
+    shmem::evict(&machine, id);
 }
 
 #[test]

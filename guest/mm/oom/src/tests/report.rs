@@ -18,11 +18,17 @@ const LINE: TaskLine<'_> = TaskLine {
 
 #[test]
 fn the_first_line_names_the_allocation() {
-    let invoked = Invoked { comm: "sh", gfp: Gfp::KERNEL, order: Order::ZERO, oom_score_adj: 5 };
+    let invoked = Invoked {
+        comm: "sh",
+        gfp: Gfp::KERNEL,
+        gfp_names: "GFP_KERNEL",
+        order: Order::ZERO,
+        oom_score_adj: 5,
+    };
     let mask = Gfp::KERNEL.bits();
     assert_eq!(
         invoked.to_string(),
-        format!("sh invoked oom-killer: gfp_mask={mask:#x}, order=0, oom_score_adj=5")
+        format!("sh invoked oom-killer: gfp_mask={mask:#x}(GFP_KERNEL), order=0, oom_score_adj=5")
     );
 }
 

@@ -103,6 +103,9 @@ pub trait Machine {
 
     /// Prints one line of a report.
     fn report(&self, line: fmt::Arguments<'_>);
+
+    /// Prints what there is of memory, after a request for zones up to `highest` failed (Linux: `show_mem`). Any context without locks.
+    fn show_mem(&self, _highest: ZoneKind) {}
 }
 
 /// The page allocator.
@@ -282,7 +285,8 @@ impl<M: Machine> PageAllocator<M> {
             .unwrap_or(ZoneKind::Dma)
     }
 
-    pub(crate) fn count(&self, event: VmEvent, delta: u64) {
+    /// Counts an event on this CPU (Linux: `count_vm_events`).
+    pub fn count(&self, event: VmEvent, delta: u64) {
         self.machine.local().with(|_, cpu| cpu.count(event, delta));
     }
 

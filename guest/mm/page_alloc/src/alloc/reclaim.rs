@@ -97,6 +97,11 @@ pub trait Reclaim {
     /// Last resort (Linux: `out_of_memory`).
     fn out_of_memory(&self, token: &MaySleep<'_>, request: &Request) -> OomOutcome;
 
+    /// Whether the caller's process was chosen to die since it began to allocate (Linux: `tsk_is_oom_victim`).
+    fn is_oom_victim(&self) -> bool {
+        false
+    }
+
     /// Lets others run before the next round (Linux: `cond_resched`, `schedule_timeout_uninterruptible`).
     fn throttle(&self, token: &MaySleep<'_>, request: &Request);
 }

@@ -72,7 +72,12 @@ impl<M: Machine> PageAllocator<M> {
         block
     }
 
-    fn try_harder(&self, context: Context<'_>, request: &Request, progress: &mut Progress) -> Option<Block> {
+    fn try_harder(
+        &self,
+        mut context: Context<'_>,
+        request: &Request,
+        progress: &mut Progress,
+    ) -> Option<Block> {
         let map = self.machine.map();
         let mut request = *request;
         // Linux warns once: who can wait is not atomic.
@@ -101,6 +106,10 @@ impl<M: Machine> PageAllocator<M> {
         }
         loop {
             progress.rounds += 1;
+            // Whoever waits here may be chosen to die meanwhile.
+            if token.is_some() && self.machine.reclaim().is_oom_victim() {
+                context.task.insert(TaskFlags::OOM_VICTIM);
+            }
             // kswapd may have gone back to sleep.
             self.wake_kswapds(&request, flags);
             let reserve = reserve_flags(context, request.gfp);
@@ -413,7 +422,6 @@ impl<M: Machine> PageAllocator<M> {
         if pointless {
             return (None, false);
         }
-        self.count(VmEvent::OomKill, 1);
         let map = self.machine.map();
         map.emit(Event::OutOfMemory { gfp: request.gfp, order: request.order });
         let outcome = self.machine.reclaim().out_of_memory(token, request);

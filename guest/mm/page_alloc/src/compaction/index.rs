@@ -113,6 +113,12 @@ impl<M: Machine> PageAllocator<M> {
         if status == Status::NotSuitableZone { Status::Skipped } else { status }
     }
 
+    /// Whether compaction would work in a zone, or a block of the order is free already (Linux: `compaction_suitable` other than
+    /// `COMPACT_SKIPPED`).
+    pub fn is_compaction_ready(&self, zone: usize, order: Order, highest: ZoneKind) -> bool {
+        self.compaction_suitable(zone, order, AllocFlags::empty(), highest) != Status::Skipped
+    }
+
     /// Linux: `__compaction_suitable`, if `free` pages were free.
     pub(super) fn is_suitable_with(
         &self,

@@ -1,11 +1,15 @@
 //! One step at a time.
 
+use std::string::String;
+use std::vec::Vec;
+
 use memvisor_abi::NR_ORDERS;
-use mm_core::{MemMap, Order, PageFlags, PageKind, Pfn, ZoneKind};
+use mm_core::{MemMap, Migratetype, Order, PageFlags, PageKind, Pfn, ZoneKind};
 use mm_sim::SimMem;
+use proptest::prelude::*;
 
 use super::{order, zone};
-use crate::{FreeError, Zone, init_range};
+use crate::{AllocFlags, FreeError, Zone, init_range};
 
 #[test]
 fn hand_over_makes_the_largest_aligned_blocks() {
@@ -209,4 +213,37 @@ fn descriptors_of_a_hole_are_skipped() {
     assert!(page.has(PageFlags::RESERVED));
     assert_eq!((page.node(), page.zone(), page.refcount()), (2, ZoneKind::Dma32, 1));
     assert_eq!(mem.page(Pfn::new(7)).expect("RAM").kind(), PageKind::None);
+}
+
+/// What `count` blocks of an order are, one after the other or at once, and the zone afterwards.
+fn bulk(text: &str, raw: u8, count: u32, at_once: bool) -> (Vec<u64>, String, bool) {
+    let mut zone = zone(text);
+    let mut taken = Vec::new();
+    let flags = AllocFlags::default();
+    let (calls, count) = if at_once { (1, count) } else { (count, 1) };
+    for _ in 0..calls {
+        zone.zone.rmqueue_bulk(&zone.mem, order(raw), count, Migratetype::Movable, flags, |pfn, _| {
+            taken.push(pfn);
+        });
+    }
+    let page = |pfn: &Pfn| zone.mem.page(*pfn).expect("RAM");
+    let allocated = taken.iter().all(|pfn| page(pfn).state().is_allocated_block(order(raw)));
+    taken.iter().for_each(|pfn| page(pfn).set_refcount(1));
+    (taken.iter().map(|pfn| pfn.as_u64()).collect(), zone.picture(), allocated)
+}
+
+proptest! {
+    #[test]
+    fn many_at_once_are_the_same_blocks_as_one_after_the_other(
+        free in proptest::collection::vec(prop::bool::weighted(0.75), 64),
+        raw in 0_u8..3,
+        count in 1_u32..80,
+    ) {
+        // Four frames each; a letter is a block, so neighbours have different ones.
+        let cells = free.iter().zip("ABC".chars().cycle()).map(|(free, letter)| if *free { '.' } else { letter });
+        let text: String = cells.flat_map(|cell| std::iter::repeat_n(cell, 4)).collect();
+        let (one, at_once) = (bulk(&text, raw, count, false), bulk(&text, raw, count, true));
+        prop_assert!(at_once.2);
+        prop_assert_eq!(one, at_once);
+    }
 }

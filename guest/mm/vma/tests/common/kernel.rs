@@ -1,27 +1,30 @@
 //! A kernel on the host: frames, objects, locks that refuse misuse, and a TLB that keeps what nobody flushed.
 
+mod cache;
+mod swap;
+
 use std::collections::{HashMap, HashSet};
-use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, OnceLock};
 
-use mm_core::Rcu;
 use mm_core::{
-    Gfp, MemMap, Order, PAGE_SIZE, Page, PageAlloc, PageKind, Pageblock, Pfn, PhysAddr, PhysMem, Trace,
+    Folios, Gfp, MemMap, Migratetype, Order, PAGE_SIZE, Page, PageAlloc, PageKind, Pageblock, Pfn, PhysAddr,
+    PhysMem, Trace, ZoneKind,
 };
-use mm_core::{Migratetype, ZoneKind};
-use mm_filemap::Cache;
 use mm_filemap::shmem::{self, FallocFlags};
 use mm_pgtable::{Entry, FlushRange, Levels, PageTable, TABLE_ENTRIES, TableMem};
+use mm_sim::SimSwap;
 use mm_vma::{
-    AnonVma, AnonVmaChain, Arena, Cows, Errno, Id, Kernel, Layout, MappedError, MappedPage, Mapping, Mm,
-    Node, Vma, unmap_mapping_range,
+    AnonVma, AnonVmaChain, Arena, Errno, Id, Kernel, Layout, MappedError, MappedPage, Mapping, Mm, Node, Vma,
+    put_page,
 };
 
 const FRAMES: usize = 1 << 14;
 /// The first frame; the zero page is the last.
 const FIRST: u64 = 0x1_0000;
 const CHUNK: usize = 256;
+/// Swap areas, once in use.
+const SWAP_SLOTS: [u32; 2] = [300, 200];
 const ZERO_PAGE: Pfn = Pfn::new(FIRST + FRAMES as u64 - 1);
 
 type Frame = Box<[AtomicU64; TABLE_ENTRIES]>;
@@ -179,6 +182,16 @@ pub struct TestKernel {
     pub forbids_zero_page: AtomicBool,
     /// The next fault's page leaves the file between its lookup and its mapping.
     pub truncates_on_fault: AtomicBool,
+    /// Waits for a page table that still succeed: sixteen more allocations each.
+    pub refills: AtomicUsize,
+    /// Pages promised.
+    pub committed: AtomicU64,
+    pub commit_limit: AtomicU64,
+    pub swap: SimSwap,
+    /// Reads of swap areas fail.
+    pub swap_reads_fail: AtomicBool,
+    /// Reads of several slots fail.
+    pub swap_readahead_fails: AtomicBool,
 }
 
 impl TestKernel {
@@ -212,7 +225,18 @@ impl TestKernel {
             flushes: AtomicU64::new(0),
             forbids_zero_page: AtomicBool::new(false),
             truncates_on_fault: AtomicBool::new(false),
+            refills: AtomicUsize::new(0),
+            committed: AtomicU64::new(0),
+            commit_limit: AtomicU64::new(u64::MAX),
+            swap: SimSwap::new(&SWAP_SLOTS),
+            swap_reads_fail: AtomicBool::new(false),
+            swap_readahead_fails: AtomicBool::new(false),
         }
+    }
+
+    /// Has the swap areas used.
+    pub fn swapon(&self) {
+        SimSwap::swapon_all(self, 2);
     }
 
     /// A new address space.
@@ -257,6 +281,8 @@ impl PhysMem for TestKernel {
         self.ram.frame(pfn).iter().for_each(|word| word.store(0, Relaxed));
     }
 }
+
+impl Folios for TestKernel {}
 
 impl PageAlloc for TestKernel {
     fn alloc_pages(&self, gfp: Gfp, order: Order, _node: Option<u32>) -> Option<Pfn> {
@@ -338,6 +364,23 @@ impl Kernel for TestKernel {
         self.lock(mm, |lock| lock >= 0, 1);
     }
 
+    fn mmap_read_trylock(&self, mm: &Mm) -> bool {
+        let mut locks = self.locks.lock().unwrap();
+        let lock = locks.entry(core::ptr::from_ref(mm).addr()).or_default();
+        let free = *lock >= 0;
+        *lock += i32::from(free);
+        free
+    }
+
+    fn wait_for_table(&self) -> bool {
+        assert!(self.tables.try_lock().is_ok() && self.rmap.try_lock().is_ok(), "a wait under a spinlock");
+        let may = self.refills.try_update(Relaxed, Relaxed, |left| left.checked_sub(1)).is_ok();
+        if may {
+            self.ram.budget.fetch_add(16, Relaxed);
+        }
+        may
+    }
+
     fn mmap_read_unlock(&self, mm: &Mm) {
         self.lock(mm, |lock| lock > 0, -1);
     }
@@ -359,7 +402,36 @@ impl Kernel for TestKernel {
         (!self.forbids_zero_page.load(Relaxed)).then_some(ZERO_PAGE)
     }
 
-    fn shmem_zero_setup(&self, bytes: u64) -> Result<Id<Mapping>, Errno> {
+    fn reclaim_pages(&self, pages: &[Pfn]) {
+        for pfn in pages {
+            let page = MemMap::page(self, *pfn).unwrap();
+            if page.mapping() & 1 == 0 {
+                put_page(self, *pfn);
+            } else {
+                self.swap_out_held(*pfn, true);
+            }
+        }
+    }
+
+    fn vm_enough_memory(&self, _mm: &Mm, pages: u64) -> bool {
+        let enough = self.committed.load(Relaxed) + pages <= self.commit_limit.load(Relaxed);
+        self.committed.fetch_add(if enough { pages } else { 0 }, Relaxed);
+        enough
+    }
+
+    fn vm_acct_memory(&self, pages: u64) {
+        self.committed.fetch_add(pages, Relaxed);
+    }
+
+    fn vm_unacct_memory(&self, pages: u64) {
+        self.committed.try_update(Relaxed, Relaxed, |now| now.checked_sub(pages)).expect("it was promised");
+    }
+
+    fn honours_noreserve(&self) -> bool {
+        true
+    }
+
+    fn shmem_zero_setup(&self, bytes: u64, _flags: mm_vma::VmFlags) -> Result<Id<Mapping>, Errno> {
         let id = Arena::<Mapping>::alloc(self).ok_or(Errno::Enomem)?;
         self.mappings.at(id).init(bytes);
         self.references.lock().unwrap().insert(id.as_u64(), 1);
@@ -400,42 +472,5 @@ impl Kernel for TestKernel {
     fn mapping_punch_hole(&self, mapping: Id<Mapping>, offset: u64, len: u64) -> Result<(), Errno> {
         shmem::fallocate(self, mapping, FallocFlags::PUNCH_HOLE | FallocFlags::KEEP_SIZE, offset, len)
             .map_err(|_| Errno::Einval)
-    }
-}
-
-impl Rcu for TestKernel {
-    fn rcu_read<R>(&self, f: impl FnOnce() -> R) -> R {
-        // Objects are never anything else.
-        f()
-    }
-}
-
-impl Cache for TestKernel {
-    fn pages_lock<R>(&self, _mapping: Id<Mapping>, f: impl FnOnce() -> R) -> R {
-        let _held = self.pages_lock.try_lock().expect("the mapping's lock is not held");
-        f()
-    }
-
-    fn unmap_mapping_range(&self, mapping: Id<Mapping>, pages: Range<u64>, cows: Cows) {
-        unmap_mapping_range(self, mapping, pages, cows);
-    }
-
-    fn zero_user(&self, pfn: Pfn, bytes: Range<u64>) {
-        for at in bytes {
-            let addr = PhysAddr::new(pfn.phys().as_u64() + at / 8 * 8);
-            let word = self.read_u64(addr) & !(0xff << (at % 8 * 8));
-            self.write_u64(addr, word);
-        }
-    }
-
-    fn count_file_pages(&self, _pages: i64) {}
-
-    fn shmem_acct_blocks(&self, _mapping: Id<Mapping>, pages: u64) -> bool {
-        self.shmem.fetch_add(pages, Relaxed);
-        true
-    }
-
-    fn shmem_unacct_blocks(&self, _mapping: Id<Mapping>, pages: u64) {
-        self.shmem.fetch_sub(pages, Relaxed);
     }
 }

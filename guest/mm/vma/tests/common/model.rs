@@ -4,7 +4,7 @@ use mm_core::{PhysAddr, PhysMem, VirtAddr};
 use mm_pgtable::PteFlags;
 use mm_vma::{
     Access, Advised, Arena, Done, Fault, FaultInfo, MlockAll, MremapFlags, MsyncFlags, Populate, dup_mmap,
-    handle_fault, populate, populate_exact, populate_locked,
+    handle_fault, madvise_pageout, populate, populate_exact, populate_locked,
 };
 use mm_vma::{
     Errno, Id, Kernel, Layout, Limits, MapFile, MapFlags, Mm, MmapRequest, ProtFlags, Space, VmFlags,
@@ -35,7 +35,7 @@ impl Model {
         let model = Model { k, mm, limits, parents: Vec::new() };
         let end = WINDOW + PAGES * PAGE;
         for (start, end) in [(LOWEST, WINDOW), (end, TASK_SIZE)] {
-            let mapping = model.k.shmem_zero_setup(1 << 47).unwrap();
+            let mapping = model.k.shmem_zero_setup(1 << 47, mm_vma::VmFlags::empty()).unwrap();
             let file = MapFile::of(mapping);
             let request = MmapRequest {
                 addr: start,
@@ -108,8 +108,12 @@ impl Model {
             }
             Op::Madvise { addr, len, advice } => {
                 let advised = self.space().madvise(address(addr), len, advice)?;
-                if let Advised::Populate(range, access) = advised {
-                    populate_exact(&self.k, self.mm, &self.limits, range, access)?;
+                match advised {
+                    Advised::Populate(range, access) => {
+                        populate_exact(&self.k, self.mm, &self.limits, range, access)?;
+                    }
+                    Advised::PageOut(range) => madvise_pageout(&self.k, self.mm, range),
+                    Advised::Done | Advised::Remove(_) => {}
                 }
             }
             Op::Mlock { addr, len, flags } => {
@@ -222,7 +226,11 @@ impl Model {
             Space::lock(&self.k, *mm, self.limits).exit();
             let at: &Mm = self.k.at(*mm);
             assert_eq!((at.rss(mm_vma::RssKind::Anon), at.rss(mm_vma::RssKind::File)), (0, 0));
+            assert_eq!(at.swapents(), 0);
         }
+        self.k.audit_swap();
+        assert_eq!(self.k.swap.inuse(), 0, "slots are left");
+        assert_eq!(self.k.committed.load(std::sync::atomic::Ordering::Relaxed), 0, "promises are left");
         assert!(self.k.is_empty(), "objects are left");
         assert_eq!(self.k.ram.table_count(), 1 + self.parents.len(), "tables are left");
         assert_eq!(self.k.ram.used(), 1 + self.parents.len(), "pages are left");

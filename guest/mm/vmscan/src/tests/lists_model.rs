@@ -48,7 +48,7 @@ fn apply(m: &Machine, op: &Op) {
         }
         Op::Reclaim => {
             let zones = [(0, ZoneKind::Normal), (1, ZoneKind::Normal)];
-            try_to_free_pages(m, &zones, (Gfp::KERNEL, Order::ZERO, ZoneKind::Normal));
+            try_to_free_pages(m, &|| zones.into_iter(), (Gfp::KERNEL, Order::ZERO, ZoneKind::Normal));
         }
         Op::Drain => lru_add_drain(m),
     }
@@ -58,8 +58,12 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
     #[test]
-    fn every_page_is_on_one_list_or_in_a_batch(ops in prop::collection::vec(op(), 1..600)) {
-        let m = Machine::new(2, 128, 1000);
+    fn every_page_is_on_one_list_or_in_a_batch(
+        ops in prop::collection::vec(op(), 1..600),
+        generations in any::<bool>(),
+    ) {
+        let new = if generations { Machine::with_generations } else { Machine::new };
+        let m = new(2, 128, 1000);
         for op in &ops {
             apply(&m, op);
             m.audit();

@@ -3,7 +3,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 
-use memvisor_abi::{LruKind, Lruvec};
+use memvisor_abi::{LruGen, LruKind, Lruvec};
 use mm_core::{
     CpuLocal, Gfp, MemMap, Order, Page, PageFlags, PageKind, Pageblock, Pfn, Trace, ZoneKind, refcount,
 };
@@ -11,7 +11,8 @@ use mm_sim::SimMem;
 
 use crate::{
     CpuBatches, Lru, Mark, PageOut, Pages, Refault, Referenced, Throttle, Zones, audit, folio_add_lru,
-    folio_del_lru, folio_mark_accessed, try_to_free_pages, workingset_refault,
+    folio_del_lru, folio_mark_accessed, folios_update_gen, lru_gen_init, try_to_free_pages,
+    workingset_refault,
 };
 
 /// What a page of a program or file is.
@@ -59,6 +60,8 @@ pub(super) struct Machine {
     pub min: Cell<u64>,
     pub boost: Cell<u64>,
     per_node: u64,
+    generations: bool,
+    clock: Cell<u64>,
 }
 
 const ANON: u64 = 0x1000 | memvisor_abi::Page::MAPPING_ANON;
@@ -87,7 +90,47 @@ impl Machine {
             min: Cell::new(frames / 64),
             boost: Cell::new(0),
             per_node: frames,
+            generations: false,
+            clock: Cell::new(0),
         }
+    }
+
+    /// [`Machine::new`] whose pages are on lists of generations.
+    pub fn with_generations(nodes: u64, frames: u64, swap: u64) -> Machine {
+        let machine = Machine { generations: true, ..Machine::new(nodes, frames, swap) };
+        machine.lruvecs.iter().for_each(|lruvec| lru_gen_init(&mut lruvec.borrow_mut(), 0));
+        machine
+    }
+
+    /// Of a node.
+    pub fn lrugen(&self, node: usize) -> LruGen {
+        self.lruvecs[node].borrow().lrugen
+    }
+
+    /// Generations from the youngest that a page is on the list of.
+    pub fn age_of(&self, id: u64) -> Option<u64> {
+        let page = self.descriptor(self.frame(id));
+        let lrugen = self.lrugen(page.node() as usize);
+        let place = page.flags().lru_gen()?;
+        (0..4).find(|age| LruGen::place(lrugen.max_seq - age) == place)
+    }
+
+    /// As the entries of page tables show: who was used, of these.
+    fn take_young(&self, node: u32, ids: std::ops::Range<u64>) -> Vec<Pfn> {
+        let mut young = Vec::new();
+        for virt in self.pages.borrow_mut().range_mut(ids).map(|(_, virt)| virt) {
+            let Some(pfn) = virt.frame.filter(|_| virt.kind != Kind::Cached && !virt.locked) else {
+                continue;
+            };
+            let page = self.descriptor(pfn);
+            if page.node() == node && std::mem::take(&mut virt.accessed) {
+                if !page.has_any(PageFlags::LRU | PageFlags::LRU_ADD) {
+                    page.insert(PageFlags::REFERENCED);
+                }
+                young.push(pfn);
+            }
+        }
+        young
     }
 
     /// Uses page `id`, which is of that kind, and makes it present if need be, on `node` or another.
@@ -126,7 +169,7 @@ impl Machine {
     }
 
     pub fn list(&self, kind: LruKind) -> u64 {
-        self.lruvecs.iter().map(|lruvec| lruvec.borrow().lists[kind as usize].count).sum()
+        self.lruvecs.iter().map(|lruvec| lruvec.borrow().pages(kind)).sum()
     }
 
     pub fn free_on(&self, node: u32) -> u64 {
@@ -191,7 +234,7 @@ impl Machine {
                 let pfn = self.free[*node as usize].borrow_mut().pop();
                 return pfn.expect("it was counted");
             }
-            try_to_free_pages(self, &order, (Gfp::KERNEL, Order::ZERO, ZoneKind::Normal));
+            try_to_free_pages(self, &|| order.iter().copied(), (Gfp::KERNEL, Order::ZERO, ZoneKind::Normal));
         }
         panic!("out of memory");
     }
@@ -227,10 +270,28 @@ impl Lru for Machine {
     fn lruvec<R>(&self, node: u32, f: impl FnOnce(&mut Lruvec) -> R) -> R {
         f(&mut self.lruvecs[node as usize].borrow_mut())
     }
+
+    fn lru_gen_enabled(&self) -> bool {
+        self.generations
+    }
+
+    fn now_ns(&self) -> u64 {
+        self.clock.set(self.clock.get() + 1);
+        self.clock.get()
+    }
 }
 
 impl Pages for Machine {
     fn folio_referenced(&self, _: Pfn, page: &Page) -> Referenced {
+        let id = self.id_of(page);
+        let used = self.pages.borrow().get(&id).is_some_and(|virt| virt.accessed);
+        if self.generations && used && page.mapcount() >= 0 {
+            let window = id & !63;
+            for ids in [window..id, id + 1..window + 64] {
+                let young = self.take_young(page.node(), ids);
+                folios_update_gen(self, page.node(), &young);
+            }
+        }
         let mut pages = self.pages.borrow_mut();
         let Some(virt) = pages.get_mut(&self.id_of(page)) else { return Referenced::default() };
         let used = std::mem::take(&mut virt.accessed) && page.mapcount() >= 0;
@@ -240,6 +301,11 @@ impl Pages for Machine {
             is_exec: virt.kind == Kind::Code,
             is_contended: false,
         }
+    }
+
+    fn walk_page_tables(&self, node: u32, used: &mut dyn FnMut(&[Pfn])) {
+        let young = self.take_young(node, 0..u64::MAX);
+        young.chunks(64).for_each(used);
     }
 
     fn add_to_swap(&self, _: Pfn, page: &Page) -> bool {
@@ -266,7 +332,9 @@ impl Pages for Machine {
         true
     }
 
-    fn pageout(&self, _: Pfn, page: &Page) -> PageOut {
+    type Plug = ();
+
+    fn pageout(&self, _: Pfn, page: &Page, (): &mut ()) -> PageOut {
         self.counts.borrow_mut().swap_outs += 1;
         page.remove(PageFlags::DIRTY);
         page.unlock();
@@ -289,7 +357,8 @@ impl Pages for Machine {
     fn free_folio(&self, pfn: Pfn) {
         let page = self.descriptor(pfn);
         assert_eq!((page.refcount(), page.mapcount()), (0, -1));
-        assert!(!page.has_any(PageFlags::LRU | PageFlags::LRU_ADD | PageFlags::LOCKED | PageFlags::ACTIVE));
+        let gone = PageFlags::LRU | PageFlags::LRU_ADD | PageFlags::LOCKED | PageFlags::ACTIVE;
+        assert!(!page.has_any(gone | PageFlags::LRU_GEN | PageFlags::LRU_REFS));
         page.remove(PageFlags::DIRTY);
         page.set_owner(0, 0);
         page.set_kind(PageKind::Tail);

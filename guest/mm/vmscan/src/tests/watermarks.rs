@@ -112,7 +112,7 @@ fn a_boost_is_worked_off_without_swapping() {
 fn direct_reclaim_frees_a_cluster_and_not_the_world() {
     let m = Machine::new(1, 4096, 0);
     filled(&m, Kind::Cached, 64);
-    let freed = try_to_free_pages(&m, &[(0, NORMAL)], (Gfp::KERNEL, Order::ZERO, NORMAL));
+    let freed = try_to_free_pages(&m, &|| [(0, NORMAL)].into_iter(), (Gfp::KERNEL, Order::ZERO, NORMAL));
     assert!((32..=256).contains(&freed), "{freed}");
     assert_eq!(m.free_on(0), 64 + freed);
     m.audit();
@@ -126,7 +126,7 @@ fn nearer_nodes_are_reclaimed_from_as_well_as_farther_ones_once_each() {
     }
     lru_add_drain(&m);
     let zones = [(1, ZoneKind::Normal), (1, ZoneKind::Dma32), (0, ZoneKind::Normal)];
-    try_to_free_pages(&m, &zones, (Gfp::KERNEL, Order::ZERO, NORMAL));
+    try_to_free_pages(&m, &|| zones.into_iter(), (Gfp::KERNEL, Order::ZERO, NORMAL));
     assert!(m.free_on(1) > 124 && m.free_on(0) >= 124);
     assert_eq!(m.free_on(2), 124, "its zones were not asked for");
 }
@@ -136,7 +136,11 @@ fn pages_of_zones_that_do_not_help_stay() {
     let m = Machine::new(1, 1024, 0);
     filled(&m, Kind::Cached, 64);
     assert_eq!(
-        try_to_free_pages(&m, &[(0, ZoneKind::Dma32)], (Gfp::KERNEL, Order::ZERO, ZoneKind::Dma32)),
+        try_to_free_pages(
+            &m,
+            &|| [(0, ZoneKind::Dma32)].into_iter(),
+            (Gfp::KERNEL, Order::ZERO, ZoneKind::Dma32)
+        ),
         0
     );
     assert_eq!(m.free_on(0), 64);
@@ -150,7 +154,7 @@ fn direct_reclaim_writes_no_files_but_asks_for_it() {
     for id in 0..960 {
         m.descriptor(m.frame(id)).insert(PageFlags::DIRTY);
     }
-    assert_eq!(try_to_free_pages(&m, &[(0, NORMAL)], (Gfp::KERNEL, Order::ZERO, NORMAL)), 0);
+    assert_eq!(try_to_free_pages(&m, &|| [(0, NORMAL)].into_iter(), (Gfp::KERNEL, Order::ZERO, NORMAL)), 0);
     assert_eq!((m.counts.borrow().swap_outs, m.present(0..960)), (0, 960));
     assert!(m.counts.borrow().flusher > 0);
     m.audit();
@@ -160,9 +164,9 @@ fn direct_reclaim_writes_no_files_but_asks_for_it() {
 fn without_io_nothing_is_swapped() {
     let m = Machine::new(1, 1024, 4096);
     filled(&m, Kind::Anon, 64);
-    assert_eq!(try_to_free_pages(&m, &[(0, NORMAL)], (Gfp::NOIO, Order::ZERO, NORMAL)), 0);
+    assert_eq!(try_to_free_pages(&m, &|| [(0, NORMAL)].into_iter(), (Gfp::NOIO, Order::ZERO, NORMAL)), 0);
     assert_eq!(m.nr_swap_pages(), 4096);
-    assert!(try_to_free_pages(&m, &[(0, NORMAL)], (Gfp::NOFS, Order::ZERO, NORMAL)) > 0);
+    assert!(try_to_free_pages(&m, &|| [(0, NORMAL)].into_iter(), (Gfp::NOFS, Order::ZERO, NORMAL)) > 0);
     m.audit();
 }
 

@@ -42,6 +42,9 @@ pub struct Script {
     /// Compaction is not scripted, but real.
     pub compacts: Cell<bool>,
     pub oom: Cell<Option<OomOutcome>>,
+    /// The OOM killer chooses whoever asks it.
+    pub kills_caller: Cell<bool>,
+    victim: Cell<bool>,
     pub reclaimable: Cell<u64>,
 }
 
@@ -323,8 +326,13 @@ impl Reclaim for Script {
         false
     }
 
+    fn is_oom_victim(&self) -> bool {
+        self.victim.get()
+    }
+
     fn out_of_memory(&self, _: &MaySleep<'_>, _: &Request) -> OomOutcome {
         self.calls.borrow_mut().push(Call::Oom);
+        self.victim.set(self.kills_caller.get());
         self.oom.get().unwrap_or(OomOutcome::NoVictim)
     }
 
@@ -407,5 +415,9 @@ impl Machine for &TestMachine {
 
     fn report(&self, line: fmt::Arguments<'_>) {
         self.lines.borrow_mut().push(line.to_string());
+    }
+
+    fn show_mem(&self, highest: ZoneKind) {
+        self.lines.borrow_mut().push(format!("show_mem up to {}", highest.name()));
     }
 }
