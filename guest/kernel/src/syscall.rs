@@ -64,11 +64,7 @@ pub fn dispatch(frame: &mut TrapFrame) {
         .or_else(|| mempolicy::call(number, frame))
         .or_else(|| process::call(number, frame))
         .or_else(|| fs::call(number, frame))
-        .or_else(|| signal::call(number, frame))
-        .or_else(|| futex::call(number, frame))
-        .or_else(|| time::call(number, frame))
-        .or_else(|| resources::call(number, frame))
-        .or_else(|| ipc::call(number, frame))
+        .or_else(|| others(number, frame))
         .unwrap_or_else(|| unknown(number));
     frame.rax = match result {
         Ok(value) => value,
@@ -81,6 +77,16 @@ pub fn dispatch(frame: &mut TrapFrame) {
         }
     };
     KernelTrace.emit_with(EventId::SyscallRet, || Event::SyscallRet { ret: frame.rax });
+}
+
+/// Groups that hold structures on the stack, in a frame of its own: beneath the others memory is allocated, and kernel stacks have 16 KiB.
+#[inline(never)]
+fn others(number: u64, frame: &mut TrapFrame) -> Option<Result<u64, Errno>> {
+    signal::call(number, frame)
+        .or_else(|| futex::call(number, frame))
+        .or_else(|| time::call(number, frame))
+        .or_else(|| resources::call(number, frame))
+        .or_else(|| ipc::call(number, frame))
 }
 
 fn unknown(number: u64) -> Result<u64, Errno> {

@@ -438,8 +438,12 @@ pub fn pageout(pfn: Pfn, page: &Page, context: &MaySleep<'_>) -> bool {
 pub fn truncate_pages(id: Id<Mapping>, from: u64, context: &MaySleep<'_>) {
     let mut next = from;
     while let Some(index) = mm_filemap::next_page(&Spaces, id, next, u64::MAX) {
+        let Some(pfn) = mm_filemap::find_get_page(&Spaces, id, index) else {
+            // A shadow; it would stay for whoever has the mapping next. What else is there by now is met again.
+            mm_filemap::clear_shadow_entry(&Spaces, id, index);
+            continue;
+        };
         next = index.saturating_add(1);
-        let Some(pfn) = mm_filemap::find_get_page(&Spaces, id, index) else { continue };
         if let Some(page) = Vmemmap.page(pfn) {
             page_wait::lock_page(pfn, page, context);
             page_wait::wait_on_page_writeback(pfn, page, context);

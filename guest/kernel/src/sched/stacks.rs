@@ -1,13 +1,21 @@
-//! Which stack an address belongs to, for the report of an overflow.
+//! Which stack an address belongs to, for the report of an overflow; with `debug_stack_usage` on the command line, how much of their stacks
+//! tasks use (Linux: CONFIG_DEBUG_STACK_USAGE).
 
 use core::fmt;
 use core::ops::Range;
+use core::sync::atomic::{AtomicU64, Ordering};
 
-use mm_core::PAGE_SIZE;
+use memvisor_abi::THREAD_SIZE;
+use mm_core::{PAGE_SIZE, VirtAddr};
 
 use super::{SLOTS, current, text};
 use crate::arch::percpu::{self, AREA_SIZE, STACKS};
 use crate::mm::layout::{percpu_area, percpu_contains};
+use crate::mm::phys;
+use crate::{cmdline, println};
+
+/// The fewest bytes that any task left of its stack.
+static LOWEST: AtomicU64 = AtomicU64::new(THREAD_SIZE);
 
 /// The stack of a CPU's idle task: lowest address and length.
 pub(super) fn kernel_stack(cpu: u32) -> (u64, u64) {
@@ -76,4 +84,30 @@ pub fn stack_guard(va: u64) -> Option<Guard> {
         .iter()
         .find(|(_, page, _)| guards(area + page * PAGE_SIZE))
         .map(|&(kind, page, pages)| found(area + page * PAGE_SIZE, pages, kind))
+}
+
+fn counts_usage() -> bool {
+    cmdline::flag("debug_stack_usage")
+}
+
+/// The stack at `base` is somebody's next: what is not zero later was used.
+pub(super) fn begin_usage(base: u64) {
+    if counts_usage() {
+        (base..base + THREAD_SIZE)
+            .step_by(PAGE_SIZE as usize)
+            .for_each(|page| phys::zero_mapped(VirtAddr::new(page)));
+    }
+}
+
+/// Its task is off it for ever; says so if none used more (Linux: `check_stack_usage`).
+pub(super) fn end_usage(base: u64, name: &[u8; 16], pid: u32) {
+    if !counts_usage() {
+        return;
+    }
+    let unused =
+        (base..base + THREAD_SIZE).step_by(8).take_while(|va| phys::read_mapped(VirtAddr::new(*va)) == 0);
+    let left = unused.count() as u64 * 8;
+    if left < LOWEST.fetch_min(left, Ordering::Relaxed) {
+        println!("{} ({pid}) used greatest stack depth: {left} bytes left", text(name));
+    }
 }

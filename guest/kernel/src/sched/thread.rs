@@ -12,7 +12,7 @@ use mm_vmalloc::{Request, VmError};
 use super::runqueue::{self, Kind};
 use super::{
     ANY_CPU, CpuMask, MAX_TASKS, MAX_THREADS, NO_INFO, NOBODY, Reason, SLOTS, Slot, Turn, UNUSED, WaitQueue,
-    clock, current, finish_switch, schedule,
+    clock, current, finish_switch, schedule, stacks,
 };
 use crate::arch::percpu::{self, PerCpu, THREAD_TOP, thread_info};
 use crate::arch::trap::TrapFrame;
@@ -197,6 +197,7 @@ pub fn spawn_user(
         Some(base) => base,
         None => vmalloc::vmalloc(&Request::stack(), context)?.as_u64(),
     };
+    stacks::begin_usage(base);
     let name = user.name;
     let birth =
         Birth { name: &name, pid: user.task.tid(), entry, argument: user_frame(base), pinned: ANY_CPU };
@@ -264,17 +265,18 @@ pub fn exit_user() -> ! {
 /// until [`release`].
 pub fn reap_dead() {
     while let Some(number) = exhume() {
-        let (user, stack) = {
+        let (user, stack, name, pid) = {
             let mut slot = SLOTS[number].lock();
             let user = slot.user.take();
-            let stack = slot.info.stack;
+            let TaskInfo { stack, name, pid, .. } = slot.info;
             if user.as_ref().is_some_and(|user| user.is_zombie()) {
                 (slot.info.stack, slot.info.stack_len, slot.info.rsp) = (0, 0, 0);
             } else {
                 give_slot(number, &mut slot);
             }
-            (user, stack)
+            (user, stack, name, pid)
         };
+        stacks::end_usage(stack, &name, pid);
         give_stack(stack);
         drop(user);
     }

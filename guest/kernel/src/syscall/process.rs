@@ -58,6 +58,7 @@ fn own_group() -> Result<u32, Errno> {
     Ok(current().ok_or(Errno::Echild)?.process.pgid())
 }
 
+#[inline(never)]
 fn wait4(pid: i32, status: u64, options: u32, usage: u64) -> Result<u64, Errno> {
     let wait = Wait::wait4(pid, options, own_group()?)?;
     let Some(waited) = task::do_wait(&wait)? else { return Ok(0) };
@@ -78,6 +79,7 @@ fn rusage(waited: &Waited) -> [u64; 18] {
     usage
 }
 
+#[inline(never)]
 fn waitid(kind: i32, id: i32, info: u64, options: u32, usage: u64) -> Result<u64, Errno> {
     let wait = Wait::waitid(kind, id, options, own_group()?)?;
     let waited = task::do_wait(&wait)?;

@@ -168,9 +168,29 @@ fn copy_task(parent: &Current, args: &CloneArgs) -> Result<Arc<Task>, Errno> {
     if !flags.contains(CloneFlags::VM) {
         space::set_owner(mm, process.pid);
     }
+    let task = new_task(parent, args, (tid, process, fpu, files, mm));
+    let task = task.ok_or(Errno::Enomem).inspect_err(|_| space::mm_put(mm))?;
+    if flags.contains(CloneFlags::THREAD) {
+        task.process.signals.add_task(parent.tid(), tid).inspect_err(|_| undo(&task))?;
+    }
+    if flags.contains(CloneFlags::PARENT_SETTID) && args.parent_tid != 0 {
+        // What cannot be stored is not stored (Linux: `put_user` without a look at its result).
+        let _ = uaccess::put_user(args.parent_tid, tid);
+    }
+    Ok(task)
+}
+
+/// The task itself, of what was copied for it. In a frame of its own, as it lies on the stack first: kernel stacks have 16 KiB, and what
+/// copies address spaces may have to reclaim pages.
+#[inline(never)]
+fn new_task(
+    parent: &Current,
+    args: &CloneArgs,
+    (tid, process, fpu, files, mm): (u32, Arc<Process>, FpuState, Files, Id<Mm>),
+) -> Option<Arc<Task>> {
+    let flags = args.flags;
     let wanted = |flag: CloneFlags, value: u64| if flags.contains(flag) { value } else { 0 };
-    let parent_tid = wanted(CloneFlags::PARENT_SETTID, args.parent_tid);
-    let task = Task {
+    new_arc(Task {
         tid: tid.into(),
         process,
         number: AtomicUsize::new(0),
@@ -189,18 +209,11 @@ fn copy_task(parent: &Current, args: &CloneArgs) -> Result<Arc<Task>, Errno> {
         files,
         signals: TaskSignals::default(),
         time: TaskTime::default(),
-    };
-    let task = new_arc(task).ok_or(Errno::Enomem).inspect_err(|_| space::mm_put(mm))?;
-    if flags.contains(CloneFlags::THREAD) {
-        task.process.signals.add_task(parent.tid(), tid).inspect_err(|_| undo(&task))?;
-    }
-    if parent_tid != 0 {
-        // What cannot be stored is not stored (Linux: `put_user` without a look at its result).
-        let _ = uaccess::put_user(parent_tid, tid);
-    }
-    Ok(task)
+    })
 }
 
+/// In a frame of its own, as [`new_task`].
+#[inline(never)]
 fn copy_process(parent: &Current, pid: u32, args: &CloneArgs) -> Result<Arc<Process>, Errno> {
     let of = &parent.process;
     let parent_pid = if args.flags.contains(CloneFlags::PARENT) { of.parent() } else { of.pid };
@@ -220,6 +233,7 @@ fn copy_process(parent: &Current, pid: u32, args: &CloneArgs) -> Result<Arc<Proc
 }
 
 /// The parent's address space or a copy (Linux: `copy_mm`).
+#[inline(never)]
 fn copy_mm(parent: &Current, flags: CloneFlags) -> Result<Id<Mm>, Errno> {
     let mm = parent.mm().ok_or(Errno::Einval)?;
     if flags.contains(CloneFlags::VM) {

@@ -57,4 +57,6 @@ pub use page::{get_page, put_page};
 pub use sealed::{Sealed, Seals};
 pub use seek::{Seek, seek_hole_data};
 pub use tree::{Missing, Spare, Tree};
-pub use truncate::{invalidate_mapping_pages, truncate_inode_pages_range, truncate_pagecache};
+pub use truncate::{
+    clear_shadow_entry, invalidate_mapping_pages, truncate_inode_pages_range, truncate_pagecache,
+};

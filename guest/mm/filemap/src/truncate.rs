@@ -87,6 +87,19 @@ fn remove<K: Cache>(k: &K, id: Id<Mapping>, pages: Range<u64>, wanted: impl Fn(P
     all
 }
 
+/// Takes out what reclaim left in the place of a page; false if something else is at `index` by now (Linux: `clear_shadow_entry`). Not for
+/// shared memory, whose values are pages.
+pub fn clear_shadow_entry<K: Cache>(k: &K, id: Id<Mapping>, index: u64) -> bool {
+    let mapping: &Mapping = k.at(id);
+    k.pages_lock(id, || {
+        let found = matches!(mapping.i_pages().load(k, index), Entry::Value(_));
+        if found {
+            erase(k, mapping, index);
+        }
+        found
+    })
+}
+
 /// Ends the file at `size`: what lies behind leaves the cache and all address spaces, private copies too (Linux:
 /// `truncate_pagecache`). The caller has set the size. Returns how many pages went.
 pub fn truncate_pagecache<K: Cache>(k: &K, id: Id<Mapping>, size: u64) -> u64 {

@@ -31,6 +31,15 @@ fn squeeze(checks: &mut Checks, fd: u64, pages: u64, owner: u64) {
     other.unmap();
 }
 
+/// Whether a new file in memory of that many pages reads as zeroes: it may have the place of a file whose pages were reclaimed.
+fn is_empty(pages: u64) -> bool {
+    let fd = call(319, [c"after".as_ptr() as u64, 0, 0, 0, 0, 0]);
+    let long = call(77, [fd, pages * 4096, 0, 0, 0, 0]) == 0;
+    let zeroes = read_through(fd, 0..pages) == 0;
+    close(fd);
+    long && zeroes
+}
+
 /// The suite.
 pub fn run(checks: &mut Checks) {
     let disks = Disks::begin(checks);
@@ -100,5 +109,6 @@ pub fn run(checks: &mut Checks) {
     lazy.unmap();
     close(fd);
     checks.check("the file goes", remove(c"/mnt/holes"));
+    checks.check("a file in memory after it has nothing of it", is_empty(pages));
     disks.end(checks);
 }

@@ -1,5 +1,7 @@
 //! Reading: pages that are not there are read, and some behind them (Linux: `filemap_read`, `filemap_fault`, `mpage_readahead`).
 
+use alloc::vec::Vec;
+
 use memvisor_abi::PageFlags;
 use mm_core::{Event, EventId, Gfp, Order, PAGE_SIZE, Page, Pfn, Trace};
 use mm_filemap::{Bound, add_to_page_cache, find_get_page, put_page};
@@ -84,20 +86,20 @@ pub(super) fn fill(id: Id<Mapping>, window: &Window) -> Result<(), Errno> {
     let size = cache::size(id);
     let last = size.div_ceil(PAGE_SIZE);
     let count = usize::try_from(last.saturating_sub(window.start).min(window.size.into())).unwrap_or(0);
-    let mut frames = Frames::new();
+    let mut frames = Frames::with_room(count.min(MOST))?;
+    let mut todo = Todo::with_room(count.min(MOST))?;
     for index in (window.start..).take(count.min(MOST)) {
         if !mm_filemap::has_page(&Spaces, id, index) && !frames.add() {
             break;
         }
     }
-    if frames.count == 0 && mm_filemap::has_page(&Spaces, id, window.start) {
+    if frames.free.is_empty() && mm_filemap::has_page(&Spaces, id, window.start) {
         // One that could not be read before.
         return reread(id, window.start);
     }
-    if frames.count == 0 {
+    if frames.free.is_empty() {
         return Err(Errno::Enomem);
     }
-    let mut todo = Todo { pages: [None; MOST], count: 0 };
     let range = window.start..window.start + count as u64;
     match cache::source(id) {
         Source::Bdev => bdev::add_pages(id, range, &mut frames, &mut todo)?,
@@ -107,7 +109,7 @@ pub(super) fn fill(id: Id<Mapping>, window: &Window) -> Result<(), Errno> {
                 add_pages(&mut blocks, id, (range, window), (&mut frames, &mut todo))
             });
             // What was added is read all the same: it is locked.
-            if todo.count == 0 {
+            if todo.pages.is_empty() {
                 added?;
             }
         }
@@ -115,42 +117,42 @@ pub(super) fn fill(id: Id<Mapping>, window: &Window) -> Result<(), Errno> {
     read_pages(id, &todo)
 }
 
+/// Room for so many, not on the kernel's stack: what is called while it is in use reclaims pages.
+fn room<T>(count: usize) -> Result<Vec<T>, Errno> {
+    let mut room = Vec::new();
+    room.try_reserve_exact(count).map_err(|_| Errno::Enomem)?;
+    Ok(room)
+}
+
 /// Frames for pages to come.
 pub(super) struct Frames {
-    free: [Option<Pfn>; MOST],
-    count: usize,
+    free: Vec<Pfn>,
 }
 
 impl Frames {
-    fn new() -> Frames {
-        Frames { free: [None; MOST], count: 0 }
+    fn with_room(count: usize) -> Result<Frames, Errno> {
+        Ok(Frames { free: room(count)? })
     }
 
     fn add(&mut self) -> bool {
         // Pages ahead are not worth much effort.
-        let gfp = if self.count == 0 {
+        let gfp = if self.free.is_empty() {
             Gfp::HIGHUSER_MOVABLE
         } else {
             Gfp::HIGHUSER_MOVABLE | Gfp::NORETRY | Gfp::NOWARN
         };
         let frame = page_alloc::alloc_here(gfp, Order::ZERO, None);
-        let Some(slot) = self.free.get_mut(self.count).filter(|_| frame.is_some()) else { return false };
-        *slot = frame;
-        self.count += 1;
-        true
+        self.free.extend(frame);
+        frame.is_some()
     }
 
     pub(super) fn take(&mut self) -> Option<Pfn> {
-        self.count = self.count.checked_sub(1)?;
-        self.free.get_mut(self.count)?.take()
+        self.free.pop()
     }
 
     /// One that was not needed.
     pub(super) fn give_back(&mut self, pfn: Pfn) {
-        if let Some(slot) = self.free.get_mut(self.count) {
-            *slot = Some(pfn);
-            self.count += 1;
-        }
+        self.free.push(pfn);
     }
 }
 
@@ -164,16 +166,16 @@ impl Drop for Frames {
 
 /// Pages that are in the cache, locked, and not read yet.
 pub(super) struct Todo {
-    pages: [Option<(Pfn, Place)>; MOST],
-    count: usize,
+    pages: Vec<(Pfn, Place)>,
 }
 
 impl Todo {
+    fn with_room(count: usize) -> Result<Todo, Errno> {
+        Ok(Todo { pages: room(count)? })
+    }
+
     pub(super) fn push(&mut self, pfn: Pfn, place: Place) {
-        if let Some(slot) = self.pages.get_mut(self.count) {
-            *slot = Some((pfn, place));
-            self.count += 1;
-        }
+        self.pages.push((pfn, place));
     }
 }
 
@@ -234,12 +236,13 @@ pub(super) fn add_locked(
     }
 }
 
-/// Begins to read pages that were added.
+/// Begins to read pages that were added. In a frame of its own: the segments of a request lie in it.
+#[inline(never)]
 fn read_pages(id: Id<Mapping>, todo: &Todo) -> Result<(), Errno> {
     let context = sched::task_context();
     let disk = backing::of(id).disk()?;
     let mut batch: Batch<'_> = Batch::new(disk, Direction::Read, &context);
-    for (pfn, place) in todo.pages.iter().flatten() {
+    for (pfn, place) in &todo.pages {
         match place {
             Place::Run(sector, sectors) => {
                 if u64::from(*sectors) * 512 < PAGE_SIZE {

@@ -136,6 +136,9 @@ pub fn out_of_memory(token: &MaySleep<'_>, request: &Request) -> OomOutcome {
     OomOutcome::Progress
 }
 
+/// Not in the slow path's frame, which is there while pages are reclaimed: kernel stacks have 16 KiB.
+#[cold]
+#[inline(never)]
 fn decide(request: &Request) {
     let control = control(request);
     let (settings, dump_tasks) = with_state(|state| {

@@ -26,6 +26,7 @@ pub fn call(number: u64, frame: &TrapFrame) -> Option<Result<u64, Errno>> {
 const UTS: usize = 65;
 
 /// What uname says. Programs look at name and release to decide what they can expect: Linux's calls as 6.1 has them.
+#[inline(never)]
 fn uname(address: u64) -> Result<u64, Errno> {
     let fields = [
         "Linux",

@@ -8,9 +8,9 @@ use mm_core::{Id, MemMap, PAGE_SIZE, PageFlags, PageKind};
 
 use super::machine::Machine;
 use crate::{
-    Bound, Cache, CacheError, Cows, Entry, Mapping, add_to_page_cache, delete_from_page_cache, find_get_page,
-    has_page, invalidate_mapping_pages, next_page, put_page, read_cache_page, remove_mapping,
-    truncate_inode_pages_range, truncate_pagecache,
+    Bound, Cache, CacheError, Cows, Entry, Mapping, add_to_page_cache, clear_shadow_entry,
+    delete_from_page_cache, find_get_page, has_page, invalidate_mapping_pages, next_page, put_page,
+    read_cache_page, remove_mapping, truncate_inode_pages_range, truncate_pagecache,
 };
 
 fn fill(machine: &Machine, id: Id<Mapping>, pages: impl IntoIterator<Item = u64>) {
@@ -214,6 +214,22 @@ fn a_clean_page_that_nobody_holds_is_removed_and_leaves_its_shadow() {
     fill(&machine, id, [2]);
     assert_eq!(present(&machine, id), [0, 2, 3]);
     assert_eq!(truncate_inode_pages_range(&machine, id, 0..u64::MAX), 3);
+}
+
+#[test]
+fn a_shadow_is_taken_out_and_nothing_else() {
+    let machine = Machine::new();
+    let id = machine.mapping(10 * PAGE_SIZE);
+    fill(&machine, id, 0..2);
+    let pfn = find_get_page(&machine, id, 1).unwrap();
+    assert!(remove_mapping(&machine, pfn, || 77));
+    MemMap::page(&machine, pfn).unwrap().set_refcount(1);
+    put_page(&machine, pfn);
+    assert!(clear_shadow_entry(&machine, id, 1));
+    assert_eq!(crate::find_get_entry(&machine, id, 1), Entry::Empty);
+    assert_eq!([0, 1, 2].map(|index| clear_shadow_entry(&machine, id, index)), [false; 3]);
+    assert_eq!(present(&machine, id), [0]);
+    assert_eq!(truncate_inode_pages_range(&machine, id, 0..u64::MAX), 1);
 }
 
 #[test]
