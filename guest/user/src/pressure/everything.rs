@@ -28,6 +28,10 @@ const NORESERVE: u64 = 0x4000;
 
 /// Words of the page that all share.
 const ENOUGH: u64 = 0;
+/// Nobody begins a child: who audits stops workers, and knows nothing of theirs.
+const HOLD: u64 = 1;
+/// Workers that have a child.
+const PARENTS: u64 = 2;
 const ROUNDS: u64 = 8;
 
 /// What everybody has.
@@ -44,6 +48,20 @@ struct World {
 impl World {
     fn is_over(&self) -> bool {
         self.board.word_at(0, ENOUGH).load(SeqCst) != 0
+    }
+
+    /// Does what begins children and waits for them; not while there is an audit.
+    fn with_children(&self, work: impl FnOnce() -> u64) -> u64 {
+        let parents = self.board.word_at(0, PARENTS);
+        parents.fetch_add(1, SeqCst);
+        while self.board.word_at(0, HOLD).load(SeqCst) != 0 {
+            parents.fetch_sub(1, SeqCst);
+            sys::nanosleep(0, 10_000_000);
+            parents.fetch_add(1, SeqCst);
+        }
+        let result = work();
+        parents.fetch_sub(1, SeqCst);
+        result
     }
 
     fn round(&self, worker: u64) {
@@ -127,7 +145,7 @@ fn run(checks: &mut Checks, seconds: u64) {
         if now_ns() >= next && audits < 3 {
             next = now_ns() + seconds * 1_000_000_000 / 4;
             audits += 1;
-            audit(&pids, eater);
+            audit(&world, &pids, eater);
         }
     }
     board.word_at(0, ENOUGH).store(1, SeqCst);
@@ -184,7 +202,12 @@ fn name_of(pids: &[u64; 32], pid: u64) -> &'static str {
 }
 
 /// Stops everybody, lets those outside look, and lets all go on.
-fn audit(pids: &[u64; 32], eater: u64) {
+fn audit(world: &World, pids: &[u64; 32], eater: u64) {
+    let hold = world.board.word_at(0, HOLD);
+    hold.store(1, SeqCst);
+    while world.board.word_at(0, PARENTS).load(SeqCst) != 0 {
+        sys::nanosleep(0, 10_000_000);
+    }
     let all = || pids.iter().copied().filter(|pid| *pid != 0).chain([eater]);
     for pid in all() {
         sys::kill(pid, STOP);
@@ -196,6 +219,7 @@ fn audit(pids: &[u64; 32], eater: u64) {
     all().for_each(|pid| {
         sys::kill(pid, CONT);
     });
+    hold.store(0, SeqCst);
 }
 
 /// Takes memory to the end of it, slowly enough that others get some.
@@ -317,26 +341,7 @@ fn forker(world: &World, me: u64) -> u64 {
     (0..mine.count).for_each(|page| write_page(&mine, page, me));
     let (mut wrong, mut round) = (0, 0);
     while !world.is_over() {
-        let kid = child(|| {
-            put(ADJ, b"-500\n");
-            let before = (0..mine.count).filter(|page| !holds_page(&mine, *page, me)).count();
-            (0..mine.count).step_by(3).for_each(|page| write_page(&mine, page, me + 1));
-            let after = (0..mine.count).step_by(3).filter(|page| !holds_page(&mine, *page, me + 1)).count();
-            let inner = child(|| 7);
-            let told = wait(inner, 0) == (inner, 7 << 8);
-            u64::from(before + after > 0 || !told)
-        });
-        let told = wait(kid, 0);
-        if told != (kid, 0) {
-            let _ = writeln!(
-                Out,
-                "everything: fork {round}: {}, wait4 {}, {:#x}",
-                kid.cast_signed(),
-                told.0.cast_signed(),
-                told.1
-            );
-            wrong += 1;
-        }
+        wrong += world.with_children(|| fork_round(&mine, me, round));
         round += 1;
         if round % 8 == 0 {
             wrong += (0..mine.count).filter(|page| !holds_page(&mine, *page, me)).count() as u64;
@@ -344,6 +349,30 @@ fn forker(world: &World, me: u64) -> u64 {
         world.round(me >> 8);
     }
     wrong.min(100)
+}
+
+/// A child that has a child; what they found wrong.
+fn fork_round(mine: &Pages, me: u64, round: u64) -> u64 {
+    let kid = child(|| {
+        put(ADJ, b"-500\n");
+        let before = (0..mine.count).filter(|page| !holds_page(mine, *page, me)).count();
+        (0..mine.count).step_by(3).for_each(|page| write_page(mine, page, me + 1));
+        let after = (0..mine.count).step_by(3).filter(|page| !holds_page(mine, *page, me + 1)).count();
+        let inner = child(|| 7);
+        let told = wait(inner, 0) == (inner, 7 << 8);
+        u64::from(before + after > 0 || !told)
+    });
+    let told = wait(kid, 0);
+    if told != (kid, 0) {
+        let _ = writeln!(
+            Out,
+            "everything: fork {round}: {}, wait4 {}, {:#x}",
+            kid.cast_signed(),
+            told.0.cast_signed(),
+            told.1
+        );
+    }
+    u64::from(told != (kid, 0))
 }
 
 static CAUGHT: AtomicU64 = AtomicU64::new(0);
@@ -362,18 +391,19 @@ fn signaller(world: &World, me: u64) -> u64 {
             sent += 1;
             wrong += u64::from(CAUGHT.load(SeqCst) != sent);
         }
-        let kid = child(|| {
-            loop {
-                sys::pause();
+        wrong += world.with_children(|| {
+            let kid = child(|| {
+                loop {
+                    sys::pause();
+                }
+            });
+            if is_error(kid) {
+                let _ = writeln!(Out, "everything: the signaller's fork: {}", kid.cast_signed());
+                return 1;
             }
-        });
-        if is_error(kid) {
-            let _ = writeln!(Out, "everything: the signaller's fork: {}", kid.cast_signed());
-            wrong += 1;
-        } else {
             sys::kill(kid, 9);
-            wrong += u64::from(wait(kid, 0) != (kid, KILLED));
-        }
+            u64::from(wait(kid, 0) != (kid, KILLED))
+        });
         world.round(me >> 8);
     }
     wrong.min(100)
