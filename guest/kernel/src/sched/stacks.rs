@@ -93,9 +93,8 @@ fn counts_usage() -> bool {
 /// The stack at `base` is somebody's next: what is not zero later was used.
 pub(super) fn begin_usage(base: u64) {
     if counts_usage() {
-        (base..base + THREAD_SIZE)
-            .step_by(PAGE_SIZE as usize)
-            .for_each(|page| phys::zero_mapped(VirtAddr::new(page)));
+        (0..THREAD_SIZE / PAGE_SIZE)
+            .for_each(|page| phys::zero_mapped(VirtAddr::new(base + page * PAGE_SIZE)));
     }
 }
 
