@@ -145,8 +145,11 @@ impl Model {
                     task_size: parent.task_size(),
                 };
                 let child = self.k.new_mm(shape);
-                dup_mmap(&self.space(), &Space::lock(&self.k, child, self.limits))?;
-                self.parents.push(core::mem::replace(&mut self.mm, child));
+                let copied = dup_mmap(&self.space(), &Space::lock(&self.k, child, self.limits));
+                // A child that could not be made is empty, and ends with the others.
+                let other = if copied.is_ok() { core::mem::replace(&mut self.mm, child) } else { child };
+                self.parents.push(other);
+                copied?;
             }
         }
         Ok(result)
