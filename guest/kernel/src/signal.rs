@@ -33,7 +33,7 @@ pub struct Signals {
     group: Lock<Option<ThreadGroup>>,
     /// All limits; those of memory are copied to where faults look.
     pub limits: Lock<limits::Limits>,
-    /// The timer of `alarm` and setitimer(ITIMER_REAL), by CLOCK_MONOTONIC.
+    /// The timer of `alarm` and setitimer(ITIMER_REAL), by CLOCK_MONOTONIC. Its lock is taken before the group's.
     pub real_timer: Lock<IntervalTimer>,
 }
 

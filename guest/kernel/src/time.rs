@@ -7,7 +7,7 @@ use alloc::sync::Arc;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use guest_process::signal::{SigInfo, Target};
-use guest_process::time::{FOREVER, IntervalTimer, NSEC_PER_SEC, Which};
+use guest_process::time::{FOREVER, NSEC_PER_SEC, Which};
 use mm_vma::Errno;
 
 use crate::drivers::rtc;
@@ -98,22 +98,20 @@ fn fire() {
     let mut after = 0;
     while let Some(process) = next_process(after) {
         after = process.pid;
-        let (fired, expires) = {
-            let mut timer = process.signals.real_timer.lock();
-            (timer.fire(now), timer.expires())
-        };
-        if fired > 0 {
-            // A process that ends needs no signal.
+        let mut timer = process.signals.real_timer.lock();
+        if timer.fire(now) > 0 {
+            // Sent before the lock is free: who switches the timer off meets no signal afterwards (Linux: `hrtimer_cancel`). A process
+            // that ends needs none.
             let _ = signal::send(&process, Target::Process, SigInfo::kernel(Which::Real.signal()));
         }
-        NEXT.fetch_min(expires.unwrap_or(FOREVER), Ordering::AcqRel);
+        NEXT.fetch_min(timer.expires().unwrap_or(FOREVER), Ordering::AcqRel);
     }
 }
 
-/// The process of the least number above `after` that has a timer.
+/// The living process of the least number above `after`.
 fn next_process(after: u32) -> Option<Arc<Process>> {
     task::with_relations(|processes, _| {
-        let armed = |process: &&Arc<Process>| *process.signals.real_timer.lock() != IntervalTimer::OFF;
-        processes.iter().filter(|process| process.pid > after && !process.is_zombie()).find(armed).cloned()
+        let above = processes.partition_point(|process| process.pid <= after);
+        processes.get(above..)?.iter().find(|process| !process.is_zombie()).cloned()
     })
 }
