@@ -24,19 +24,26 @@ pub trait Word {
     fn exchange(&self, old: u32, new: u32) -> bool;
 }
 
-impl Word for AtomicU32 {
-    fn load(&self, order: Ordering) -> u32 {
-        AtomicU32::load(self, order)
-    }
+/// [`Word`] by the atomics of this program or of a model, which have the same methods.
+macro_rules! impl_word {
+    ($atomic:ty) => {
+        impl $crate::idle::Word for $atomic {
+            fn load(&self, order: Ordering) -> u32 {
+                <$atomic>::load(self, order)
+            }
 
-    fn store(&self, value: u32, order: Ordering) {
-        AtomicU32::store(self, value, order);
-    }
+            fn store(&self, value: u32, order: Ordering) {
+                <$atomic>::store(self, value, order);
+            }
 
-    fn exchange(&self, old: u32, new: u32) -> bool {
-        self.compare_exchange(old, new, Ordering::AcqRel, Ordering::Relaxed).is_ok()
-    }
+            fn exchange(&self, old: u32, new: u32) -> bool {
+                self.compare_exchange(old, new, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+            }
+        }
+    };
 }
+
+impl_word!(AtomicU32);
 
 /// A barrier between what was written and what is read next, so that a model may have its own.
 pub trait Barrier {

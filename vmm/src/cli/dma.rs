@@ -6,7 +6,7 @@ use memvisor_inspect::views::SwiotlbView;
 use serde::Serialize;
 
 use super::source::Source;
-use crate::devices::dma::DmaStats;
+use crate::devices::dma::{Counters, DmaStats};
 
 /// Engines in the order of their slots, and the pools of bounce slots.
 #[derive(Debug, Serialize)]
@@ -48,25 +48,23 @@ impl DmaView {
             "slot", "bits", "single", "block", "burst", "stealing", "done", "bytes", "refused", "interrupts"
         )?;
         for (slot, engine) in (self.first_slot..).zip(engines) {
-            let refused = engine.beyond_mask + engine.no_ram + engine.refused;
+            let Counters { started, done, beyond_mask, no_ram, bytes, interrupts, .. } = engine.counters;
+            let other = engine.counters.refused;
+            let refused = beyond_mask + no_ram + other;
             writeln!(
                 f,
-                "00:{slot:02x}.0  {:>4} {:>8} {:>8} {:>8} {:>8} {:>8} {:>12} {refused:>8} {:>10}{}",
+                "00:{slot:02x}.0  {:>4} {:>8} {:>8} {:>8} {:>8} {done:>8} {bytes:>12} {refused:>8} {interrupts:>10}{}",
                 engine.address_bits,
-                engine.single,
-                engine.block,
-                engine.burst,
-                engine.cycle_stealing,
-                engine.done,
-                engine.bytes,
-                engine.interrupts,
+                started.single,
+                started.block,
+                started.burst,
+                started.cycle_stealing,
                 if engine.active { "  active" } else { "" },
             )?;
             if refused > 0 {
                 writeln!(
                     f,
-                    "         refused: {} beyond the mask, {} without RAM, {} for another reason",
-                    engine.beyond_mask, engine.no_ram, engine.refused
+                    "         refused: {beyond_mask} beyond the mask, {no_ram} without RAM, {other} for another reason",
                 )?;
             }
         }
@@ -87,11 +85,13 @@ impl fmt::Display for DmaView {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::devices::dma::Started;
 
     #[test]
     fn an_engine_is_a_line_and_its_refusals_another() {
-        let engine =
-            DmaStats { address_bits: 24, block: 3, beyond_mask: 2, bytes: 4096, ..DmaStats::default() };
+        let started = Started { block: 3, ..Started::default() };
+        let counters = Counters { started, beyond_mask: 2, bytes: 4096, ..Counters::default() };
+        let engine = DmaStats { address_bits: 24, counters, ..DmaStats::default() };
         let view = DmaView { engines: Some(vec![engine]), first_slot: 3, bounce: None };
         let text = view.to_string();
         assert!(text.contains("00:03.0    24"), "{text}");

@@ -194,29 +194,33 @@ fn mix(number: usize) -> u64 {
     x.wrapping_mul(0x94d0_49bb_1331_11eb) >> 33
 }
 
+/// [`gfp`] for requests that wake nobody.
+fn quiet() -> Gfp {
+    gfp() - Gfp::KSWAPD_RECLAIM
+}
+
 /// Takes some blocks that cannot move, fills the memory with pages that can, exchanges some of them, and frees three of
-/// four: afterwards a page is left in every handful of frames.
+/// four: afterwards a page is left in every handful of frames. Nobody is woken, who would make order on another CPU meanwhile.
 fn age() {
     let mut count = 0;
     for (step, place) in HELD.lock().iter_mut().enumerate() {
         let order = u8::try_from(mix(step) % 3).ok().and_then(Order::new).unwrap_or(Order::ZERO);
-        *place = page_alloc::alloc_gfp(Context::ATOMIC, gfp(), order, None).map(|pfn| (pfn, order));
+        *place = page_alloc::alloc_gfp(Context::ATOMIC, quiet(), order, None).map(|pfn| (pfn, order));
     }
-    while add(count, gfp()) {
+    while add(count, quiet()) {
         count += 1;
     }
     for step in 0..count / 8 {
         let number = usize::try_from(mix(step)).unwrap_or(0) % count.max(1);
         free(number);
-        add(number, gfp());
+        add(number, quiet());
     }
     (0..count).filter(|number| !mix(*number).is_multiple_of(4)).for_each(free);
     PAGES.drain_all_pages();
 }
 
 fn huge_at_once() -> Option<Pfn> {
-    // Without KSWAPD_RECLAIM nobody is woken for it.
-    page_alloc::alloc_gfp(Context::ATOMIC, gfp() - Gfp::KSWAPD_RECLAIM, huge_order(), None)
+    page_alloc::alloc_gfp(Context::ATOMIC, quiet(), huge_order(), None)
 }
 
 fn huge(token: &MaySleep<'_>) -> Option<Pfn> {
@@ -322,12 +326,7 @@ fn pinned_pages_defer_compaction() -> Outcome {
                 page.set_private(1);
             }
         }
-        // kcompactd may have been at work before the pages were pinned: what it made is nobody's to have.
-        wait_idle(token);
-        let mut made = [None; 16];
-        made.iter_mut().for_each(|slot| *slot = huge_at_once());
         let outcome = compaction_is_deferred(token);
-        made.into_iter().flatten().for_each(|pfn| page_alloc::free_pages(pfn, huge_order()));
         // Later tests begin with a zone that is believed in.
         page_alloc::zone(0, ZoneKind::Dma).lock().reset_compaction_defer(&Vmemmap, huge_order(), true);
         outcome

@@ -13,6 +13,9 @@ mod model;
 pub mod picture;
 mod swap;
 
+#[doc(hidden)]
+pub use {mm_core, mm_swap};
+
 pub use mem::{POISON, SimMem};
 pub use model::{BuddyModel, Frame};
 pub use swap::{Clusters, SimSwap};

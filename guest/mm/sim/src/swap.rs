@@ -119,3 +119,44 @@ impl SimSwap {
 fn cluster_slots() -> usize {
     usize::try_from(SWAPFILE_CLUSTER).unwrap_or(usize::MAX)
 }
+
+/// Makes a machine of tests a [`Swap`] by a field of it that is a [`SimSwap`].
+#[macro_export]
+macro_rules! swap_by_field {
+    ($machine:ty, $field:ident) => {
+        impl $crate::mm_core::CpuLocal<$crate::mm_swap::CpuCluster> for $machine {
+            fn with<R>(&self, f: impl FnOnce(u32, &mut $crate::mm_swap::CpuCluster) -> R) -> R {
+                self.$field.with_cpu(|cpu| f(0, cpu))
+            }
+
+            fn for_each(&self, mut f: impl FnMut(u32, &mut $crate::mm_swap::CpuCluster)) {
+                self.$field.with_cpu(|cpu| f(0, cpu));
+            }
+        }
+
+        impl $crate::mm_swap::Swap for $machine {
+            type Word = core::sync::atomic::AtomicU64;
+            type Clusters = $crate::Clusters;
+
+            fn slots(&self, area: u32) -> &[Self::Word] {
+                self.$field.slots(area)
+            }
+
+            fn with_area<R>(
+                &self,
+                area: u32,
+                f: impl FnOnce(&mut $crate::mm_swap::SwapInfo<Self::Clusters>) -> R,
+            ) -> Option<R> {
+                self.$field.with_area(area, f)
+            }
+
+            fn with_list<R>(&self, f: impl FnOnce(&mut $crate::mm_swap::SwapList) -> R) -> R {
+                self.$field.with_list(f)
+            }
+
+            fn totals(&self) -> &$crate::mm_swap::Totals {
+                self.$field.totals()
+            }
+        }
+    };
+}

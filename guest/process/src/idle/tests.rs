@@ -8,19 +8,7 @@ use loom::thread;
 
 use super::{BUSY, Barrier, CLAIMED, Word, claim, may_halt, wakes};
 
-impl Word for AtomicU32 {
-    fn load(&self, order: Ordering) -> u32 {
-        AtomicU32::load(self, order)
-    }
-
-    fn store(&self, value: u32, order: Ordering) {
-        AtomicU32::store(self, value, order);
-    }
-
-    fn exchange(&self, old: u32, new: u32) -> bool {
-        self.compare_exchange(old, new, Ordering::AcqRel, Ordering::Relaxed).is_ok()
-    }
-}
+impl_word!(AtomicU32);
 
 struct Model;
 

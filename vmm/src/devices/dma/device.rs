@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use memvisor_abi::dma::{Mode, Register, VECTOR};
+use memvisor_abi::dma::{Register, VECTOR};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use vm_memory::{Bytes, GuestAddress};
@@ -43,53 +43,14 @@ pub struct DmaStats {
     pub address_bits: u32,
     /// Whether a transfer goes on.
     pub active: bool,
-    /// Transfers begun, one unit a start.
-    pub single: u64,
-    /// Transfers begun, all at once.
-    pub block: u64,
-    /// Transfers begun, by bursts.
-    pub burst: u64,
-    /// Transfers begun, by stolen cycles.
-    pub cycle_stealing: u64,
-    /// Transfers that moved all their bytes.
-    pub done: u64,
-    /// Transfers that were stopped.
-    pub stopped: u64,
-    /// Starts refused: an address beyond the mask.
-    pub beyond_mask: u64,
-    /// Starts refused: no RAM there.
-    pub no_ram: u64,
-    /// Starts refused for another reason.
-    pub refused: u64,
-    /// Units moved.
-    pub units: u64,
-    /// Bytes moved.
-    pub bytes: u64,
-    /// Messages sent.
-    pub interrupts: u64,
+    /// What it did.
+    #[serde(flatten)]
+    pub counters: Counters,
 }
 
 impl DmaStats {
     fn of(engine: &Engine) -> DmaStats {
-        let Counters { started, done, stopped, beyond_mask, no_ram, refused, units, bytes, interrupts } =
-            engine.counters();
-        let begun = |mode: Mode| started.get(mode as usize).copied().unwrap_or(0);
-        DmaStats {
-            address_bits: engine.bits(),
-            active: engine.is_active(),
-            single: begun(Mode::Single),
-            block: begun(Mode::Block),
-            burst: begun(Mode::Burst),
-            cycle_stealing: begun(Mode::CycleStealing),
-            done,
-            stopped,
-            beyond_mask,
-            no_ram,
-            refused,
-            units,
-            bytes,
-            interrupts,
-        }
+        DmaStats { address_bits: engine.bits(), active: engine.is_active(), counters: engine.counters() }
     }
 }
 

@@ -10,6 +10,7 @@ use memvisor_abi::dma::{
     self, BURST_MAX, Command, Error, LENGTH_MAX, Mode, OWN_BYTES, PAUSE_MAX, Register, UNIT_MAX, control,
     event, status,
 };
+use serde::{Deserialize, Serialize};
 
 /// What the engine reaches: guest RAM.
 pub trait DmaBus {
@@ -23,11 +24,36 @@ pub trait DmaBus {
     fn write(&self, addr: u64, bytes: &[u8]) -> bool;
 }
 
+/// Transfers that were begun.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Started {
+    /// One unit a start.
+    pub single: u64,
+    /// All at once.
+    pub block: u64,
+    /// By bursts.
+    pub burst: u64,
+    /// By stolen cycles.
+    pub cycle_stealing: u64,
+}
+
+impl Started {
+    fn of(&mut self, mode: Mode) -> &mut u64 {
+        match mode {
+            Mode::Single => &mut self.single,
+            Mode::Block => &mut self.block,
+            Mode::Burst => &mut self.burst,
+            Mode::CycleStealing => &mut self.cycle_stealing,
+        }
+    }
+}
+
 /// What an engine did.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Counters {
-    /// Transfers that were begun, by mode.
-    pub started: [u64; 4],
+    /// Transfers that were begun.
+    #[serde(flatten)]
+    pub started: Started,
     /// Transfers that moved all their bytes.
     pub done: u64,
     /// Transfers that were stopped.
@@ -236,9 +262,7 @@ impl Engine {
         self.number += 1;
         self.active = Some(mode);
         self.status = status::ACTIVE;
-        if let Some(started) = self.counters.started.get_mut(mode as usize) {
-            *started += 1;
-        }
+        *self.counters.started.of(mode) += 1;
         match mode {
             Mode::Single => self.run(1, bus),
             Mode::Block => self.run(u64::MAX, bus),

@@ -11,5 +11,5 @@ mod function;
 mod tests;
 
 pub use device::{DmaEngine, DmaError, DmaStats};
-pub use engine::{DmaBus, Engine};
+pub use engine::{Counters, DmaBus, Engine, Started};
 pub use function::DmaFunction;

@@ -15,7 +15,7 @@ use memvisor_abi::dma::{
 use memvisor_inspect::{MemorySource, RamRegion};
 use proptest::prelude::*;
 
-use super::{DmaBus, DmaEngine, DmaFunction, Engine};
+use super::{DmaBus, DmaEngine, DmaFunction, Engine, Started};
 use crate::{devices::pci::Function, devices::virtio::Msix, memory::Memory, seccomp::Filters};
 
 /// RAM at two places, one of them next to where 24 bits end.
@@ -134,7 +134,7 @@ fn a_single_transfer_moves_a_unit_for_each_start() {
             set(&mut engine, &bus, Register::Command, Command::Start as u64);
         }
     }
-    assert_eq!(engine.counters().started, [1, 0, 0, 0]);
+    assert_eq!(engine.counters().started, Started { single: 1, ..Started::default() });
 }
 
 #[test]
@@ -441,7 +441,7 @@ fn the_thread_moves_what_goes_on_and_sends_one_message() {
     let mut back = vec![0; 4096];
     machine.memory.read(0x8000, &mut back).expect("RAM");
     assert_eq!(back, pattern);
-    assert_eq!(machine.engine.stats().interrupts, 3);
+    assert_eq!(machine.engine.stats().counters.interrupts, 3);
 }
 
 #[test]
@@ -471,7 +471,7 @@ fn memory_that_is_no_nodes_ram_is_refused_and_so_is_who_is_not_master() {
     machine.set(Register::Source, 0xe_0000);
     machine.set(Register::Command, Command::Start as u64);
     assert_eq!(machine.get(Register::Error), Error::NoRam as u64);
-    assert_eq!(machine.engine.stats().no_ram, 1);
+    assert_eq!(machine.engine.stats().counters.no_ram, 1);
 }
 
 #[test]

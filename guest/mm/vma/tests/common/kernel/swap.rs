@@ -12,36 +12,7 @@ use mm_vma::{Arena, Id, Kernel, Mm, put_page, try_to_unmap};
 
 use super::{SWAP_SLOTS, TestKernel};
 
-impl CpuLocal<CpuCluster> for TestKernel {
-    fn with<R>(&self, f: impl FnOnce(u32, &mut CpuCluster) -> R) -> R {
-        self.swap.with_cpu(|cpu| f(0, cpu))
-    }
-
-    fn for_each(&self, mut f: impl FnMut(u32, &mut CpuCluster)) {
-        self.swap.with_cpu(|cpu| f(0, cpu));
-    }
-}
-
-impl Swap for TestKernel {
-    type Word = AtomicU64;
-    type Clusters = Clusters;
-
-    fn slots(&self, area: u32) -> &[AtomicU64] {
-        self.swap.slots(area)
-    }
-
-    fn with_area<R>(&self, area: u32, f: impl FnOnce(&mut SwapInfo<Clusters>) -> R) -> Option<R> {
-        self.swap.with_area(area, f)
-    }
-
-    fn with_list<R>(&self, f: impl FnOnce(&mut SwapList) -> R) -> R {
-        self.swap.with_list(f)
-    }
-
-    fn totals(&self) -> &Totals {
-        self.swap.totals()
-    }
-}
+mm_sim::swap_by_field!(TestKernel, swap);
 
 impl SwapIo for TestKernel {
     fn swapin_readahead(&self, entry: SwapEntry) -> Result<SwappedIn, SwapInError> {
