@@ -107,6 +107,8 @@ pub struct Process {
     sid: AtomicU32,
     /// Tasks that have not ended.
     live: AtomicU32,
+    /// Tasks that have not begun to end: the last of them says how the process ends (Linux: the same name).
+    quick_threads: AtomicU32,
     /// 0, or how all its tasks end: [`GROUP_EXIT`] and the status.
     group_exit: AtomicU64,
     /// Status as wait4 gives it.

@@ -287,9 +287,14 @@ fn group_exit(checks: &mut Checks) {
     let pid = child(|| {
         thread(0, add);
         join(0);
+        // Cleared once the first thread ends.
+        static FIRST: AtomicU32 = AtomicU32::new(1);
+        sys::call(218, [FIRST.as_ptr() as u64, 0, 0, 0, 0, 0]);
         thread(1, {
             extern "C" fn last(_: u64) -> ! {
-                sys::nanosleep(0, 20_000_000);
+                while FIRST.load(SeqCst) != 0 {
+                    sys::sched_yield();
+                }
                 sys::exit(23)
             }
             last

@@ -35,16 +35,20 @@ pub fn end_others(task: &Current) -> Result<(), Errno> {
     if alone() { Ok(()) } else { Err(Errno::Eagain) }
 }
 
-/// Ends the current task. `status`, as wait4 gives it, is the process's if it is its last task and nobody said otherwise (Linux:
-/// `do_exit`).
+/// Ends the current task. `status`, as wait4 gives it, is the process's if it is the last task that begins to end and nobody said otherwise
+/// (Linux: `do_exit`).
 pub fn do_exit(status: u32) -> ! {
     if let Some(task) = current() {
+        // Before others can see that it ends (Linux: `synchronize_group_exit`).
+        if task.process.quick_threads.fetch_sub(1, Ordering::AcqRel) == 1 {
+            task.process.decide_exit(status);
+        }
         if task.mm().is_some() {
             futex::exit_robust_list(&task);
         }
         exit_mm(&task);
         task.files.exit(&task);
-        exit_notify(&task, status);
+        exit_notify(&task);
     }
     sched::exit_user()
 }
@@ -140,7 +144,7 @@ pub(super) fn complete_vfork(task: &Task) {
 }
 
 /// Tells everybody who must know (Linux: `exit_notify`).
-fn exit_notify(task: &Current, status: u32) {
+fn exit_notify(task: &Current) {
     let process = Arc::clone(&task.process);
     signal::task_ends(task);
     if !task.is_leader() {
@@ -153,9 +157,8 @@ fn exit_notify(task: &Current, status: u32) {
         process.ended.wake_up_all();
         return;
     }
-    let group = process.group_exit.load(Ordering::Acquire);
     #[expect(clippy::cast_possible_truncation, reason = "the low half is the status")]
-    let status = if group & GROUP_EXIT != 0 { group as u32 } else { status };
+    let status = process.group_exit.load(Ordering::Acquire) as u32;
     // Asked before anybody can find the zombie: one that nobody waits for is never found.
     let end = find_process(process.parent()).map(|parent| signal::end_of_child(&parent, &process));
     process.unwanted.store(end.is_some_and(|end| end.reap), Ordering::Release);

@@ -144,6 +144,7 @@ pub(super) fn begin(
     if begun.is_err() {
         registry::forget_task(child.tid());
         child.process.live.fetch_sub(1, Ordering::AcqRel);
+        child.process.quick_threads.fetch_sub(1, Ordering::AcqRel);
         if child.is_leader() {
             registry::forget_process(child.tid());
         }
@@ -280,6 +281,7 @@ impl Process {
             pgid: AtomicU32::new(pid),
             sid: AtomicU32::new(pid),
             live: AtomicU32::new(0),
+            quick_threads: AtomicU32::new(0),
             group_exit: AtomicU64::new(0),
             status: AtomicU32::new(0),
             zombie: AtomicBool::new(false),

@@ -90,6 +90,7 @@ pub(super) fn enter(task: &Arc<Task>) -> Result<(), Errno> {
     let at = tasks.partition_point(|other| other.tid() < task.tid());
     tasks.insert(at, Arc::clone(task));
     task.process.live.fetch_add(1, Ordering::AcqRel);
+    task.process.quick_threads.fetch_add(1, Ordering::AcqRel);
     if task.is_leader() {
         let at = processes.partition_point(|other| other.pid < task.process.pid);
         processes.insert(at, Arc::clone(&task.process));
