@@ -7,7 +7,7 @@ use std::sync::{
 
 use memvisor::{
     devices::{
-        dma::{DmaEngine, DmaFunction},
+        dma::{DmaEngine, DmaFunction, Started},
         pci::Function,
         virtio::Msix,
     },
@@ -62,11 +62,13 @@ pub fn dma_engine(data: &[u8]) {
     function.bar_write(Register::Command as u64, &stop);
     let stats = engine.stats();
     assert!(engine.is_alive() && !stats.active, "{stats:?}");
-    let begun = stats.single + stats.block + stats.burst + stats.cycle_stealing;
+    let counters = stats.counters;
+    let Started { single, block, burst, cycle_stealing } = counters.started;
+    let begun = single + block + burst + cycle_stealing;
     // What a reset ends is neither done nor stopped.
-    assert!(stats.done + stats.stopped <= begun && stats.units <= stats.bytes, "{stats:?}");
+    assert!(counters.done + counters.stopped <= begun && counters.units <= counters.bytes, "{stats:?}");
     // A message waits until its vector may send it, and unmasking sends at most what waits.
-    assert!(sent.load(Ordering::Relaxed) <= stats.interrupts + 2 * data.len() as u64, "{stats:?}");
+    assert!(sent.load(Ordering::Relaxed) <= counters.interrupts + 2 * data.len() as u64, "{stats:?}");
     let mut firmware = [0; 0x1000];
     memory.read(FIRMWARE.gpa, &mut firmware).expect("memory");
     assert!(firmware.iter().all(|byte| *byte == 0), "memory that is no RAM was written");

@@ -6,7 +6,7 @@ use loom::sync::Arc;
 use loom::sync::atomic::AtomicU32;
 use loom::thread;
 
-use super::{BUSY, Barrier, CLAIMED, Word, claim, may_halt, wakes};
+use super::{BUSY, Barrier, CLAIMED, claim, may_halt, wakes};
 
 impl_word!(AtomicU32);
 

@@ -14,11 +14,11 @@ use mm_core::{
     PhysAddr, PhysMem, Trace, ZoneKind,
 };
 
-use mm_core::{CpuLocal, PageFlags, refcount};
-use mm_sim::{Clusters, SimSwap};
+use mm_core::{PageFlags, refcount};
+use mm_sim::SimSwap;
 use mm_swap::{
-    CpuCluster, Swap, SwapEntry, SwapInError, SwapInfo, SwapIo, SwapList, SwappedIn, Totals,
-    folio_swap_entry, read_swap_cache_async, remove_from_swap_cache,
+    Swap, SwapEntry, SwapInError, SwapIo, SwappedIn, folio_swap_entry, read_swap_cache_async,
+    remove_from_swap_cache,
 };
 
 use crate::{Cache, Cows, Mapping, Node, put_page, shmem};

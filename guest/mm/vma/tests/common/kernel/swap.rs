@@ -1,13 +1,9 @@
 //! Swap of the kernel on the host: two areas in memory, reads that can be made to fail.
 
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::Ordering::Relaxed;
 
-use mm_core::{CpuLocal, Gfp, MemMap, Order, PageAlloc, PageFlags, Pfn, VirtAddr, refcount};
-use mm_sim::Clusters;
-use mm_swap::{
-    CpuCluster, Swap, SwapEntry, SwapInError, SwapInfo, SwapIo, SwapList, SwappedIn, Totals,
-    folio_swap_entry, read_swap_cache_async,
-};
+use mm_core::{Gfp, MemMap, Order, PageAlloc, PageFlags, Pfn, VirtAddr, refcount};
+use mm_swap::{Swap, SwapEntry, SwapInError, SwapIo, SwappedIn, folio_swap_entry, read_swap_cache_async};
 use mm_vma::{Arena, Id, Kernel, Mm, put_page, try_to_unmap};
 
 use super::{SWAP_SLOTS, TestKernel};
