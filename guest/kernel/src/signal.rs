@@ -263,6 +263,13 @@ pub fn group_exit(task: &Task, status: u32) {
     });
 }
 
+/// The last task of the process begins to end, with a status as wait4 gives it, which is the process's unless somebody ended that: who did so
+/// may have woken the task and hold the lock still (Linux: `synchronize_group_exit`).
+pub fn last_task_ends(process: &Process, status: u32) {
+    process.signals.with(|group| decide_exit(process, group));
+    process.decide_exit(status);
+}
+
 /// Sends the current task a signal that it caused itself and cannot ignore (Linux: `force_sig_fault`).
 pub fn force(task: &Current, info: SigInfo) {
     task.process.signals.with(|group| {

@@ -97,6 +97,7 @@ pub fn run(checks: &mut Checks) {
     own_mappings(checks, threads);
     first_touches(checks, threads);
     ends(checks, threads);
+    parents(checks, threads);
     action(SEGV, 0, 0, 0);
 }
 
@@ -364,6 +365,34 @@ fn ends(checks: &mut Checks, threads: usize) {
     const WAITS: u64 = 768;
     let after = crate::program::free_pages();
     checks.check("and leaves nothing behind", before == 0 || after + WAITS > before);
+}
+
+/// Children of one parent each that is at work beside others.
+const CHILDREN: u64 = 60;
+
+/// Several parents kill and reap children at the same time: the kernel's stack of each child is given back by whoever comes first.
+fn parents(checks: &mut Checks, threads: usize) {
+    let reap = || {
+        let killed = |round: &u64| {
+            let pid = child(|| {
+                loop {
+                    sys::getpid();
+                }
+            });
+            busy(round * 331 % 2003);
+            sys::kill(pid, KILL);
+            wait(pid, 0) == (pid, 9)
+        };
+        CHILDREN - (0..CHILDREN).filter(killed).count() as u64
+    };
+    let mut right = true;
+    let pids: [u64; MAX_THREADS] =
+        core::array::from_fn(|number| if number < threads { child(reap) } else { 0 });
+    for _ in pids.iter().filter(|pid| **pid != 0) {
+        let (who, status) = wait(ANY, 0);
+        right &= pids.contains(&who) && status == 0;
+    }
+    checks.check("who is killed in the middle of its work ends by that, whoever else is reaped", right);
 }
 
 /// A process whose threads sleep, for an audit of an address space that several tasks share.

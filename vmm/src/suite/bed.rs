@@ -37,8 +37,8 @@ pub struct Audit {
 /// Findings quoted in a failure.
 pub const EXAMPLES: usize = 3;
 
-/// Lines quoted of a console or an error output: a log of continuous integration shows few.
-const LAST_LINES: usize = 5;
+/// Lines quoted of a console or an error output: what a program says before its verdict is among them.
+const LAST_LINES: usize = 25;
 
 /// A run as it was observed.
 #[derive(Clone, Debug)]
@@ -257,7 +257,7 @@ mod tests {
         let text = problems("", &observed);
         assert!(text.contains("101") && text.contains("memvisor: hello"), "{text}");
         observed.console = "Kernel panic - not syncing: why (CPU 0)\n  at x.rs:1\nCall Trace:\n".to_owned()
-            + &"  [<0x1>]\n".repeat(9);
+            + &"  [<0x1>]\n".repeat(LAST_LINES);
         let text = problems("", &observed);
         assert!(text.lines().next().unwrap().contains("not syncing: why"), "{text}");
         assert_eq!(text.lines().count(), 1 + 1 + LAST_LINES, "{text}");

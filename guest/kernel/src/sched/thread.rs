@@ -345,15 +345,21 @@ pub fn is_pid_used(pid: u32) -> bool {
     PIDS.iter().any(|used| used.load(Ordering::Relaxed) == pid)
 }
 
-/// Whether the thread of a task that ended is off its CPU, so that its slot can be given back.
-pub fn is_off_cpu(number: usize) -> bool {
-    let info = SLOTS[number].lock().info;
-    info.state == TaskState::Dead as u32 && (info.rsp != 0 || info.stack == 0)
+/// Waits until the thread of a task that ended is off its CPU and has no stack any more. Whoever takes stacks back, on any CPU, has its
+/// number until then and comes back to its slot.
+pub fn wait_off_cpu(number: usize, context: &MaySleep<'_>) {
+    loop {
+        reap_dead();
+        let info = SLOTS[number].lock().info;
+        if info.state == TaskState::Dead as u32 && info.stack == 0 {
+            return;
+        }
+        super::yield_now(context);
+    }
 }
 
-/// Gives back the slot of a zombie's thread, which is off its CPU.
+/// Gives back the slot of a zombie's thread, which is off its CPU: see [`wait_off_cpu`].
 pub fn release(number: usize) {
-    reap_dead();
     give_slot(number, &mut SLOTS[number].lock());
 }
 

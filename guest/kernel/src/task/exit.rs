@@ -39,9 +39,9 @@ pub fn end_others(task: &Current) -> Result<(), Errno> {
 /// (Linux: `do_exit`).
 pub fn do_exit(status: u32) -> ! {
     if let Some(task) = current() {
-        // Before others can see that it ends (Linux: `synchronize_group_exit`).
+        // Before others can see that it ends.
         if task.process.quick_threads.fetch_sub(1, Ordering::AcqRel) == 1 {
-            task.process.decide_exit(status);
+            signal::last_task_ends(&task.process, status);
         }
         if task.mm().is_some() {
             futex::exit_robust_list(&task);
@@ -124,10 +124,7 @@ impl Task {
     fn lead(&self) {
         let process = &self.process;
         let number = process.leader.load(Ordering::Acquire);
-        let context = sched::task_context();
-        while !sched::is_off_cpu(number) {
-            sched::yield_now(&context);
-        }
+        sched::wait_off_cpu(number, &sched::task_context());
         let before = registry::take_over(self);
         process.leader.store(self.number(), Ordering::Release);
         sched::set_pid(self.number(), process.pid);

@@ -162,9 +162,7 @@ pub(super) fn release(process: &Arc<Process>) -> bool {
         return true;
     }
     // It is on its way off the CPU, with nothing to wait for.
-    while !sched::is_off_cpu(number) {
-        sched::yield_now(&sched::task_context());
-    }
+    sched::wait_off_cpu(number, &sched::task_context());
     sched::release(number);
     drop(leader);
     true
