@@ -1,6 +1,6 @@
 //! Time: nanoseconds since boot from the time-stamp counter, and the tick that ends slices.
 //!
-//! A CPU ticks while it runs user tasks that share CPUs; who sleeps is woken by an interrupt of its own (`timer.rs`). Both
+//! A CPU ticks while it runs a user task and others may want it; who sleeps is woken by an interrupt of its own (`timer.rs`). Both
 //! are set for a moment, as a value of the time-stamp counter where the APIC compares with it, else as a count of its own units. The
 //! rates are measured when they are needed first, on hardware by the PIT; a machine that runs one program and no timeout never does.
 //!
@@ -10,7 +10,7 @@ use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use mm_core::MaySleep;
 
-use super::{WaitQueue, Woken, timer};
+use super::{WaitQueue, Woken, runqueue, timer};
 use crate::arch::percpu::{self, PerCpu};
 use crate::arch::{apic, cpu, regs};
 use crate::drivers::pit;
@@ -120,7 +120,7 @@ pub(super) fn user_task_begins() {
     if USER_TASKS.fetch_add(1, Ordering::Relaxed) > 0
         && let Some(percpu) = percpu::current()
     {
-        start(percpu);
+        runs_user(percpu);
     }
 }
 
@@ -129,18 +129,17 @@ pub(super) fn user_task_ended() {
     USER_TASKS.fetch_sub(1, Ordering::Relaxed);
 }
 
-/// This CPU is about to run a user task.
+/// This CPU is about to run a user task, or goes on with it: it ticks if others want it (Linux: `sched_update_tick_dependency`).
 pub fn runs_user(percpu: &PerCpu) {
-    if USER_TASKS.load(Ordering::Relaxed) > 1 {
-        start(percpu);
-    }
-}
-
-fn start(percpu: &PerCpu) {
-    if percpu.tick.load(Ordering::Relaxed) == 0 {
+    if percpu.tick.load(Ordering::Relaxed) == 0 && is_wanted(percpu) {
         measure_once();
         timer::begin_ticks(percpu, PERIOD);
     }
+}
+
+/// Whether there may be others for this CPU: user tasks, or who waits in its queue.
+fn is_wanted(percpu: &PerCpu) -> bool {
+    USER_TASKS.load(Ordering::Relaxed) > 1 || runqueue::waits(percpu.cpu.load(Ordering::Relaxed))
 }
 
 /// Measures the rates unless they are known, which must not wait until they are needed in an interrupt.
@@ -174,13 +173,17 @@ pub(super) fn set_apic_timer(deadline: u64, now: u64) {
 pub fn tick() {
     let Some(percpu) = percpu::current() else { return };
     ktest::atomic::tick();
+    let user = percpu.user.load(Ordering::Relaxed) != 0;
     timer::interrupt(percpu, PERIOD, || {
-        let user = percpu.user.load(Ordering::Relaxed) != 0;
         if user {
             percpu.need_resched.store(1, Ordering::Relaxed);
         }
-        user && USER_TASKS.load(Ordering::Relaxed) > 1
+        user && is_wanted(percpu)
     });
+    if user {
+        // Who came meanwhile was told that it ticks.
+        runs_user(percpu);
+    }
 }
 
 /// Sleeps until `deadline`, in nanoseconds since boot, or until a signal comes (Linux: `schedule_hrtimeout` in TASK_INTERRUPTIBLE).

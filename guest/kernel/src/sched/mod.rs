@@ -292,6 +292,10 @@ fn schedule(reason: Reason) {
             if !idle {
                 runqueue::runs(cpu, Some(old.turn.place().key(0)), old.turn.virtual_time());
             }
+            drop(old);
+            if percpu.user.load(Ordering::Relaxed) != 0 {
+                clock::runs_user(percpu);
+            }
             return;
         }
         None => cpu as usize,
@@ -301,6 +305,10 @@ fn schedule(reason: Reason) {
         old.info.state = TaskState::Runnable as u32;
     } else if old.sleeps {
         old.info.state = TaskState::Sleeping as u32;
+    }
+    if ready {
+        // Who takes it waits for its lock until its registers are saved.
+        runqueue::place(me, &mut old, cpu, if may_stay { Kind::Stays } else { Kind::Moved });
     }
     let load = {
         let mut new = SLOTS[next].lock();
@@ -331,10 +339,6 @@ fn schedule(reason: Reason) {
         task::switch_to(percpu, old.user.as_deref(), user, top);
         load
     };
-    if ready {
-        // Who takes it waits for its lock until its registers are saved.
-        runqueue::place(me, &mut old, cpu, if may_stay { Kind::Stays } else { Kind::Moved });
-    }
     percpu.current.store(u32::try_from(next).unwrap_or(0), Ordering::Relaxed);
     percpu.prev.store(u32::try_from(me).unwrap_or(0), Ordering::Relaxed);
     let save = &raw mut old.info.rsp;

@@ -6,12 +6,14 @@
 //!     changes it puts it elsewhere;
 //! R3  whoever takes a task out of a queue runs it, or puts it into one; nobody else may meanwhile;
 //! R4  a queue's count is raised before an idle CPU is looked for, and a CPU looks at the counts after it said that it halts
-//!     (`guest_process::idle`), so that no ready task waits for an interrupt that does not come.
+//!     (`guest_process::idle`), so that no ready task waits for an interrupt that does not come;
+//! R5  a CPU that runs a user task while its queue is not empty ticks: who puts a task there looks for that afterwards, and the CPU looks
+//!     at its queue after it said what it runs.
 //!
 //! Lock order: a task's slot, then one queue. Virtual times of two queues say nothing about each other: a task that comes from another
 //! keeps its distance from that one's.
 
-use core::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering, fence};
 
 use guest_firmware::acpi::MAX_CPUS;
 use guest_process::idle::{self, Machine};
@@ -62,6 +64,19 @@ pub(super) fn virtual_time(cpu: u32) -> u64 {
 
 fn len(cpu: u32) -> usize {
     QUEUES.get(cpu as usize).map_or(0, |queue| queue.len.load(Ordering::Relaxed))
+}
+
+/// Whether a task waits in a CPU's queue, R5.
+pub(super) fn waits(cpu: u32) -> bool {
+    fence(Ordering::SeqCst);
+    len(cpu) != 0
+}
+
+/// Whether a CPU runs a user task that nothing interrupts, R5.
+fn is_undisturbed(cpu: u32) -> bool {
+    fence(Ordering::SeqCst);
+    let percpu = percpu::of(cpu);
+    percpu.user.load(Ordering::Relaxed) != 0 && percpu.tick.load(Ordering::Relaxed) == 0
 }
 
 /// Whether any task is ready, on any CPU.
@@ -187,7 +202,9 @@ pub(super) fn place(number: usize, slot: &mut Slot, near: u32, kind: Kind) {
     // Whoever became idle after the look has not seen the task, R4.
     if let Some(idle) = smp::claim_idle(&allowed, near) {
         smp::reschedule(idle);
-    } else if kind == Kind::Woken && goes_before_running(cpu, slot) {
+    } else if kind == Kind::Woken && goes_before_running(cpu, slot)
+        || kind != Kind::Stays && is_undisturbed(cpu)
+    {
         super::resched(cpu);
     } else if cpu != percpu::cpu() && percpu::of(cpu).idle.load(Ordering::Relaxed) != idle::BUSY {
         // Claimed for another task: it may already have looked.

@@ -58,10 +58,14 @@ pub fn kswapd(checks: &mut Checks) {
     let before = Events::now();
     let mut saw = Saw::new(Marks::now(None));
     let (mut word, mut wrong) = ([1_u8; 8], 0_u64);
-    for page in 0..pages {
-        let got = latency::time(|| pread(fd, &mut word, page * 4096));
+    let teeth = if is_small() { 1 } else { 3 };
+    let mut turn = 0;
+    // On a busy host kswapd's CPU may stand still while others free pages: then all is read again.
+    while turn < pages || cpus() > 1 && saw.teeth < teeth && turn < 4 * pages {
+        let got = latency::time(|| pread(fd, &mut word, turn % pages * 4096));
         wrong += u64::from(got != 8 || word != [0; 8]);
         saw.look(free_pages());
+        turn += 1;
     }
     // It is given time to come to rest.
     let mut rest = free_pages();
@@ -89,14 +93,14 @@ pub fn kswapd(checks: &mut Checks) {
     // On one CPU kswapd runs while nobody looks: who reads gives way at the end of a slice only.
     if cpus() > 1 {
         checks.check("free pages came down to the low mark", saw.was_low);
-        checks.check("and went up and down", saw.teeth >= if is_small() { 1 } else { 3 });
+        checks.check("and went up and down", saw.teeth >= teeth);
         checks.check("kswapd did most of it", since("pgsteal_kswapd") > since("pgsteal_direct"));
     }
     checks.check("they never went below the min mark", saw.lowest + SLACK >= min);
     // A run frees as many pages as the high mark has, and then looks whether that is enough; who allocates may free some, too.
     checks.check("kswapd frees no more than it has to", saw.highest <= low + 3 * high + SLACK);
     checks.check("it sleeps above the low mark", rest >= low);
-    checks.check("what was read was freed", since("pgsteal_kswapd") + since("pgsteal_direct") + ram >= pages);
+    checks.check("what was read was freed", since("pgsteal_kswapd") + since("pgsteal_direct") + ram >= turn);
     close(fd);
     checks.check("the file goes", remove(c"/mnt/holes"));
     disks.end(checks);
