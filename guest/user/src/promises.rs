@@ -198,8 +198,8 @@ pub fn fork_bomb(checks: &mut Checks) {
         sys::set_limit(NPROC, 3);
         loop {
             if is_error(sys::fork()) {
-                // Others fork meanwhile.
-                sys::nanosleep(0, 20_000_000);
+                // Others fork meanwhile; a thousand that try again at once would leave no time for who counts refusals.
+                sys::nanosleep(0, 300_000_000);
             }
         }
     });

@@ -300,6 +300,13 @@ fn exhume() -> Option<usize> {
     Some(number)
 }
 
+/// Whether there is a slot that nobody has: so many tasks may exist (Linux: `nr_threads >= max_threads`, asked before anything is copied).
+pub fn has_room() -> bool {
+    reap_dead();
+    let slots = MAX_TASKS - MAX_CPUS;
+    TAKEN.iter().map(|taken| taken.load(Ordering::Relaxed).count_ones() as usize).sum::<usize>() < slots
+}
+
 /// Takes a slot that nobody has; its lock is open.
 fn claim_slot(pid: u32) -> Option<usize> {
     for (word, taken) in TAKEN.iter().enumerate() {

@@ -154,6 +154,9 @@ pub(super) fn begin(
 
 /// A new task that nobody knows yet.
 fn copy_task(parent: &Current, args: &CloneArgs) -> Result<Arc<Task>, Errno> {
+    if !sched::has_room() {
+        return Err(Errno::Eagain);
+    }
     let flags = args.flags;
     let tid = registry::alloc_pid();
     let process = if flags.contains(CloneFlags::THREAD) {
