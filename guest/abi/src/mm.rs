@@ -382,8 +382,29 @@ pub struct MappingNode {
     pub offset: u32,
     /// Bits of an index below those of this node.
     pub shift: u32,
+    /// Of the slots that are not 0, those that hold values (Linux: `nr_values`).
+    pub values: u64,
+    /// The [`Mapping`] while the node is on the list of [`ShadowNodes`], else 0.
+    pub mapping: u64,
+    /// The next on that list; 0 ends it.
+    pub list_next: u64,
+    /// The one before; 0 of the first.
+    pub list_prev: u64,
 }
-const _: () = assert!(size_of::<MappingNode>() == 560);
+const _: () = assert!(size_of::<MappingNode>() == 592);
+
+/// The nodes of trees of files that hold nothing but values, which say when a page was evicted, the oldest first (Linux: `shadow_nodes`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct ShadowNodes {
+    /// The first [`MappingNode`]; 0 for none.
+    pub head: u64,
+    /// The last.
+    pub tail: u64,
+    /// How many.
+    pub count: u64,
+}
+const _: () = assert!(size_of::<ShadowNodes>() == 24);
 
 /// What a CPU may hold translations of (Linux: `cpu_tlbstate`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]

@@ -42,6 +42,8 @@ stats! {
     KernelStack = "nr_kernel_stack",
     /// Other pages behind vmalloc.
     Vmalloc = "nr_vmalloc",
+    /// Nodes of trees of files that hold nothing but shadows.
+    WorkingsetNodes = "workingset_nodes",
     /// Pages that reclaim began to write, since boot; from here on all count since boot.
     VmscanWrite = "nr_vmscan_write",
     /// Pages that became dirty.
@@ -60,6 +62,8 @@ stats! {
     RestoreAnon = "workingset_restore_anon",
     /// Of [`NodeStat::ActivateFile`], those that had been in the working set.
     RestoreFile = "workingset_restore_file",
+    /// Nodes with shadows that reclaim freed.
+    NodeReclaim = "workingset_nodereclaim",
 }
 
 /// What one CPU counted of the pages of one zone. A count may wrap on one CPU; the sum over CPUs is right.

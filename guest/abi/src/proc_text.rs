@@ -26,7 +26,7 @@ pub enum NodeLine {
 use NodeLine::{Isolated, Kib, Lru, SlabReclaimable, SlabUnreclaimable, Stat, Zero};
 
 /// Linux: `vmstat_text`, the part of `enum node_stat_item`.
-pub const NODE_LINES: [(&str, NodeLine); 35] = [
+pub const NODE_LINES: [(&str, NodeLine); 37] = [
     ("nr_inactive_anon", Lru(LruKind::InactiveAnon)),
     ("nr_active_anon", Lru(LruKind::ActiveAnon)),
     ("nr_inactive_file", Lru(LruKind::InactiveFile)),
@@ -36,12 +36,14 @@ pub const NODE_LINES: [(&str, NodeLine); 35] = [
     ("nr_slab_unreclaimable", SlabUnreclaimable),
     ("nr_isolated_anon", Isolated(0)),
     ("nr_isolated_file", Isolated(1)),
+    ("workingset_nodes", Stat(NodeStat::WorkingsetNodes)),
     ("workingset_refault_anon", Stat(NodeStat::RefaultAnon)),
     ("workingset_refault_file", Stat(NodeStat::RefaultFile)),
     ("workingset_activate_anon", Stat(NodeStat::ActivateAnon)),
     ("workingset_activate_file", Stat(NodeStat::ActivateFile)),
     ("workingset_restore_anon", Stat(NodeStat::RestoreAnon)),
     ("workingset_restore_file", Stat(NodeStat::RestoreFile)),
+    ("workingset_nodereclaim", Stat(NodeStat::NodeReclaim)),
     ("nr_anon_pages", Stat(NodeStat::AnonMapped)),
     ("nr_mapped", Stat(NodeStat::FileMapped)),
     ("nr_file_pages", Stat(NodeStat::FilePages)),

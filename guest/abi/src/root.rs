@@ -124,6 +124,8 @@ pub struct Root {
     pub swap_areas: TableRef,
     /// One `u64`: address of the first [`crate::Mapping`] that had pages in swap areas, 0 for none (Linux: `shmem_swaplist`).
     pub shmem_swaplist: TableRef,
+    /// The one [`crate::ShadowNodes`].
+    pub shadow_nodes: TableRef,
     /// The one [`crate::Oom`]: the OOM killer and what is promised.
     pub oom: TableRef,
     /// The one [`crate::FileCounts`].
@@ -246,6 +248,7 @@ pub const LAYOUT_HASH: u64 = fnv1a(&[
     size_of::<crate::AnonVmaChain>() as u64,
     size_of::<crate::Mapping>() as u64,
     size_of::<crate::MappingNode>() as u64,
+    size_of::<crate::ShadowNodes>() as u64,
     size_of::<crate::CpuTlb>() as u64,
     size_of::<crate::Lruvec>() as u64,
     offset_of!(crate::Lruvec, isolated) as u64,
@@ -265,6 +268,6 @@ const _: () = assert!(
     offset_of!(Root, layout_hash) == 24
         && offset_of!(Root, self_gpa) == 32
         && offset_of!(Root, layout) == 120
-        && offset_of!(Root, counters) == 728
-        && size_of::<Root>() == 760
+        && offset_of!(Root, counters) == 744
+        && size_of::<Root>() == 776
 );

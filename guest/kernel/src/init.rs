@@ -106,6 +106,7 @@ extern "C" fn start_on_own_stack() -> ! {
     regs::irq_restore(regs::RFLAGS_IF);
     crash::run();
     kcompactd::init(&sched::task_context());
+    space::shadows::init();
     kswapd::init(&sched::task_context());
     oom::init(&sched::task_context());
     block::init(&sched::task_context());
@@ -186,6 +187,7 @@ fn run_init() -> Option<bool> {
         "kswapd",
         "direct-reclaim",
         "mlock-pressure",
+        "slab-pressure",
         "max-map-count",
         "fragmentation",
         "numa-pressure",

@@ -84,6 +84,7 @@ static MEMVISOR_ROOT: RootPage = RootPage(Lock::new(Root {
     swiotlb: NO_TABLE,
     swap_areas: NO_TABLE,
     shmem_swaplist: NO_TABLE,
+    shadow_nodes: NO_TABLE,
     oom: NO_TABLE,
     file_counts: NO_TABLE,
     node_stats: NO_TABLE,
@@ -208,6 +209,7 @@ pub fn publish_zones() {
         root.swiotlb = dma::swiotlb::table();
         root.swap_areas = swap::table();
         root.shmem_swaplist = space::swapped::list();
+        root.shadow_nodes = space::shadows::list();
         root.oom = oom::table();
         root.file_counts = writeback::table();
         root.node_stats = vmstat::table();

@@ -126,6 +126,7 @@ const MODES: &[Mode] = &[
     ("kswapd", pressure::waves::kswapd),
     ("direct-reclaim", pressure::waves::direct_reclaim),
     ("mlock-pressure", pressure::locked::run),
+    ("slab-pressure", pressure::slabs::run),
     ("max-map-count", pressure::maps::run),
     ("fragmentation", pressure::fragments::run),
     ("numa-pressure", pressure::nodes::run),

@@ -5,10 +5,12 @@
 //! P2  `cache.marks`: of a mapping that is written back, a page that is dirty or being written has the tree's mark, and every node above
 //!     repeats it, so that whoever writes or waits finds it. (A dirty page keeps its mark while it is locked.)
 //! P3  `cache.counts`: the counts of pages in mappings, of dirty ones and of those being written are the pages and their flags.
+//! P4  `cache.shadows`: a node at the bottom of a file's tree is on the list of shadow nodes if and only if all it holds are values, which
+//!     it says itself; the list and what zones count of it are as long as it says.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use memvisor_abi::{Mapping, Page, PageFlags, PageKind};
+use memvisor_abi::{Mapping, MappingNode, NodeStat, Page, PageFlags, PageKind};
 use memvisor_inspect::CachedPage;
 
 use crate::Rule;
@@ -38,6 +40,14 @@ pub(crate) const COUNTS: Rule = Rule {
     hint: "folio_account_dirtied, folio_account_cleaned",
 };
 
+pub(crate) const SHADOWS: Rule = Rule {
+    name: "cache.shadows",
+    invariant: "the nodes of files' trees that hold nothing but shadows are on the list that reclaim frees nodes from",
+    reads: "ShadowNodes, MappingNode, Mapping, NodeStats",
+    seeded: &["shadow-nodes-count", "shadow-node-values", "shadow-node-lost"],
+    hint: "workingset_update_node, scan_shadow_nodes",
+};
+
 /// Dirty, writeback.
 const MARK_OF: [(PageFlags, usize, &str); 2] =
     [(PageFlags::DIRTY, 0, "dirty"), (PageFlags::WRITEBACK, 1, "being written")];
@@ -45,8 +55,9 @@ const MARK_OF: [(PageFlags, usize, &str); 2] =
 /// Pages that name a mapping, by frame.
 type Named = BTreeMap<u64, Page>;
 
-/// Runs P1 to P3.
+/// Runs P1 to P4.
 pub(crate) fn run(context: &Context<'_>, ledger: &mut Ledger) {
+    shadows(context, ledger);
     if !context.needs_zones(ledger, &[&TREE, &MARKS, &COUNTS]) {
         return;
     }
@@ -76,6 +87,7 @@ pub(crate) fn run(context: &Context<'_>, ledger: &mut Ledger) {
         tree(gpa, &mapping, (&named, &found), ledger);
         pages += found.len() as u64;
         if mapping.flags & Mapping::WRITTEN_BACK != 0 {
+            unlisted(context, gpa, &mapping, ledger);
             marks(gpa, &named, &found, ledger);
             let with = |flag| named.values().filter(|page| page.page_flags().contains(flag)).count() as u64;
             dirty += with(PageFlags::DIRTY);
@@ -97,6 +109,68 @@ pub(crate) fn run(context: &Context<'_>, ledger: &mut Ledger) {
             }
         }
     }
+}
+
+/// P4: what is on the list belongs there.
+fn shadows(context: &Context<'_>, ledger: &mut Ledger) {
+    let (list, nodes) = match context.guest.shadow_nodes() {
+        Ok(Some(found)) => found,
+        Ok(None) => return ledger.skip(&SHADOWS, "the guest publishes no list of shadow nodes"),
+        Err(problem) => return ledger.skip(&SHADOWS, &problem.to_string()),
+    };
+    if let Some(problem) = &nodes.problem {
+        let what = finding(&SHADOWS, "the list of shadow nodes", "is a list", problem.to_string());
+        ledger.report(&SHADOWS, what);
+    }
+    let found = nodes.items.len() as u64;
+    ledger.expect_eq(&SHADOWS, "nodes on the list of shadow nodes", list.count, found);
+    ledger.expect_eq(&SHADOWS, "its last node", list.tail, nodes.items.last().map_or(0, |last| last.gpa));
+    if let Ok(counts) = context.guest.node_stats() {
+        let counted: u64 = counts.iter().map(|counts| counts[NodeStat::WorkingsetNodes as usize]).sum();
+        ledger.expect_eq(&SHADOWS, "workingset_nodes", counted, found);
+    }
+    for at in &nodes.items {
+        ledger.checked(&SHADOWS, 1);
+        let wrong = if !has_only_values(&at.node) {
+            "it holds something else, or nothing"
+        } else if !context.guest.is_in_its_tree(at) {
+            "the mapping that it names does not have it"
+        } else {
+            continue;
+        };
+        let what =
+            finding(&SHADOWS, format!("node {:#x}", at.gpa), "it is on the list of shadow nodes", wrong);
+        ledger.report(&SHADOWS, what);
+    }
+}
+
+/// P4: of a file on a disk, what belongs on the list says that it is there.
+fn unlisted(context: &Context<'_>, gpa: u64, mapping: &Mapping, ledger: &mut Ledger) {
+    for at in context.guest.leaves(mapping) {
+        ledger.checked(&SHADOWS, 1);
+        let expected = if has_only_values(&at.node) { gpa } else { 0 };
+        if at.node.mapping != expected {
+            let claim =
+                if at.node.mapping == 0 { "it is on no list" } else { "it is on the list of shadow nodes" };
+            let outside =
+                format!("it holds {} values, {} entries", at.node.values.count_ones(), entries(&at.node));
+            ledger.report(&SHADOWS, finding(&SHADOWS, format!("node {:#x}", at.gpa), claim, outside));
+        }
+    }
+}
+
+/// Slots in use, by what is in them.
+fn entries(node: &MappingNode) -> usize {
+    node.slots.iter().filter(|&&entry| entry != 0).count()
+}
+
+/// Whether a node's slots hold values and nothing else, and it says so.
+fn has_only_values(node: &MappingNode) -> bool {
+    let bits = |is: fn(u64) -> bool| {
+        (0..).zip(node.slots).filter(|&(_, entry)| is(entry)).fold(0, |bits, (slot, _)| bits | 1_u64 << slot)
+    };
+    let values = bits(|entry| entry & 1 != 0);
+    node.shift == 0 && values != 0 && values == bits(|entry| entry != 0) && values == node.values
 }
 
 fn tree(gpa: u64, mapping: &Mapping, (named, found): (&Named, &[CachedPage]), ledger: &mut Ledger) {

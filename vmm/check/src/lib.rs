@@ -185,6 +185,7 @@ pub const RULES: &[&Rule] = &[
     &cache::TREE,
     &cache::MARKS,
     &cache::COUNTS,
+    &cache::SHADOWS,
     &stats::STATS,
     &oom::COMMITTED,
     &oom::SCORE,

@@ -31,7 +31,7 @@ pub use facts::{FactCpu, FactE820, FactNodeMemory, Facts};
 pub use guest::{
     AddressSpace, AttachError, Busy, CachedPage, DERIVED_STATS, EntryKind, FreeList, Guest, GuestError,
     Keeper, KmapWindowSlots, LinkProblem, Linked, ListProblem, LruGenWalk, LruWalk, MapCounts, MmSpace,
-    PcpBlocks, Reading, RmapIndex, RmapPlace, ShmemSlot, Slab, SlabWalk, Slabs, SlotWord, TableName,
+    NodeAt, PcpBlocks, Reading, RmapIndex, RmapPlace, ShmemSlot, Slab, SlabWalk, Slabs, SlotWord, TableName,
     TreeEntry, UserEntries, UserEntry, VmAreaAt, VmaAt, ZoneCounts, address_of, cache_name, consistent,
     cpu_rests, find_root, section_start_pfn, slot_of_value,
 };

@@ -5,7 +5,7 @@ use core::mem::offset_of;
 use memvisor_abi as abi;
 use memvisor_abi::{NodeStat, PageFlags};
 use mm_core::{Gfp, MemMap, Order, PAGE_SIZE, Page, Pfn, PhysAddr, PhysMem};
-use mm_filemap::{Bound, add_to_page_cache, put_page};
+use mm_filemap::{Bound, Cache, Node, add_to_page_cache, put_page, remove_mapping};
 use mm_vma::{Id, Mapping};
 
 use crate::mm::memmap::Vmemmap;
@@ -97,5 +97,56 @@ pub fn stats_mapped() -> Outcome {
 pub fn stats_file_pages() -> Outcome {
     let (_, _, page) = victim()?;
     vmstat::mod_page_state(page, NodeStat::FilePages, -1);
+    Ok(())
+}
+
+/// A mapping that is written back, of which only one page is there, and the node of its page 64, which was evicted.
+fn shadow() -> Result<Id<Node>, &'static str> {
+    let id = cache::new_mapping(Source::Bdev, 128 * PAGE_SIZE).map_err(|_| "no memory")?;
+    let mut last = None;
+    for index in [0, 64] {
+        let pfn = page_alloc::alloc_here(Gfp::HIGHUSER_MOVABLE | Gfp::ZERO, Order::ZERO, None);
+        let pfn = pfn.ok_or("no memory")?;
+        add_to_page_cache(&Spaces, id, index, pfn, Bound::Size).map_err(|_| "no memory")?;
+        if let Some(pfn) = last.replace(pfn) {
+            put_page(&Spaces, pfn);
+        }
+    }
+    mm_vmscan::lru_add_drain_all(&Spaces);
+    let pfn = last.ok_or("no memory")?;
+    let page = Vmemmap.page(pfn).ok_or("no descriptor")?;
+    // The cache has a reference of it, and this.
+    if !remove_mapping(&Spaces, pfn, || 77) {
+        return Err("the page is in use");
+    }
+    page.set_refcount(1);
+    put_page(&Spaces, pfn);
+    Spaces.shadow_nodes(|list| list.last()).ok_or("no node has only shadows")
+}
+
+fn change_node(id: Id<Node>, offset: usize, value: u64) {
+    DirectMap.write_u64(PhysAddr::new(id.as_u64() + offset as u64), value);
+}
+
+/// A list that says it has a node less than it has.
+pub fn shadow_count() -> Outcome {
+    let node = shadow()?;
+    vmstat::mod_page_state(
+        Vmemmap.page(PhysAddr::new(node.as_u64()).pfn()).ok_or("no descriptor")?,
+        NodeStat::WorkingsetNodes,
+        -1,
+    );
+    Ok(())
+}
+
+/// A node that does not know of its value.
+pub fn shadow_values() -> Outcome {
+    change_node(shadow()?, offset_of!(abi::MappingNode, values), 0);
+    Ok(())
+}
+
+/// A node with nothing but shadows that says it is on no list.
+pub fn shadow_lost() -> Outcome {
+    change_node(shadow()?, offset_of!(abi::MappingNode, mapping), 0);
     Ok(())
 }

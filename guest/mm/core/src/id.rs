@@ -54,6 +54,10 @@ impl<T> fmt::Debug for Id<T> {
 pub struct Link<T>(AtomicU64, PhantomData<fn() -> T>);
 
 impl<T> Link<T> {
+    /// Names nothing.
+    #[expect(clippy::declare_interior_mutable_const, reason = "each use is one of its own")]
+    pub const NONE: Link<T> = Link(AtomicU64::new(0), PhantomData);
+
     /// What it names.
     #[inline]
     pub fn load(&self) -> Option<Id<T>> {

@@ -2,10 +2,11 @@
 
 use core::ops::Range;
 
+use memvisor_abi::NodeStat;
 use mm_core::{Arena, Folios, Id, PageAlloc, Pfn, PhysMem, Rcu};
 use mm_swap::SwapIo;
 
-use crate::{Mapping, Node};
+use crate::{Mapping, Node, ShadowNodes};
 
 /// A page of a mapping, with a reference for the caller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,6 +45,12 @@ pub trait Cache: Folios + PageAlloc + PhysMem + Rcu + SwapIo + Arena<Node> + Are
 
     /// Zeroes these bytes of a frame and no others: who maps it may write next to them (Linux: `zero_user_segment`).
     fn zero_user(&self, pfn: Pfn, bytes: Range<u64>);
+
+    /// Calls `f` with the list of nodes that hold nothing but shadows, and its lock held; a mapping's may be, too (Linux: `shadow_nodes`).
+    fn shadow_nodes<R>(&self, f: impl FnOnce(&mut ShadowNodes) -> R) -> R;
+
+    /// Counts something of the memory that a node is in (Linux: `mod_lruvec_kmem_state`).
+    fn mod_kmem_state(&self, _node: Id<Node>, _stat: NodeStat, _delta: i64) {}
 
     /// Counts pages that came into mappings or left them (Linux: `NR_FILE_PAGES`).
     fn count_file_pages(&self, pages: i64);

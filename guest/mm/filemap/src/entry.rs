@@ -51,6 +51,10 @@ impl Raw {
         self.0 == 0
     }
 
+    pub(crate) const fn is_value(self) -> bool {
+        self.0 & VALUE != 0
+    }
+
     pub(crate) const fn node(self) -> Option<Id<Node>> {
         if self.0 & KIND == NODE { Id::new(self.0 & !KIND) } else { None }
     }

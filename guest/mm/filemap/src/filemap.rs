@@ -6,6 +6,7 @@ use mm_core::{Arena, Event, Gfp, Id, MemMap, Order, Page, PageFlags, PageKind, P
 
 use crate::lookup::{self, Tried};
 use crate::tree::Spare;
+use crate::workingset::{erase_entry, store_entry};
 use crate::{Cache, CacheError, Entry, Mapping, Missing, get_page, put_page};
 
 /// Tries without the lock.
@@ -114,7 +115,7 @@ pub(crate) fn add_page<K: Cache>(
             };
             // Before anybody finds it.
             page.set_owner(id.as_u64(), index);
-            tree.store(k, index, Entry::Frame(pfn), &mut spare).inspect_err(|_| page.set_owner(0, 0))?;
+            store_entry(k, id, index, Entry::Frame(pfn), &mut spare).inspect_err(|_| page.set_owner(0, 0))?;
             refcount::get(page.references());
             mapping.add_nrpages(1);
             Ok(Ok(()))
@@ -148,7 +149,7 @@ pub fn delete_from_page_cache<K: Cache>(k: &K, id: Id<Mapping>, index: u64, pfn:
     let deleted = k.pages_lock(id, || {
         let found = mapping.i_pages().load(k, index) == Entry::Frame(pfn);
         if found {
-            erase(k, mapping, index);
+            erase(k, id, index);
         }
         found
     });
@@ -244,7 +245,7 @@ pub fn remove_mapping<K: Cache>(k: &K, pfn: Pfn, shadow: impl FnOnce() -> u64) -
     let removed = k.rcu_read(|| {
         let (raw, index) = page.owner();
         let Some(id) = Id::new(raw).filter(|_| raw & abi::Page::MAPPING_ANON == 0) else { return false };
-        k.pages_lock(id, || freeze_and_remove(k, k.at(id), index, pfn, shadow))
+        k.pages_lock(id, || freeze_and_remove(k, id, index, pfn, shadow))
     });
     if removed {
         count_page(k, page, -1);
@@ -255,11 +256,12 @@ pub fn remove_mapping<K: Cache>(k: &K, pfn: Pfn, shadow: impl FnOnce() -> u64) -
 /// [`remove_mapping`] with the lock held.
 fn freeze_and_remove<K: Cache>(
     k: &K,
-    mapping: &Mapping,
+    id: Id<Mapping>,
     index: u64,
     pfn: Pfn,
     shadow: impl FnOnce() -> u64,
 ) -> bool {
+    let mapping: &Mapping = k.at(id);
     let Some(page) = MemMap::page(k, pfn) else { return false };
     if mapping.i_pages().load(k, index) != Entry::Frame(pfn) || !refcount::freeze(page.references(), 2) {
         return false;
@@ -271,11 +273,11 @@ fn freeze_and_remove<K: Cache>(
     }
     match shadow() {
         0 => {
-            erase(k, mapping, index);
+            erase(k, id, index);
         }
         shadow => {
             // The slot is there, so no node is needed.
-            let stored = mapping.i_pages().store(k, index, Entry::Value(shadow), &mut Spare::default());
+            let stored = store_entry(k, id, index, Entry::Value(shadow), &mut Spare::default());
             debug_assert!(stored.is_ok(), "a slot in use needs no nodes");
             page.set_mapping(0);
             mapping.add_nrpages(-1);
@@ -285,13 +287,13 @@ fn freeze_and_remove<K: Cache>(
 }
 
 /// Takes what is at `index` out, under the lock; the cache's reference of a page goes to the caller.
-pub(crate) fn erase<K: Cache>(k: &K, mapping: &Mapping, index: u64) -> Option<Pfn> {
-    match mapping.i_pages().erase(k, index) {
+pub(crate) fn erase<K: Cache>(k: &K, id: Id<Mapping>, index: u64) -> Option<Pfn> {
+    match erase_entry(k, id, index) {
         Entry::Frame(pfn) => {
             if let Some(page) = MemMap::page(k, pfn) {
                 page.set_mapping(0);
             }
-            mapping.add_nrpages(-1);
+            Arena::<Mapping>::at(k, id).add_nrpages(-1);
             k.emit(Event::MmFilemapDelete { pfn, index });
             Some(pfn)
         }

@@ -14,8 +14,8 @@
 //! C4  `size` shrinks before pages are taken out, and a page for a fault comes in only below it, both under the lock: no
 //!     page past the end stays.
 //!
-//! Invariants of the tree (X) are in `tree.rs`. Lock order: the mapping's lock comes below page-table locks and takes nothing
-//! but an arena's.
+//! Invariants of the tree (X) are in `tree.rs`, of shadow nodes (W) in `workingset.rs`. Lock order: the mapping's lock comes below page-table
+//! locks and takes nothing but an arena's and that of the list of shadow nodes.
 
 #![no_std]
 #![forbid(unsafe_code)]
@@ -38,6 +38,7 @@ mod seek;
 pub mod shmem;
 mod tree;
 mod truncate;
+mod workingset;
 pub mod writeback;
 
 #[cfg(test)]
@@ -60,3 +61,4 @@ pub use tree::{Missing, Spare, Tree};
 pub use truncate::{
     clear_shadow_entry, invalidate_mapping_pages, truncate_inode_pages_range, truncate_pagecache,
 };
+pub use workingset::{ShadowNodes, count_shadow_nodes, scan_shadow_nodes};

@@ -9,8 +9,8 @@ use core::sync::atomic::{
 use memvisor_abi as abi;
 use mm_core::Link;
 
-use crate::Mark;
 use crate::entry::Raw;
+use crate::{Mapping, Mark};
 
 /// Bits of an index that one node resolves (Linux: `XA_CHUNK_SHIFT`).
 pub(crate) const CHUNK_SHIFT: u32 = 6;
@@ -21,7 +21,7 @@ pub(crate) const SLOTS: usize = 1 << CHUNK_SHIFT;
 ///
 /// Differs from Linux: which slots are in use is a word of bits, not a count, so that the next one is found in one step.
 #[derive(Debug)]
-#[repr(C, align(64))]
+#[repr(C, align(16))]
 pub struct Node {
     slots: [AtomicU64; SLOTS],
     present: AtomicU64,
@@ -30,16 +30,27 @@ pub struct Node {
     pub(crate) parent: Link<Node>,
     offset: AtomicU32,
     shift: AtomicU32,
+    /// Of the slots in use, those that hold values (Linux: `nr_values`).
+    values: AtomicU64,
+    /// The mapping that it is of, while it is on the list of shadow nodes (see `workingset.rs`).
+    pub(crate) mapping: Link<Mapping>,
+    /// Its neighbours there, under that list's lock.
+    pub(crate) list_next: Link<Node>,
+    pub(crate) list_prev: Link<Node>,
 }
 
 const _: () = assert!(
-    size_of::<Node>() == 576
+    size_of::<Node>() == size_of::<abi::MappingNode>()
         && offset_of!(Node, slots) == offset_of!(abi::MappingNode, slots)
         && offset_of!(Node, present) == offset_of!(abi::MappingNode, present)
         && offset_of!(Node, marks) == offset_of!(abi::MappingNode, marks)
         && offset_of!(Node, parent) == offset_of!(abi::MappingNode, parent)
         && offset_of!(Node, offset) == offset_of!(abi::MappingNode, offset)
         && offset_of!(Node, shift) == offset_of!(abi::MappingNode, shift)
+        && offset_of!(Node, values) == offset_of!(abi::MappingNode, values)
+        && offset_of!(Node, mapping) == offset_of!(abi::MappingNode, mapping)
+        && offset_of!(Node, list_next) == offset_of!(abi::MappingNode, list_next)
+        && offset_of!(Node, list_prev) == offset_of!(abi::MappingNode, list_prev)
 );
 
 impl Default for Node {
@@ -51,6 +62,10 @@ impl Default for Node {
             parent: Link::default(),
             offset: AtomicU32::new(0),
             shift: AtomicU32::new(0),
+            values: AtomicU64::new(0),
+            mapping: Link::default(),
+            list_next: Link::default(),
+            list_prev: Link::default(),
         }
     }
 }
@@ -66,7 +81,8 @@ impl Node {
 
     /// Whether all of it is empty.
     pub(crate) fn is_blank(&self) -> bool {
-        self.slots.iter().chain(&self.marks).chain([&self.present]).all(|word| word.load(Relaxed) == 0)
+        let words = self.slots.iter().chain(&self.marks).chain([&self.present, &self.values]);
+        words.into_iter().all(|word| word.load(Relaxed) == 0) && self.mapping.load().is_none()
     }
 
     /// Bits of an index below what the node resolves.
@@ -92,9 +108,24 @@ impl Node {
 
     /// Sets a slot; what it names is complete for whoever loads it.
     pub(crate) fn set_slot(&self, offset: usize, raw: Raw) {
-        let (present, bit) = (self.present(), 1 << (offset % SLOTS));
+        let bit = 1 << (offset % SLOTS);
+        let with = |word: &AtomicU64, is: bool| {
+            let old = word.load(Relaxed);
+            word.store(if is { old | bit } else { old & !bit }, Release);
+        };
         self.slots[offset % SLOTS].store(raw.0, Release);
-        self.present.store(if raw.is_empty() { present & !bit } else { present | bit }, Release);
+        with(&self.present, !raw.is_empty());
+        with(&self.values, raw.is_value());
+    }
+
+    /// Which slots hold values.
+    pub(crate) fn values(&self) -> u64 {
+        self.values.load(Relaxed)
+    }
+
+    /// Whether all that it holds are values, and there is one.
+    pub(crate) fn has_only_values(&self) -> bool {
+        self.values() != 0 && self.values() == self.present()
     }
 
     /// Which slots are in use.

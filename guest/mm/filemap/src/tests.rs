@@ -6,3 +6,4 @@ mod machine;
 mod memfd;
 mod shmem;
 mod tree;
+mod workingset;

@@ -3,7 +3,7 @@
 //! A radix tree of 64-slot nodes. A single entry at index 0 lies in the root itself; the tree is as high as its highest index needs.
 //!
 //! Invariants, checked by [`Tree::audit`]:
-//! X1  a node's `present` has a bit for each slot that holds something; no node is empty;
+//! X1  a node's `present` has a bit for each slot that holds something, and `values` for each that holds a value; no node is empty;
 //! X2  a node below another resolves the next 6 bits, and knows its parent and its slot there; entries lie at the bottom;
 //! X3  a slot with a node is marked if and only if something below it is; marks of the root say the same of the tree;
 //! X4  the root node holds more than its first slot;
@@ -123,6 +123,18 @@ impl Tree {
                 Some(below) => id = below,
                 None => return (!slot.is_empty()).then_some(Place::Slot(id, offset)),
             }
+        }
+    }
+
+    /// The node at the bottom that has the slot of `index`.
+    pub(crate) fn leaf<K: Arena<Node>>(&self, k: &K, index: u64) -> Option<Id<Node>> {
+        let mut id = self.root().node().filter(|&id| k.at(id).covers(index))?;
+        loop {
+            let node: &Node = k.at(id);
+            if node.shift() == 0 {
+                return Some(id);
+            }
+            id = node.slot(node.offset_of(index)).node()?;
         }
     }
 
@@ -348,6 +360,9 @@ fn audit_node<K: Arena<Node>>(
         let (raw, bit) = (node.slot(offset), 1 << offset);
         if raw.is_empty() != (node.present() & bit == 0) {
             return Err("X1: slots in use");
+        }
+        if raw.is_value() != (node.values() & bit != 0) {
+            return Err("X1: slots with values");
         }
         let index = first | (offset as u64) << shift;
         let own = Mark::ALL

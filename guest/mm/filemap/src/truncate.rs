@@ -55,7 +55,7 @@ fn remove<K: Cache>(k: &K, id: Id<Mapping>, pages: Range<u64>, wanted: impl Fn(P
                 match entry {
                     Entry::Frame(pfn) if !wanted(pfn) => {}
                     _ => {
-                        erase(k, mapping, index);
+                        erase(k, id, index);
                         *slot = entry;
                     }
                 }
@@ -94,7 +94,7 @@ pub fn clear_shadow_entry<K: Cache>(k: &K, id: Id<Mapping>, index: u64) -> bool 
     k.pages_lock(id, || {
         let found = matches!(mapping.i_pages().load(k, index), Entry::Value(_));
         if found {
-            erase(k, mapping, index);
+            erase(k, id, index);
         }
         found
     })

@@ -92,7 +92,7 @@ pub fn delete_locked<K: Cache>(k: &K, id: Id<Mapping>, index: u64, pfn: Pfn) -> 
     let mapping: &Mapping = k.at(id);
     let dirty = k.pages_lock(id, || {
         (mapping.i_pages().load(k, index) == Entry::Frame(pfn)).then(|| {
-            erase(k, mapping, index);
+            erase(k, id, index);
             page.take(PageFlags::DIRTY)
         })
     })?;

@@ -12,6 +12,7 @@ pub mod maps;
 pub mod nodes;
 pub mod patterns;
 pub mod screen;
+pub mod slabs;
 pub mod vmstat;
 pub mod waves;
 

@@ -54,6 +54,7 @@ pub enum TableName {
     Oom,
     SwapWords,
     ShmemSwaplist,
+    ShadowNodes,
 }
 
 impl TableName {
@@ -99,6 +100,7 @@ impl TableName {
             TableName::Oom => "oom",
             TableName::SwapWords => "swap_areas' words",
             TableName::ShmemSwaplist => "shmem_swaplist",
+            TableName::ShadowNodes => "shadow_nodes",
         }
     }
 }

@@ -31,6 +31,7 @@ const FILES: &[(&str, &str)] = &[
     ("reclaim", include_str!("../../../../tests/cases/reclaim.toml")),
     ("kswapd", include_str!("../../../../tests/cases/kswapd.toml")),
     ("direct-reclaim", include_str!("../../../../tests/cases/direct-reclaim.toml")),
+    ("slab-pressure", include_str!("../../../../tests/cases/slab-pressure.toml")),
     ("mlock-pressure", include_str!("../../../../tests/cases/mlock-pressure.toml")),
     ("max-map-count", include_str!("../../../../tests/cases/max-map-count.toml")),
     ("numa-pressure", include_str!("../../../../tests/cases/numa-pressure.toml")),

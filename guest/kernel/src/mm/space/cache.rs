@@ -5,18 +5,19 @@ use core::ops::Range;
 use core::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
 use guest_ipc::Usage;
-use memvisor_abi::PageFlags;
+use memvisor_abi::{NodeStat, PageFlags};
 use mm_core::{Folios, MemMap, PAGE_SIZE, Page, Pfn, Rcu};
 use mm_filemap::shmem::{self, FallocFlags, Fallocate};
 use mm_filemap::{
-    Bound, Cache, CacheError, Sealed, Seek, read_cache_page, seek_hole_data, truncate_inode_pages_range,
+    Bound, Cache, CacheError, Node, Sealed, Seek, ShadowNodes, read_cache_page, seek_hole_data,
+    truncate_inode_pages_range,
 };
 use mm_vma::{
     Arena, Cows, Errno, Id, Kernel, MappedError, MappedPage, Mapping, mapping_writably_mapped, put_page,
     unmap_mapping_range,
 };
 
-use super::{Spaces, objects, swapped};
+use super::{Spaces, objects, shadows, swapped};
 use crate::fs::{self, disk_file, mapped};
 use crate::mm::oom::promises;
 use crate::mm::{kmap, writeback};
@@ -436,6 +437,14 @@ impl Cache for Spaces {
     fn zero_user(&self, pfn: Pfn, bytes: Range<u64>) {
         let len = usize::try_from(bytes.end.saturating_sub(bytes.start)).unwrap_or(ZEROES.len());
         kmap::copy_to_page(pfn, bytes.start, ZEROES.get(..len).unwrap_or(&ZEROES));
+    }
+
+    fn shadow_nodes<R>(&self, f: impl FnOnce(&mut ShadowNodes) -> R) -> R {
+        shadows::with(f)
+    }
+
+    fn mod_kmem_state(&self, node: Id<Node>, stat: NodeStat, delta: i64) {
+        shadows::mod_kmem_state(node, stat, delta);
     }
 
     fn count_file_pages(&self, pages: i64) {

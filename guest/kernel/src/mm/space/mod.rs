@@ -7,6 +7,7 @@ pub mod backing;
 pub mod cache;
 mod objects;
 mod published;
+pub mod shadows;
 pub mod swapped;
 pub mod tlb;
 

@@ -225,12 +225,12 @@ impl Slot {
         Slot(AtomicU64::new(0))
     }
 
-    fn create<T>(&self, name: &str) {
+    fn create<T>(&self, name: &str, flags: SlabFlags) {
         let args = CacheArgs {
             name,
             size: u32::try_from(size_of::<T>()).unwrap_or(u32::MAX),
             align: u32::try_from(align_of::<T>()).unwrap_or(u32::MAX),
-            flags: SlabFlags::TYPESAFE_BY_RCU | SlabFlags::NO_MERGE | SlabFlags::PANIC,
+            flags: SlabFlags::TYPESAFE_BY_RCU | SlabFlags::NO_MERGE | SlabFlags::PANIC | flags,
             ctor: Some(CTOR_ZERO),
         };
         match KMEM.create(&args) {
@@ -256,7 +256,7 @@ impl Slot {
 }
 
 macro_rules! arenas {
-    ($($ty:ty, $object:ty, $slot:ident, $name:literal;)*) => {
+    ($($ty:ty, $object:ty, $slot:ident, $name:literal $(, $flag:ident)?;)*) => {
         $(
             static $slot: Slot = Slot::new();
 
@@ -277,7 +277,7 @@ macro_rules! arenas {
 
         /// Makes the caches (Linux: `proc_caches_init`, `anon_vma_init`).
         pub(super) fn init() {
-            $($slot.create::<$object>($name);)*
+            $($slot.create::<$object>($name, SlabFlags::empty() $(| SlabFlags::$flag)?);)*
         }
     };
 }
@@ -289,5 +289,5 @@ arenas! {
     AnonVma, AnonVma, ANON_VMAS, "anon_vma";
     AnonVmaChain, AnonVmaChain, ANON_VMA_CHAINS, "anon_vma_chain";
     Mapping, MappingObject, MAPPINGS, "address_space";
-    mm_filemap::Node, mm_filemap::Node, CACHE_NODES, "radix_tree_node";
+    mm_filemap::Node, mm_filemap::Node, CACHE_NODES, "radix_tree_node", RECLAIM_ACCOUNT;
 }

@@ -13,7 +13,7 @@ use crate::{
     read_cache_page, remove_mapping, truncate_inode_pages_range, truncate_pagecache,
 };
 
-fn fill(machine: &Machine, id: Id<Mapping>, pages: impl IntoIterator<Item = u64>) {
+pub fn fill(machine: &Machine, id: Id<Mapping>, pages: impl IntoIterator<Item = u64>) {
     for index in pages {
         let (pfn, added) = read_cache_page(machine, id, index, Bound::None, |pfn| {
             (0..PAGE_SIZE).for_each(|offset| machine.set_byte(pfn, offset, 7));

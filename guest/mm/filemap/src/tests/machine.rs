@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering:
 use std::sync::{Mutex, OnceLock};
 use std::vec::Vec;
 
+use memvisor_abi::NodeStat;
 use mm_core::Rcu;
 use mm_core::{
     Arena, Folios, Gfp, Id, MemMap, Migratetype, Order, PAGE_SIZE, Page, PageAlloc, PageKind, Pageblock, Pfn,
@@ -21,7 +22,7 @@ use mm_swap::{
     remove_from_swap_cache,
 };
 
-use crate::{Cache, Cows, Mapping, Node, put_page, shmem};
+use crate::{Cache, Cows, Mapping, Node, ShadowNodes, put_page, shmem};
 
 const FRAMES: usize = 1 << 10;
 const FIRST: u64 = 0x1000;
@@ -51,6 +52,9 @@ pub struct Machine {
     pub swapped: AtomicI64,
     /// Mappings are shared memory: their values are slots.
     pub has_shmem: AtomicBool,
+    pub shadow_nodes: Mutex<ShadowNodes>,
+    /// Nodes that are counted, and those that reclaim freed.
+    pub workingset: [AtomicI64; 2],
 }
 
 /// Objects by number.
@@ -108,6 +112,8 @@ impl Machine {
             swap: SimSwap::new(&[101]),
             swapped: AtomicI64::new(0),
             has_shmem: AtomicBool::new(false),
+            shadow_nodes: Mutex::default(),
+            workingset: Default::default(),
         };
         for page in &machine.pages {
             page.init(0, ZoneKind::Normal, PageKind::None);
@@ -318,6 +324,19 @@ impl Cache for Machine {
         let result = f();
         HELD.set(false);
         result
+    }
+
+    fn shadow_nodes<R>(&self, f: impl FnOnce(&mut ShadowNodes) -> R) -> R {
+        f(&mut self.shadow_nodes.try_lock().expect("the list's lock is not taken twice"))
+    }
+
+    fn mod_kmem_state(&self, _node: Id<Node>, stat: NodeStat, delta: i64) {
+        let index = match stat {
+            NodeStat::WorkingsetNodes => 0,
+            NodeStat::NodeReclaim => 1,
+            _ => panic!("{stat:?} is nothing of a node"),
+        };
+        self.workingset[index].fetch_add(delta, Relaxed);
     }
 
     fn unmap_mapping_range(&self, _mapping: Id<Mapping>, pages: Range<u64>, cows: Cows) {

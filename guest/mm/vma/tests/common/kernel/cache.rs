@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::sync::atomic::Ordering::Relaxed;
 
 use mm_core::{Pfn, PhysAddr, PhysMem, Rcu};
-use mm_filemap::Cache;
+use mm_filemap::{Cache, ShadowNodes};
 use mm_vma::{Cows, Id, Mapping, unmap_mapping_range};
 
 use super::TestKernel;
@@ -20,6 +20,11 @@ impl Cache for TestKernel {
     fn pages_lock<R>(&self, _mapping: Id<Mapping>, f: impl FnOnce() -> R) -> R {
         let _held = self.pages_lock.try_lock().expect("the mapping's lock is not held");
         f()
+    }
+
+    fn shadow_nodes<R>(&self, f: impl FnOnce(&mut ShadowNodes) -> R) -> R {
+        // All is shared memory here.
+        f(&mut ShadowNodes::new())
     }
 
     fn unmap_mapping_range(&self, mapping: Id<Mapping>, pages: Range<u64>, cows: Cows) {
