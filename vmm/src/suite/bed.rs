@@ -37,7 +37,7 @@ pub struct Audit {
 /// Findings quoted in a failure.
 pub const EXAMPLES: usize = 3;
 
-/// Lines quoted of a console or an error output: what a program says before its verdict is among them.
+/// Lines quoted of a console: what a program says before its verdict is among them.
 const LAST_LINES: usize = 25;
 
 /// A run as it was observed.
@@ -146,7 +146,7 @@ fn unexpected_end(expected: Ending, ended: &Ended, observed: &Observed) -> Strin
         Some(report) if !matches!(ended, Ended::Clean | Ended::Refused) => format!("; {report}"),
         _ => String::new(),
     };
-    let last = match last_lines(&observed.console) {
+    let last = match last_lines(&observed.console, LAST_LINES) {
         none if none.is_empty() => "the console is empty".to_owned(),
         lines => format!("the console ends:\n  {}", lines.join("\n  ")),
     };
@@ -159,10 +159,10 @@ fn report_of(console: &str) -> Option<&str> {
     console.lines().rev().map(str::trim).find(|line| heads.iter().any(|head| line.contains(head)))
 }
 
-/// The last lines of a text that are not empty.
-pub fn last_lines(text: &str) -> Vec<&str> {
+/// The last `most` lines of a text that are not empty.
+pub fn last_lines(text: &str, most: usize) -> Vec<&str> {
     let mut lines: Vec<&str> =
-        text.lines().rev().map(str::trim).filter(|line| !line.is_empty()).take(LAST_LINES).collect();
+        text.lines().rev().map(str::trim).filter(|line| !line.is_empty()).take(most).collect();
     lines.reverse();
     lines
 }

@@ -137,6 +137,9 @@ pub fn usage(stats: &Stats) -> Usage {
     Usage { exits: Some(exits), emulated_instructions: stats.kvm.get("insn_emulation").copied() }
 }
 
+/// Lines quoted of an error output.
+const LAST_WORDS: usize = 5;
+
 /// What an exit code means, cross-checked with what the document says.
 fn meaning(
     code: Option<i32>,
@@ -150,7 +153,10 @@ fn meaning(
     }
     let Some(document) = document else {
         // Its error output begins with the guest's console and ends with its own words.
-        bail!("memvisor exited with {code} and without a document: {}", last_lines(messages).join(" / "))
+        bail!(
+            "memvisor exited with {code} and without a document: {}",
+            last_lines(messages, LAST_WORDS).join(" / ")
+        )
     };
     let found = audits.iter().any(|audit| audit.findings > 0);
     let clean = document.end.kind == "power_off" || document.end.clean || document.end.code == Some(0);
