@@ -18,6 +18,7 @@ use guest_process::time::IntervalTimer;
 use guest_process::wait::{Event, Exit};
 use mm_vma::Errno;
 
+use crate::mm::oom;
 use crate::sync::Lock;
 use crate::task::{self, CloneFlags, Current, Process, Task, current, find_process, find_task, work};
 
@@ -124,7 +125,9 @@ impl Signals {
     pub fn fork(&self, from: Tid, child: Tid, flags: CloneFlags) -> Result<Signals, Errno> {
         let shares_memory = flags.contains(CloneFlags::VM) && !flags.contains(CloneFlags::VFORK);
         let keeps = Keeps { clear_handlers: false, shares_memory };
-        let group = self.with(|group| group.fork(from, child, keeps)).unwrap_or(Err(Errno::Enomem))?;
+        // With the lock held nothing waits for memory.
+        let group =
+            oom::or_wait(|| self.with(|group| group.fork(from, child, keeps)).unwrap_or(Err(Errno::Esrch)))?;
         Ok(Signals {
             group: Lock::new(Some(group)),
             limits: Lock::new(self.limits.lock().clone()),
@@ -138,7 +141,7 @@ impl Signals {
     /// # Errors
     /// `ENOMEM`, or that a signal came first: the call begins again.
     pub fn add_task(&self, from: Tid, tid: Tid) -> Result<(), Errno> {
-        self.with(|group| group.add_thread(from, tid)).unwrap_or(Err(Errno::Enomem))
+        oom::or_wait(|| self.with(|group| group.add_thread(from, tid)).unwrap_or(Err(Errno::Esrch)))
     }
 
     /// Takes out a task that never ran.

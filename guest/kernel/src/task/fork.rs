@@ -12,6 +12,7 @@ use super::{Current, Files, Process, SIGCHLD, Task, current, new_arc, registry, 
 use crate::arch::fpu::FpuState;
 use crate::arch::trap::TrapFrame;
 use crate::arch::user;
+use crate::mm::oom;
 use crate::mm::space::{self, Spaces};
 use crate::sched::{self, CpuMask, UserThread, WaitQueue};
 use crate::signal::{self, Signals, TaskSignals};
@@ -130,7 +131,7 @@ pub(super) fn begin(
     name: [u8; 16],
     allowed: CpuMask,
 ) -> Result<(), Errno> {
-    registry::enter(child)?;
+    oom::or_wait(|| registry::enter(child))?;
     let thread = UserThread { task: Arc::clone(child), name, frame, allowed };
     let ready = |number| {
         child.number.store(number, Ordering::Release);

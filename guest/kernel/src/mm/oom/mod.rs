@@ -22,6 +22,7 @@ use memvisor_abi::{self as abi, TableRef};
 use mm_core::{Event, EventId, Gfp, MaySleep, Order, Trace};
 use mm_oom::{Candidate, OomControl, OomSettings, PanicOnOom, Verdict, constrained_alloc, oom_badness};
 use mm_page_alloc::{Context, OomOutcome, Request};
+use mm_vma::Errno;
 
 use crate::mm::page_alloc::{self, NODES, nr_nodes};
 use crate::mm::{phys, swap};
@@ -217,6 +218,19 @@ pub fn set_overcommit_ratio(percent: u32) {
 fn pause(token: &MaySleep<'_>) {
     let is_over = || !victims::any() || task::fatal_signal_pending();
     victims::FREED.wait_timeout_midway(token, clock::now() + PAUSE_NS, is_over);
+}
+
+/// Calls `make`, which allocates where nothing may sleep, again as long as that is `ENOMEM` and memory can be waited for.
+///
+/// # Errors
+/// Those of `make`.
+pub fn or_wait<R>(mut make: impl FnMut() -> Result<R, Errno>) -> Result<R, Errno> {
+    loop {
+        match make() {
+            Err(Errno::Enomem) if wait_for_page() => {}
+            made => return made,
+        }
+    }
 }
 
 /// Waits until a page can be had, by all that a request which may sleep does, and leaves it to whoever takes it. False where nothing

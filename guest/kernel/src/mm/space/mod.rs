@@ -98,20 +98,19 @@ pub fn init() {
 /// `ENOMEM`.
 pub fn mm_alloc(shape: Layout) -> Result<Id<Mm>, Errno> {
     let id = Arena::<Mm>::alloc(&Spaces).ok_or(Errno::Enomem)?;
-    let Some(table) = or_wait(|| PageTable::new(&mut Tables, levels()).ok()) else {
-        Arena::<Mm>::free(&Spaces, id);
-        return Err(Errno::Enomem);
-    };
+    // fork is not refused while memory can be reclaimed (Linux: `pgd_alloc` by `GFP_PGTABLE_USER`).
+    let table = oom::or_wait(|| PageTable::new(&mut Tables, levels()).map_err(|_| Errno::Enomem))
+        .inspect_err(|_| Arena::<Mm>::free(&Spaces, id))?;
     table.share_upper_half(&Tables, paging::kernel());
     let mm = mm_of(id);
     mm.init(table, shape);
-    if or_wait(|| pti::alloc_user_table(mm, table).then_some(())).is_none() {
+    let with_user_table = || pti::alloc_user_table(mm, table).then_some(()).ok_or(Errno::Enomem);
+    oom::or_wait(with_user_table).inspect_err(|_| {
         // The upper half is the kernel's.
         let freed = table.free_root(&mut Tables);
         freed.expect("nothing is mapped yet");
         Arena::<Mm>::free(&Spaces, id);
-        return Err(Errno::Enomem);
-    }
+    })?;
     objects::of_mm(mm).cpus.iter().for_each(|word| word.store(0, Ordering::Relaxed));
     objects::of_mm(mm).tlb_generation.store(0, Ordering::Relaxed);
     set_start_stack(mm, 0);
@@ -120,19 +119,6 @@ pub fn mm_alloc(shape: Layout) -> Result<Id<Mm>, Errno> {
     objects::of_mm(mm).users.store(1, Ordering::Release);
     published::link(id);
     Ok(id)
-}
-
-/// A table that is allocated as if nothing could sleep, and waited for by all means where something can: fork is not refused while memory can be
-/// reclaimed (Linux: `pgd_alloc` by `GFP_PGTABLE_USER`).
-fn or_wait<R>(mut make: impl FnMut() -> Option<R>) -> Option<R> {
-    loop {
-        if let Some(made) = make() {
-            return Some(made);
-        }
-        if !oom::wait_for_page() {
-            return None;
-        }
-    }
 }
 
 /// The address space.
