@@ -128,7 +128,7 @@ fn change_node(id: Id<Node>, offset: usize, value: u64) {
     DirectMap.write_u64(PhysAddr::new(id.as_u64() + offset as u64), value);
 }
 
-/// A list that says it has a node less than it has.
+/// A zone that counts a node less than the list has.
 pub fn shadow_count() -> Outcome {
     let node = shadow()?;
     vmstat::mod_page_state(
