@@ -16,8 +16,8 @@ use crate::mm::phys::DirectMap;
 use crate::mm::space::tlb;
 use crate::mm::vmscan::kswapd;
 use crate::mm::{
-    dma, early, kcompactd, kmap, layout, limits, memmap, oom, page_alloc, paging, phys, shuffle, slab, space,
-    vmalloc, writeback,
+    dma, early, fault_inject, kcompactd, kmap, layout, limits, memmap, oom, page_alloc, paging, phys,
+    shuffle, slab, space, vmalloc, writeback,
 };
 use crate::sync::Lock;
 use crate::task::End;
@@ -140,6 +140,7 @@ fn end_if_explained(outcome: explain::Outcome) {
 
 /// Runs the first process from an initramfs. Its end is the machine's (Linux panics: "Attempted to kill init!").
 fn run_file(program: Vec<u8>) -> ! {
+    fault_inject::init();
     introspect::stage(BootStage::Running);
     let end = fs::initrd::run(program);
     checkpoint(1, c"exited");
@@ -189,6 +190,7 @@ fn run_init() -> Option<bool> {
         "mlock-pressure",
         "slab-pressure",
         "max-map-count",
+        "failslab",
         "fragmentation",
         "numa-pressure",
         "vm-patterns",
@@ -202,6 +204,7 @@ fn run_init() -> Option<bool> {
     }
     shuffle::init(&sched::task_context());
     introspect::stage(BootStage::Running);
+    fault_inject::init();
     ktest::atomic::begin();
     let ended = run_program(1, mode.flatten().unwrap_or(0) as u64, AtPause::GoesOn);
     let atomic = ktest::atomic::end();

@@ -216,15 +216,17 @@ pub fn send(process: &Process, target: Target, info: SigInfo) -> Result<(), Errn
 /// The processes that `which` says, without the registry's lock, so that one can send to them.
 ///
 /// # Errors
-/// ENOMEM.
+/// ENOMEM where nothing may sleep, or for a task that is being ended.
 pub fn choose(which: impl Fn(&Process) -> bool) -> Result<Vec<Arc<Process>>, Errno> {
-    task::with_relations(|processes, _| {
-        let mut chosen = Vec::new();
-        for process in processes.iter().filter(|process| which(process)) {
-            chosen.try_reserve(1).map_err(|_| Errno::Enomem)?;
-            chosen.push(Arc::clone(process));
-        }
-        Ok(chosen)
+    oom::or_wait(|| {
+        task::with_relations(|processes, _| {
+            let mut chosen = Vec::new();
+            for process in processes.iter().filter(|process| which(process)) {
+                chosen.try_reserve(1).map_err(|_| Errno::Enomem)?;
+                chosen.push(Arc::clone(process));
+            }
+            Ok(chosen)
+        })
     })
 }
 

@@ -33,7 +33,7 @@ use mm_vma::{Id, Limits, Mm};
 use crate::arch::fpu::{self, FpuState};
 use crate::arch::percpu::{self, PerCpu};
 use crate::arch::regs;
-use crate::mm::space;
+use crate::mm::{fault_inject, space};
 use crate::sched::WaitQueue;
 use crate::signal::{Signals, TaskSignals};
 use crate::sync::Lock;
@@ -85,6 +85,8 @@ pub struct Task {
     pub robust_list: AtomicU64,
     /// Where its memory comes from (Linux: `task->mempolicy`).
     pub mempolicy: Lock<TaskPolicy>,
+    /// The how manieth of its requests for memory is to fail; 0 for none (Linux: the same name).
+    fail_nth: AtomicU32,
     /// Somebody waits for the address space to be given back (Linux: `vfork_done`).
     vfork: AtomicBool,
     vfork_done: WaitQueue,
@@ -181,6 +183,24 @@ impl Task {
     /// Its address space; none while it ends.
     pub fn mm(&self) -> Option<Id<Mm>> {
         Id::new(self.mm.load(Ordering::Acquire))
+    }
+
+    /// The how manieth of its requests for memory from now on is to fail; 0 for none.
+    pub fn fail_nth(&self) -> u32 {
+        self.fail_nth.load(Ordering::Relaxed)
+    }
+
+    /// Says which of its requests for memory is to fail.
+    pub fn set_fail_nth(&self, nth: u32) {
+        self.fail_nth.store(nth, Ordering::Relaxed);
+        fault_inject::enable();
+    }
+
+    /// Counts a request; whether it is the one that is to fail, and `None` if none is. For the task itself.
+    pub fn count_to_failure(&self) -> Option<bool> {
+        let nth = self.fail_nth().checked_sub(1)?;
+        self.fail_nth.store(nth, Ordering::Relaxed);
+        Some(nth == 0)
     }
 
     /// Number of its thread in `sched`.

@@ -60,16 +60,21 @@ fn exec(path: &CStr, argv: &[u64], envp: &[u64]) -> u64 {
     call(59, [path.as_ptr() as u64, argv.as_ptr() as u64, envp.as_ptr() as u64, 0, 0, 0])
 }
 
+/// Becomes this program again, which looks at its arguments and ends.
+pub fn exec_self() -> u64 {
+    let address = |text: &CStr| text.as_ptr() as u64;
+    exec(c"init", &[address(c"me"), address(ASKED), address(c""), 0], &[address(c"A=b"), 0])
+}
+
 /// A program in a child, and the errors of the call.
 pub fn execve(checks: &mut Checks) {
     let address = |text: &CStr| text.as_ptr() as u64;
     let argv = [address(c"me"), address(ASKED), address(c""), 0];
     let envp = [address(c"A=b"), 0];
-    let pid = child(|| exec(c"init", &argv, &envp));
+    let pid = child(exec_self);
     checks.check("a new program finds its arguments", wait(pid, 0) == (pid, 0));
     extern "C" fn exec_in_thread(_: u64) -> ! {
-        let address = |text: &CStr| text.as_ptr() as u64;
-        exec(c"init", &[address(c"me"), address(ASKED), address(c""), 0], &[address(c"A=b"), 0]);
+        exec_self();
         sys::exit(91)
     }
     for leader_ends in [false, true] {

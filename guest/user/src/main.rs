@@ -13,6 +13,7 @@ mod copies;
 mod disks;
 #[cfg(target_os = "none")]
 mod eaters;
+mod failures;
 mod faults;
 mod files;
 #[cfg(target_os = "none")]

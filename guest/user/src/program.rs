@@ -8,8 +8,8 @@ use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use crate::pressure::screen::Screen;
 use crate::sys::{self, Out};
 use crate::{
-    arguments, copies, disks, eaters, faults, files, futexes, mappings, moves, pressure, processes, promises,
-    shapes, shared, signals, swaps, together,
+    arguments, copies, disks, eaters, failures, faults, files, futexes, mappings, moves, pressure, processes,
+    promises, shapes, shared, signals, swaps, together,
 };
 
 pub const PAGE: usize = 4096;
@@ -128,6 +128,7 @@ const MODES: &[Mode] = &[
     ("mlock-pressure", pressure::locked::run),
     ("slab-pressure", pressure::slabs::run),
     ("max-map-count", pressure::maps::run),
+    ("failslab", failures::run),
     ("fragmentation", pressure::fragments::run),
     ("numa-pressure", pressure::nodes::run),
     ("vm-patterns", pressure::patterns::run),

@@ -89,6 +89,10 @@ pub fn store(node: Node, source: &dyn Source, bytes: &[u8]) -> Result<(), Errno>
             let adj = i16::try_from(number()?).ok().filter(|adj| (-1000..=1000).contains(adj));
             source.set_oom_score_adj(who, adj.ok_or(Errno::Einval)?)
         }
+        Node::File(who, PidFile::FailNth) => {
+            let nth = u32::try_from(number()?).ok().filter(|nth| i32::try_from(*nth).is_ok());
+            source.set_fail_nth(who, nth.ok_or(Errno::Einval)?)
+        }
         Node::File(who, PidFile::OomAdj) => {
             // -17 is never, 15 is first (Linux: `oom_adj_write`).
             let adj = match number()? {

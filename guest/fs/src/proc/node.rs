@@ -150,6 +150,7 @@ files! {
         Cmdline = "cmdline", 0o444, "Arguments.";
         Comm = "comm", 0o644, "Name.";
         Environ = "environ", 0o400, "Environment.";
+        FailNth = "fail-nth", 0o644, "The how manieth request for memory is to fail.";
         Limits = "limits", 0o444, "Resource limits.";
         Maps = "maps", 0o444, "Mappings.";
         Mounts = "mounts", 0o444, "Mounts that it sees.";

@@ -25,6 +25,7 @@ pub(super) fn show(
         PidFile::Smaps => source.maps(who, Detail::Pages, &mut |map| smaps(map, out)),
         PidFile::SmapsRollup => smaps_rollup(who, source, out),
         PidFile::Mounts => source.mounts(who, out),
+        PidFile::FailNth => writeln!(out, "{}", info.fail_nth),
         PidFile::OomScore => writeln!(out, "{}", info.oom_score),
         PidFile::OomScoreAdj => writeln!(out, "{}", info.oom_score_adj),
         PidFile::OomAdj => writeln!(out, "{}", oom_adj(info.oom_score_adj)),

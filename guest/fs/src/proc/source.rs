@@ -133,6 +133,8 @@ pub struct ProcessInfo {
     pub oom_score: u64,
     /// What is added to it, -1000 to 1000.
     pub oom_score_adj: i16,
+    /// The how manieth of the task's requests for memory is to fail; 0 for none.
+    pub fail_nth: u32,
 }
 
 /// A mapping.
@@ -416,4 +418,10 @@ pub trait Source {
     /// # Errors
     /// `ESRCH`.
     fn set_oom_score_adj(&self, who: Who, adj: i16) -> Result<(), Errno>;
+
+    /// Says which of a task's requests for memory is to fail.
+    ///
+    /// # Errors
+    /// `ESRCH`.
+    fn set_fail_nth(&self, who: Who, nth: u32) -> Result<(), Errno>;
 }

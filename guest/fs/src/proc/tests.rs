@@ -99,6 +99,10 @@ impl Source for Host {
         self.stored.set(Some(number));
         Ok(())
     }
+    fn set_fail_nth(&self, _: Who, nth: u32) -> Result<(), Errno> {
+        self.stored.set(Some(nth.into()));
+        Ok(())
+    }
     fn set_oom_score_adj(&self, _: Who, adj: i16) -> Result<(), Errno> {
         self.stored.set(Some(adj.into()));
         Ok(())
@@ -154,6 +158,7 @@ fn info() -> ProcessInfo {
         switches: (8, 9),
         oom_score: 0,
         oom_score_adj: 0,
+        fail_nth: 0,
     }
 }
 
@@ -303,6 +308,20 @@ fn what_is_written_to_proc_is_one_number_with_blanks_around() {
         assert_eq!(store(overcommit, &host, wrong), Err(Errno::Einval), "{wrong:?}");
     }
     assert_eq!(store(Node::System(SystemFile::Meminfo), &host, b"1"), Err(Errno::Eio));
+}
+
+#[test]
+fn fail_nth_is_a_number_that_linux_takes() {
+    let host = Host { info: Some(ProcessInfo { fail_nth: 3, ..info() }), ..Host::default() };
+    let file = Node::File(ME, PidFile::FailNth);
+    assert_eq!(render(file, &host), Ok(b"3\n".to_vec()));
+    for (written, stored) in [(&b"7"[..], Some(7)), (b"0", Some(0)), (b"2147483647", Some(0x7fff_ffff))] {
+        assert_eq!(store(file, &host, written), Ok(()));
+        assert_eq!(host.stored.take(), stored);
+    }
+    for wrong in [&b"-1"[..], b"2147483648", b"x"] {
+        assert_eq!(store(file, &host, wrong), Err(Errno::Einval), "{wrong:?}");
+    }
 }
 
 #[test]

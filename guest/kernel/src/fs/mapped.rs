@@ -12,6 +12,7 @@ use mm_vma::{Errno, Id, MapFile, Mapping};
 
 use super::{context, with_vfs};
 use crate::ipc;
+use crate::mm::oom;
 use crate::mm::space::Source;
 use crate::mm::space::cache;
 use crate::sync::Lock;
@@ -66,12 +67,14 @@ pub fn remember(mapping: Id<Mapping>, place: Place) -> Result<(), Errno> {
     let stat = with_vfs(|vfs| vfs.stat(place))?;
     let path = path_of(place)?;
     let name = Arc::new(Name { place, dev: stat.dev, ino: stat.ino, path });
-    let mut names = NAMES.lock();
-    names.try_reserve(1).map_err(|_| Errno::Enomem)?;
-    if let Err(at) = names.binary_search_by_key(&number, |entry| entry.0) {
-        names.insert(at, (number, name));
-    }
-    Ok(())
+    oom::or_wait(|| {
+        let mut names = NAMES.lock();
+        names.try_reserve(1).map_err(|_| Errno::Enomem)?;
+        if let Err(at) = names.binary_search_by_key(&number, |entry| entry.0) {
+            names.insert(at, (number, Arc::clone(&name)));
+        }
+        Ok(())
+    })
 }
 
 /// Tells readers from outside which file a mapping is of, when it is opened first. What cannot be told now is told another time.

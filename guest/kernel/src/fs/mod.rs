@@ -42,7 +42,7 @@ pub type FileSystems = Vfs<Pages, Tasks>;
 
 static VFS: Mutex<Option<FileSystems>> = Mutex::new(None);
 /// Files that were looked at under `VFS`, where the last reference must not be dropped.
-static GRAVE: Lock<Vec<Arc<OpenFile>>> = Lock::new(Vec::new());
+static GRAVE: Mutex<Vec<Arc<OpenFile>>> = Mutex::new(Vec::new());
 
 /// An empty root. Slabs can be had.
 pub fn init() {
@@ -57,8 +57,7 @@ pub fn init() {
 /// Those of `f`; `EIO` before [`init`].
 pub fn with_vfs<R>(f: impl FnOnce(&mut FileSystems) -> Result<R, Errno>) -> Result<R, Errno> {
     let result = VFS.with(|vfs| f(vfs.as_mut().ok_or(Errno::Eio)?));
-    let dead = core::mem::take(&mut *GRAVE.lock());
-    drop(dead);
+    drop(GRAVE.with(core::mem::take));
     result
 }
 

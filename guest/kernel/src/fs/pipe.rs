@@ -8,6 +8,7 @@ use guest_fs::{InodeId, OpenFlags, PIPE_BUF, Pipe, PipeRead, PipeWrite, PollFlag
 use mm_vma::Errno;
 
 use super::Mutex;
+use crate::mm::oom;
 use crate::sched::{self, WaitQueue, Woken};
 use crate::sync::Lock;
 use crate::uaccess;
@@ -50,8 +51,8 @@ impl PipeEnd {
         let (reads, writes) = (flags.reads(), flags.writes());
         let nonblocking = flags.contains(OpenFlags::NONBLOCK);
         let before = {
+            oom::or_wait(|| object.pipe.lock().reserve())?;
             let mut pipe = object.pipe.lock();
-            pipe.reserve()?;
             if wait && writes && !reads && nonblocking && pipe.ends().0 == 0 {
                 return Err(Errno::Enxio);
             }

@@ -76,5 +76,5 @@ impl Processes for Tasks {
 
 /// Drops a file outside of the file system's lock.
 fn later(file: Arc<OpenFile>) {
-    super::GRAVE.lock().push(file);
+    super::GRAVE.with(|grave| grave.push(file));
 }

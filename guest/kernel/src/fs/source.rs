@@ -212,6 +212,7 @@ impl Source for Kernel {
             switches: (facts.switches[0], facts.switches[1]),
             oom_score: mm_oom::oom_score(oom::badness(process.pid, totalpages), totalpages),
             oom_score_adj: process.oom_score_adj(),
+            fail_nth: task.fail_nth(),
         })
     }
 
@@ -291,6 +292,11 @@ impl Source for Kernel {
 
     fn set_vm(&self, file: VmFile, number: i64) -> Result<(), Errno> {
         vm::write(file, number)
+    }
+
+    fn set_fail_nth(&self, who: Who, nth: u32) -> Result<(), Errno> {
+        task_of(who).ok_or(Errno::Esrch)?.set_fail_nth(nth);
+        Ok(())
     }
 
     fn set_oom_score_adj(&self, who: Who, adj: i16) -> Result<(), Errno> {

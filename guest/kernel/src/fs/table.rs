@@ -178,7 +178,8 @@ impl Files {
 
     /// Its arguments, a zero behind each.
     pub fn arguments(&self) -> Vec<u8> {
-        self.exe.lock().as_ref().map_or(Vec::new(), |exe| exe.1.clone())
+        let exe = self.exe.lock().clone();
+        exe.map_or(Vec::new(), |exe| exe.1.clone())
     }
 
     /// execve succeeded with the program at `place`: it is remembered, and descriptors that are to be closed are.
@@ -199,7 +200,8 @@ impl Files {
             vfs.hold(place);
             Ok(())
         });
-        let old = self.exe.lock().replace(Arc::new(Exe(place, arguments)));
+        let exe = Arc::new(Exe(place, arguments));
+        let old = self.exe.lock().replace(exe);
         debug_assert!(held.is_ok());
         drop(old);
     }

@@ -5,6 +5,7 @@ pub mod cma;
 pub mod cpu_local;
 pub mod dma;
 pub mod early;
+pub mod fault_inject;
 pub mod fixmap;
 mod heap;
 pub mod ioremap;

@@ -10,6 +10,7 @@ use mm_slab::{Cache, CacheId, CpuCaches, Kmem, Machine, Object, Options, SlabKin
 
 use crate::arch::{percpu, regs};
 use crate::mm::cpu_local::PerCpuTable;
+use crate::mm::fault_inject;
 use crate::mm::memmap::Vmemmap;
 use crate::mm::page_alloc;
 use crate::mm::phys::{self, DirectMap};
@@ -235,6 +236,10 @@ impl Machine for Kernel {
             percpu.vma_hint.store(0, Ordering::Relaxed);
         }
         smp::flush_others(smp::Invalidation::ALL);
+    }
+
+    fn should_failslab(&self, cache: CacheId, gfp: Gfp) -> bool {
+        fault_inject::should_failslab(cache, gfp)
     }
 
     fn construct(&self, ctor: u32, object: Object, size: u32) {

@@ -195,6 +195,8 @@ fn new_task(
 ) -> Option<Arc<Task>> {
     let flags = args.flags;
     let wanted = |flag: CloneFlags, value: u64| if flags.contains(flag) { value } else { 0 };
+    // Not in the expression below, whose end would give the lock back: what allocates there could not wait.
+    let mempolicy = *parent.mempolicy.lock();
     new_arc(Task {
         tid: tid.into(),
         process,
@@ -207,7 +209,8 @@ fn new_task(
         clear_child_tid: AtomicU64::new(wanted(CloneFlags::CHILD_CLEARTID, args.child_tid)),
         set_child_tid: AtomicU64::new(wanted(CloneFlags::CHILD_SETTID, args.child_tid)),
         robust_list: AtomicU64::new(0),
-        mempolicy: Lock::new(*parent.mempolicy.lock()),
+        mempolicy: Lock::new(mempolicy),
+        fail_nth: AtomicU32::new(0),
         vfork: AtomicBool::new(flags.contains(CloneFlags::VFORK)),
         vfork_done: WaitQueue::new(),
         dead: AtomicBool::new(false),
@@ -331,6 +334,7 @@ pub(super) fn kernel_task(pid: u32) -> Option<Arc<Task>> {
         set_child_tid: AtomicU64::new(0),
         robust_list: AtomicU64::new(0),
         mempolicy: Lock::new(TaskPolicy::default()),
+        fail_nth: AtomicU32::new(0),
         vfork: AtomicBool::new(false),
         vfork_done: WaitQueue::new(),
         dead: AtomicBool::new(false),

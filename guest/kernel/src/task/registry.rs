@@ -7,6 +7,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use mm_vma::Errno;
 
 use super::{Process, Task};
+use crate::mm::oom;
 use crate::sched;
 use crate::sync::Lock;
 
@@ -166,12 +167,14 @@ pub fn with_relations<R>(f: impl FnOnce(&[Arc<Process>], &[Arc<Task>]) -> R) -> 
 /// The living tasks that `is_meant` chooses.
 ///
 /// # Errors
-/// `ENOMEM`.
+/// `ENOMEM` for a task that is being ended.
 pub fn tasks_where(is_meant: impl Fn(&Task) -> bool) -> Result<Vec<Arc<Task>>, Errno> {
-    let mut chosen = Vec::new();
-    let registry = REGISTRY.lock();
     let meant = |task: &&Arc<Task>| !task.process.is_zombie() && is_meant(task);
-    chosen.try_reserve_exact(registry.tasks.iter().filter(meant).count()).map_err(|_| Errno::Enomem)?;
-    chosen.extend(registry.tasks.iter().filter(meant).cloned());
-    Ok(chosen)
+    oom::or_wait(|| {
+        let mut chosen = Vec::new();
+        let registry = REGISTRY.lock();
+        chosen.try_reserve_exact(registry.tasks.iter().filter(meant).count()).map_err(|_| Errno::Enomem)?;
+        chosen.extend(registry.tasks.iter().filter(meant).cloned());
+        Ok(chosen)
+    })
 }

@@ -10,6 +10,7 @@
 mod addr;
 mod context;
 mod errno;
+mod fault_attr;
 mod gfp;
 mod id;
 mod migrate;
@@ -28,6 +29,7 @@ mod tests;
 pub use addr::{Pfn, PhysAddr, VirtAddr};
 pub use context::MaySleep;
 pub use errno::Errno;
+pub use fault_attr::FaultAttr;
 pub use gfp::Gfp;
 pub use id::{Arena, Id, Link, Rcu};
 pub use migrate::{Migrate, MigrateError, MigrateMode, NoMigrate, is_movable_page, is_user_page};

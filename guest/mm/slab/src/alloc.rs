@@ -38,6 +38,9 @@ impl<M: Machine> Kmem<M> {
     /// zero with [`Gfp::ZERO`]. `None` if no page is to be had.
     #[inline]
     pub fn alloc(&self, id: CacheId, gfp: Gfp) -> Option<Object> {
+        if self.machine.should_failslab(id, gfp) {
+            return None;
+        }
         self.emit(Event::SlabAllocNode { cache: Some(id.as_u16()), node: None, gfp });
         let object = match self.machine.cpus().with(|_, caches| self.take(&mut caches[id.index()])) {
             Some(object) => object,
@@ -56,7 +59,7 @@ impl<M: Machine> Kmem<M> {
     /// Allocates an object of a slab on `node`, if there is one to be had; else nearby (Linux:
     /// `kmem_cache_alloc_node`). With [`Gfp::THISNODE`] nowhere else.
     pub fn alloc_node(&self, id: CacheId, gfp: Gfp, node: u32) -> Option<Object> {
-        if node >= self.machine.nr_nodes() {
+        if node >= self.machine.nr_nodes() || self.machine.should_failslab(id, gfp) {
             return None;
         }
         self.emit(Event::SlabAllocNode { cache: Some(id.as_u16()), node: Some(node), gfp });

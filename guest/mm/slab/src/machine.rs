@@ -3,7 +3,7 @@
 use core::fmt;
 
 use memvisor_abi::{CacheCpu, CacheNode, MAX_CACHES, Track};
-use mm_core::{CpuLocal, MemMap, PageAlloc, PhysAddr, PhysMem};
+use mm_core::{CpuLocal, Gfp, MemMap, PageAlloc, PhysAddr, PhysMem};
 
 use crate::{Cache, CacheId, Options};
 
@@ -89,6 +89,9 @@ pub trait Machine {
     /// Waits until every reader that began before has ended; the caller may hold locks (Linux: `synchronize_rcu`, and the `call_rcu` of
     /// `free_slab`, which need not wait).
     fn synchronize_rcu(&self);
+
+    /// Whether a request is to fail though there is memory (Linux: `should_failslab`).
+    fn should_failslab(&self, cache: CacheId, gfp: Gfp) -> bool;
 
     /// Writes a new object of `size` bytes. A constructor is a number, because an outsider cannot read a function's name.
     fn construct(&self, ctor: u32, object: Object, size: u32);

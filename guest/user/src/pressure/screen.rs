@@ -27,6 +27,7 @@ const SUITES: &[(&str, &str)] = &[
     ("direct-reclaim", "processes touch more memory than there is, all at once"),
     ("mlock-pressure", "a quarter of memory is locked while the rest is reclaimed"),
     ("slab-pressure", "objects of the kernel fill memory, and somebody else wants it"),
+    ("failslab", "calls run while requests for memory fail on purpose"),
     ("fragmentation", "three of four pages go, here and there, and a block of order 9 is asked for"),
     ("numa-pressure", "one node is filled by policies while the others have memory"),
     ("max-map-count", "a process has as many areas as it may"),

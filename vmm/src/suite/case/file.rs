@@ -25,6 +25,7 @@ const FILES: &[(&str, &str)] = &[
     ("slab", include_str!("../../../../tests/cases/slab.toml")),
     ("slab-debug", include_str!("../../../../tests/cases/slab-debug.toml")),
     ("vmalloc", include_str!("../../../../tests/cases/vmalloc.toml")),
+    ("failslab", include_str!("../../../../tests/cases/failslab.toml")),
     ("fragmentation", include_str!("../../../../tests/cases/fragmentation.toml")),
     ("highmem", include_str!("../../../../tests/cases/highmem.toml")),
     ("watermark", include_str!("../../../../tests/cases/watermark.toml")),

@@ -7,7 +7,9 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 
 use memvisor_abi::{CacheCpu, CacheNode, MAX_CACHES, Track};
-use mm_core::{CpuLocal, Gfp, MemMap, Order, PageAlloc, PageKind, Pfn, PhysAddr, PhysMem, Trace, ZoneKind};
+use mm_core::{
+    CpuLocal, FaultAttr, Gfp, MemMap, Order, PageAlloc, PageKind, Pfn, PhysAddr, PhysMem, Trace, ZoneKind,
+};
 use mm_sim::SimMem;
 
 use crate::{Cache, CacheId, CpuCaches, Kmem, Machine, Object, Options};
@@ -115,6 +117,8 @@ pub struct Sim {
     options: Options,
     pub lines: Mutex<Vec<String>>,
     clock: AtomicU64,
+    /// Which requests fail though there is memory.
+    pub failslab: FaultAttr,
     /// Frames that were allocated at each wait for readers.
     pub graces: Mutex<Vec<u64>>,
 }
@@ -175,6 +179,9 @@ impl Machine for Sim {
     fn synchronize_rcu(&self) {
         self.graces.lock().unwrap().push(self.pages.allocated());
     }
+    fn should_failslab(&self, cache: CacheId, _: Gfp) -> bool {
+        self.failslab.should_fail(self.caches[cache.index()].object_size().into(), || 0)
+    }
     fn construct(&self, ctor: u32, object: Object, size: u32) {
         assert_eq!(ctor, CTOR);
         for word in 0..u64::from(size) / 8 {
@@ -222,6 +229,7 @@ pub fn boot(options: Options) -> Kmem<Sim> {
         options,
         lines: Mutex::default(),
         clock: AtomicU64::new(0),
+        failslab: FaultAttr::new(),
         graces: Mutex::default(),
     };
     let kmem = Kmem::new(sim);
