@@ -34,7 +34,6 @@ pub use mutex::Mutex;
 pub use processes::Tasks;
 pub use table::Files;
 
-use crate::sync::Lock;
 use crate::time;
 
 /// All file systems of this machine.

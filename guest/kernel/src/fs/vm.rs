@@ -81,7 +81,6 @@ pub fn write(file: VmFile, number: i64) -> Result<(), Errno> {
         VmFile::DirtyExpireCentisecs => writeback::set_setting(Setting::ExpireCentisecs, number)?,
         VmFile::DirtyRatio => writeback::set_setting(Setting::Ratio, number)?,
         VmFile::DirtyWritebackCentisecs => writeback::set_setting(Setting::WritebackCentisecs, number)?,
-        // Differs from Linux: 2 and 3 do nothing about objects; there are no caches of inodes and names.
         VmFile::DropCaches if (1..=4).contains(&number) => {
             let count = |event| Spaces.count_vm_events(event, 1);
             if number & 1 != 0 {
@@ -89,6 +88,7 @@ pub fn write(file: VmFile, number: i64) -> Result<(), Errno> {
                 count(VmEvent::DropPagecache);
             }
             if number & 2 != 0 {
+                vmscan::shrinker::drop_slab();
                 count(VmEvent::DropSlab);
             }
         }

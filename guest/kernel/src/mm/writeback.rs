@@ -17,7 +17,7 @@ use core::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use memvisor_abi as abi;
 use memvisor_abi::{NodeStat, PageFlags, TableRef};
 use mm_core::{Errno, Event, EventId, MaySleep, MemMap, PAGE_SIZE, Page, Pfn, Trace};
-use mm_filemap::{Cache, Mark, put_page};
+use mm_filemap::{Cache, Mark, clear_shadow_entries, put_page};
 use mm_vma::{Arena, Id, Mapping};
 
 pub use flusher::{init, wake as wake_flusher};
@@ -479,9 +479,10 @@ pub fn abandon(id: Id<Mapping>, context: &MaySleep<'_>) {
     }
 }
 
-/// Takes clean pages out that nobody uses; how many (Linux: `invalidate_mapping_pages`).
+/// Takes clean pages out that nobody uses, and what reclaim left in the places of others; how many pages (Linux: `invalidate_mapping_pages`).
 pub fn invalidate(id: Id<Mapping>, pages: Range<u64>) -> u64 {
     let Some(last) = pages.end.checked_sub(1) else { return 0 };
+    clear_shadow_entries(&Spaces, id, pages.clone());
     let (mut next, mut gone) = (pages.start, 0);
     while next <= last
         && let Some(index) = mm_filemap::next_page(&Spaces, id, next, last)

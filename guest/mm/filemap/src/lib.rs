@@ -59,6 +59,6 @@ pub use sealed::{Sealed, Seals};
 pub use seek::{Seek, seek_hole_data};
 pub use tree::{Missing, Spare, Tree};
 pub use truncate::{
-    clear_shadow_entry, invalidate_mapping_pages, truncate_inode_pages_range, truncate_pagecache,
+    clear_shadow_entries, clear_shadow_entry, truncate_inode_pages_range, truncate_pagecache,
 };
 pub use workingset::{ShadowNodes, count_shadow_nodes, scan_shadow_nodes};

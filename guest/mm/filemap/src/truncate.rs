@@ -2,7 +2,7 @@
 
 use core::ops::Range;
 
-use mm_core::{Id, MemMap, PAGE_SIZE, PageFlags, Pfn, refcount};
+use mm_core::{Id, MemMap, PAGE_SIZE, PageFlags, Pfn};
 
 use crate::filemap::{count_page, erase};
 use crate::{Cache, Cows, Entry, Mapping, put_page, shmem};
@@ -109,21 +109,10 @@ pub fn truncate_pagecache<K: Cache>(k: &K, id: Id<Mapping>, size: u64) -> u64 {
     removed
 }
 
-/// Takes the pages out that nobody has but the cache, and that are as they were read; how many went (Linux:
-/// `invalidate_mapping_pages`).
-pub fn invalidate_mapping_pages<K: Cache>(k: &K, id: Id<Mapping>, pages: Range<u64>) -> u64 {
-    // What shared memory has is nowhere else.
-    if k.is_shmem(id) {
-        return 0;
+/// Takes out what reclaim left in the places of pages, and no page (Linux: `invalidate_exceptional_entry`). Not for shared memory, whose values
+/// are pages.
+pub fn clear_shadow_entries<K: Cache>(k: &K, id: Id<Mapping>, pages: Range<u64>) {
+    if !k.is_shmem(id) {
+        remove(k, id, pages, |_| false);
     }
-    remove(k, id, pages, |pfn| {
-        let Some(page) = MemMap::page(k, pfn) else { return false };
-        // Frozen, nobody finds it until it has left.
-        if page.has(PageFlags::DIRTY) || !refcount::freeze(page.references(), 1) {
-            return false;
-        }
-        page.set_mapping(0);
-        refcount::unfreeze(page.references(), 1);
-        true
-    })
 }

@@ -10,6 +10,7 @@ use super::{holds_page, is_small, latency, ram, write_page};
 use crate::memory::{PRIVATE, Pages, READ_WRITE};
 use crate::proc::number;
 use crate::program::Checks;
+use crate::promises::put;
 use crate::shared::{close, pread, pwrite};
 use crate::sys::Out;
 
@@ -91,6 +92,8 @@ pub fn run(checks: &mut Checks) {
     checks.check("nobody was killed", now.of("oom_kill") == before.1.of("oom_kill"));
     let wrong: u64 = files().zip(fds).map(|((file, _), fd)| read(fd, file, each)).sum();
     checks.check("all files are read as they are afterwards", wrong == 0);
+    checks.check("drop_caches", put(c"/proc/sys/vm/drop_caches", b"3\n") == 2);
+    checks.check("takes shadows with it", nodes() == 0);
     checks.check("they are closed", fds.into_iter().all(|fd| close(fd) == 0));
     checks.check("the files go", FILES.into_iter().all(remove));
     checks.check("and with them their nodes", nodes() <= before.0);

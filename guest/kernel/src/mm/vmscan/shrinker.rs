@@ -55,15 +55,29 @@ pub fn unregister_shrinker(name: &str) {
 
 /// Asks every shrinker for its share, a `1 << priority`th part; pages freed (Linux: the same name).
 pub fn shrink_slab(node: u32, gfp: Gfp, priority: u8) -> u64 {
-    let mut pages = 0;
+    shrink_all(node, gfp, priority).1
+}
+
+/// [`shrink_slab`]: objects and pages freed.
+fn shrink_all(node: u32, gfp: Gfp, priority: u8) -> (u64, u64) {
+    let (mut objects, mut pages) = (0, 0);
     for index in 0..SHRINKERS_MAX {
         // They free pages: the table is unlocked.
         let shrinker = SHRINKERS.lock()[index];
         if let Some(shrinker) = shrinker {
-            pages += do_shrink_slab(index, &shrinker, (node, gfp), priority) * shrinker.pages;
+            let freed = do_shrink_slab(index, &shrinker, (node, gfp), priority);
+            (objects, pages) = (objects + freed, pages + freed * shrinker.pages);
         }
     }
-    pages
+    (objects, pages)
+}
+
+/// Asks every shrinker for all that it has, as long as that gives much (Linux: the same name).
+pub fn drop_slab() {
+    let mut shift = 0;
+    while shrink_all(0, Gfp::KERNEL, 0).0 >> shift > 1 {
+        shift += 1;
+    }
 }
 
 /// Objects to ask for, of so many that could be freed (Linux: the first half of `do_shrink_slab`).

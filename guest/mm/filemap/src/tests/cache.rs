@@ -8,8 +8,8 @@ use mm_core::{Id, MemMap, PAGE_SIZE, PageFlags, PageKind};
 
 use super::machine::Machine;
 use crate::{
-    Bound, Cache, CacheError, Cows, Entry, Mapping, add_to_page_cache, clear_shadow_entry,
-    delete_from_page_cache, find_get_page, has_page, invalidate_mapping_pages, next_page, put_page,
+    Bound, Cache, CacheError, Cows, Entry, Mapping, add_to_page_cache, clear_shadow_entries,
+    clear_shadow_entry, delete_from_page_cache, find_get_page, has_page, next_page, put_page,
     read_cache_page, remove_mapping, truncate_inode_pages_range, truncate_pagecache,
 };
 
@@ -119,22 +119,6 @@ fn truncation_takes_whole_pages_out_and_zeroes_the_rest() {
 }
 
 #[test]
-fn invalidation_spares_what_is_used_or_dirty() {
-    let machine = Machine::new();
-    let id = machine.mapping(100 * PAGE_SIZE);
-    fill(&machine, id, 0..70);
-    let held = find_get_page(&machine, id, 5).unwrap();
-    let dirty = find_get_page(&machine, id, 40).unwrap();
-    MemMap::page(&machine, dirty).unwrap().insert(PageFlags::DIRTY);
-    put_page(&machine, dirty);
-    assert_eq!(invalidate_mapping_pages(&machine, id, 2..65), 61);
-    assert_eq!(present(&machine, id), [0, 1, 5, 40, 65, 66, 67, 68, 69]);
-    put_page(&machine, held);
-    assert_eq!(invalidate_mapping_pages(&machine, id, 0..u64::MAX), 8);
-    assert_eq!((present(&machine, id).as_slice(), machine.used()), (&[40][..], 1));
-}
-
-#[test]
 fn a_value_gives_way_to_a_page_and_goes_with_the_range() {
     let machine = Machine::new();
     let id = machine.mapping(100 * PAGE_SIZE);
@@ -214,6 +198,23 @@ fn a_clean_page_that_nobody_holds_is_removed_and_leaves_its_shadow() {
     fill(&machine, id, [2]);
     assert_eq!(present(&machine, id), [0, 2, 3]);
     assert_eq!(truncate_inode_pages_range(&machine, id, 0..u64::MAX), 3);
+}
+
+#[test]
+fn the_shadows_of_a_range_go_and_no_page_does() {
+    let machine = Machine::new();
+    let id = machine.mapping(200 * PAGE_SIZE);
+    fill(&machine, id, 0..150);
+    for index in (0..150).step_by(3) {
+        let pfn = find_get_page(&machine, id, index).unwrap();
+        assert!(remove_mapping(&machine, pfn, || 77));
+        MemMap::page(&machine, pfn).unwrap().set_refcount(1);
+        put_page(&machine, pfn);
+    }
+    clear_shadow_entries(&machine, id, 3..147);
+    let is_shadow = |index: &u64| crate::find_get_entry(&machine, id, *index) == Entry::Value(77);
+    assert_eq!((0..150).filter(is_shadow).collect::<Vec<_>>(), [0, 147]);
+    assert_eq!(present_pages(&machine, id), 100);
 }
 
 #[test]
