@@ -48,6 +48,13 @@ impl CpuMask {
         self.0.get(cpu as usize / 64).is_some_and(|word| word & 1 << (cpu % 64) != 0)
     }
 
+    /// The CPUs of either.
+    pub fn or(&self, other: &CpuMask) -> CpuMask {
+        let mut all = *self;
+        all.0.iter_mut().zip(other.0).for_each(|(word, other)| *word |= other);
+        all
+    }
+
     /// The CPUs of both.
     pub fn and(&self, other: &CpuMask) -> CpuMask {
         let mut both = *self;

@@ -70,12 +70,17 @@ impl Invalidation {
 /// What a CPU asks others to do, and itself.
 #[derive(Clone, Copy, Debug)]
 pub struct Shootdown {
-    /// Number of the address space; 0 for the kernel's half.
+    /// Number of the address space; 0 for the kernel's half, [`Shootdown::ANY`] for any.
     pub mm: u64,
     /// What of it.
     pub what: Invalidation,
     /// The address space's flushes so far, this one included (Linux: `new_tlb_gen`).
     pub generation: u64,
+}
+
+impl Shootdown {
+    /// [`Shootdown::mm`] that means all of whatever a CPU has loaded.
+    pub const ANY: u64 = u64::MAX;
 }
 
 /// [`Shootdown`] in a CPU's area.

@@ -108,6 +108,8 @@ impl Gather {
 
     /// Flushes, then frees all that waited. The gather goes on.
     pub(crate) fn flush<K: Kernel>(&mut self, k: &K, mm: &Mm) {
+        // What reclaim took out in this range is not among what changed here.
+        k.flush_deferred(mm);
         let tables = core::mem::take(&mut *self.tables);
         if let Some(range) = self.range(&tables) {
             if tables.is_empty() { k.flush_tlb(mm, range) } else { k.flush_tlb_and_tables(mm, range) }

@@ -1,6 +1,6 @@
 //! What an address space needs from the kernel around it.
 
-use mm_core::{Folios, PAGE_SIZE, Page, PageAlloc, PageFlags, Pfn, PhysAddr, PhysMem, Rcu};
+use mm_core::{Folios, PAGE_SIZE, Page, PageAlloc, PageFlags, Pfn, PhysAddr, PhysMem, Rcu, VirtAddr};
 use mm_filemap::{MappedError, MappedPage, Mapping};
 use mm_pgtable::{FlushRange, TableMem};
 use mm_swap::SwapIo;
@@ -45,6 +45,16 @@ pub trait Kernel:
     fn flush_tlb_and_tables(&self, mm: &Mm, range: FlushRange) {
         self.flush_tlb(mm, range);
     }
+
+    /// Flushes that are put off (Linux: `struct tlbflush_unmap_batch`).
+    type Unflushed;
+
+    /// The translation of `va` is dropped with the others of `unflushed` (Linux: `set_tlb_ubc_flush_pending`). Called with the tables locked in which
+    /// the entry was taken out.
+    fn defer_flush(&self, mm: &Mm, va: VirtAddr, unflushed: &mut Self::Unflushed);
+
+    /// Drops the translations of `mm` that anybody put off; next to nothing where nobody did (Linux: `flush_tlb_batched_pending`).
+    fn flush_deferred(&self, mm: &Mm);
 
     /// Takes mmap_lock for reading.
     fn mmap_read_lock(&self, mm: &Mm);

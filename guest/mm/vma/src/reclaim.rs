@@ -1,8 +1,11 @@
 //! What reclaim asks of address spaces (Linux: mm/rmap.c, `folio_referenced`, `try_to_unmap`).
 //!
 //! Invariants:
-//! G4  after [`try_to_unmap`] said yes, no entry maps the page, every translation is flushed, and what the CPUs wrote is in DIRTY. A fault may
-//!     map it again at once if it is still in the page cache or the swap cache: then it has a reference that whoever removes it sees.
+//! G4  after [`try_to_unmap`] said yes, no entry maps the page, and what the CPUs wrote is in DIRTY. A fault may map it again at once if it is still in
+//!     the page cache or the swap cache: then it has a reference that whoever removes it sees;
+//! G5  until what [`Kernel::defer_flush`] put off is done, CPUs may reach the page through stale translations. So long the caller keeps it locked, does not write it, and
+//!     takes it from no cache: whoever wants it by another entry gets the same frame or waits. Who ends a change of an address space
+//!     ([`crate::gather`]), or maps another frame where none is, sees that flushes are put off and does them first.
 
 use mm_core::{Event, EventId, PAGE_SIZE, Pfn, VirtAddr};
 use mm_pgtable::{Entry, FlushRange, PteFlags, TableMem};
@@ -50,10 +53,10 @@ pub fn folio_referenced<K: Kernel>(k: &K, pfn: Pfn) -> FolioReferenced {
     found
 }
 
-/// Takes a page from all who map it; whether nobody does now (Linux: the same name). Entries in locked VMAs stay. The caller has a reference,
-/// and so has the page cache. In the place of an anonymous page's entries come those of its slot, so that it has to be in the swap
+/// Takes a page from all who map it; whether nobody does now (Linux: the same name, with `TTU_BATCH_FLUSH`). Entries in locked VMAs stay. The
+/// caller has a reference, and so has the page cache, and keeps the page as G5 says. In the place of an anonymous page's entries come those of its slot, so that it has to be in the swap
 /// cache, and locked; one that is not stays mapped.
-pub fn try_to_unmap<K: Kernel>(k: &K, pfn: Pfn) -> bool {
+pub fn try_to_unmap<K: Kernel>(k: &K, pfn: Pfn, unflushed: &mut K::Unflushed) -> bool {
     let Some(page) = k.page(pfn) else { return false };
     let slot = match page::owner(page) {
         Owner::Mapped(_) => None,
@@ -79,9 +82,7 @@ pub fn try_to_unmap<K: Kernel>(k: &K, pfn: Pfn) -> bool {
             }
             let new = slot.map_or(Entry::EMPTY, |slot| Entry::new(slot.to_pte(false)));
             let old = pte::update(tables, table, index, |_| new);
-            // Before anybody takes the page for clean, or gives its frame to others.
-            let at = VirtAddr::new(va);
-            k.flush_tlb(mm, FlushRange::Range { start: at, last: at, stride: PAGE_SIZE });
+            k.defer_flush(mm, VirtAddr::new(va), unflushed);
             if slot.is_some() {
                 mm.add_rss(RssKind::Anon, -1);
                 mm.add_swapents(1);

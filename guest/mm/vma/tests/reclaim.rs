@@ -25,7 +25,9 @@ fn unmap(model: &Model, pfn: Pfn) -> bool {
     let page = model.k.page(pfn).unwrap();
     page.references().fetch_add(1, Relaxed);
     folio_referenced(&model.k, pfn);
-    let unmapped = try_to_unmap(&model.k, pfn);
+    let mut unflushed = Vec::new();
+    let unmapped = try_to_unmap(&model.k, pfn, &mut unflushed);
+    model.k.try_to_unmap_flush(&mut unflushed);
     assert_eq!(unmapped, page.mapcount() == -1);
     if unmapped {
         assert_eq!(page.refcount(), 2, "the cache has the page, and nobody else");
@@ -66,6 +68,69 @@ proptest! {
         pressed.finish();
         twin.finish();
     }
+}
+
+/// Pages whose translations are to be flushed later, each with a reference.
+#[derive(Default)]
+struct Late {
+    pages: Vec<Pfn>,
+    unflushed: Vec<(u64, u64)>,
+}
+
+impl Late {
+    fn unmap(&mut self, model: &Model, pfn: Pfn) {
+        model.k.page(pfn).unwrap().references().fetch_add(1, Relaxed);
+        try_to_unmap(&model.k, pfn, &mut self.unflushed);
+        self.pages.push(pfn);
+    }
+
+    fn flush(&mut self, model: &Model) {
+        model.k.try_to_unmap_flush(&mut self.unflushed);
+        self.pages.drain(..).for_each(|pfn| put_page(&model.k, pfn));
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 48, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn no_program_notices_that_a_flush_is_put_off(
+        calls in proptest::collection::vec((op(), any::<u64>()), 1..60),
+    ) {
+        let (mut pressed, mut twin, mut late) = (Model::new(), Model::new(), Late::default());
+        for (index, &(op, picks)) in calls.iter().enumerate() {
+            if picks >> 62 == 0 {
+                late.flush(&pressed);
+                audit_all(&pressed)?;
+            }
+            for (number, pfn) in user_frames(&pressed).into_iter().enumerate() {
+                if picks >> (number % 62) & 1 == 1 && !late.pages.contains(&pfn) {
+                    late.unmap(&pressed, pfn);
+                }
+            }
+            let mut both = [pressed.run(index, op), twin.run(index, op)];
+            canonical(&mut both);
+            let [ours, theirs] = both;
+            prop_assert_eq!(ours, theirs, "left: flushes are put off, call {}: {:?}", index, op);
+        }
+        late.flush(&pressed);
+        audit_all(&pressed)?;
+        pressed.finish();
+        twin.finish();
+    }
+}
+
+#[test]
+fn what_was_put_off_is_done_before_protection_changes() {
+    let mut model = Model::new();
+    let pfn = mapped(&mut model, SHARED, 42);
+    let mut late = Late::default();
+    late.unmap(&model, pfn);
+    assert_eq!(run(&mut model, Op::Mprotect { addr: AT, len: PAGE, prot: 1 }), 0);
+    assert!(model.k.tlb.lock().unwrap().is_empty());
+    late.flush(&model);
+    assert_eq!(model.access(WINDOW + AT, None), 42);
+    model.finish();
 }
 
 fn run(model: &mut Model, op: Op) -> i64 {

@@ -65,8 +65,15 @@ pub trait Pages: Lru {
     /// Gives the page a slot of a swap area, marks it dirty and puts it in the swap cache; false without one (Linux: `add_to_swap`).
     fn add_to_swap(&self, pfn: Pfn, page: &Page) -> bool;
 
-    /// Takes the page from all who map it; entries of swap take their place, or nothing (Linux: `try_to_unmap`). Whether nobody maps it now.
-    fn try_to_unmap(&self, pfn: Pfn, page: &Page) -> bool;
+    /// Flushes of translations that are put off, until [`Pages::try_to_unmap_flush`] (Linux: `struct tlbflush_unmap_batch`).
+    type Unflushed: Default;
+
+    /// Takes the page from all who map it; entries of swap take their place, or nothing (Linux: `try_to_unmap` with `TTU_BATCH_FLUSH`). Whether
+    /// nobody maps it now. CPUs may reach the page until the flush: before that it stays locked, is not written, and keeps its frame.
+    fn try_to_unmap(&self, pfn: Pfn, page: &Page, unflushed: &mut Self::Unflushed) -> bool;
+
+    /// Has every CPU drop the translations of pages that were unmapped (Linux: the same name).
+    fn try_to_unmap_flush(&self, unflushed: &mut Self::Unflushed);
 
     /// Writes that wait for those that follow them on their device, so that these go as one. Dropping it begins them (Linux: `struct swap_iocb`).
     type Plug: Default;

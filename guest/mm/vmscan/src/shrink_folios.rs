@@ -5,6 +5,10 @@
 //! locked memory · used again · cannot be swapped or unmapped    activate
 //! clean, mapped by nobody, held by nobody else                  free
 //! ```
+//!
+//! Pages that somebody maps are unmapped one after the other first, and stay locked; then one flush of translations is for all of them (Linux flushes
+//! before each write, and once before clean pages are freed, which it has taken out of their caches by then). With a page's lock held only locks
+//! of other pages are tried, so that nobody waits for anybody.
 
 use mm_core::{Event, Gfp, Page, PageFlags, Pfn};
 
@@ -25,12 +29,33 @@ enum Fate {
     Keep,
     /// It becomes active, or unevictable; it is still locked.
     Activate,
+    /// Nobody maps it any more, but CPUs may still reach it; it is still locked.
+    Unmapped,
 }
 
 /// What a pass over a list has come to.
-struct Pass<P> {
+struct Pass<M: Pages> {
     stat: ScanStat,
-    plug: P,
+    plug: M::Plug,
+    unflushed: M::Unflushed,
+    back: PageList,
+    freed: u64,
+}
+
+impl<M: Pages> Pass<M> {
+    /// A page's fate is decided, but for one that is to be flushed first.
+    fn settle(&mut self, m: &M, (pfn, page): (Pfn, &Page), fate: Fate) {
+        match fate {
+            Fate::Free => {
+                self.freed += 1;
+                return;
+            }
+            Fate::Keep | Fate::Unmapped => {}
+            Fate::KeepLocked => m.unlock_page(pfn, page),
+            Fate::Activate => activate(m, (pfn, page), &mut self.stat),
+        }
+        self.back.push(m, (pfn, page));
+    }
 }
 
 /// Works through `pages`; what is left of them, how many were freed, and what was seen.
@@ -39,31 +64,31 @@ pub(crate) fn shrink_folio_list<M: Pages>(
     mut pages: PageList,
     sc: &ScanControl,
 ) -> (PageList, u64, ScanStat) {
-    let mut back = PageList::EMPTY;
-    let (mut freed, mut pass) = (0, Pass { stat: ScanStat::default(), plug: M::Plug::default() });
+    let mut pass: Pass<M> = Pass {
+        stat: ScanStat::default(),
+        plug: M::Plug::default(),
+        unflushed: M::Unflushed::default(),
+        back: PageList::EMPTY,
+        freed: 0,
+    };
+    let mut unmapped = PageList::EMPTY;
     while let Some((pfn, page)) = pages.pop(m) {
         let fate = if page.try_lock() { shrink_folio(m, (pfn, page), sc, &mut pass) } else { Fate::Keep };
         match fate {
-            Fate::Free => {
-                freed += 1;
-                continue;
-            }
-            Fate::Keep => {}
-            Fate::KeepLocked => m.unlock_page(pfn, page),
-            Fate::Activate => activate(m, (pfn, page), &mut pass.stat),
+            Fate::Unmapped => unmapped.push(m, (pfn, page)),
+            fate => pass.settle(m, (pfn, page), fate),
         }
-        back.push(m, (pfn, page));
     }
-    (back, freed, pass.stat)
+    m.try_to_unmap_flush(&mut pass.unflushed);
+    while let Some((pfn, page)) = unmapped.pop(m) {
+        let fate = shrink_unmapped(m, (pfn, page), sc, (References::Reclaim, &mut pass));
+        pass.settle(m, (pfn, page), fate);
+    }
+    (pass.back, pass.freed, pass.stat)
 }
 
 /// Decides about a locked page.
-fn shrink_folio<M: Pages>(
-    m: &M,
-    (pfn, page): (Pfn, &Page),
-    sc: &ScanControl,
-    pass: &mut Pass<M::Plug>,
-) -> Fate {
+fn shrink_folio<M: Pages>(m: &M, (pfn, page): (Pfn, &Page), sc: &ScanControl, pass: &mut Pass<M>) -> Fate {
     if page.has(PageFlags::UNEVICTABLE) {
         return Fate::Activate;
     }
@@ -98,10 +123,28 @@ fn shrink_folio<M: Pages>(
             return Fate::Activate;
         }
     }
-    if is_mapped && !m.try_to_unmap(pfn, page) {
-        pass.stat.unmap_fail += 1;
-        return Fate::Activate;
+    if is_mapped {
+        let is_out = m.try_to_unmap(pfn, page, &mut pass.unflushed);
+        if is_out && references == References::Reclaim {
+            return Fate::Unmapped;
+        }
+        // Whoever still maps it may free it as soon as it is unlocked.
+        m.try_to_unmap_flush(&mut pass.unflushed);
+        if !is_out {
+            pass.stat.unmap_fail += 1;
+            return Fate::Activate;
+        }
     }
+    shrink_unmapped(m, (pfn, page), sc, (references, pass))
+}
+
+/// Decides about a locked page that no program maps, nor any CPU reaches.
+fn shrink_unmapped<M: Pages>(
+    m: &M,
+    (pfn, page): (Pfn, &Page),
+    sc: &ScanControl,
+    (references, pass): (References, &mut Pass<M>),
+) -> Fate {
     if page.has(PageFlags::DIRTY) {
         match clean(m, (pfn, page), sc, (references, pass)) {
             None => {}
@@ -157,7 +200,7 @@ fn clean<M: Pages>(
     m: &M,
     (pfn, page): (Pfn, &Page),
     sc: &ScanControl,
-    (references, pass): (References, &mut Pass<M::Plug>),
+    (references, pass): (References, &mut Pass<M>),
 ) -> Option<Fate> {
     // File systems write best in their own order: only kswapd does, when nothing else is left.
     if is_file_lru(page) && !(sc.is_kswapd() && page.has(PageFlags::RECLAIM) && sc.node_dirty) {

@@ -113,6 +113,7 @@ pub fn mm_alloc(shape: Layout) -> Result<Id<Mm>, Errno> {
     })?;
     objects::of_mm(mm).cpus.iter().for_each(|word| word.store(0, Ordering::Relaxed));
     objects::of_mm(mm).tlb_generation.store(0, Ordering::Relaxed);
+    objects::of_mm(mm).tlb_deferred.store(0, Ordering::Relaxed);
     set_start_stack(mm, 0);
     set_owner(id, 0);
     objects::of_mm(mm).pins.store(1, Ordering::Relaxed);
@@ -302,6 +303,18 @@ impl Kernel for Spaces {
             return;
         }
         tlb::flush_with_tables(mm, &range);
+    }
+
+    type Unflushed = tlb::Unflushed;
+
+    fn defer_flush(&self, mm: &Mm, _: VirtAddr, unflushed: &mut tlb::Unflushed) {
+        if !LOSE_FLUSHES.load(Ordering::Relaxed) {
+            tlb::defer(mm, unflushed);
+        }
+    }
+
+    fn flush_deferred(&self, mm: &Mm) {
+        tlb::flush_deferred(mm);
     }
 
     fn mmap_read_lock(&self, mm: &Mm) {

@@ -54,6 +54,8 @@ pub struct MmObject {
     pub(super) page_table_lock: Lock<()>,
     /// Flushes so far (Linux: `mm->context.tlb_gen`).
     pub(super) tlb_generation: AtomicU64,
+    /// The last of them that was put off, until it is known to be done; 0 for none (Linux: `tlb_flush_batched`).
+    pub(super) tlb_deferred: AtomicU64,
     /// The first address of the program's stack that it was given (Linux: `mm->start_stack`).
     pub(super) start_stack: AtomicU64,
     /// Those who need the object, whether or not it has users, who count as one (Linux: `mm_count`).

@@ -9,6 +9,9 @@
 //! L4  an address space counts its flushes. A CPU that did all up to a number holds no translation that an earlier or equal one was
 //!     for; it drops single pages only if it did all before, and else everything.
 //!
+//! L5  who puts a flush off counts it among those of the address space at once (`tlb_deferred`), so that whoever enters it or leaves laziness after that
+//!     drops everything; the CPUs that may hold the translation then are asked together.
+//!
 //! Differs from Linux: no PCID, which of the machines that this kernel is made for none offers to it.
 
 use core::sync::atomic::Ordering;
@@ -127,6 +130,66 @@ pub fn flush_with_tables(mm: &Mm, range: &FlushRange) {
     regs::irq_restore(flags);
 }
 
+/// CPUs that may hold translations whose flush was put off, of whatever address spaces (Linux: `struct arch_tlbflush_unmap_batch`).
+#[derive(Debug)]
+pub struct Unflushed(CpuMask);
+
+impl Default for Unflushed {
+    fn default() -> Unflushed {
+        Unflushed(CpuMask::NONE)
+    }
+}
+
+/// A translation of the address space was taken out, which [`flush_unmapped`] drops, L5 (Linux: `arch_tlbbatch_add_mm`).
+pub fn defer(mm: &Mm, unflushed: &mut Unflushed) {
+    let generation = next(mm, Invalidation::ALL).generation;
+    let object = objects::of_mm(mm);
+    object.tlb_deferred.fetch_max(generation, Ordering::SeqCst);
+    let words = object.cpus.each_ref().map(|word| word.load(Ordering::SeqCst));
+    unflushed.0 = unflushed.0.or(&CpuMask::from_words(words));
+}
+
+/// Has these CPUs drop what they hold (Linux: `arch_tlbbatch_flush`).
+pub fn flush_unmapped(unflushed: &mut Unflushed) {
+    let mut mask = core::mem::replace(&mut unflushed.0, CpuMask::NONE);
+    if mask == CpuMask::NONE {
+        return;
+    }
+    let flags = regs::irq_save();
+    mask.retain(|cpu| percpu::of(cpu).lazy.load(Ordering::SeqCst) == 0);
+    let shootdown = Shootdown { mm: Shootdown::ANY, what: Invalidation::ALL, generation: 0 };
+    smp::flush_cpus(&mask, &shootdown, || {
+        if let Some(percpu) =
+            percpu::current().filter(|percpu| mask.contains(percpu.cpu.load(Ordering::Relaxed)))
+        {
+            drop_loaded(percpu);
+        }
+    });
+    regs::irq_restore(flags);
+}
+
+/// Does what others put off for the address space and have not done yet (Linux: `flush_tlb_batched_pending`).
+pub fn flush_deferred(mm: &Mm) {
+    let object = objects::of_mm(mm);
+    let deferred = object.tlb_deferred.load(Ordering::SeqCst);
+    if deferred == 0 {
+        return;
+    }
+    let id = objects::id_of(mm).as_u64();
+    let mut behind = CpuMask::from_words(object.cpus.each_ref().map(|word| word.load(Ordering::SeqCst)));
+    behind.retain(|cpu| {
+        let percpu = percpu::of(cpu);
+        percpu.lazy.load(Ordering::SeqCst) == 0
+            && percpu.loaded_mm.load(Ordering::Relaxed) == id
+            && percpu.tlb_generation.load(Ordering::Relaxed) < deferred
+    });
+    if behind != CpuMask::NONE {
+        flush(mm, &FlushRange::All { global: false });
+    }
+    // Unless more was put off meanwhile.
+    let _ = object.tlb_deferred.compare_exchange(deferred, 0, Ordering::SeqCst, Ordering::Relaxed);
+}
+
 /// What CPUs do that run no task of the address space.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Lazy {
@@ -175,6 +238,10 @@ pub(super) fn leave_everywhere(mm: &Mm) {
 
 /// Does what another CPU asks for. Interrupts are off.
 pub fn answer(percpu: &PerCpu, shootdown: &Shootdown) {
+    if shootdown.mm == Shootdown::ANY {
+        drop_loaded(percpu);
+        return;
+    }
     if percpu.loaded_mm.load(Ordering::Relaxed) != shootdown.mm {
         // They went with CR3.
         return;
@@ -184,6 +251,19 @@ pub fn answer(percpu: &PerCpu, shootdown: &Shootdown) {
     } else {
         drop_translations(percpu, shootdown);
     }
+}
+
+/// Drops all translations of whatever address space is loaded; a lazy CPU leaves it.
+fn drop_loaded(percpu: &PerCpu) {
+    let Some(id) = Id::<Mm>::new(percpu.loaded_mm.load(Ordering::Relaxed)) else { return };
+    if percpu.lazy.load(Ordering::Relaxed) != 0 {
+        leave_mm();
+        return;
+    }
+    let now = objects::of_mm(mm_of(id)).tlb_generation.load(Ordering::SeqCst);
+    // SAFETY: the value is the one in force.
+    unsafe { regs::write_cr3(regs::cr3()) };
+    percpu.tlb_generation.store(now, Ordering::Relaxed);
 }
 
 /// Drops translations of the loaded address space on this CPU, L4 (Linux: `flush_tlb_func`).

@@ -7,40 +7,50 @@ use mm_vmscan::PageOut;
 
 use super::Plug;
 use crate::mm::page_wait;
-use crate::mm::space::Spaces;
+use crate::mm::space::{Spaces, tlb};
 use crate::sched;
 
-/// Swaps anonymous pages out and frees them, as far as that can be done, and drops the caller's references. First all writes begin, then
-/// they are waited for.
+/// Swaps anonymous pages out and frees them, as far as that can be done, and drops the caller's references. First all are unmapped, then one flush of
+/// translations is for all of them, then all writes begin, then they are waited for. With a page's lock held only locks of others are tried.
 ///
 /// Differs from Linux: it waits for the writes; there the pages are freed by the next reclaim that comes by.
 pub fn reclaim_pages(pages: &[Pfn]) {
+    pages.chunks(u32::BITS as usize).for_each(reclaim_batch);
+}
+
+fn reclaim_batch(pages: &[Pfn]) {
+    let all = || pages.iter().filter_map(|pfn| Some((*pfn, MemMap::page(&Spaces, *pfn)?)));
+    // A bit for each page that nobody maps any more, and that is locked.
+    let (mut out, mut unflushed) = (0_u32, tlb::Unflushed::default());
+    for (number, (pfn, page)) in all().enumerate() {
+        out |= u32::from(unmap(pfn, page, &mut unflushed)) << number;
+    }
+    tlb::flush_unmapped(&mut unflushed);
     let mut plug = Plug::default();
-    for pfn in pages {
-        if let Some(page) = MemMap::page(&Spaces, *pfn) {
-            begin(*pfn, page, &mut plug);
+    for (_, (pfn, page)) in all().enumerate().filter(|(number, _)| out & 1 << number != 0) {
+        if super::pageout(pfn, page, &mut plug) != PageOut::Success {
+            page_wait::unlock_page(pfn, page);
         }
     }
     drop(plug);
-    for pfn in pages {
-        if let Some(page) = MemMap::page(&Spaces, *pfn) {
-            end(*pfn, page);
-        }
-    }
+    all().for_each(|(pfn, page)| end(pfn, page));
 }
 
-/// Unmaps a page that can be swapped and begins its write.
-fn begin(pfn: Pfn, page: &Page, plug: &mut Plug) {
+/// Unmaps a page that can be swapped; whether nobody maps it now, and it is locked.
+fn unmap(pfn: Pfn, page: &Page, unflushed: &mut tlb::Unflushed) -> bool {
     if !page_wait::trylock_page(page) {
-        return;
+        return false;
     }
     let is_anon = page.mapping() & memvisor_abi::Page::MAPPING_ANON != 0;
     let stays = page.has(PageFlags::WRITEBACK)
         || is_anon && folio_swap_entry(page).is_none() && !super::add_to_swap(pfn, page);
-    let is_out = !stays && try_to_unmap(&Spaces, pfn);
-    if !is_out || super::pageout(pfn, page, plug) != PageOut::Success {
+    let is_out = !stays && try_to_unmap(&Spaces, pfn, unflushed);
+    if !is_out {
+        // Whoever still maps it may free it as soon as it is unlocked.
+        tlb::flush_unmapped(unflushed);
         page_wait::unlock_page(pfn, page);
     }
+    is_out
 }
 
 /// Frees a page whose write succeeded and that nobody wanted meanwhile. What failed among others is written once more, alone.

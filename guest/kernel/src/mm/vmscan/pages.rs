@@ -9,7 +9,7 @@ use mm_core::{MemMap, Page, PageFlags, Pfn, refcount};
 use mm_vma::{Owner, VmFlags, Young, lru_gen_look_around, put_page};
 use mm_vmscan::{Lru, PageOut, Pages, Referenced, Zones, folios_update_gen};
 
-use crate::mm::space::{self, Spaces};
+use crate::mm::space::{self, Spaces, tlb};
 use crate::mm::{page_wait, swap, vmstat, writeback};
 use crate::sched;
 
@@ -57,8 +57,14 @@ impl Pages for Spaces {
         swap::add_to_swap(pfn, page)
     }
 
-    fn try_to_unmap(&self, pfn: Pfn, _: &Page) -> bool {
-        mm_vma::try_to_unmap(self, pfn)
+    type Unflushed = tlb::Unflushed;
+
+    fn try_to_unmap(&self, pfn: Pfn, _: &Page, unflushed: &mut tlb::Unflushed) -> bool {
+        mm_vma::try_to_unmap(self, pfn, unflushed)
+    }
+
+    fn try_to_unmap_flush(&self, unflushed: &mut tlb::Unflushed) {
+        tlb::flush_unmapped(unflushed);
     }
 
     type Plug = swap::Plug;

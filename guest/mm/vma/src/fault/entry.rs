@@ -150,6 +150,8 @@ impl<K: Kernel> VmFault<'_, K> {
                 return Some(Err(Fault::AdrErr));
             }
             let (table, index) = pte::make(tables, self.mm, self.page_addr())?;
+            // No CPU reads what was here before beside writes to the new page.
+            self.k.flush_deferred(self.mm);
             if !valid() || tables.compare_exchange(table, index, 0, new.as_u64()).is_err() {
                 return Some(Ok(false));
             }

@@ -177,6 +177,8 @@ pub struct TestKernel {
     rmap: Mutex<()>,
     /// What a CPU remembers: by root table and page.
     pub tlb: Mutex<HashMap<(u64, u64), Entry>>,
+    /// Translations whose flush is put off.
+    pub deferred: Mutex<HashSet<(u64, u64)>>,
     pub flushes: AtomicU64,
     /// Read faults get pages of their own.
     pub forbids_zero_page: AtomicBool,
@@ -222,6 +224,7 @@ impl TestKernel {
             locks: Mutex::default(),
             rmap: Mutex::default(),
             tlb: Mutex::default(),
+            deferred: Mutex::default(),
             flushes: AtomicU64::new(0),
             forbids_zero_page: AtomicBool::new(false),
             truncates_on_fault: AtomicBool::new(false),
@@ -337,6 +340,18 @@ impl TestKernel {
     }
 }
 
+impl TestKernel {
+    /// Does what was put off.
+    pub fn try_to_unmap_flush(&self, unflushed: &mut Vec<(u64, u64)>) {
+        for at in unflushed.drain(..) {
+            // Who changed the address space since may have done it.
+            if self.deferred.lock().unwrap().remove(&at) {
+                self.tlb.lock().unwrap().remove(&at);
+            }
+        }
+    }
+}
+
 impl Kernel for TestKernel {
     type Tables = Tables;
 
@@ -357,6 +372,24 @@ impl Kernel for TestKernel {
                     }
                     FlushRange::All { .. } => false,
                 }
+        });
+    }
+
+    type Unflushed = Vec<(u64, u64)>;
+
+    fn defer_flush(&self, mm: &Mm, va: mm_core::VirtAddr, unflushed: &mut Vec<(u64, u64)>) {
+        let at = (mm.page_table().root.as_u64(), va.as_u64());
+        self.deferred.lock().unwrap().insert(at);
+        unflushed.push(at);
+    }
+
+    fn flush_deferred(&self, mm: &Mm) {
+        let of = mm.page_table().root.as_u64();
+        self.deferred.lock().unwrap().retain(|&(root, va)| {
+            if root == of {
+                self.tlb.lock().unwrap().remove(&(root, va));
+            }
+            root != of
         });
     }
 

@@ -173,11 +173,15 @@ impl Model {
             if let Some(entry) = entry
                 && (write.is_none() || entry.has(PteFlags::WRITE))
             {
-                // A write through an entry that is cached clean marks it in memory first.
-                let entry = if write.is_some() && !entry.has(PteFlags::DIRTY) {
-                    self.walk(mm, addr, true).unwrap_or(entry)
+                // A write through an entry that is cached clean marks it in memory first, and faults if it is gone.
+                let marked = if write.is_some() && !entry.has(PteFlags::DIRTY) {
+                    self.walk(mm, addr, true)
                 } else {
-                    entry
+                    Some(entry)
+                };
+                let Some(entry) = marked else {
+                    self.k.tlb.lock().unwrap().remove(&(root, page));
+                    continue;
                 };
                 self.k.tlb.lock().unwrap().insert((root, page), entry);
                 let phys = PhysAddr::new(entry.table_pfn().phys().as_u64() + addr % PAGE);

@@ -1,7 +1,7 @@
 //! A machine in ordinary memory: nodes of frames, pages of programs and files that are touched, a swap area that writes at once.
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use memvisor_abi::{LruGen, LruKind, Lruvec};
 use mm_core::{
@@ -62,6 +62,8 @@ pub(super) struct Machine {
     per_node: u64,
     generations: bool,
     clock: Cell<u64>,
+    /// Pages that were unmapped, and that CPUs may still reach.
+    unflushed: RefCell<BTreeSet<Pfn>>,
 }
 
 const ANON: u64 = 0x1000 | memvisor_abi::Page::MAPPING_ANON;
@@ -92,6 +94,7 @@ impl Machine {
             per_node: frames,
             generations: false,
             clock: Cell::new(0),
+            unflushed: RefCell::default(),
         }
     }
 
@@ -319,7 +322,18 @@ impl Pages for Machine {
         true
     }
 
-    fn try_to_unmap(&self, _: Pfn, page: &Page) -> bool {
+    type Unflushed = Vec<Pfn>;
+
+    fn try_to_unmap_flush(&self, unflushed: &mut Vec<Pfn>) {
+        for pfn in unflushed.drain(..) {
+            assert!(self.descriptor(pfn).has(PageFlags::LOCKED), "{pfn} was unlocked before its flush");
+            assert!(self.unflushed.borrow_mut().remove(&pfn));
+        }
+    }
+
+    fn try_to_unmap(&self, pfn: Pfn, page: &Page, unflushed: &mut Vec<Pfn>) -> bool {
+        assert!(self.unflushed.borrow_mut().insert(pfn));
+        unflushed.push(pfn);
         self.edit(self.id_of(page), |virt| {
             virt.frame = None;
             virt.swapped = virt.kind == Kind::Anon;
@@ -334,14 +348,16 @@ impl Pages for Machine {
 
     type Plug = ();
 
-    fn pageout(&self, _: Pfn, page: &Page, (): &mut ()) -> PageOut {
+    fn pageout(&self, pfn: Pfn, page: &Page, (): &mut ()) -> PageOut {
+        assert!(!self.unflushed.borrow().contains(&pfn), "{pfn} is written while CPUs may write to it");
         self.counts.borrow_mut().swap_outs += 1;
         page.remove(PageFlags::DIRTY);
         page.unlock();
         PageOut::Success
     }
 
-    fn remove_mapping(&self, _: Pfn, page: &Page, shadow: impl FnOnce() -> u64) -> bool {
+    fn remove_mapping(&self, pfn: Pfn, page: &Page, shadow: impl FnOnce() -> u64) -> bool {
+        assert!(!self.unflushed.borrow().contains(&pfn), "{pfn} leaves its cache while CPUs may reach it");
         if page.has(PageFlags::DIRTY) || !refcount::freeze(page.references(), 2) {
             return false;
         }

@@ -74,7 +74,10 @@ impl TestKernel {
             page.insert(PageFlags::UPTODATE | PageFlags::DIRTY);
         }
         let mut gone = false;
-        if try_to_unmap(self, pfn) && folio_swap_entry(page).is_some() && write {
+        let mut unflushed = Vec::new();
+        let is_out = try_to_unmap(self, pfn, &mut unflushed);
+        self.try_to_unmap_flush(&mut unflushed);
+        if is_out && folio_swap_entry(page).is_some() && write {
             if page.has(PageFlags::DIRTY) {
                 self.swap_writepage(pfn);
             }
