@@ -6,7 +6,10 @@ use common::canonical;
 use common::model::Model;
 use common::op::{Op, PAGE, WINDOW, op};
 use mm_core::{MemMap, PageFlags, Pfn, is_user_page};
-use mm_vma::{FolioReferenced, Owner, VmFlags, audit, folio_referenced, owner, put_page, try_to_unmap};
+use mm_pgtable::PteFlags;
+use mm_vma::{
+    Arena, FolioReferenced, Mm, Owner, VmFlags, Vma, audit, folio_referenced, owner, put_page, try_to_unmap,
+};
 use proptest::prelude::*;
 use std::sync::atomic::Ordering::Relaxed;
 
@@ -70,6 +73,23 @@ proptest! {
     }
 }
 
+/// No CPU has a translation that a program's VMAs do not permit.
+fn translations_are_permitted(model: &Model) -> Result<(), TestCaseError> {
+    let mm: &Mm = model.k.at(model.mm);
+    let root = mm.page_table().root.as_u64();
+    for (&(of, va), entry) in model.k.tlb.lock().unwrap().iter().filter(|((of, _), _)| *of == root) {
+        let vma = mm.find(&model.k, va).map(|id| -> &Vma { model.k.at(id) });
+        let flags = vma.filter(|vma| vma.start() <= va).map(Vma::flags);
+        prop_assert!(flags.is_some(), "{va:#x} of {of:#x} is not mapped any more");
+        let may_write = flags.is_some_and(|flags| flags.contains(VmFlags::WRITE));
+        prop_assert!(
+            may_write || !entry.has(PteFlags::WRITE),
+            "{va:#x} of {of:#x} may not be written any more"
+        );
+    }
+    Ok(())
+}
+
 /// Pages whose translations are to be flushed later, each with a reference.
 #[derive(Default)]
 struct Late {
@@ -103,6 +123,15 @@ proptest! {
                 late.flush(&pressed);
                 audit_all(&pressed)?;
             }
+            // Shared pages that CPUs have just written: those of others stay mapped.
+            let share = Op::Mmap { addr: AT, len: 16 * PAGE, prot: 3, flags: SHARED };
+            let touched = (0..4).map(|n| Op::Write { addr: AT + (picks >> (4 * n) & 15) * PAGE });
+            for op in (picks >> 16 & 3 == 0).then_some(share).into_iter().chain(touched) {
+                let mut both = [pressed.run(index, op), twin.run(index, op)];
+                canonical(&mut both);
+                let [ours, theirs] = both;
+                prop_assert_eq!(ours, theirs, "left: flushes are put off, before call {}: {:?}", index, op);
+            }
             for (number, pfn) in user_frames(&pressed).into_iter().enumerate() {
                 if picks >> (number % 62) & 1 == 1 && !late.pages.contains(&pfn) {
                     late.unmap(&pressed, pfn);
@@ -112,6 +141,7 @@ proptest! {
             canonical(&mut both);
             let [ours, theirs] = both;
             prop_assert_eq!(ours, theirs, "left: flushes are put off, call {}: {:?}", index, op);
+            translations_are_permitted(&pressed)?;
         }
         late.flush(&pressed);
         audit_all(&pressed)?;
