@@ -3,7 +3,7 @@
 #
 #   scripts/nested/l1.sh OUT COMMAND [FILE...]
 #
-# FILEs appear in L1's /bin. COMMAND runs in /out, an empty folder whose content is in OUT afterwards,
+# FILEs appear in L1's /bin, and this machine's e2fsprogs, where it has them, in /usr/sbin with their libraries. COMMAND runs in /out, an empty folder whose content is in OUT afterwards,
 # beside exit (its exit code), phases, dmesg and console.log. What it prints is printed here as it comes.
 #
 # Environment:
@@ -43,6 +43,15 @@ cp "$L1/busybox" "$root/bin/"
 cp -r "$L1/modules" "$root/"
 cp scripts/nested/init "$root/init"
 [ $# = 0 ] || cp "$@" "$root/bin/"
+# Cases with an ext2 make and check it with these. Without them they are skipped, and say so.
+mkdir -p "$root/usr/sbin"
+for name in mke2fs e2fsck debugfs; do
+    program=$(PATH=$PATH:/usr/sbin:/sbin command -v "$name") || continue
+    cp -L "$program" "$root/usr/sbin/"
+    while read -r library; do
+        install -D "$library" "$root$library"
+    done < <(ldd "$program" | grep -oE '/[^ ]+')
+done
 chmod 755 "$root/init" "$root"/bin/*
 echo "$command" >"$root/command"
 (cd "$root" && find . | "$L1/busybox" cpio -o -H newc 2>/dev/null) >"$out/initramfs.cpio"

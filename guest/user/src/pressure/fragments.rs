@@ -81,7 +81,8 @@ pub fn run(checks: &mut Checks) {
     }
     checks.check("most pages were taken", taken > free / 2);
     checks.check("free memory is in pieces", aged * 512 < aged_free / 4);
-    checks.check("compaction makes blocks of order 9", compacted * 512 >= aged_free / 2);
+    // Of those that were there at first: others hold pages of the kernel's.
+    checks.check("compaction makes half of the blocks of order 9 again", compacted * 2 >= begin);
     checks.check("pages were moved", moved > 0);
     checks.check("and hold what was written", wrong == 0);
     sys::pause();
