@@ -22,7 +22,7 @@ const PAGE: u64 = 4096;
 const BASE: u64 = 1 << 32;
 /// Operations of a round, for each row.
 const OPERATIONS: usize = 20_000;
-/// Gap searches of a round: the peers take microseconds for one.
+/// Searches of a round for the long gap: the peers take microseconds for one.
 const SEARCHES: usize = 500;
 
 /// What a map of VMAs does.
@@ -229,8 +229,8 @@ fn measure(map: &mut dyn Map, vmas: &[(u64, u64)], share: usize) -> [f64; 4] {
             map.insert(start, end, at as u64 + 1);
         }
     });
-    let lens: Vec<u64> = (0..searches).map(|_| PAGE * (1 + numbers.next(16))).collect();
-    row(2, searches, &mut || lens.iter().for_each(|&len| _ = black_box(map.gap(len))));
+    let lens: Vec<u64> = (0..operations).map(|_| PAGE * (1 + numbers.next(16))).collect();
+    row(2, operations, &mut || lens.iter().for_each(|&len| _ = black_box(map.gap(len))));
     row(3, searches, &mut || (0..searches).for_each(|_| _ = black_box(map.gap(64 * PAGE))));
     times
 }

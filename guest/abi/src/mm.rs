@@ -30,9 +30,11 @@ pub const MAX_MAP_COUNT: u32 = 1 << 20;
 /// Pages that stay free below a stack (Linux: `stack_guard_gap`).
 pub const STACK_GUARD_PAGES: u64 = 256;
 /// Entries of a [`VmaNode`].
-pub const VMA_FANOUT: usize = 16;
+pub const VMA_FANOUT: usize = 15;
 /// Levels that the tree of an address space may have.
-pub const VMA_TREE_MAX_HEIGHT: u32 = 8;
+pub const VMA_TREE_MAX_HEIGHT: u32 = 9;
+/// In [`VmaNode::slot`], if it is a node's.
+pub const VMA_SLOT_NODE: u64 = 1 << 63;
 
 /// `vm_flags` (Linux: include/linux/mm.h; same bits). [`Vma::flags`] may have others.
 pub mod vm_flags {
@@ -243,20 +245,32 @@ const _: () = assert!(size_of::<Vma>() == 128 && offset_of!(Vma, pgoff) == 48 &&
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct VmaNode {
-    /// First address after what each entry holds.
+    /// First address after what each entry holds. The highest entry comes first.
     pub end: [u64; VMA_FANOUT],
-    /// First address of it.
-    pub start: [u64; VMA_FANOUT],
-    /// A VMA in a leaf, a node above.
-    pub slot: [u64; VMA_FANOUT],
-    /// Above the leaves, the longest gap between VMAs below the entry.
-    pub gap: [u64; VMA_FANOUT],
-    /// Entries in use.
+    /// Entries in use. Behind them `start`, `end` and `slot` are 0.
     pub len: u32,
     /// Always 0.
     pub reserved: u32,
+    /// First address of it.
+    pub start: [u64; VMA_FANOUT],
+    /// A VMA in a leaf; above, a node and [`VMA_SLOT_NODE`].
+    pub slot: [u64; VMA_FANOUT],
+    /// Above the leaves, no gap between VMAs below the entry is longer.
+    pub gap: [u64; VMA_FANOUT],
 }
-const _: () = assert!(size_of::<VmaNode>() == 520 && offset_of!(VmaNode, len) == 512);
+const _: () = assert!(size_of::<VmaNode>() == 488 && offset_of!(VmaNode, len) == 120);
+
+impl VmaNode {
+    /// A node without entries.
+    pub const EMPTY: VmaNode = VmaNode {
+        end: [0; VMA_FANOUT],
+        len: 0,
+        reserved: 0,
+        start: [0; VMA_FANOUT],
+        slot: [0; VMA_FANOUT],
+        gap: [0; VMA_FANOUT],
+    };
+}
 
 /// From where the VMAs of anonymous pages are found (Linux: `struct anon_vma`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]

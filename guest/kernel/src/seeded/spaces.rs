@@ -51,8 +51,8 @@ pub fn merged() -> Outcome {
     if first == second {
         return Err("the kernel merged them itself");
     }
-    let ((node, at), (other, behind)) = (victim.leaf(first)?, victim.leaf(second)?);
-    if node != other || behind != at + 1 {
+    let ((node, at), (other, above)) = (victim.leaf(first)?, victim.leaf(second)?);
+    if node != other || at != above + 1 {
         return Err("they are in two leaves of the tree");
     }
     // The tree loses the second entry, the first one grows.
@@ -60,11 +60,12 @@ pub fn merged() -> Outcome {
     for field in
         [offset_of!(abi::VmaNode, start), offset_of!(abi::VmaNode, end), offset_of!(abi::VmaNode, slot)]
     {
-        for i in behind..VMA_FANOUT - 1 {
+        for i in above..VMA_FANOUT - 1 {
             write(node, field + 8 * i, read(node, field + 8 * (i + 1)));
         }
+        write(node, field + 8 * (VMA_FANOUT - 1), 0);
     }
-    write(node, offset_of!(abi::VmaNode, end) + 8 * at, end);
+    write(node, offset_of!(abi::VmaNode, end) + 8 * above, end);
     add_u32(node, offset_of!(abi::VmaNode, len), -1);
     // So does the list.
     let next = read(second, offset_of!(abi::Vma, next));

@@ -158,11 +158,11 @@ impl Victim {
         let heights = read(self.mm(), offset_of!(abi::Mm, tree_height)) & 0xffff_ffff;
         for height in (1..=heights).rev() {
             let end = |i: usize| read(node, offset_of!(abi::VmaNode, end) + 8 * i);
-            let place = (0..abi::VMA_FANOUT).find(|&i| end(i) > start).ok_or("the tree has not the VMA")?;
+            let place = (0..abi::VMA_FANOUT).rfind(|&i| end(i) > start).ok_or("the tree has not the VMA")?;
             if height == 1 {
                 return Ok((node, place));
             }
-            node = read(node, offset_of!(abi::VmaNode, slot) + 8 * place);
+            node = read(node, offset_of!(abi::VmaNode, slot) + 8 * place) & !abi::VMA_SLOT_NODE;
         }
         Err("the tree is empty")
     }

@@ -69,15 +69,8 @@ fn vmas() -> [(u64, Vma); 3] {
 
 /// Writes the address space, the only one; returns where it is.
 pub(super) fn publish(memory: &mut SparseMemory, pgd_pfn: u64, levels: u32) -> u64 {
-    let mut node = VmaNode {
-        end: [0; VMA_FANOUT],
-        start: [0; VMA_FANOUT],
-        slot: [0; VMA_FANOUT],
-        gap: [0; VMA_FANOUT],
-        len: 3,
-        reserved: 0,
-    };
-    for (n, (gpa, vma)) in vmas().into_iter().enumerate() {
+    let mut node = VmaNode { len: 3, ..VmaNode::EMPTY };
+    for (n, (gpa, vma)) in vmas().into_iter().rev().enumerate() {
         memory.write_value(gpa, &vma).unwrap();
         (node.start[n], node.end[n], node.slot[n]) = (vma.start, vma.end, gpa);
     }
@@ -178,8 +171,19 @@ fn vma_tree_sees_a_bound_that_only_the_tree_has_and_entries_out_of_order() {
     guest.memory.write_u64(NODE + 8, DATA_VA + 0x2000).unwrap();
     assert_eq!(only(&guest, "vma.tree").address, Some(DATA_VA));
     let mut guest = healthy();
-    guest.memory.write_u64(NODE + offset_of!(VmaNode, start) as u64 + 16, 0).unwrap();
-    assert!(only(&guest, "vma.tree").outside_says.contains("do not ascend"));
+    guest.memory.write_u64(NODE + offset_of!(VmaNode, start) as u64, 0).unwrap();
+    assert!(only(&guest, "vma.tree").outside_says.contains("do not descend"));
+}
+
+#[test]
+fn vma_tree_sees_what_searches_would_stumble_over() {
+    let slot = NODE + offset_of!(VmaNode, slot) as u64;
+    let mut guest = healthy();
+    guest.memory.write_u64(slot + 8 * 3, DATA).unwrap();
+    assert!(only(&guest, "vma.tree").outside_says.contains("behind its last entry"));
+    let mut guest = healthy();
+    guest.memory.write_u64(slot, STACK | VMA_SLOT_NODE).unwrap();
+    assert!(only(&guest, "vma.tree").outside_says.contains("not what its level has"));
 }
 
 #[test]
@@ -211,8 +215,8 @@ fn vma_guard_sees_memory_below_a_stack() {
     let mut guest = healthy();
     let (start, end) = (DATA_VA + 0x3000 + 0x1000, DATA_VA + 0x3000 + 0x3000);
     edit_vma(&mut guest, STACK, |vma| (vma.start, vma.end) = (start, end));
-    guest.memory.write_u64(NODE + offset_of!(VmaNode, start) as u64 + 16, start).unwrap();
-    guest.memory.write_u64(NODE + 16, end).unwrap();
+    guest.memory.write_u64(NODE + offset_of!(VmaNode, start) as u64, start).unwrap();
+    guest.memory.write_u64(NODE, end).unwrap();
     assert!(only(&guest, "vma.guard").outside_says.contains("1 pages below"));
 }
 
@@ -481,8 +485,8 @@ fn with_device(shared: bool) -> TestGuest {
         (vma.start, vma.end, vma.pgoff) = (start, end, if shared { 0 } else { ALLOCATED_PFN });
         vma.flags = vm_flags::READ | vm_flags::WRITE | how | RWX | marks;
     });
-    guest.memory.write_u64(NODE + offset_of!(VmaNode, start) as u64 + 16, start).unwrap();
-    guest.memory.write_u64(NODE + 16, end).unwrap();
+    guest.memory.write_u64(NODE + offset_of!(VmaNode, start) as u64, start).unwrap();
+    guest.memory.write_u64(NODE, end).unwrap();
     edit_mm(&mut guest, |mm| {
         (mm.total_vm, mm.stack_vm, mm.data_vm) = (5, 0, if shared { 3 } else { 4 });
         mm.brk = mm.start_brk;

@@ -7,8 +7,8 @@ use std::collections::HashSet;
 
 use memvisor_abi as abi;
 use memvisor_abi::{
-    AnonVma, AnonVmaChain, CpuTlb, MAX_MAP_COUNT, Mapping, MappingNode, Mm, VMA_FANOUT, VMA_TREE_MAX_HEIGHT,
-    Vma, VmaNode,
+    AnonVma, AnonVmaChain, CpuTlb, MAX_MAP_COUNT, Mapping, MappingNode, Mm, VMA_FANOUT, VMA_SLOT_NODE,
+    VMA_TREE_MAX_HEIGHT, Vma, VmaNode,
 };
 use serde::Serialize;
 use thiserror::Error;
@@ -410,16 +410,23 @@ impl<S: MemorySource + ?Sized> Guest<'_, S> {
         let wrong = |what| LinkProblem::Node { gpa, what };
         let len = usize::try_from(node.len).ok().filter(|len| (1..=VMA_FANOUT).contains(len));
         let len = len.ok_or(wrong("it has no entry, or more than fit"))?;
-        let entries = node.start.iter().zip(&node.end).zip(&node.slot).take(len);
+        let entries = node.start.iter().zip(&node.end).zip(&node.slot);
+        // Searches do not look at the length.
+        if entries.clone().skip(len).any(|entry| entry != ((&0, &0), &0)) {
+            return Err(wrong("it has something behind its last entry"));
+        }
         let mut bounds: Option<(u64, u64)> = None;
-        for ((&start, &end), &slot) in entries {
+        for ((&start, &end), &slot) in entries.take(len).rev() {
             if start >= end || bounds.is_some_and(|(_, last)| start < last) {
-                return Err(wrong("its entries do not ascend"));
+                return Err(wrong("its entries do not descend"));
             }
             bounds = Some((bounds.map_or(start, |(first, _)| first), end));
+            if (slot & VMA_SLOT_NODE == 0) != (level == 1) {
+                return Err(wrong("an entry has not what its level has"));
+            }
             if level == 1 {
                 found.push(TreeEntry { start, end, vma: slot });
-            } else if self.tree_below(slot, level - 1, steps, found)? != (start, end) {
+            } else if self.tree_below(slot & !VMA_SLOT_NODE, level - 1, steps, found)? != (start, end) {
                 return Err(wrong("an entry has other bounds than what is below it"));
             }
         }

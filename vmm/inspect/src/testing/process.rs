@@ -1,8 +1,8 @@
 //! A process in a synthetic guest.
 
 use memvisor_abi::{
-    AnonVma, AnonVmaChain, CpuTlb, Mapping, Mm, Page, PageKind, TableRef, TaskInfo, TaskState, VMA_FANOUT,
-    Vma, VmaNode, vm_flags,
+    AnonVma, AnonVmaChain, CpuTlb, Mapping, Mm, Page, PageKind, TableRef, TaskInfo, TaskState, Vma, VmaNode,
+    vm_flags,
 };
 
 use super::{SyntheticGuest, Tables};
@@ -111,10 +111,9 @@ impl SyntheticProcess {
                 ..vma(Self::STACK_TOP - 0x2_1000, Self::STACK_TOP, writable | vm_flags::GROWSDOWN)
             },
         ];
-        let empty = [0; VMA_FANOUT];
-        let mut tree = VmaNode { end: empty, start: empty, slot: empty, gap: empty, len: 3, reserved: 0 };
+        let mut tree = VmaNode { len: 3, ..VmaNode::EMPTY };
         for (n, (gpa, vma)) in [text, heap, stack].into_iter().zip(vmas).enumerate() {
-            (tree.start[n], tree.end[n], tree.slot[n]) = (vma.start, vma.end, gpa);
+            (tree.start[2 - n], tree.end[2 - n], tree.slot[2 - n]) = (vma.start, vma.end, gpa);
             guest.memory.write_value(gpa, &vma).expect("in RAM");
         }
         let mm = Mm {

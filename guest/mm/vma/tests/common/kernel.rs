@@ -120,6 +120,8 @@ pub struct Pool<T> {
     chunks: Vec<OnceLock<Box<[T]>>>,
     free: Mutex<Vec<u64>>,
     next: AtomicU64,
+    /// How often one of them was looked at.
+    pub looks: AtomicU64,
 }
 
 impl<T: Default> Pool<T> {
@@ -128,10 +130,12 @@ impl<T: Default> Pool<T> {
             chunks: (0..256).map(|_| OnceLock::new()).collect(),
             free: Mutex::new(Vec::new()),
             next: AtomicU64::new(0),
+            looks: AtomicU64::new(0),
         }
     }
 
     pub fn at(&self, id: Id<T>) -> &T {
+        self.looks.fetch_add(1, Relaxed);
         let index = usize::try_from(id.as_u64() / 64 - 1).unwrap();
         let chunk = self.chunks[index / CHUNK].get().expect("an object that was allocated");
         &chunk[index % CHUNK]
