@@ -57,7 +57,7 @@ pub use lrugen::{LRU_GEN_TYPE_NAMES, LRU_GEN_TYPES, LruGen, MAX_NR_GENS, MAX_NR_
 pub use mm::{
     AnonVma, AnonVmaChain, CpuTlb, MAPPING_NAME_LEN, MAX_MAP_COUNT, MM_CPU_WORDS, Mapping, MappingNode, Mm,
     PTE_MIGRATION, PTE_PROTNONE, PTE_SPECIAL, STACK_GUARD_PAGES, ShadowNodes, VMA_FANOUT, VMA_SLOT_NODE,
-    VMA_TREE_MAX_HEIGHT, Vma, VmaNode, mm_flags, vm_flags,
+    VMA_TREE_MAX_HEIGHT, Vma, VmaNode, mm_flags, mpol, vm_flags,
 };
 pub use node_stat::{NR_NODE_STATS, NodeStat, NodeStats};
 pub use oom::{Oom, OomKill};

@@ -92,6 +92,22 @@ pub mod vm_flags {
     pub const COUNTED: u64 = 1 << 62;
 }
 
+/// Modes of memory policies (Linux: include/uapi/linux/mempolicy.h; same numbers).
+pub mod mpol {
+    /// `MPOL_DEFAULT`: none; has no nodes.
+    pub const DEFAULT: u32 = 0;
+    /// `MPOL_PREFERRED`: one node.
+    pub const PREFERRED: u32 = 1;
+    /// `MPOL_BIND`: nodes.
+    pub const BIND: u32 = 2;
+    /// `MPOL_INTERLEAVE`: nodes.
+    pub const INTERLEAVE: u32 = 3;
+    /// `MPOL_LOCAL`: has no nodes.
+    pub const LOCAL: u32 = 4;
+    /// `MPOL_PREFERRED_MANY`: nodes.
+    pub const PREFERRED_MANY: u32 = 5;
+}
+
 /// What the OOM killer did to an address space (Linux: `mm->flags`).
 pub mod mm_flags {
     /// Those who use it are being killed (Linux: `MMF_OOM_VICTIM`).
@@ -215,8 +231,8 @@ pub struct Vma {
     pub lock_seq: u64,
     /// 1 in a tree, plus readers; 0 if not in use.
     pub refcount: u32,
-    /// Always 0.
-    pub reserved: u32,
+    /// Mode of its memory policy: [`mpol`].
+    pub policy: u32,
     /// Page offset of `start`: in the mapping; for private anonymous memory the virtual page number where it was first mapped.
     pub pgoff: u64,
     /// [`Mapping`] that it maps; 0 for private anonymous memory.
@@ -235,10 +251,16 @@ pub struct Vma {
     pub shared_next: u64,
     /// See [`Self::shared_next`].
     pub shared_prev: u64,
-    /// Always 0.
-    pub padding: u64,
+    /// Nodes of its memory policy, bit by number; 0 of one that has none.
+    pub policy_nodes: u64,
 }
-const _: () = assert!(size_of::<Vma>() == 128 && offset_of!(Vma, pgoff) == 48 && offset_of!(Vma, next) == 88);
+const _: () = assert!(
+    size_of::<Vma>() == 128
+        && offset_of!(Vma, policy) == 44
+        && offset_of!(Vma, pgoff) == 48
+        && offset_of!(Vma, next) == 88
+        && offset_of!(Vma, policy_nodes) == 120
+);
 
 /// A node of the tree of VMAs: a B+ tree whose leaves, at depth [`Mm::tree_height`], have VMAs in their slots (Linux: the maple
 /// tree).

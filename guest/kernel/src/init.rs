@@ -196,6 +196,7 @@ fn run_init() -> Option<bool> {
         "vm-patterns",
         "everything-at-once",
         "everything-long",
+        "mempolicy",
     ];
     let mode = cmdline::value("user", |value| MODES.iter().position(|mode| *mode == value));
     if mode == Some(None) {

@@ -138,6 +138,8 @@ const FAULTS: &[(&str, Fault)] = &[
     ("vma-overlap", spaces::overlap),
     ("vma-tree", spaces::tree),
     ("vma-merged", spaces::merged),
+    ("vma-policy-node", spaces::policy_node),
+    ("vma-policy-mode", spaces::policy_mode),
     ("map-count", spaces::map_count),
     ("total-vm", spaces::total_vm),
     ("committed", oom::committed),

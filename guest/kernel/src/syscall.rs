@@ -6,6 +6,7 @@ mod futex;
 mod ipc;
 mod mempolicy;
 mod mm;
+mod move_pages;
 mod process;
 mod resources;
 mod signal;
@@ -62,6 +63,7 @@ pub fn dispatch(frame: &mut TrapFrame) {
     frame.error = number;
     let result = mm::call(number, frame)
         .or_else(|| mempolicy::call(number, frame))
+        .or_else(|| move_pages::call(number, frame))
         .or_else(|| process::call(number, frame))
         .or_else(|| fs::call(number, frame))
         .or_else(|| others(number, frame))

@@ -6,6 +6,8 @@
 #![cfg_attr(target_os = "none", no_std, no_main)]
 
 #[cfg(target_os = "none")]
+mod areas;
+#[cfg(target_os = "none")]
 mod arguments;
 #[cfg(target_os = "none")]
 mod copies;
@@ -24,6 +26,8 @@ mod mappings;
 mod memory;
 #[cfg(target_os = "none")]
 mod moves;
+#[cfg(target_os = "none")]
+mod numa;
 #[cfg(target_os = "none")]
 mod pressure;
 #[cfg(target_os = "none")]

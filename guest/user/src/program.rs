@@ -8,8 +8,8 @@ use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use crate::pressure::screen::Screen;
 use crate::sys::{self, Out};
 use crate::{
-    arguments, copies, disks, eaters, failures, faults, files, futexes, mappings, moves, pressure, processes,
-    promises, shapes, shared, signals, swaps, together,
+    areas, arguments, copies, disks, eaters, failures, faults, files, futexes, mappings, moves, pressure,
+    processes, promises, shapes, shared, signals, swaps, together,
 };
 
 pub const PAGE: usize = 4096;
@@ -134,6 +134,7 @@ const MODES: &[Mode] = &[
     ("vm-patterns", pressure::patterns::run),
     ("everything-at-once", pressure::everything::short),
     ("everything-long", pressure::everything::long),
+    ("mempolicy", areas::run),
 ];
 
 /// Where the stack was when the program began.

@@ -111,7 +111,9 @@ pub fn kill(pid: u64, signal: u64) -> u64 {
     call(62, [pid, signal, 0, 0, 0, 0])
 }
 
-/// Minor and major faults of this process so far (`getrusage(2)`).
+/// Minor and major faults of this process so far (`getrusage(2)`). Inlined, each call would have a place of its own on the stack, which may
+/// lie in a page that faults.
+#[inline(never)]
 pub fn faults() -> [u64; 2] {
     let mut usage = [0_u64; 18];
     call(98, [0, usage.as_mut_ptr() as u64, 0, 0, 0, 0]);

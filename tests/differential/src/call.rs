@@ -93,6 +93,10 @@ pub enum Parameter {
     File,
     /// `RLIMIT_`.
     Resource,
+    /// `MPOL_`.
+    Policy,
+    /// `MPOL_MF_`.
+    BindFlags,
     /// How a page is touched.
     Access,
     /// A plain number.
@@ -155,6 +159,10 @@ calls! {
     Msync = "msync" [Address, Bytes, SyncFlags];
     /// mincore(2); the answer goes to the address, or to the program's own memory if that is 0.
     Mincore = "mincore" [Address, Bytes, Address];
+    /// mbind(2); the nodes are bits, of which so many less one count.
+    Mbind = "mbind" [Address, Bytes, Policy, Count, Count, BindFlags];
+    /// get_mempolicy(2) of the area at an address.
+    AreaPolicy = "policy" [Address];
     /// An instruction that reads a word.
     Read = "read" [Address];
     /// An instruction that writes a word, which depends on the call's number.

@@ -19,6 +19,7 @@ const FILES: &[(&str, &str)] = &[
     ("file", include_str!("../cases/file.txt")),
     ("fault", include_str!("../cases/fault.txt")),
     ("fork", include_str!("../cases/fork.txt")),
+    ("mempolicy", include_str!("../cases/mempolicy.txt")),
     ("limit", include_str!("../cases/limit.txt")),
 ];
 

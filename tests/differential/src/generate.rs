@@ -94,6 +94,7 @@ impl Maker {
             (15, Maker::brk),
             (25, Maker::mincore),
             (10, Maker::msync),
+            (25, Maker::mbind),
             (60, |m| m.touch(Name::Read)),
             (110, |m| m.touch(Name::Write)),
             (12, Maker::execute),
@@ -306,6 +307,25 @@ impl Maker {
         Call::new(Name::Msync, &[address, Value::number(bytes), Value::number(flags)])
     }
 
+    /// Policies of a machine of one node; what moves pages depends on what else is in memory.
+    fn mbind(&mut self) -> Call {
+        let (mode, nodes) = self.random.weighted(&[
+            (6, (2, 1)),
+            (3, (3, 1)),
+            (3, (4, 0)),
+            (5, (0, 0)),
+            (2, (1, 1)),
+            (1, (5, 1)),
+            (1, (2, 0)),
+            (1, (4, 1)),
+            (1, (77, 1)),
+        ]);
+        let flags = self.random.weighted(&[(6, 0), (2, 1), (1, 8)]);
+        let (address, bytes) = self.range(false);
+        let values = [bytes, mode, nodes, 65, flags].map(Value::number);
+        Call::new(Name::Mbind, &[address, values[0], values[1], values[2], values[3], values[4]])
+    }
+
     /// Words are at multiples of 8, so that none is cut when memory is run.
     fn touch(&mut self, name: Name) -> Call {
         let (hole, page) = self.page();
@@ -380,7 +400,7 @@ mod tests {
 
     #[test]
     fn every_call_of_the_random_kind_occurs() {
-        let rare = [Name::Faults, Name::Smaps, Name::Limit];
+        let rare = [Name::Faults, Name::Smaps, Name::Limit, Name::AreaPolicy];
         for &name in Name::ALL.iter().filter(|name| !rare.contains(name)) {
             let occurs = (0..100).any(|n| sequence(3, n, 100).calls.iter().any(|call| call.name == name));
             assert!(occurs, "{}", name.text());

@@ -77,6 +77,9 @@ const FILES: Names = &[
     ("none", u64::MAX),
 ];
 const RESOURCES: Names = &[("DATA", 2), ("STACK", 3), ("MEMLOCK", 8), ("AS", 9)];
+const POLICY: Names =
+    &[("DEFAULT", 0), ("PREFERRED", 1), ("BIND", 2), ("INTERLEAVE", 3), ("LOCAL", 4), ("PREFERRED_MANY", 5)];
+const BIND_FLAGS: Names = &[("STRICT", 1), ("MOVE", 2), ("MOVE_ALL", 4)];
 const ACCESS: Names = &[("r", 0), ("w", 1)];
 
 const fn names(parameter: Parameter) -> Names {
@@ -91,6 +94,8 @@ const fn names(parameter: Parameter) -> Names {
         Parameter::File => FILES,
         Parameter::Resource => RESOURCES,
         Parameter::Access => ACCESS,
+        Parameter::Policy => POLICY,
+        Parameter::BindFlags => BIND_FLAGS,
         Parameter::Address | Parameter::Bytes | Parameter::Count => &[],
     }
 }
@@ -105,6 +110,7 @@ const fn is_set(parameter: Parameter) -> bool {
             | Parameter::LockFlags
             | Parameter::LockAll
             | Parameter::SyncFlags
+            | Parameter::BindFlags
     )
 }
 

@@ -119,6 +119,33 @@ PLAIN(mlockall, SYS_mlockall)
 PLAIN(munlockall, SYS_munlockall)
 PLAIN(msync, SYS_msync)
 
+/* Nodes are bits of a word; all ones stand for a word that cannot be read. */
+static void do_mbind(const struct call *call, unsigned index)
+{
+	const unsigned long *v = call->v;
+	const unsigned long *nodes = v[3] == ~0UL ? (const unsigned long *)8 : &v[3];
+
+	(void)index;
+	put_result(sys(SYS_mbind, v[0], v[1], v[2], nodes, v[4], v[5]));
+}
+
+static void do_policy(const struct call *call, unsigned index)
+{
+	int mode = -1;
+	unsigned long nodes = 0;
+	long result = sys(SYS_get_mempolicy, &mode, &nodes, 65, call->v[0], 2 /* MPOL_F_ADDR */);
+
+	(void)index;
+	if (!result) {
+		put("mode ");
+		put_number(mode);
+		put(" nodes ");
+		put_hex(nodes);
+		put_char(' ');
+	}
+	put_result(result);
+}
+
 /* The third value is where the answer goes; 0 for memory of our own. */
 static void do_mincore(const struct call *call, unsigned index)
 {
@@ -289,6 +316,8 @@ static const struct operation operations[] = {
 	{ "munlockall", do_munlockall, 1 },
 	{ "msync", do_msync, 0 },
 	{ "mincore", do_mincore, 0 },
+	{ "mbind", do_mbind, 1 },
+	{ "policy", do_policy, 0 },
 	{ "read", do_read, 0 },
 	{ "write", do_write, 0 },
 	{ "execute", do_execute, 0 },

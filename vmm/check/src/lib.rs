@@ -163,6 +163,7 @@ pub const RULES: &[&Rule] = &[
     &vma::COUNTS,
     &vma::HEAP,
     &vma::GUARD,
+    &vma::POLICY,
     &pte::VMA,
     &pte::WRITE,
     &pte::EXEC,

@@ -99,6 +99,12 @@ impl Machine {
         Machine { regions, ram, parts, nodes, borders }
     }
 
+    /// Nodes with RAM, bit by number.
+    pub fn memory_nodes(&self) -> u64 {
+        let bit = |node: u32| 1_u64.checked_shl(node).unwrap_or(0);
+        self.parts.iter().fold(0, |nodes, part| nodes | bit(part.node))
+    }
+
     /// A node from its first to its last frame (Linux: `get_pfn_range_for_nid`).
     pub fn node(&self, node: u32) -> Extent {
         let mut of_node =

@@ -9,8 +9,11 @@
 //!     may unmap them.)
 //! V5  `vma.guard`: the 256 pages below a stack hold nothing that can be accessed, other stacks excepted. (A program can break this
 //!     by MAP_FIXED, and then has a stack that cannot grow.)
+//! V6  `vma.policy`: the memory policy of a VMA has a mode that there is, nodes if and only if the mode has some, one node if it is
+//!     preferred, and no node that the machine has no memory on. (It says where pages come from, not where they lie: those that were there
+//!     before, or came when it could not be followed, stay.)
 
-use memvisor_abi::{PAGE_SHIFT, PAGE_SIZE, STACK_GUARD_PAGES, vm_flags};
+use memvisor_abi::{PAGE_SHIFT, PAGE_SIZE, STACK_GUARD_PAGES, Vma, mpol, vm_flags};
 use memvisor_inspect::{TreeEntry, VmaAt};
 
 use crate::Rule;
@@ -54,7 +57,15 @@ pub(crate) const GUARD: Rule = Rule {
     hint: "unmapped_area without start_gap, expand_stack",
 };
 
-/// Runs V1 to V5 for one address space.
+pub(crate) const POLICY: Rule = Rule {
+    name: "vma.policy",
+    invariant: "a VMA's memory policy has a known mode, and nodes with memory as the mode needs them",
+    reads: "Vma lists, the machine's nodes",
+    seeded: &["vma-policy-node", "vma-policy-mode"],
+    hint: "mbind, Policy::new, and who copies VMAs without their policy's nodes",
+};
+
+/// Runs V1 to V6 for one address space.
 pub(crate) fn run(context: &Context<'_>, process: &Process, ledger: &mut Ledger) {
     let at = &process.at;
     if let Some(problem) = at.problem {
@@ -68,6 +79,7 @@ pub(crate) fn run(context: &Context<'_>, process: &Process, ledger: &mut Ledger)
     counts(process, ledger);
     heap(process, ledger);
     guard(process, ledger);
+    policy(context, process, ledger);
 }
 
 /// A VMA in words.
@@ -200,4 +212,34 @@ fn guard(process: &Process, ledger: &mut Ledger) {
             ledger.report(&GUARD, what.address(stack.vma.start));
         }
     }
+}
+
+fn policy(context: &Context<'_>, process: &Process, ledger: &mut Ledger) {
+    let vmas = &process.at.vmas.items;
+    ledger.checked(&POLICY, vmas.len() as u64);
+    let memory = context.machine.memory_nodes();
+    for at in vmas {
+        if let Some(outside) = wrong_policy(&at.vma, memory) {
+            let claim = format!("its policy is {} of nodes {:#x}", at.vma.policy, at.vma.policy_nodes);
+            let what = finding(&POLICY, text(process.pid(), at), claim, outside);
+            ledger.report(&POLICY, what.address(at.vma.start));
+        }
+    }
+}
+
+/// What is wrong with a VMA's policy on a machine that has memory on these nodes.
+fn wrong_policy(vma: &Vma, memory: u64) -> Option<String> {
+    let nodes = vma.policy_nodes;
+    match (vma.policy, nodes.count_ones()) {
+        (mpol::DEFAULT | mpol::LOCAL, 0) | (mpol::PREFERRED, 1) => {}
+        (mpol::DEFAULT | mpol::LOCAL, _) => return Some("this mode has no nodes".to_owned()),
+        (mpol::PREFERRED, count) => return Some(format!("one node is preferred, not {count}")),
+        (mpol::BIND | mpol::INTERLEAVE | mpol::PREFERRED_MANY, 0) => {
+            return Some("this mode has nodes".to_owned());
+        }
+        (mpol::BIND | mpol::INTERLEAVE | mpol::PREFERRED_MANY, _) => {}
+        (mode, _) => return Some(format!("there is no mode {mode}")),
+    }
+    let without = nodes & !memory;
+    (without != 0).then(|| format!("nodes {without:#x} have no memory; those that have are {memory:#x}"))
 }

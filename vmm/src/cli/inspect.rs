@@ -92,8 +92,8 @@ enum View {
     Pagetypes,
     /// A memory file of Linux's /proc, as it must read in this guest
     Proc {
-        /// meminfo, zoneinfo, buddyinfo, pagetypeinfo, vmstat, swaps, iomem, slabinfo, vmallocinfo, or PID/maps, PID/smaps, PID/status,
-        /// PID/stat, PID/statm
+        /// meminfo, zoneinfo, buddyinfo, pagetypeinfo, vmstat, swaps, iomem, slabinfo, vmallocinfo, or PID/maps, PID/smaps, PID/numa_maps,
+        /// PID/status, PID/statm
         name: String,
     },
     /// Contiguous areas: what of them is in use

@@ -4,6 +4,7 @@
 //! are printed from [`Source`], which is asked outside of the file system's lock.
 
 mod node;
+mod numa_maps;
 mod process;
 mod source;
 mod system;
@@ -11,6 +12,7 @@ mod system;
 mod tests;
 
 pub use node::{Access, Link, NoProcesses, Node, PidFile, Processes, SystemFile, Target, VmFile, Who};
+pub use numa_maps::{NumaMap, NumaPlace};
 pub use source::{
     CpuInfo, CpuTime, Detail, MapInfo, MapPages, MemInfo, ProcessInfo, Rlimit, Source, SystemInfo, VmInfo,
 };

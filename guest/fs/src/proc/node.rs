@@ -154,6 +154,7 @@ files! {
         Limits = "limits", 0o444, "Resource limits.";
         Maps = "maps", 0o444, "Mappings.";
         Mounts = "mounts", 0o444, "Mounts that it sees.";
+        NumaMaps = "numa_maps", 0o444, "Mappings with their policies and nodes.";
         OomAdj = "oom_adj", 0o644, "What is added to it, in the numbers of old.";
         OomScore = "oom_score", 0o444, "Badness for the OOM killer.";
         OomScoreAdj = "oom_score_adj", 0o644, "What is added to it.";

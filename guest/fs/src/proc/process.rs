@@ -3,6 +3,7 @@
 use core::fmt::{self, Write};
 
 use super::node::{PidFile, Who};
+use super::numa_maps;
 use super::source::{Detail, MapInfo, ProcessInfo, Source, VmInfo};
 
 const PAGE_KIB: u64 = 4;
@@ -24,6 +25,7 @@ pub(super) fn show(
         PidFile::Maps => source.maps(who, Detail::Maps, &mut |map| maps(map, out)),
         PidFile::Smaps => source.maps(who, Detail::Pages, &mut |map| smaps(map, out)),
         PidFile::SmapsRollup => smaps_rollup(who, source, out),
+        PidFile::NumaMaps => source.numa_maps(who, &mut |map| numa_maps::show(map, out)),
         PidFile::Mounts => source.mounts(who, out),
         PidFile::FailNth => writeln!(out, "{}", info.fail_nth),
         PidFile::OomScore => writeln!(out, "{}", info.oom_score),

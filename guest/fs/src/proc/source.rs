@@ -4,6 +4,7 @@ use alloc::vec::Vec;
 use core::fmt;
 
 use super::node::{SystemFile, VmFile, Who};
+use super::numa_maps::NumaMap;
 use crate::Errno;
 
 /// A resource limit; all ones is no limit.
@@ -346,6 +347,14 @@ pub trait Source {
     /// # Errors
     /// Those of `f`; an error of its own if the process is gone.
     fn maps(&self, who: Who, detail: Detail, f: &mut dyn FnMut(&MapInfo<'_>) -> fmt::Result) -> fmt::Result;
+
+    /// Calls `f` for each mapping, ascending, with its policy and its pages by node.
+    ///
+    /// # Errors
+    /// As [`Source::maps`].
+    fn numa_maps(&self, _who: Who, _f: &mut dyn FnMut(&NumaMap<'_>) -> fmt::Result) -> fmt::Result {
+        Ok(())
+    }
 
     /// Calls `f` with the word of each page from page number `first` on, as /proc/PID/pagemap has it, until it says no or user space ends.
     ///

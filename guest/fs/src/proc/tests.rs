@@ -8,8 +8,8 @@ use std::string::String;
 use std::vec::Vec;
 
 use super::{
-    CpuInfo, CpuTime, Detail, MapInfo, MemInfo, Node, PidFile, ProcessInfo, Rlimit, Source, SystemFile,
-    SystemInfo, VmFile, VmInfo, Who, render, store,
+    CpuInfo, CpuTime, Detail, MapInfo, MemInfo, Node, NumaMap, NumaPlace, PidFile, ProcessInfo, Rlimit,
+    Source, SystemFile, SystemInfo, VmFile, VmInfo, Who, render, store,
 };
 use crate::{Device, Errno};
 
@@ -23,6 +23,7 @@ type Map = (u64, u64, String, u64, u64, u64, Vec<u8>);
 struct Host {
     info: Option<ProcessInfo>,
     maps: Vec<Map>,
+    numa_maps: Vec<String>,
     memory: MemInfo,
     stored: Cell<Option<i64>>,
 }
@@ -48,6 +49,9 @@ impl Source for Host {
                 ..MapInfo::default()
             })
         })
+    }
+    fn numa_maps(&self, _: Who, f: &mut dyn FnMut(&NumaMap<'_>) -> fmt::Result) -> fmt::Result {
+        self.numa_maps.iter().try_for_each(|line| with_numa_map(line, f))
     }
     fn cmdline_of(&self, _: Who) -> Result<Vec<u8>, Errno> {
         Ok(b"sh\0-c\0".to_vec())
@@ -346,4 +350,60 @@ fn oom_score_adj_has_bounds_and_oom_adj_is_scaled() {
         [PidFile::OomScore, PidFile::OomScoreAdj, PidFile::OomAdj].map(text),
         ["7\n", "-500\n", "-8\n"]
     );
+}
+
+/// A line of numa_maps as what it was printed from.
+fn with_numa_map(line: &str, f: &mut dyn FnMut(&NumaMap<'_>) -> fmt::Result) -> fmt::Result {
+    let mut words = line.split(' ');
+    let start = u64::from_str_radix(words.next().expect("an address"), 16).expect("an address");
+    let (mode, list) = words.next().map(|word| word.split_once(':').unwrap_or((word, ""))).expect("a policy");
+    let mode = ["default", "prefer", "bind", "interleave", "local"].iter().position(|name| *name == mode);
+    let bits = |range: &str| {
+        let (first, last) = range.split_once('-').unwrap_or((range, range));
+        let (first, last): (u32, u32) = (first.parse().expect("a node"), last.parse().expect("a node"));
+        (first..=last).fold(0, |bits, node| bits | 1_u64 << node)
+    };
+    let policy_nodes = list.split(',').filter(|range| !range.is_empty()).map(bits).sum();
+    let mode = u32::try_from(mode.expect("a mode that is known")).expect("a small number");
+    let (mut nodes, mut path) = ([0; 64], String::new());
+    let mut map = NumaMap { start, mode, policy_nodes, ..NumaMap::default() };
+    let mut active = None;
+    for word in words {
+        let (name, value) = word.split_once('=').unwrap_or((word, ""));
+        let number = || value.parse().expect("a number");
+        match name {
+            "heap" => map.place = NumaPlace::Heap,
+            "stack" => map.place = NumaPlace::Stack,
+            "file" => path = value.replace("\\040", " "),
+            "anon" => map.anon = number(),
+            "dirty" => map.dirty = number(),
+            "mapped" => {}
+            "mapmax" => map.mapcount_max = number(),
+            "swapcache" => map.swapcache = number(),
+            "active" => active = Some(number()),
+            "writeback" => map.writeback = number(),
+            "kernelpagesize_kB" => {}
+            node => nodes[node[1..].parse::<usize>().expect("a node")] = number(),
+        }
+    }
+    if !path.is_empty() {
+        map.place = NumaPlace::File(path.as_bytes());
+    }
+    let pages = nodes.iter().sum();
+    f(&NumaMap { pages, active: active.unwrap_or(pages), nodes: &nodes, ..map })
+}
+
+#[test]
+fn numa_maps_are_printed_as_linux_prints_them() {
+    let theirs = fs::read_to_string("/proc/self/numa_maps").unwrap_or_default();
+    let more = [
+        "7f0000000000 bind:0-2,5,63 anon=3 dirty=3 active=1 N0=2 N5=1 kernelpagesize_kB=4",
+        "7f0000004000 interleave:1 file=/dev/zero\\040(deleted) dirty=4 mapmax=2 N1=4 kernelpagesize_kB=4",
+        "7f0000008000 prefer:3 heap",
+        "7f0000009000 local stack anon=2 dirty=1 mapped=3 swapcache=1 writeback=1 N0=3 kernelpagesize_kB=4",
+    ];
+    let lines: Vec<String> = theirs.lines().chain(more).map(String::from).collect();
+    let host = Host { info: Some(info()), numa_maps: lines.clone(), ..Host::default() };
+    let ours = String::from_utf8(render(Node::File(ME, PidFile::NumaMaps), &host).unwrap()).unwrap();
+    assert_eq!(ours.lines().collect::<Vec<_>>(), lines);
 }

@@ -13,6 +13,7 @@ pub mod file;
 pub mod initrd;
 pub mod mapped;
 mod mutex;
+mod numa_maps;
 pub mod pipe;
 mod processes;
 pub mod program;

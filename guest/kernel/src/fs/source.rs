@@ -6,7 +6,7 @@ use core::sync::atomic::Ordering;
 
 use guest_fs::Errno;
 use guest_fs::proc::{
-    CpuInfo, CpuTime, Detail, MapInfo, MapPages, MemInfo, ProcessInfo, Rlimit, Source, SystemFile,
+    CpuInfo, CpuTime, Detail, MapInfo, MapPages, MemInfo, NumaMap, ProcessInfo, Rlimit, Source, SystemFile,
     SystemInfo, VmFile, VmInfo, Who,
 };
 use guest_process::limits::Resource;
@@ -17,7 +17,7 @@ use mm_vma::{Id, Mm, Resident, RssKind, Space, VmFlags};
 
 use super::disk_file::bdev;
 use super::processes::task_of;
-use super::{console, mapped, now, vm, with_vfs};
+use super::{console, mapped, now, numa_maps, vm, with_vfs};
 use crate::arch::percpu;
 use crate::drivers::block;
 use crate::mm::space::{self, Source as Contents, Spaces, cache};
@@ -225,6 +225,15 @@ impl Source for Kernel {
         result
     }
 
+    fn numa_maps(&self, who: Who, f: &mut dyn FnMut(&NumaMap<'_>) -> fmt::Result) -> fmt::Result {
+        let task = task_of(who).ok_or(fmt::Error)?;
+        let Some(id) = task.mm() else { return Ok(()) };
+        space::mm_get(id);
+        let result = numa_maps::show(&task, id, f);
+        space::mm_put(id);
+        result
+    }
+
     fn cmdline_of(&self, who: Who) -> Result<Vec<u8>, Errno> {
         let task = task_of(who).ok_or(Errno::Esrch)?;
         Ok(if task.is_zombie() { Vec::new() } else { task.files.arguments() })
@@ -400,7 +409,7 @@ fn map_pages(flags: VmFlags, pages: &Resident) -> MapPages {
     }
 }
 
-fn path_of_exe(task: &Task) -> Vec<u8> {
+pub(super) fn path_of_exe(task: &Task) -> Vec<u8> {
     let (Some(place), Some(context)) = (task.files.exe(), task.files.context()) else { return Vec::new() };
     with_vfs(|vfs| vfs.path_of(&context, place)).map_or(Vec::new(), |found| found.path)
 }

@@ -14,6 +14,7 @@ pub mod kmap;
 pub mod layout;
 pub mod limits;
 pub mod memmap;
+pub mod migrate;
 pub mod movable;
 pub mod oom;
 pub mod page_alloc;

@@ -7,9 +7,9 @@ use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering
 use memvisor_abi::{
     MAX_NR_ZONES, MAX_NUMNODES, NR_VM_EVENTS, Node, VmEvent, Watermark, Zonelist, ZonelistOrder,
 };
-use mm_core::{CpuLocal, Gfp, MaySleep, MemMap, Migrate, Order, PageKind, Pfn, ZoneKind};
+use mm_core::{CpuLocal, Gfp, MaySleep, MemMap, Migrate, Order, PageKind, Pfn, PolicyAt, ZoneKind};
 use mm_page_alloc::{
-    AllocFlags, Context, FreeError, Machine, NodeState, PageAllocator, TaskFlags, TaskPolicy, Zone,
+    AllocFlags, Context, FreeError, Machine, NodeState, PageAllocator, Policy, TaskFlags, TaskPolicy, Zone,
     ZoneGlance, build_zonelist, fallback_order, set_high_and_batch, zone_batchsize, zone_extents,
     zone_highsize,
 };
@@ -441,6 +441,12 @@ pub fn alloc_here(gfp: Gfp, order: Order, node: Option<u32>) -> Option<Pfn> {
     if node.is_none() && POLICIES.load(Ordering::Relaxed) && gfp.contains(Gfp::MOVABLE) {
         return alloc_by_policy(gfp, order);
     }
+    alloc_near(gfp, order, node)
+}
+
+/// [`alloc_here`] without a look at policies.
+#[inline]
+fn alloc_near(gfp: Gfp, order: Order, node: Option<u32>) -> Option<Pfn> {
     // Whether anything may sleep matters only where there is something to wait for.
     if let Some(pfn) = PAGES.alloc_from_lists(gfp, order, node) {
         return Some(pfn);
@@ -460,7 +466,33 @@ pub fn use_policies() {
     POLICIES.store(true, Ordering::Relaxed);
 }
 
-/// A page of a program or of a file, by the policy of the task that asks (Linux: `alloc_pages_vma`, `folio_alloc`).
+/// The policy of the task that runs here (Linux: `get_task_policy`).
+pub fn task_policy() -> Policy {
+    if !POLICIES.load(Ordering::Relaxed) {
+        return Policy::Default;
+    }
+    task::current().map_or(Policy::Default, |task| task.mempolicy.lock().policy())
+}
+
+/// A page of an area, by the area's policy, else by the task's (Linux: `vma_alloc_folio`). Where there is neither, no lock is taken for it.
+pub fn alloc_page_policy(gfp: Gfp, at: PolicyAt) -> Option<Pfn> {
+    let policy = if at.policy == Policy::Default { task_policy() } else { at.policy };
+    if matches!(policy, Policy::Default | Policy::Local) {
+        return alloc_near(gfp, Order::ZERO, None);
+    }
+    alloc_page_at(gfp, PolicyAt { policy, ..at })
+}
+
+#[inline(never)]
+fn alloc_page_at(gfp: Gfp, at: PolicyAt) -> Option<Pfn> {
+    let token = if gfp.contains(Gfp::DIRECT_RECLAIM) { sched::might_sleep() } else { None };
+    match &token {
+        Some(token) => PAGES.alloc_page_at(Context { may_sleep: Some(token), task: task_flags() }, gfp, at),
+        None => PAGES.alloc_page_at(Context::ATOMIC, gfp - Gfp::DIRECT_RECLAIM, at),
+    }
+}
+
+/// A page of a file, by the policy of the task that asks (Linux: `folio_alloc`).
 fn alloc_by_policy(gfp: Gfp, order: Order) -> Option<Pfn> {
     let token = if gfp.contains(Gfp::DIRECT_RECLAIM) { sched::might_sleep() } else { None };
     let task = task::current();

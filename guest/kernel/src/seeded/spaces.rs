@@ -3,7 +3,7 @@
 use core::mem::offset_of;
 
 use memvisor_abi as abi;
-use memvisor_abi::{VMA_FANOUT, vm_flags};
+use memvisor_abi::{VMA_FANOUT, mpol, vm_flags};
 use mm_core::PAGE_SIZE;
 use mm_pgtable::{PteFlags, TABLE_ENTRIES, TableMem};
 use mm_vma::{MremapFlags, ProtFlags};
@@ -78,6 +78,25 @@ pub fn merged() -> Outcome {
     add_u32(second, offset_of!(abi::Vma, refcount), -1);
     add_u32(victim.mm(), offset_of!(abi::Mm, map_count), -1);
     Ok(())
+}
+
+/// Changes what is kept of the policy of a VMA that has none.
+fn damage_policy(mode: i32, nodes: u64) -> Outcome {
+    let victim = victim()?;
+    let vma = victim.vma(victim.touched()?)?;
+    add_u32(vma, offset_of!(abi::Vma, policy), mode);
+    write(vma, offset_of!(abi::Vma, policy_nodes), nodes);
+    Ok(())
+}
+
+/// A VMA bound to the nodes with memory and to one that there is not.
+pub fn policy_node() -> Outcome {
+    damage_policy(mpol::BIND.cast_signed(), 1 << 63 | 1)
+}
+
+/// A VMA without a policy that has kept the nodes of one.
+pub fn policy_mode() -> Outcome {
+    damage_policy(mpol::DEFAULT.cast_signed(), 1)
 }
 
 /// A VMA too many is counted.

@@ -18,6 +18,7 @@ pub mod mode;
 mod order;
 mod page;
 mod page_state;
+mod policy;
 pub mod refcount;
 mod section;
 mod trace;
@@ -36,6 +37,7 @@ pub use migrate::{Migrate, MigrateError, MigrateMode, NoMigrate, is_movable_page
 pub use order::Order;
 pub use page::Page;
 pub use page_state::PageState;
+pub use policy::{NodeMask, Policy, PolicyAt, PolicyError};
 pub use section::{Pageblock, Section};
 pub use trace::{Event, Ring, Stamp, Trace, TraceMask, ZoneId};
 pub use traits::{CpuLocal, Folios, MemMap, PageAlloc, PhysMem};

@@ -2,7 +2,7 @@
 
 use memvisor_abi::{NodeStat, PageFlags};
 
-use crate::{Gfp, Order, Page, Pageblock, Pfn, PhysAddr, Trace};
+use crate::{Gfp, Order, Page, Pageblock, Pfn, PhysAddr, PolicyAt, Trace};
 
 /// The descriptors of all frames (Linux: `pfn_to_page` with `pfn_valid`).
 pub trait MemMap: Trace {
@@ -39,6 +39,11 @@ pub trait PageAlloc: Trace {
     /// A block of `2^order` frames near `node`, without a preference if that is `None`. Its first frame has one
     /// reference. `None` if nothing that `gfp` allows makes one free.
     fn alloc_pages(&self, gfp: Gfp, order: Order, node: Option<u32>) -> Option<Pfn>;
+
+    /// [`PageAlloc::alloc_pages`] of a page by a policy; a machine of one node has no use for any (Linux: `vma_alloc_folio`).
+    fn alloc_page_policy(&self, gfp: Gfp, _at: PolicyAt) -> Option<Pfn> {
+        self.alloc_pages(gfp, Order::ZERO, None)
+    }
 
     /// Drops the last reference of a block (Linux: `__free_pages`).
     fn free_pages(&self, pfn: Pfn, order: Order);

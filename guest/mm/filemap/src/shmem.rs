@@ -5,7 +5,7 @@
 mod swap;
 
 use bitflags::bitflags;
-use mm_core::{Gfp, Id, MemMap, Order, PAGE_SIZE, PageFlags, Pfn};
+use mm_core::{Gfp, Id, MemMap, PAGE_SIZE, PageFlags, Pfn, PolicyAt};
 
 use crate::filemap::{Bound, add_page, find_get_entry};
 use crate::{
@@ -30,12 +30,12 @@ bitflags! {
     }
 }
 
-/// The page for a fault (Linux: `shmem_fault`).
+/// The page at `at.index` for a fault; one that is not in memory comes by the policy (Linux: `shmem_fault`).
 ///
 /// # Errors
 /// [`MappedError`].
-pub fn fault<K: Cache>(k: &K, id: Id<Mapping>, index: u64) -> Result<MappedPage, MappedError> {
-    match get_written(k, id, index, Bound::Size) {
+pub fn fault<K: Cache>(k: &K, id: Id<Mapping>, at: PolicyAt) -> Result<MappedPage, MappedError> {
+    match get_written(k, id, at, Bound::Size) {
         Ok(pfn) => Ok(MappedPage { pfn, major: false }),
         Err(CacheError::NoMemory) => Err(MappedError::NoMemory),
         Err(_) => Err(MappedError::Sigbus),
@@ -47,11 +47,15 @@ pub fn fault<K: Cache>(k: &K, id: Id<Mapping>, index: u64) -> Result<MappedPage,
 /// # Errors
 /// [`CacheError::NoMemory`]; [`CacheError::Io`] for a page that cannot be read from its swap area.
 pub fn read_page<K: Cache>(k: &K, id: Id<Mapping>, index: u64) -> Result<Option<Pfn>, CacheError> {
+    read_page_at(k, id, PolicyAt::of_task(index))
+}
+
+fn read_page_at<K: Cache>(k: &K, id: Id<Mapping>, at: PolicyAt) -> Result<Option<Pfn>, CacheError> {
     loop {
-        match find_get_entry(k, id, index) {
+        match find_get_entry(k, id, at.index) {
             Entry::Frame(pfn) => return Ok(Some(pfn)),
             Entry::Value(value) if k.is_shmem(id) => {
-                if let Some(pfn) = swap::swap_in(k, id, index, value)? {
+                if let Some(pfn) = swap::swap_in(k, id, at, value)? {
                     return Ok(Some(pfn));
                 }
             }
@@ -73,7 +77,7 @@ pub fn write_begin<K: Cache>(k: &K, id: Id<Mapping>, index: u64) -> Result<Pfn, 
     if index > MAX_BYTES / PAGE_SIZE {
         return Err(CacheError::TooBig);
     }
-    get_written(k, id, index, Bound::None)
+    get_written(k, id, PolicyAt::of_task(index), Bound::None)
 }
 
 /// The caller has written to the page up to byte `end` of the file (Linux: `shmem_write_end`).
@@ -89,8 +93,8 @@ pub fn write_end<K: Cache>(k: &K, id: Id<Mapping>, end: u64, pfn: Pfn) {
 }
 
 /// The page, which is data from now on.
-fn get_written<K: Cache>(k: &K, id: Id<Mapping>, index: u64, bound: Bound) -> Result<Pfn, CacheError> {
-    let (pfn, _) = get(k, id, index, bound, PageFlags::empty())?;
+fn get_written<K: Cache>(k: &K, id: Id<Mapping>, at: PolicyAt, bound: Bound) -> Result<Pfn, CacheError> {
+    let (pfn, _) = get(k, id, at, bound, PageFlags::empty())?;
     set_written(k, pfn);
     Ok(pfn)
 }
@@ -105,19 +109,19 @@ fn set_written<K: Cache>(k: &K, pfn: Pfn) {
 fn get<K: Cache>(
     k: &K,
     id: Id<Mapping>,
-    index: u64,
+    at: PolicyAt,
     bound: Bound,
     flags: PageFlags,
 ) -> Result<(Pfn, bool), CacheError> {
     let mapping: &Mapping = k.at(id);
     loop {
-        if bound == Bound::Size && index >= mapping.end_index() {
+        if bound == Bound::Size && at.index >= mapping.end_index() {
             return Err(CacheError::PastEnd);
         }
-        if let Some(pfn) = read_page(k, id, index)? {
+        if let Some(pfn) = read_page_at(k, id, at)? {
             return Ok((pfn, false));
         }
-        match add_fresh(k, (id, index), bound, flags) {
+        match add_fresh(k, (id, at), bound, flags) {
             // Another was faster.
             Err(CacheError::Exists) => {}
             added => return added.map(|pfn| (pfn, true)),
@@ -128,11 +132,11 @@ fn get<K: Cache>(
 /// A fresh page of zeroes where nothing is.
 fn add_fresh<K: Cache>(
     k: &K,
-    (id, index): (Id<Mapping>, u64),
+    (id, at): (Id<Mapping>, PolicyAt),
     bound: Bound,
     flags: PageFlags,
 ) -> Result<Pfn, CacheError> {
-    let fresh = k.alloc_pages(Gfp::HIGHUSER_MOVABLE | Gfp::ZERO, Order::ZERO, None);
+    let fresh = k.alloc_page_policy(Gfp::HIGHUSER_MOVABLE | Gfp::ZERO, at);
     let fresh = fresh.ok_or(CacheError::NoMemory)?;
     if let Some(page) = MemMap::page(k, fresh) {
         page.insert(flags | PageFlags::SWAPBACKED);
@@ -142,7 +146,7 @@ fn add_fresh<K: Cache>(
         return Err(CacheError::NoSpace);
     }
     // A value is a page, too, in a swap area.
-    let added = add_page(k, (id, index), fresh, bound, |seen| seen == Entry::Empty);
+    let added = add_page(k, (id, at.index), fresh, bound, |seen| seen == Entry::Empty);
     added.map(|()| fresh).inspect_err(|_| {
         k.shmem_unacct_blocks(id, 1);
         put_page(k, fresh);
@@ -231,7 +235,7 @@ pub fn fallocate_sealed<K: Cache>(
     let mapping: &Mapping = k.at(id);
     seals.check_allocate(end, mapping.size())?;
     for index in offset / PAGE_SIZE..end.div_ceil(PAGE_SIZE) {
-        let (pfn, new) = get(k, id, index, Bound::None, PageFlags::UNWRITTEN)?;
+        let (pfn, new) = get(k, id, PolicyAt::of_task(index), Bound::None, PageFlags::UNWRITTEN)?;
         if !new {
             // What is allocated twice is data, as on Linux.
             set_written(k, pfn);

@@ -1,6 +1,6 @@
 //! Pages of slots come back into memory (Linux: `__read_swap_cache_async`, `swapin_readahead`).
 
-use mm_core::{PageFlags, PageKind, Pfn};
+use mm_core::{PageFlags, PageKind, Pfn, PolicyAt};
 
 use crate::cache::{Lookup, add_to_swap_cache, swap_cache_get_folio};
 use crate::slot::SlotError;
@@ -26,12 +26,12 @@ pub enum SwapInError {
 
 /// Reading slots, and the locks of pages, as faults see them.
 pub trait SwapIo: Swap {
-    /// The page of a slot; one that is not in memory begins to be read, with neighbours if that seems worth it, and is locked until it is
-    /// (Linux: `swapin_readahead`). The caller looks at the page with its lock held: it may have left the swap cache meanwhile.
+    /// The page of a slot; one that is not in memory begins to be read, with neighbours if that seems worth it, and is locked until it is;
+    /// all of them come by the policy `at` (Linux: `swapin_readahead`). The caller looks at the page with its lock held: it may have left the swap cache meanwhile.
     ///
     /// # Errors
     /// [`SwapInError`].
-    fn swapin_readahead(&self, entry: SwapEntry) -> Result<SwappedIn, SwapInError>;
+    fn swapin_readahead(&self, entry: SwapEntry, at: PolicyAt) -> Result<SwappedIn, SwapInError>;
 
     /// Reads a page of the swap cache, which the caller has locked, from its slot alone: it is UPTODATE after that, or cannot be read. One that
     /// was read with others is not their error's victim (Linux reads page by page).

@@ -135,6 +135,7 @@ fn find_mergeable<K: Kernel>(k: &K, vma: &Vma) -> Option<Id<AnonVma>> {
 fn reusable(old: &Vma, a: &Vma, b: &Vma) -> Option<Id<AnonVma>> {
     let compatible = a.end() == b.start()
         && a.mapping() == b.mapping()
+        && a.policy() == b.policy()
         && (a.flags() ^ b.flags()).difference(crate::VmFlags::ACCESS).is_empty()
         && b.pgoff() == a.index_of(b.start());
     if compatible && is_singular(old) { old.anon_vma() } else { None }

@@ -17,7 +17,7 @@ pub struct Broken {
     pub at: u64,
 }
 
-/// Checks M1 to M7 for one address space; nobody changes it meanwhile.
+/// Checks M1 to M8 for one address space; nobody changes it meanwhile.
 ///
 /// # Errors
 /// The first thing that is broken.
@@ -50,6 +50,8 @@ fn check_vmas<K: Kernel>(k: &K, id: Id<Mm>, mm: &Mm) -> Result<(), Broken> {
         check(before <= start && start < end && end <= mm.task_size(), "M1: order of VMAs", start)?;
         check((start | end) & (PAGE_SIZE - 1) == 0, "M1: whole pages", start)?;
         check(vma.mm.load() == Some(id), "M1: VMAs of this address space", start)?;
+        let policy = (vma.policy().mode(), vma.policy().nodes().bits());
+        check(policy == vma.policy_parts(), "M8: the policy of a VMA", start)?;
         check(vma.prev() == below, "M1: links to the VMA below", start)?;
         (before, below) = (end, Some(vma_id));
         let pages = vma.pages();

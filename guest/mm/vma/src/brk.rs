@@ -1,6 +1,6 @@
 //! brk: the heap (Linux: mm/mmap.c, `brk`; mm/vma.c, `do_brk_flags`).
 
-use mm_core::{Event, PAGE_SHIFT, PAGE_SIZE};
+use mm_core::{Event, PAGE_SHIFT, PAGE_SIZE, Policy};
 
 use crate::merge::Merge;
 use crate::mm::STACK_GUARD_GAP;
@@ -73,6 +73,7 @@ impl<K: Kernel> Space<'_, K> {
             pgoff: addr >> PAGE_SHIFT,
             flags,
             mapping: None,
+            policy: Policy::Default,
             anon_vma: None,
             // What ends where the heap begins is not the heap.
             prev: self.before(addr).filter(|&id| self.vma(id).end() > self.mm.start_brk()),

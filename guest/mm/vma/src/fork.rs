@@ -70,6 +70,8 @@ fn insert_copy<K: Kernel>(parent: &Space<'_, K>, child: &Space<'_, K>, id: Id<Vm
     child.mm.tree.reserve(child.k, 1)?;
     let new =
         child.new_vma((vma.start(), vma.end()), vma.pgoff(), flags - VmFlags::LOCKED_MASK, vma.mapping())?;
+    // Linux: `vma_dup_policy`.
+    child.vma(new).set_policy(vma.policy());
     if !flags.contains(VmFlags::WIPEONFORK)
         && let Err(error) = anon::fork(child.k, new, id)
     {

@@ -1,6 +1,8 @@
 //! What an address space needs from the kernel around it.
 
-use mm_core::{Folios, PAGE_SIZE, Page, PageAlloc, PageFlags, Pfn, PhysAddr, PhysMem, Rcu, VirtAddr};
+use mm_core::{
+    Folios, PAGE_SIZE, Page, PageAlloc, PageFlags, Pfn, PhysAddr, PhysMem, PolicyAt, Rcu, VirtAddr,
+};
 use mm_filemap::{MappedError, MappedPage, Mapping};
 use mm_pgtable::{FlushRange, TableMem};
 use mm_swap::SwapIo;
@@ -8,7 +10,7 @@ use mm_swap::SwapIo;
 use crate::anon::{AnonVma, AnonVmaChain};
 use crate::id::Id;
 use crate::tree::Node;
-use crate::{Arena, Errno, Mm, VmFlags, Vma, page};
+use crate::{Arena, Errno, Mm, MoveTo, VmFlags, Vma, page};
 
 /// The kernel, as address spaces see it.
 pub trait Kernel:
@@ -119,6 +121,15 @@ pub trait Kernel:
         }
     }
 
+    /// Moves pages to where they are to be, as far as that can be done, and drops the caller's references of them; how many stayed (Linux:
+    /// `isolate_lru_page`, `migrate_pages`). May sleep, and kills nobody for memory. mmap_lock may be held.
+    fn migrate_pages(&self, pages: &[Pfn], _to: MoveTo) -> u64 {
+        for pfn in pages {
+            page::put(self, *pfn);
+        }
+        pages.len() as u64
+    }
+
     /// Promises `pages` more to `mm`, or not (Linux: `security_vm_enough_memory_mm`).
     fn vm_enough_memory(&self, mm: &Mm, pages: u64) -> bool;
 
@@ -146,11 +157,12 @@ pub trait Kernel:
     /// A fault was served, `major` if it read from a device (Linux: `PGFAULT`, `PGMAJFAULT`).
     fn count_fault(&self, _major: bool) {}
 
-    /// The page of a mapping (Linux: `vm_ops->fault`). It is mapped only if it says then that it is at `pgoff` of the mapping.
+    /// The page of a mapping at `at.index`; a fresh one of shared memory comes by the policy, which is the area's (Linux: `vm_ops->fault`). It is
+    /// mapped only if it says then that it is at that offset of the mapping.
     ///
     /// # Errors
     /// See [`MappedError`].
-    fn mapping_page(&self, mapping: Id<Mapping>, pgoff: u64) -> Result<MappedPage, MappedError>;
+    fn mapping_page(&self, mapping: Id<Mapping>, at: PolicyAt) -> Result<MappedPage, MappedError>;
 
     /// Whether a first write to a page that all may see is to be told of before, because dirty pages of the mapping are written back
     /// (Linux: `vma_wants_writenotify`).

@@ -1,5 +1,5 @@
 //! Address spaces: VMAs, the mmap family, page faults, fork and reverse mapping (Linux: mm/mmap.c, mm/vma.c, mm/mprotect.c,
-//! mm/mremap.c, mm/madvise.c, mm/mlock.c, mm/memory.c, mm/rmap.c, mm/migrate.c, kernel/fork.c).
+//! mm/mremap.c, mm/madvise.c, mm/mempolicy.c, mm/mlock.c, mm/memory.c, mm/rmap.c, mm/migrate.c, kernel/fork.c).
 //!
 //! An address space is an [`Mm`]: a tree of [`Vma`]s, page tables, and counts. Whoever changes it takes mmap_lock
 //! ([`Space::lock`]) and calls a method of [`Space`] that is named like the system call; a fault usually needs only the lock of one VMA
@@ -14,7 +14,8 @@
 //! M4  RSS counts equal the entries; `total_vm`, `locked_vm` and so on equal the sums over VMAs;
 //! M5  every anonymous page is found from its `AnonVma` in every VMA that maps it, at its `index`;
 //! M6  entries of frames that nobody counts lie in PFNMAP VMAs, where all others are private copies;
-//! M7  entries that name a slot of a swap area lie in private VMAs, and `swapents` counts them.
+//! M7  entries that name a slot of a swap area lie in private VMAs, and `swapents` counts them;
+//! M8  the memory policy of a VMA is one: a mode, and nodes if and only if the mode needs some.
 //!
 //! Invariants of the parts are in `tree.rs` (N), `anon.rs` (A), `page.rs` (P), `swap.rs` (W), `gather.rs`, `migrate.rs` and `reclaim.rs` (G). Lock order: mmap_lock,
 //! VMA locks, the rmap lock, page-table locks.
@@ -34,18 +35,22 @@ mod flags;
 mod fork;
 mod gap;
 mod gather;
+mod held;
 mod id;
 mod kernel;
 mod lock;
 mod madvise;
+mod mempolicy;
 mod merge;
 mod migrate;
 mod mlock;
 mod mm;
 mod mmap;
+mod move_pages;
 mod mprotect;
 mod mremap;
 mod munmap;
+mod numa;
 mod oom;
 mod page;
 mod pageout;
@@ -71,14 +76,17 @@ pub use fork::dup_mmap;
 pub use kernel::Kernel;
 pub use lock::VmaRead;
 pub use madvise::{Advice, Advised, madvise_remove};
+pub use mempolicy::{Mbind, MbindFlags, MoveTo};
 pub use migrate::{Unmapped, migrate_page, remove_migration_ptes, try_to_migrate};
 pub use mlock::{MLOCK_ONFAULT, MlockAll, populate, populate_exact, populate_locked};
 pub use mm::{Layout, Limits, Mm, RssKind, STACK_GUARD_GAP};
 pub use mm_core::Errno;
-pub use mm_core::{Arena, Id, Link};
+pub use mm_core::{Arena, Id, Link, NodeMask, Policy, PolicyAt};
 pub use mm_filemap::{Cows, MappedError, MappedPage, Mapping};
 pub use mmap::{MapFile, MmapRequest};
+pub use move_pages::{migrate_nodes, move_page, page_node};
 pub use mremap::MremapFlags;
+pub use numa::NumaPages;
 pub use oom::oom_reap;
 pub use page::{Owner, owner, put as put_page};
 pub use pageout::madvise_pageout;

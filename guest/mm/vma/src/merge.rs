@@ -1,10 +1,12 @@
 //! Merging: the least number of VMAs that say the same (Linux: mm/vma.c, `vma_merge_new_range`,
 //! `vma_merge_existing_range`, `vma_modify`).
 //!
-//! Two neighbours merge if they have the same flags and mapping, continue each other's page offsets, are not
+//! Two neighbours merge if they have the same flags, mapping and memory policy, continue each other's page offsets, are not
 //! special, and their `AnonVma`s let them: at most one of the two has one, and that VMA is linked to no other; or both have the
 //! same. A VMA that a fork made is linked to several, and never merges with one that has none, because the merged VMA would be
 //! on lists that its parent's pages are looked for on, for no use.
+
+use mm_core::Policy;
 
 use crate::id::Id;
 use crate::{AnonVma, Errno, Kernel, Mapping, Space, VmFlags, Vma, anon};
@@ -17,6 +19,7 @@ pub(crate) struct Merge {
     pub pgoff: u64,
     pub flags: VmFlags,
     pub mapping: Option<Id<Mapping>>,
+    pub policy: Policy,
     pub anon_vma: Option<Id<AnonVma>>,
     pub prev: Option<Id<Vma>>,
     pub next: Option<Id<Vma>>,
@@ -38,6 +41,7 @@ impl<K: Kernel> Space<'_, K> {
             pgoff: vma.index_of(start),
             flags: vma.flags(),
             mapping: vma.mapping(),
+            policy: vma.policy(),
             anon_vma: vma.anon_vma(),
             prev: if start == vma.start() { vma.prev() } else { None },
             next: if end == vma.end() { vma.next() } else { None },
@@ -54,7 +58,7 @@ impl<K: Kernel> Space<'_, K> {
     /// Linux: `is_mergeable_vma`, `is_mergeable_anon_vma`.
     fn is_mergeable(&self, merge: &Merge, with: Id<Vma>) -> bool {
         let vma = self.vma(with);
-        if vma.flags() != merge.flags || vma.mapping() != merge.mapping {
+        if vma.flags() != merge.flags || vma.mapping() != merge.mapping || vma.policy() != merge.policy {
             return false;
         }
         match (vma.anon_vma(), merge.anon_vma) {
@@ -182,8 +186,8 @@ impl<K: Kernel> Space<'_, K> {
         }
     }
 
-    /// Makes a VMA of exactly the range, unless it merges with a neighbour that has `merge.flags` already; the VMA that
-    /// holds the range then. The flags are not set here (Linux: `vma_modify`).
+    /// Makes a VMA of exactly the range, unless it merges with a neighbour that has `merge.flags` and `merge.policy` already; the VMA
+    /// that holds the range then. Neither is set here (Linux: `vma_modify`).
     ///
     /// # Errors
     /// `ENOMEM`; parts may be split off.
@@ -213,6 +217,21 @@ impl<K: Kernel> Space<'_, K> {
         let id = self.modify(&merge)?;
         if self.vma(id).flags() != flags {
             self.set_flags(id, flags);
+        }
+        Ok(id)
+    }
+
+    /// [`Space::modify`] for another memory policy, which the VMA has afterwards (Linux: `vma_modify_policy`).
+    pub(crate) fn modify_policy(
+        &self,
+        id: Id<Vma>,
+        start: u64,
+        end: u64,
+        policy: Policy,
+    ) -> Result<Id<Vma>, Errno> {
+        let id = self.modify(&Merge { policy, ..self.merge_of(id, start, end) })?;
+        if self.vma(id).policy() != policy {
+            self.set_policy(id, policy);
         }
         Ok(id)
     }

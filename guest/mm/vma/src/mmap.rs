@@ -1,6 +1,6 @@
 //! mmap (Linux: mm/mmap.c, `do_mmap`; mm/vma.c, `mmap_region`).
 
-use mm_core::{Event, PAGE_SHIFT, PAGE_SIZE};
+use mm_core::{Event, PAGE_SHIFT, PAGE_SIZE, Policy};
 
 use crate::flags::MapType;
 use crate::id::Id;
@@ -203,6 +203,7 @@ impl<K: Kernel> Space<'_, K> {
             pgoff,
             flags,
             mapping,
+            policy: Policy::Default,
             anon_vma: None,
             prev,
             next,

@@ -1,23 +1,12 @@
 //! MADV_PAGEOUT (Linux: mm/madvise.c, `madvise_pageout`).
 
-use mm_core::{MemMap, PAGE_SIZE, PageFlags, Pfn};
-use mm_pgtable::{Entry, PteFlags, TableMem};
+use mm_core::PageFlags;
+use mm_pgtable::{Entry, PteFlags};
 
+use crate::held::{Held, hold};
 use crate::id::Id;
-use crate::pte::{self, Pte};
 use crate::space::Populate;
-use crate::{Kernel, Mm, VmFlags, Vma, page};
-
-/// Pages that are handed to reclaim at once (Linux: `SWAP_CLUSTER_MAX`).
-const BATCH: usize = 32;
-
-/// Pages of one table, held.
-struct Taken {
-    pages: [Pfn; BATCH],
-    count: usize,
-    /// Where to go on.
-    next: u64,
-}
+use crate::{Kernel, Mm, VmFlags, Vma, pte};
 
 /// Has the pages of a range reclaimed that nobody else maps, as far as that can be done; without mmap_lock. VMAs whose pages must stay are
 /// passed over: madvise has refused them, unless they came since.
@@ -27,46 +16,33 @@ pub fn madvise_pageout<K: Kernel>(k: &K, mm: Id<Mm>, range: Populate) {
     let mut va = range.start;
     while va < end {
         k.mmap_read_lock(at);
-        let taken = at.find(k, va).map(|id| take(k, at, k.at(id), va, end));
+        let found = at.find(k, va).map(|id| take(k, at, k.at(id), va, end));
         k.mmap_read_unlock(at);
-        let Some(Taken { pages, count, next }) = taken else { return };
+        let Some((held, next)) = found else { return };
         va = next;
-        if let Some(pages) = pages.get(..count).filter(|pages| !pages.is_empty()) {
-            k.reclaim_pages(pages);
+        if let Some(held) = held.filter(|held| !held.pages().is_empty()) {
+            k.reclaim_pages(held.pages());
         }
     }
 }
 
-/// Takes references of pages from `va` on.
-fn take<K: Kernel>(k: &K, mm: &Mm, vma: &Vma, va: u64, end: u64) -> Taken {
+/// Takes references of pages from `va` on, and says where to go on.
+fn take<K: Kernel>(k: &K, mm: &Mm, vma: &Vma, va: u64, end: u64) -> (Option<Held>, u64) {
     let (start, stop) = (va.max(vma.start()), end.min(vma.end()));
-    let mut taken = Taken { pages: [Pfn::new(0); BATCH], count: 0, next: vma.end() };
     let pinned = VmFlags::LOCKED | VmFlags::PFNMAP | VmFlags::HUGETLB;
     if start >= stop || vma.flags().intersects(pinned) {
-        return taken;
+        return (None, vma.end());
     }
-    k.tables(mm, |tables| {
-        let Some(run) = pte::next_run(tables, mm.page_table(), start, stop) else { return };
-        taken.next = run.va + run.count as u64 * PAGE_SIZE;
-        for (index, va) in run.used(tables) {
-            let Pte::Page(pfn) = pte::decode(Entry::new(tables.read(run.table, index))) else { continue };
-            // Others who map it use it (Linux: `page_mapcount(page) != 1`).
-            let Some(page) = MemMap::page(k, pfn).filter(|page| page.mapcount() == 0) else { continue };
-            if k.is_zero_page(pfn) {
-                continue;
-            }
-            let Some(slot) = taken.pages.get_mut(taken.count) else {
-                taken.next = va;
-                return;
-            };
-            pte::update(tables, run.table, index, |old| {
-                Entry::new(old.as_u64() & !PteFlags::ACCESSED.bits())
-            });
+    let held = hold(k, mm, start..stop, |tables, (run, index), page| {
+        // Others who map it use it (Linux: `page_mapcount(page) != 1`).
+        let alone = page.mapcount() == 0;
+        if alone {
+            let young = PteFlags::ACCESSED.bits();
+            pte::update(tables, run.table, index, |old| Entry::new(old.as_u64() & !young));
             page.remove(PageFlags::REFERENCED);
-            page::get(k, pfn);
-            *slot = pfn;
-            taken.count += 1;
         }
+        alone
     });
-    taken
+    let next = held.next;
+    (Some(held), next)
 }

@@ -2,7 +2,7 @@
 
 use core::sync::atomic::Ordering::{Relaxed, Release};
 
-use mm_core::{Event, PAGE_SIZE};
+use mm_core::{Event, PAGE_SIZE, Policy};
 
 use crate::id::Id;
 use crate::{Arena, Errno, Kernel, Limits, Mapping, Mm, VmFlags, Vma, anon, rmap};
@@ -104,6 +104,7 @@ impl<'k, K: Kernel> Space<'k, K> {
         vma.set_end(range.1);
         vma.set_pgoff(pgoff);
         vma.set_flags(flags);
+        vma.set_policy(Policy::Default);
         vma.mapping.store(mapping);
         vma.anon_vma.store(None);
         vma.chain_first.store(None);
@@ -185,10 +186,17 @@ impl<'k, K: Kernel> Space<'k, K> {
         vma.set_flags(flags);
     }
 
+    pub(crate) fn set_policy(&self, id: Id<Vma>, policy: Policy) {
+        let vma = self.vma(id);
+        vma.start_write(self.k, self.mm);
+        vma.set_policy(policy);
+    }
+
     /// A copy of `id` for another range, in no tree, linked to the same `AnonVma`s (Linux: `vm_area_dup`, `anon_vma_clone`).
     pub(crate) fn duplicate(&self, id: Id<Vma>, start: u64, end: u64, pgoff: u64) -> Result<Id<Vma>, Errno> {
         let old = self.vma(id);
         let new = self.new_vma((start, end), pgoff, old.flags(), old.mapping())?;
+        self.vma(new).set_policy(old.policy());
         self.vma(new).anon_vma.store(old.anon_vma());
         anon::clone(self.k, new, id).inspect_err(|_| {
             self.vma(new).anon_vma.store(None);

@@ -59,7 +59,7 @@ pub(crate) struct SwapPte<'a> {
 /// [`SwapFault`].
 pub(crate) fn swap_in<K: Kernel>(k: &K, at: SwapPte<'_>, write: bool) -> Result<Mapped, SwapFault> {
     let unchanged = || k.tables(at.mm, |tables| pte::read(tables, at.mm.page_table(), at.va)) == at.old;
-    let found = match k.swapin_readahead(at.entry) {
+    let found = match k.swapin_readahead(at.entry, at.vma.policy_at(at.va)) {
         Ok(found) => found,
         Err(_) if !unchanged() => return Ok(Mapped::Changed),
         Err(SwapInError::NoMemory) => return Err(SwapFault::NoMemory),

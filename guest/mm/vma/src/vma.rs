@@ -1,10 +1,11 @@
 //! A virtual memory area (Linux: `struct vm_area_struct`).
 
 use core::mem::offset_of;
-use core::sync::atomic::{AtomicU32, AtomicU64};
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 
+use abi::mpol;
 use memvisor_abi as abi;
-use mm_core::PAGE_SHIFT;
+use mm_core::{NodeMask, PAGE_SHIFT, Policy, PolicyAt};
 use mm_pgtable::Prot;
 
 use crate::id::{Id, Link, fields};
@@ -24,7 +25,8 @@ pub struct Vma {
     /// See `lock.rs`.
     pub(crate) lock_seq: AtomicU64,
     pub(crate) refcount: AtomicU32,
-    reserved: AtomicU32,
+    /// Mode of its memory policy.
+    policy: AtomicU32,
     pgoff: AtomicU64,
     /// What it maps; nothing for private anonymous memory.
     pub(crate) mapping: Link<Mapping>,
@@ -39,6 +41,8 @@ pub struct Vma {
     /// Neighbours in the list of what maps the same `Mapping`.
     pub(crate) shared_next: Link<Vma>,
     pub(crate) shared_prev: Link<Vma>,
+    /// Nodes of its memory policy.
+    policy_nodes: AtomicU64,
 }
 
 const _: () = assert!(
@@ -49,6 +53,7 @@ const _: () = assert!(
         && offset_of!(Vma, flags) == offset_of!(abi::Vma, flags)
         && offset_of!(Vma, lock_seq) == offset_of!(abi::Vma, lock_seq)
         && offset_of!(Vma, refcount) == offset_of!(abi::Vma, refcount)
+        && offset_of!(Vma, policy) == offset_of!(abi::Vma, policy)
         && offset_of!(Vma, pgoff) == offset_of!(abi::Vma, pgoff)
         && offset_of!(Vma, mapping) == offset_of!(abi::Vma, mapping)
         && offset_of!(Vma, anon_vma) == offset_of!(abi::Vma, anon_vma)
@@ -58,6 +63,7 @@ const _: () = assert!(
         && offset_of!(Vma, prev) == offset_of!(abi::Vma, prev)
         && offset_of!(Vma, shared_next) == offset_of!(abi::Vma, shared_next)
         && offset_of!(Vma, shared_prev) == offset_of!(abi::Vma, shared_prev)
+        && offset_of!(Vma, policy_nodes) == offset_of!(abi::Vma, policy_nodes)
 );
 
 impl Vma {
@@ -74,11 +80,37 @@ impl Vma {
     /// What it allows.
     #[inline]
     pub fn flags(&self) -> VmFlags {
-        VmFlags::from_bits_retain(self.flags.load(core::sync::atomic::Ordering::Relaxed))
+        VmFlags::from_bits_retain(self.flags.load(Relaxed))
     }
 
     pub(crate) fn set_flags(&self, flags: VmFlags) {
-        self.flags.store(flags.bits(), core::sync::atomic::Ordering::Relaxed);
+        self.flags.store(flags.bits(), Relaxed);
+    }
+
+    /// Where its pages are to come from; [`Policy::Default`] leaves it to the task (Linux: `vm_policy`). A word says that there is none,
+    /// and no fault in such an area looks further.
+    #[inline]
+    pub fn policy(&self) -> Policy {
+        match self.policy.load(Relaxed) {
+            mpol::DEFAULT => Policy::Default,
+            mode => Policy::from_parts(mode, NodeMask::from_bits(self.policy_nodes.load(Relaxed))),
+        }
+    }
+
+    pub(crate) fn set_policy(&self, policy: Policy) {
+        self.policy.store(policy.mode(), Relaxed);
+        self.policy_nodes.store(policy.nodes().bits(), Relaxed);
+    }
+
+    /// [`Vma::policy`] as it is kept: mode and nodes. For audits.
+    pub fn policy_parts(&self) -> (u32, u64) {
+        (self.policy.load(Relaxed), self.policy_nodes.load(Relaxed))
+    }
+
+    /// [`Vma::policy`] for the page at an address in it.
+    #[inline]
+    pub fn policy_at(&self, addr: u64) -> PolicyAt {
+        PolicyAt { policy: self.policy(), index: self.index_of(addr) }
     }
 
     /// What it maps; `None` for private anonymous memory.

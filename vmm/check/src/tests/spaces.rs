@@ -221,6 +221,30 @@ fn vma_guard_sees_memory_below_a_stack() {
 }
 
 #[test]
+fn vma_policy_sees_modes_and_nodes_that_do_not_go_together() {
+    let node = |vma: &mut Vma, mode, nodes| (vma.policy, vma.policy_nodes) = (mode, nodes);
+    for (mode, nodes, says) in [
+        (mpol::BIND, 1 << 63 | 1, "have no memory"),
+        (mpol::INTERLEAVE, 0, "has nodes"),
+        (mpol::PREFERRED, 0, "one node"),
+        (mpol::DEFAULT, 1, "has no nodes"),
+        (mpol::LOCAL, 1, "has no nodes"),
+        (77, 1, "no mode 77"),
+    ] {
+        let mut guest = healthy();
+        edit_vma(&mut guest, DATA, |vma| node(vma, mode, nodes));
+        let finding = only(&guest, "vma.policy");
+        assert!(finding.outside_says.contains(says), "{finding:?}");
+    }
+    for (mode, nodes) in [(mpol::BIND, 1), (mpol::PREFERRED, 1), (mpol::LOCAL, 0), (mpol::PREFERRED_MANY, 1)]
+    {
+        let mut guest = healthy();
+        edit_vma(&mut guest, DATA, |vma| node(vma, mode, nodes));
+        assert_eq!(guest.audit().findings, []);
+    }
+}
+
+#[test]
 fn pte_rules_see_an_entry_with_more_rights_than_its_vma() {
     let mut guest = healthy();
     edit_user(&mut guest, DATA_VA, |entry| entry & !(1 << 63));

@@ -39,6 +39,8 @@ pub struct MapsRow {
     pub ino: u64,
     /// The file's path, `[heap]`, `[stack]`, or the address of its mapping; empty for other anonymous memory.
     pub name: String,
+    /// Memory policy, as numa_maps has it.
+    pub policy: String,
     /// What is resident, if asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub smaps: Option<Smaps>,
@@ -119,6 +121,7 @@ fn row<S: MemorySource + ?Sized>(guest: &Guest<'_, S>, space: &MmSpace, at: &Vma
         dev: file.map_or(0, |mapping| mapping.dev),
         ino: file.map_or(0, |mapping| mapping.ino),
         name,
+        policy: super::numa_maps::policy(vma),
         smaps: None,
     }
 }

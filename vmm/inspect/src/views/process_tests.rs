@@ -48,6 +48,30 @@ fn smaps_counts_what_the_page_tables_have() {
 }
 
 #[test]
+fn numa_maps_has_the_pages_that_smaps_has_and_the_policies() {
+    let (mut guest, _) = guest(Levels::Four);
+    let view = NumaMapsView::new(&reader(&guest), PID).expect("readable").expect("it lives");
+    let smaps = MapsView::new(&reader(&guest), PID, true).expect("readable").expect("it lives");
+    assert_eq!(view.vmas.len(), smaps.vmas.len());
+    for (row, maps) in view.vmas.iter().zip(&smaps.vmas) {
+        let smaps = maps.smaps.as_ref().expect("asked for");
+        assert_eq!((row.pages * 4, row.anon * 4), (smaps.rss, smaps.anonymous));
+        assert_eq!(row.nodes.values().sum::<u64>(), row.pages);
+        assert_eq!((row.policy.as_str(), maps.policy.as_str()), ("default", "default"));
+    }
+    assert_eq!(view.vmas[1].place, "heap");
+    let vma = reader(&guest).mm_spaces().expect("readable")[0].vmas.items[1].gpa;
+    let at = |offset: usize| vma + offset as u64;
+    let counted = reader(&guest).mm_spaces().expect("readable")[0].vmas.items[1].vma.refcount;
+    let word = u64::from(counted) | u64::from(memvisor_abi::mpol::BIND) << 32;
+    guest.memory.write_u64(at(std::mem::offset_of!(memvisor_abi::Vma, refcount)), word).expect("in RAM");
+    guest.memory.write_u64(at(std::mem::offset_of!(memvisor_abi::Vma, policy_nodes)), 6).expect("in RAM");
+    let view = NumaMapsView::new(&reader(&guest), PID).expect("readable").expect("it lives");
+    assert!(view.vmas[1].to_string().contains(" bind:1-2 heap anon=1 dirty=1 "), "{}", view.vmas[1]);
+    assert_eq!(NumaMapsView::new(&reader(&guest), 9).expect("readable"), None);
+}
+
+#[test]
 fn ps_joins_tasks_and_address_spaces() {
     let (mut guest, process) = guest(Levels::Four);
     let view = PsView::new(&reader(&guest)).expect("readable");

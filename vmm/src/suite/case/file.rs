@@ -36,6 +36,7 @@ const FILES: &[(&str, &str)] = &[
     ("mlock-pressure", include_str!("../../../../tests/cases/mlock-pressure.toml")),
     ("max-map-count", include_str!("../../../../tests/cases/max-map-count.toml")),
     ("numa-pressure", include_str!("../../../../tests/cases/numa-pressure.toml")),
+    ("mempolicy", include_str!("../../../../tests/cases/mempolicy.toml")),
     ("vm-patterns", include_str!("../../../../tests/cases/vm-patterns.toml")),
     ("everything-at-once", include_str!("../../../../tests/cases/everything-at-once.toml")),
     ("cma", include_str!("../../../../tests/cases/cma.toml")),

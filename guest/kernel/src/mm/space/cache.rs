@@ -6,7 +6,7 @@ use core::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
 use guest_ipc::Usage;
 use memvisor_abi::{NodeStat, PageFlags};
-use mm_core::{Folios, MemMap, PAGE_SIZE, Page, Pfn, Rcu};
+use mm_core::{Folios, MemMap, PAGE_SIZE, Page, Pfn, PolicyAt, Rcu};
 use mm_filemap::shmem::{self, FallocFlags, Fallocate};
 use mm_filemap::{
     Bound, Cache, CacheError, Node, Sealed, Seek, ShadowNodes, read_cache_page, seek_hole_data,
@@ -151,14 +151,15 @@ pub(super) fn free_mapping(id: Id<Mapping>) {
 }
 
 /// Linux: `filemap_fault`, `shmem_fault`.
-pub(super) fn fault(id: Id<Mapping>, index: u64) -> Result<MappedPage, MappedError> {
+pub(super) fn fault(id: Id<Mapping>, at: PolicyAt) -> Result<MappedPage, MappedError> {
+    let index = at.index;
     let read = |pfn| {
         let bytes = elf::file_page(index).ok_or(CacheError::PastEnd)?;
         kmap::copy_to_page(pfn, 0, bytes);
         Ok(())
     };
     match source(id) {
-        Source::Shmem | Source::Anonymous | Source::SysV => shmem::fault(&Spaces, id, index),
+        Source::Shmem | Source::Anonymous | Source::SysV => shmem::fault(&Spaces, id, at),
         // Its frames are there from the start.
         Source::Device => Err(MappedError::Sigbus),
         Source::Disk | Source::Bdev => match disk_file::page(id, index, disk_file::Wanted::Fault) {

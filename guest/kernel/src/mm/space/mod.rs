@@ -20,13 +20,13 @@ use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use memvisor_abi::VmEvent;
 use mm_core::{
-    Event, EventId, Gfp, MemMap, Order, Page, PageAlloc, Pageblock, Pfn, PhysAddr, PhysMem, Rcu, Trace,
-    VirtAddr,
+    Event, EventId, Gfp, MemMap, Order, Page, PageAlloc, Pageblock, Pfn, PhysAddr, PhysMem, PolicyAt, Rcu,
+    Trace, VirtAddr,
 };
 use mm_filemap::shmem::FallocFlags;
 use mm_pgtable::{FlushRange, PageTable};
 use mm_vma::{
-    Arena, Errno, Id, Kernel, Layout, MappedError, MappedPage, Mapping, Mm, RssKind, Space, VmFlags,
+    Arena, Errno, Id, Kernel, Layout, MappedError, MappedPage, Mapping, Mm, MoveTo, RssKind, Space, VmFlags,
 };
 use mm_vmscan::Lru as _;
 
@@ -37,7 +37,7 @@ use crate::mm::memmap::Vmemmap;
 use crate::mm::oom::promises;
 use crate::mm::paging::{self, Tables};
 use crate::mm::phys::DirectMap;
-use crate::mm::{kmap, oom, page_alloc, pti, swap};
+use crate::mm::{kmap, migrate, oom, page_alloc, pti, swap};
 use crate::sync::Lock;
 use crate::trace::KernelTrace;
 use crate::{introspect, sched, smp};
@@ -245,6 +245,10 @@ impl PageAlloc for Spaces {
         page_alloc::alloc_here(gfp, order, node)
     }
 
+    fn alloc_page_policy(&self, gfp: Gfp, at: PolicyAt) -> Option<Pfn> {
+        page_alloc::alloc_page_policy(gfp, at)
+    }
+
     fn free_pages(&self, pfn: Pfn, order: Order) {
         page_alloc::free_pages(pfn, order);
     }
@@ -397,6 +401,10 @@ impl Kernel for Spaces {
         swap::reclaim_pages(pages);
     }
 
+    fn migrate_pages(&self, pages: &[Pfn], to: MoveTo) -> u64 {
+        migrate::migrate_pages(pages, to)
+    }
+
     fn vm_enough_memory(&self, mm: &Mm, pages: u64) -> bool {
         promises::promise(Some(mm), pages)
     }
@@ -428,8 +436,8 @@ impl Kernel for Spaces {
         cache::put(mapping);
     }
 
-    fn mapping_page(&self, mapping: Id<Mapping>, pgoff: u64) -> Result<MappedPage, MappedError> {
-        cache::fault(mapping, pgoff)
+    fn mapping_page(&self, mapping: Id<Mapping>, at: PolicyAt) -> Result<MappedPage, MappedError> {
+        cache::fault(mapping, at)
     }
 
     fn mapping_wants_writenotify(&self, mapping: Id<Mapping>) -> bool {

@@ -5,7 +5,7 @@ use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use guest_virtio::blk::SECTOR;
 use memvisor_abi::{NodeStat, VmEvent};
-use mm_core::{Errno, Event, EventId, Gfp, MemMap, Order, PAGE_SIZE, Page, PageFlags, Pfn, Trace};
+use mm_core::{Errno, Event, EventId, Gfp, MemMap, PAGE_SIZE, Page, PageFlags, Pfn, PolicyAt, Trace};
 use mm_swap::{
     Readahead, Slot, Swap, SwapEntry, SwapInError, SwapIo, SwappedIn, cluster_window, folio_swap_entry,
     read_swap_cache_async, swap_write_failed,
@@ -187,14 +187,10 @@ fn swap_read(first: SwapEntry, pages: &[Pfn]) {
     }
 }
 
-fn alloc(gfp: Gfp) -> Option<Pfn> {
-    page_alloc::alloc_here(gfp, Order::ZERO, None)
-}
-
 impl SwapIo for Spaces {
-    fn swapin_readahead(&self, entry: SwapEntry) -> Result<SwappedIn, SwapInError> {
-        let found =
-            read_swap_cache_async(self, entry, || alloc(Gfp::HIGHUSER_MOVABLE), |pfn| put_page(self, pfn))?;
+    fn swapin_readahead(&self, entry: SwapEntry, at: PolicyAt) -> Result<SwappedIn, SwapInError> {
+        let alloc = || page_alloc::alloc_page_policy(Gfp::HIGHUSER_MOVABLE, at);
+        let found = read_swap_cache_async(self, entry, alloc, |pfn| put_page(self, pfn))?;
         let Some(page) = MemMap::page(self, found.pfn) else { return Ok(found) };
         if !found.major {
             // Linux: `PG_readahead`, which is the same bit there.
@@ -210,7 +206,7 @@ impl SwapIo for Spaces {
             if offset == entry.offset() {
                 run.add(offset, found.pfn);
             } else {
-                run.neighbour(offset);
+                run.neighbour(offset, at);
             }
         }
         run.read();
@@ -279,14 +275,15 @@ impl Run {
     }
 
     /// A slot that nobody asked for, if there is a page on the device only, and a frame that costs nobody anything.
-    fn neighbour(&mut self, offset: u64) {
+    fn neighbour(&mut self, offset: u64, at: PolicyAt) {
         let words = Spaces.slots(self.area);
         let word = usize::try_from(offset).ok().and_then(|offset| words.get(offset));
         let is_out = word.map(Slot::of).is_some_and(|slot| slot.count() > 0 && slot.cache().is_none());
         let Some(entry) = SwapEntry::new(self.area, offset).filter(|_| is_out) else { return };
         let gfp = (Gfp::HIGHUSER_MOVABLE | Gfp::NOWARN) - Gfp::DIRECT_RECLAIM;
         let put = |pfn| put_page(&Spaces, pfn);
-        let Ok(found) = read_swap_cache_async(&Spaces, entry, || alloc(gfp), put) else { return };
+        let alloc = || page_alloc::alloc_page_policy(gfp, at);
+        let Ok(found) = read_swap_cache_async(&Spaces, entry, alloc, put) else { return };
         if found.major {
             if let Some(page) = MemMap::page(&Spaces, found.pfn) {
                 page.insert(PageFlags::RECLAIM);

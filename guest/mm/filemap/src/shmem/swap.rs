@@ -5,7 +5,7 @@
 
 use abi::Page as AbiPage;
 use memvisor_abi as abi;
-use mm_core::{Arena, Id, MemMap, Page, PageFlags, PageKind, Pfn, refcount};
+use mm_core::{Arena, Id, MemMap, Page, PageFlags, PageKind, Pfn, PolicyAt, refcount};
 use mm_swap::{
     SwapEntry, SwapError, SwapInError, delete_from_swap_cache, folio_alloc_swap, folio_swap_entry,
     free_swap_and_cache, swap_duplicate, swap_free,
@@ -80,20 +80,21 @@ fn leave<K: Cache>(
 pub(super) fn swap_in<K: Cache>(
     k: &K,
     id: Id<Mapping>,
-    index: u64,
+    at: PolicyAt,
     value: u64,
 ) -> Result<Option<Pfn>, CacheError> {
     let mapping: &Mapping = k.at(id);
-    let is_there = || k.pages_lock(id, || mapping.i_pages().load(k, index)) == Entry::Value(value);
+    let is_there = || k.pages_lock(id, || mapping.i_pages().load(k, at.index)) == Entry::Value(value);
     let entry = SwapEntry::of_value(value).ok_or(CacheError::Io)?;
-    let pfn = match k.swapin_readahead(entry) {
+    let pfn = match k.swapin_readahead(entry, at) {
         Ok(found) => found.pfn,
         Err(_) if !is_there() => return Ok(None),
         Err(SwapInError::NoMemory) => return Err(CacheError::NoMemory),
         Err(SwapInError::Gone) => return Err(CacheError::Io),
     };
     k.lock_page(pfn);
-    let result = MemMap::page(k, pfn).map_or(Ok(false), |page| come_back(k, (id, index), (pfn, page), entry));
+    let result =
+        MemMap::page(k, pfn).map_or(Ok(false), |page| come_back(k, (id, at.index), (pfn, page), entry));
     k.unlock_page(pfn);
     match result {
         Ok(true) => Ok(Some(pfn)),
@@ -175,7 +176,7 @@ pub fn unuse<K: Cache>(k: &K, id: Id<Mapping>, area: u32) -> Result<(), SwapErro
         if let Entry::Value(value) = entry
             && SwapEntry::of_value(value).is_some_and(|entry| entry.area() == area)
         {
-            match swap_in(k, id, index, value) {
+            match swap_in(k, id, PolicyAt::of_task(index), value) {
                 Ok(Some(pfn)) => put_page(k, pfn),
                 // Once more: it may be a value again.
                 Ok(None) => continue,

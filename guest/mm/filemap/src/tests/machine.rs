@@ -12,7 +12,7 @@ use memvisor_abi::NodeStat;
 use mm_core::Rcu;
 use mm_core::{
     Arena, Folios, Gfp, Id, MemMap, Migratetype, Order, PAGE_SIZE, Page, PageAlloc, PageKind, Pageblock, Pfn,
-    PhysAddr, PhysMem, Trace, ZoneKind,
+    PhysAddr, PhysMem, PolicyAt, Trace, ZoneKind,
 };
 
 use mm_core::{PageFlags, refcount};
@@ -253,7 +253,7 @@ impl Rcu for Machine {
 mm_sim::swap_by_field!(Machine, swap);
 
 impl SwapIo for Machine {
-    fn swapin_readahead(&self, entry: SwapEntry) -> Result<SwappedIn, SwapInError> {
+    fn swapin_readahead(&self, entry: SwapEntry, _at: PolicyAt) -> Result<SwappedIn, SwapInError> {
         assert!(!HELD.get(), "a read with the mapping's lock held");
         let alloc = || self.alloc_pages(Gfp::HIGHUSER_MOVABLE, Order::ZERO, None);
         let found = read_swap_cache_async(self, entry, alloc, |pfn| put_page(self, pfn))?;

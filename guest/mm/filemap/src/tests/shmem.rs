@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering::Relaxed;
 
-use mm_core::{Arena, Id, PAGE_SIZE};
+use mm_core::{Arena, Id, PAGE_SIZE, PolicyAt};
 use proptest::prelude::*;
 
 use super::machine::Machine;
@@ -109,7 +109,7 @@ proptest! {
                     }
                 }
                 Op::Fault(index) => {
-                    let got = shmem::fault(&machine, id, index);
+                    let got = shmem::fault(&machine, id, PolicyAt::of_task(index));
                     if index * PAGE_SIZE < size {
                         put_page(&machine, got.unwrap().pfn);
                     } else {
@@ -147,7 +147,7 @@ fn a_page_that_is_held_does_not_go_to_swap() {
     machine.swapon();
     let id = machine.mapping(PAGE_SIZE);
     write(&machine, id, 0, 8, 5).unwrap();
-    let held = shmem::fault(&machine, id, 0).unwrap().pfn;
+    let held = shmem::fault(&machine, id, PolicyAt::of_task(0)).unwrap().pfn;
     assert!(!machine.swap_out(id, 0));
     assert_eq!((machine.swap.inuse(), machine.swapped.load(Relaxed)), (0, 0));
     put_page(&machine, held);
@@ -163,17 +163,17 @@ fn a_full_file_system_refuses_pages_and_counts_none() {
     machine.max_shmem.store(2, Relaxed);
     write(&machine, id, 0, 2 * PAGE_SIZE, 1).unwrap();
     assert_eq!(write(&machine, id, 3 * PAGE_SIZE, 1, 1), Err(CacheError::NoSpace));
-    assert_eq!(shmem::fault(&machine, id, 3), Err(MappedError::Sigbus));
+    assert_eq!(shmem::fault(&machine, id, PolicyAt::of_task(3)), Err(MappedError::Sigbus));
     assert_eq!((machine.shmem.load(Relaxed), machine.used()), (2, 2));
     write(&machine, id, PAGE_SIZE, 1, 2).unwrap();
     machine.max_shmem.store(u64::MAX, Relaxed);
     machine.budget.store(0, Relaxed);
-    assert_eq!(shmem::fault(&machine, id, 3), Err(MappedError::NoMemory));
+    assert_eq!(shmem::fault(&machine, id, PolicyAt::of_task(3)), Err(MappedError::NoMemory));
     // The page, and no node for it.
     machine.budget.store(1, Relaxed);
-    assert_eq!(shmem::fault(&machine, id, 64), Err(MappedError::Sigbus));
+    assert_eq!(shmem::fault(&machine, id, PolicyAt::of_task(64)), Err(MappedError::Sigbus));
     shmem::set_size(&machine, id, 100 * PAGE_SIZE).unwrap();
-    assert_eq!(shmem::fault(&machine, id, 64), Err(MappedError::NoMemory));
+    assert_eq!(shmem::fault(&machine, id, PolicyAt::of_task(64)), Err(MappedError::NoMemory));
     assert_eq!((machine.shmem.load(Relaxed), machine.used()), (2, 2));
 }
 

@@ -7,7 +7,7 @@ use super::freelist::{Block, node_of};
 use super::{Machine, PageAllocator, Request, pgalloc};
 use crate::gfp::Context;
 use crate::pcp;
-use crate::policy::{NodeMask, Placement};
+use crate::policy::Placement;
 use crate::{AllocFlags, check_gfp};
 
 /// Pages linked by `Page::next`, ended by `PFN_NONE` (Linux: a `list_head` of pages).
@@ -117,7 +117,7 @@ impl<M: Machine> PageAllocator<M> {
         let mut done = 0;
         if count > 1 && check_gfp(context, gfp).is_ok() {
             let node = node.unwrap_or_else(|| self.machine.local_node());
-            let placement = Placement { node, nodes: NodeMask::ALL, interleaved: false };
+            let placement = Placement::from(node);
             let request = Request::new(&self.machine, context.scoped(gfp), Order::ZERO, placement);
             if let Some(request) = request {
                 done = self.take_batch(&request, count, &mut each);

@@ -1,13 +1,13 @@
 //! One pass over a zonelist (Linux: `prepare_alloc_pages`, `get_page_from_freelist`, `rmqueue`).
 
 use memvisor_abi::{EventId, MAX_NR_ZONES, NumaEvent, VmEvent};
-use mm_core::{CpuLocal, Event, Gfp, Migratetype, Order, PageState, Pfn, Trace, ZoneKind};
+use mm_core::{CpuLocal, Event, Gfp, Migratetype, NodeMask, Order, PageState, Pfn, Trace, ZoneKind};
 
 use super::{Machine, PageAllocator, pgalloc, zone_id};
 use crate::gfp::{cma, highest_zone, migratetype};
 use crate::glance::lowered;
 use crate::pcp::{self, count_numa};
-use crate::policy::{NodeMask, Placement};
+use crate::policy::Placement;
 use crate::{AllocFlags, Reclaim};
 
 /// A request that was checked, and what follows from its flags (Linux: `struct alloc_context`).

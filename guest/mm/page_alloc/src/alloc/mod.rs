@@ -29,13 +29,13 @@ use core::fmt;
 
 use memvisor_abi::{EventId, MAX_NR_ZONES, VmEvent, Zonelist};
 use mm_core::{
-    CpuLocal, Event, Gfp, MaySleep, MemMap, Migrate, NoMigrate, Order, PAGE_SIZE, Pfn, PhysAddr, Trace,
-    ZoneId, ZoneKind,
+    CpuLocal, Event, Gfp, MaySleep, MemMap, Migrate, NoMigrate, Order, PAGE_SIZE, Pfn, PhysAddr, PolicyAt,
+    Trace, ZoneId, ZoneKind,
 };
 
 use crate::gfp::Context;
 use crate::pcp::CpuPages;
-use crate::policy::{NodeMask, Placement, TaskPolicy};
+use crate::policy::{self, Placement, TaskPolicy};
 use crate::{Zone, ZoneGlance, check_gfp};
 
 pub use bulk::PageList;
@@ -148,8 +148,7 @@ impl<M: Machine> PageAllocator<M> {
 
     #[inline(never)]
     fn alloc_pages_anywhere(&self, context: Context<'_>, gfp: Gfp, order: Order, node: u32) -> Option<Pfn> {
-        let placement = Placement { node, nodes: NodeMask::ALL, interleaved: false };
-        self.alloc_pages_placed(context, gfp, order, placement)
+        self.alloc_pages_placed(context, gfp, order, Placement::from(node))
     }
 
     /// [`PageAllocator::alloc_pages`] for an order from outside: `None` above 10 (Linux warns once and returns
@@ -182,6 +181,30 @@ impl<M: Machine> PageAllocator<M> {
             return self.alloc_pages(context, gfp, order, Some(local));
         }
         let placement = policy.place(gfp, local, self.policy_zone());
+        self.alloc_pages_chosen(context, gfp, order, placement)
+    }
+
+    /// A page for an area by a policy, the area's or else the task's, at a page offset there (Linux: `vma_alloc_folio`).
+    pub fn alloc_page_at(&self, context: Context<'_>, gfp: Gfp, at: PolicyAt) -> Option<Pfn> {
+        let local = self.machine.local_node();
+        let placement = policy::place_at(at.policy, at.index, gfp, local, self.policy_zone());
+        self.alloc_pages_chosen(context, gfp, Order::ZERO, placement)
+    }
+
+    /// What a policy chose, in up to two tries (Linux: `alloc_pages_preferred_many`).
+    fn alloc_pages_chosen(
+        &self,
+        context: Context<'_>,
+        gfp: Gfp,
+        order: Order,
+        placement: Placement,
+    ) -> Option<Pfn> {
+        if placement.or_any {
+            let at_once = (gfp | Gfp::NOWARN) - (Gfp::DIRECT_RECLAIM | Gfp::NOFAIL);
+            let near = self.alloc_pages_placed(context, at_once, order, placement);
+            return near
+                .or_else(|| self.alloc_pages_placed(context, gfp, order, Placement::from(placement.node)));
+        }
         self.alloc_pages_placed(context, gfp, order, placement)
     }
 

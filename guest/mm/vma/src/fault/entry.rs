@@ -1,7 +1,7 @@
 //! A fault at an entry of a page table: what is there, and what takes its place (Linux: mm/memory.c, `handle_pte_fault`).
 
 use memvisor_abi::mm_flags;
-use mm_core::{Event, EventId, Gfp, Order, PAGE_SIZE, PageFlags, PageKind, Pfn};
+use mm_core::{Event, EventId, Gfp, PAGE_SIZE, PageFlags, PageKind, Pfn};
 use mm_pgtable::{Entry, FlushRange, PteFlags, TableMem};
 use mm_swap::SwapEntry;
 
@@ -184,7 +184,7 @@ impl<K: Kernel> VmFault<'_, K> {
 
     fn alloc(&self, zero: bool) -> Result<Pfn, Fault> {
         let gfp = if zero { Gfp::HIGHUSER_MOVABLE | Gfp::ZERO } else { Gfp::HIGHUSER_MOVABLE };
-        self.k.alloc_pages(gfp, Order::ZERO, None).ok_or(Fault::NoMemory)
+        self.k.alloc_page_policy(gfp, self.vma.policy_at(self.what.addr)).ok_or(Fault::NoMemory)
     }
 
     /// Linux: `do_anonymous_page`.
@@ -223,8 +223,9 @@ impl<K: Kernel> VmFault<'_, K> {
 
     /// Linux: `do_read_fault`, `do_cow_fault`, `do_shared_fault`.
     fn mapped_page(&self, mapping: Id<crate::Mapping>) -> Result<Done, Fault> {
-        let index = self.vma.index_of(self.what.addr);
-        let found = self.k.mapping_page(mapping, index).map_err(|error| match error {
+        let at = self.vma.policy_at(self.what.addr);
+        let index = at.index;
+        let found = self.k.mapping_page(mapping, at).map_err(|error| match error {
             MappedError::Sigbus => Fault::AdrErr,
             MappedError::NoMemory => Fault::NoMemory,
         })?;

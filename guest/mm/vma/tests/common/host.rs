@@ -303,6 +303,9 @@ unsafe fn call(index: usize, op: Op) -> i64 {
                 result
             }
             Op::Msync { addr, len, flags } => libc::syscall(libc::SYS_msync, address(addr), len, flags),
+            Op::Mbind { addr, len, mode, nodes, flags } => {
+                libc::syscall(libc::SYS_mbind, address(addr), len, mode, &raw const nodes, 65, flags)
+            }
             Op::Read { addr } => return touch(address(addr), None),
             Op::Write { addr } => return touch(address(addr), Some(index as u64)),
             Op::Fork => return -1,

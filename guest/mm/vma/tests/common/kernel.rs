@@ -8,15 +8,15 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, OnceLock};
 
 use mm_core::{
-    Folios, Gfp, MemMap, Migratetype, Order, PAGE_SIZE, Page, PageAlloc, PageKind, Pageblock, Pfn, PhysAddr,
-    PhysMem, Trace, ZoneKind,
+    Folios, Gfp, MemMap, Migratetype, NodeMask, Order, PAGE_SIZE, Page, PageAlloc, PageKind, Pageblock, Pfn,
+    PhysAddr, PhysMem, Policy, PolicyAt, Trace, ZoneKind,
 };
 use mm_filemap::shmem::{self, FallocFlags};
 use mm_pgtable::{Entry, FlushRange, Levels, PageTable, TABLE_ENTRIES, TableMem};
 use mm_sim::SimSwap;
 use mm_vma::{
-    AnonVma, AnonVmaChain, Arena, Errno, Id, Kernel, Layout, MappedError, MappedPage, Mapping, Mm, Node, Vma,
-    put_page,
+    AnonVma, AnonVmaChain, Arena, Errno, Id, Kernel, Layout, MappedError, MappedPage, Mapping, Mm, MoveTo,
+    Node, Vma, migrate_page, put_page,
 };
 
 const FRAMES: usize = 1 << 14;
@@ -34,6 +34,7 @@ type Frame = Box<[AtomicU64; TABLE_ENTRIES]>;
 pub struct Ram {
     frames: Vec<OnceLock<Frame>>,
     pages: Vec<Page>,
+    nodes: u32,
     free: Mutex<Vec<u64>>,
     /// Allocations that still succeed.
     pub budget: AtomicUsize,
@@ -49,15 +50,28 @@ impl Ram {
         self.frames[Self::index(pfn)].get_or_init(|| Box::new([const { AtomicU64::new(0) }; TABLE_ENTRIES]))
     }
 
+    fn node_of(&self, pfn: u64) -> u32 {
+        u32::try_from(pfn % u64::from(self.nodes)).unwrap()
+    }
+
     fn spend(&self) -> bool {
         self.budget.try_update(Relaxed, Relaxed, |left| left.checked_sub(1)).is_ok()
     }
 
     fn take(&self) -> Option<Pfn> {
+        self.take_from(NodeMask::ALL)
+    }
+
+    /// A free frame of one of the nodes.
+    fn take_from(&self, nodes: NodeMask) -> Option<Pfn> {
         if !self.spend() {
             return None;
         }
-        let pfn = Pfn::new(self.free.lock().unwrap().pop()?);
+        let pfn = {
+            let mut free = self.free.lock().unwrap();
+            let at = free.iter().rposition(|pfn| nodes.contains(self.node_of(*pfn)))?;
+            Pfn::new(free.remove(at))
+        };
         let page = &self.pages[Self::index(pfn)];
         assert_eq!(page.refcount(), 0);
         page.set_refcount(1);
@@ -202,15 +216,21 @@ pub struct TestKernel {
 
 impl TestKernel {
     pub fn new() -> TestKernel {
+        TestKernel::with_nodes(1)
+    }
+
+    /// A machine whose nodes have a frame each in turn.
+    pub fn with_nodes(nodes: u32) -> TestKernel {
         let ram = Arc::new(Ram {
             frames: (0..FRAMES).map(|_| OnceLock::new()).collect(),
             pages: (0..FRAMES).map(|_| Page::default()).collect(),
             free: Mutex::new((0..FRAMES as u64 - 1).map(|i| FIRST + i).collect()),
             budget: AtomicUsize::new(usize::MAX),
+            nodes,
             tables: Mutex::default(),
         });
-        for page in &ram.pages {
-            page.init(0, ZoneKind::Normal, PageKind::None);
+        for (page, pfn) in ram.pages.iter().zip(FIRST..) {
+            page.init(ram.node_of(pfn), ZoneKind::Normal, PageKind::None);
         }
         TestKernel {
             tables: Mutex::new(Tables(ram.clone())),
@@ -239,6 +259,10 @@ impl TestKernel {
             swap_reads_fail: AtomicBool::new(false),
             swap_readahead_fails: AtomicBool::new(false),
         }
+    }
+
+    pub fn nodes_with_memory(&self) -> NodeMask {
+        NodeMask::of(0..self.ram.nodes)
     }
 
     /// Has the swap areas used.
@@ -291,13 +315,49 @@ impl PhysMem for TestKernel {
 
 impl Folios for TestKernel {}
 
-impl PageAlloc for TestKernel {
-    fn alloc_pages(&self, gfp: Gfp, order: Order, _node: Option<u32>) -> Option<Pfn> {
-        assert_eq!(order, Order::ZERO);
-        let pfn = self.ram.take()?;
+impl TestKernel {
+    fn alloc_from(&self, gfp: Gfp, nodes: NodeMask) -> Option<Pfn> {
+        let pfn = self.ram.take_from(nodes)?;
         let fill = if gfp.contains(Gfp::ZERO) { 0 } else { 0x5a5a_5a5a_5a5a_5a5a };
         self.ram.frame(pfn).iter().for_each(|word| word.store(fill, Relaxed));
         Some(pfn)
+    }
+
+    /// Moves a page of which the caller has no reference but its own.
+    fn move_held(&self, from: Pfn, to: MoveTo) -> bool {
+        let index = MemMap::page(self, from).unwrap().index();
+        let new = match to {
+            MoveTo::Node(node) => self.alloc_from(Gfp::HIGHUSER_MOVABLE, NodeMask::of([node])),
+            MoveTo::Policy(policy) => {
+                self.alloc_page_policy(Gfp::HIGHUSER_MOVABLE, PolicyAt { policy, index })
+            }
+        };
+        new.is_some_and(|new| {
+            let moved = migrate_page(self, from, new).is_ok();
+            if !moved {
+                put_page(self, new);
+            }
+            moved
+        })
+    }
+}
+
+impl PageAlloc for TestKernel {
+    fn alloc_pages(&self, gfp: Gfp, order: Order, _node: Option<u32>) -> Option<Pfn> {
+        assert_eq!(order, Order::ZERO);
+        self.alloc_from(gfp, NodeMask::ALL)
+    }
+
+    fn alloc_page_policy(&self, gfp: Gfp, at: PolicyAt) -> Option<Pfn> {
+        match at.policy {
+            Policy::Default | Policy::Local => self.alloc_from(gfp, NodeMask::ALL),
+            Policy::Bind(nodes) => self.alloc_from(gfp, nodes),
+            Policy::Interleave(nodes) => self.alloc_from(gfp, NodeMask::of(nodes.nth_in(at.index))),
+            Policy::Preferred(_) | Policy::PreferredMany(_) => {
+                let near = self.alloc_from(gfp, at.policy.nodes());
+                near.or_else(|| self.alloc_from(gfp, NodeMask::ALL))
+            }
+        }
     }
 
     fn free_pages(&self, pfn: Pfn, _order: Order) {
@@ -450,6 +510,19 @@ impl Kernel for TestKernel {
         }
     }
 
+    fn migrate_pages(&self, pages: &[Pfn], to: MoveTo) -> u64 {
+        assert!(
+            self.tables.try_lock().is_ok() && self.rmap.try_lock().is_ok(),
+            "a move with a spin lock held"
+        );
+        let mut stayed = 0;
+        for pfn in pages {
+            stayed += u64::from(!self.move_held(*pfn, to));
+            put_page(self, *pfn);
+        }
+        stayed
+    }
+
     fn vm_enough_memory(&self, _mm: &Mm, pages: u64) -> bool {
         let enough = self.committed.load(Relaxed) + pages <= self.commit_limit.load(Relaxed);
         self.committed.fetch_add(if enough { pages } else { 0 }, Relaxed);
@@ -493,13 +566,13 @@ impl Kernel for TestKernel {
         }
     }
 
-    fn mapping_page(&self, mapping: Id<Mapping>, pgoff: u64) -> Result<MappedPage, MappedError> {
+    fn mapping_page(&self, mapping: Id<Mapping>, at: PolicyAt) -> Result<MappedPage, MappedError> {
         if self.truncates_on_fault.swap(false, Relaxed) {
-            let found = shmem::fault(self, mapping, pgoff);
+            let found = shmem::fault(self, mapping, at);
             shmem::set_size(self, mapping, 0).unwrap();
             return found;
         }
-        shmem::fault(self, mapping, pgoff)
+        shmem::fault(self, mapping, at)
     }
 
     fn mapping_has_page(&self, mapping: Id<Mapping>, pgoff: u64) -> bool {

@@ -7,7 +7,8 @@ use mm_vma::{
     handle_fault, madvise_pageout, populate, populate_exact, populate_locked,
 };
 use mm_vma::{
-    Errno, Id, Kernel, Layout, Limits, MapFile, MapFlags, Mm, MmapRequest, ProtFlags, Space, VmFlags,
+    Errno, Id, Kernel, Layout, Limits, MapFile, MapFlags, Mbind, MbindFlags, Mm, MmapRequest, NodeMask,
+    Policy, ProtFlags, Space, VmFlags,
 };
 
 use super::kernel::TestKernel;
@@ -28,7 +29,11 @@ pub struct Model {
 impl Model {
     /// An address space in which only the window is free.
     pub fn new() -> Model {
-        let k = TestKernel::new();
+        Model::on(TestKernel::new())
+    }
+
+    /// [`Model::new`] on that machine.
+    pub fn on(k: TestKernel) -> Model {
         let shape = Layout { mmap_base: TASK_SIZE, mmap_legacy_base: LOWEST, task_size: TASK_SIZE };
         let mm = k.new_mm(shape);
         let limits = Limits { memlock: MEMLOCK, stack: STACK, mmap_min_addr: LOWEST, ..Limits::default() };
@@ -53,7 +58,7 @@ impl Model {
         model
     }
 
-    fn space(&self) -> Space<'_, TestKernel> {
+    pub fn space(&self) -> Space<'_, TestKernel> {
         Space::lock(&self.k, self.mm, self.limits)
     }
 
@@ -134,6 +139,21 @@ impl Model {
             }
             Op::Msync { addr, len, flags } => {
                 self.space().msync(address(addr), len, MsyncFlags::from_bits_retain(flags))?;
+            }
+            Op::Mbind { addr, len, mode, nodes, flags } => {
+                if mode > 5 {
+                    return Err(Errno::Einval);
+                }
+                let nodes = NodeMask::from_bits(nodes);
+                let mode = u32::try_from(mode).unwrap();
+                let policy = Policy::new(mode, nodes, self.k.nodes_with_memory());
+                self.space().mbind(&Mbind {
+                    start: address(addr),
+                    len,
+                    policy: policy.map_err(|_| Errno::Einval),
+                    nodes,
+                    flags: MbindFlags::from_bits_retain(flags),
+                })?;
             }
             Op::Read { addr } => return Ok(self.access(address(addr), None)),
             Op::Write { addr } => return Ok(self.access(address(addr), Some(index as u64))),

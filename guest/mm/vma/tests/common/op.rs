@@ -69,6 +69,13 @@ pub enum Op {
         len: u64,
         flags: u64,
     },
+    Mbind {
+        addr: u64,
+        len: u64,
+        mode: u64,
+        nodes: u64,
+        flags: u64,
+    },
     /// An instruction that reads the word there.
     Read {
         addr: u64,
@@ -158,6 +165,9 @@ fn clamped(op: Op) -> Op {
         Op::Munlock { addr, len } => Op::Munlock { addr, len: clamp(addr, len) },
         Op::Mincore { addr, pages } => Op::Mincore { addr, pages: pages.min((END - addr.min(END)) / PAGE) },
         Op::Msync { addr, len, flags } => Op::Msync { addr, len: clamp(addr, len), flags },
+        Op::Mbind { addr, len, mode, nodes, flags } => {
+            Op::Mbind { addr, len: clamp(addr, len), mode, nodes, flags }
+        }
         other => other,
     }
 }
@@ -198,6 +208,27 @@ fn madvise() -> impl Strategy<Value = Op> {
     (place(), len(), advice).prop_map(|(addr, len, advice)| Op::Madvise { addr, len, advice })
 }
 
+/// The machine has one node: what does not move pages is the same on both sides.
+fn mbind() -> impl Strategy<Value = Op> {
+    let policy = prop_oneof![
+        6 => Just((2_u64, 1_u64)),             // BIND
+        3 => Just((3, 1)),                     // INTERLEAVE
+        3 => Just((4, 0)),                     // LOCAL
+        4 => Just((0, 0)),                     // DEFAULT
+        2 => Just((1, 1)),                     // PREFERRED
+        // 6 came with 6.9.
+        2 => (prop_oneof![0..6_u64, 7..10_u64], 0..4_u64),
+    ];
+    let flags = prop_oneof![6 => Just(0_u64), 3 => Just(1), 1 => Just(8)];
+    (place(), len(), policy, flags).prop_map(|(addr, len, (mode, nodes), flags)| Op::Mbind {
+        addr,
+        len,
+        mode,
+        nodes,
+        flags,
+    })
+}
+
 /// Calls that change what is mapped.
 pub fn mapping_op() -> impl Strategy<Value = Op> {
     let target = prop_oneof![12 => place().boxed(), 1 => Just(0_u64).boxed()];
@@ -207,6 +238,7 @@ pub fn mapping_op() -> impl Strategy<Value = Op> {
         4 => (place(), len()).prop_map(|(addr, len)| Op::Munmap { addr, len }),
         6 => (place(), len(), mprotect_prot()).prop_map(|(addr, len, prot)| Op::Mprotect { addr, len, prot }),
         1 => (0..12 * PAGE).prop_map(|bytes| Op::Brk { bytes }),
+        4 => mbind(),
     ]
     .prop_map(clamped)
 }

@@ -34,7 +34,7 @@ impl ProcView {
     pub const NAMES: [&'static str; 8] =
         ["meminfo", "zoneinfo", "buddyinfo", "pagetypeinfo", "vmstat", "swaps", "slabinfo", "vmallocinfo"];
 
-    /// Makes the file of that name, also iomem, `PID/maps`, `PID/smaps`, `PID/status` and `PID/statm`; `None` if there is none.
+    /// Makes the file of that name, also iomem, `PID/maps`, `PID/smaps`, `PID/numa_maps`, `PID/status` and `PID/statm`; `None` if there is none.
     ///
     /// # Errors
     /// [`GuestError`].

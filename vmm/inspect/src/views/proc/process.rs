@@ -1,11 +1,11 @@
-//! Files of a process: maps, smaps, status, statm.
+//! Files of a process: maps, smaps, numa_maps, status, statm.
 
 use std::fmt::Write;
 
 use memvisor_abi::{PAGE_SIZE, Page, TaskState};
 
 use crate::views::stacks::name;
-use crate::views::{MapsView, Smaps};
+use crate::views::{MapsView, NumaMapsView, Smaps};
 use crate::{EntryKind, Guest, GuestError, MemorySource, MmSpace};
 
 const KIB: u64 = PAGE_SIZE / 1024;
@@ -23,6 +23,11 @@ pub(super) fn write<S: MemorySource + ?Sized>(
     match file {
         "maps" | "smaps" => {
             let Some(view) = MapsView::new(guest, pid, file == "smaps")? else { return Ok(false) };
+            view.vmas.iter().for_each(|row| _ = write!(text, "{row}"));
+            Ok(true)
+        }
+        "numa_maps" => {
+            let Some(view) = NumaMapsView::new(guest, pid)? else { return Ok(false) };
             view.vmas.iter().for_each(|row| _ = write!(text, "{row}"));
             Ok(true)
         }

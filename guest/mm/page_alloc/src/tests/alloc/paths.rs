@@ -1,7 +1,7 @@
 //! The order of attempts, reserves, zonelists, policies and events.
 
 use memvisor_abi::{NumaEvent, VmEvent, ZonelistOrder};
-use mm_core::{Gfp, MaySleep, MemMap, Order, Pfn, ZoneKind};
+use mm_core::{Gfp, MaySleep, MemMap, Order, Pfn, PolicyAt, ZoneKind};
 
 use super::machine::{Call, TestMachine, one_zone, order, start, start_by, two_nodes};
 use crate::{
@@ -257,6 +257,24 @@ fn policies_choose_nodes() {
     let none = NodeMask::of([7]);
     assert_eq!(policy.set(Policy::Bind(none), memory), Err(PolicyError::NoMemory { nodes: none }));
     assert_eq!(pages.machine().numa(1, ZoneKind::Normal, NumaEvent::InterleaveHit), 2);
+    // In an area the page's place says whose turn it is, and the task's round goes on where it was.
+    let at = |index| {
+        let at = PolicyAt { policy: Policy::Interleave(memory), index };
+        place_of(&pages, pages.alloc_page_at(Context::ATOMIC, Gfp::NOWAIT, at).expect("memory")).0
+    };
+    assert_eq!([7, 4, 5, 5].map(at), [1, 0, 1, 1]);
+    // Many are preferred to all, and any is better than none.
+    let near = PolicyAt { policy: Policy::PreferredMany(NodeMask::of([1])), index: 0 };
+    let gfp = Gfp::NOWAIT | Gfp::NOWARN;
+    let many = || pages.alloc_page_at(Context::ATOMIC, gfp, near).map(|pfn| place_of(&pages, pfn).0);
+    let taken: Vec<u32> = std::iter::from_fn(many).collect();
+    assert!(taken.is_sorted_by_key(|node| core::cmp::Reverse(*node)) && taken.last() == Some(&0));
+}
+
+#[test]
+fn a_bound_request_stays_on_its_nodes() {
+    let pages = start(&two_nodes(), &[0, 1]);
+    let memory = NodeMask::of([0, 1]);
     // A bound request fails rather than leave its nodes.
     let mut bound = TaskPolicy::default();
     bound.set(Policy::Bind(NodeMask::of([1])), memory).expect("it has memory");

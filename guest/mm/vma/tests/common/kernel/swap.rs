@@ -2,7 +2,7 @@
 
 use std::sync::atomic::Ordering::Relaxed;
 
-use mm_core::{Gfp, MemMap, Order, PageAlloc, PageFlags, Pfn, VirtAddr, refcount};
+use mm_core::{Gfp, MemMap, Order, PageAlloc, PageFlags, Pfn, PolicyAt, VirtAddr, refcount};
 use mm_swap::{Swap, SwapEntry, SwapInError, SwapIo, SwappedIn, folio_swap_entry, read_swap_cache_async};
 use mm_vma::{Arena, Id, Kernel, Mm, put_page, try_to_unmap};
 
@@ -11,7 +11,7 @@ use super::{SWAP_SLOTS, TestKernel};
 mm_sim::swap_by_field!(TestKernel, swap);
 
 impl SwapIo for TestKernel {
-    fn swapin_readahead(&self, entry: SwapEntry) -> Result<SwappedIn, SwapInError> {
+    fn swapin_readahead(&self, entry: SwapEntry, _at: PolicyAt) -> Result<SwappedIn, SwapInError> {
         assert!(
             self.tables.try_lock().is_ok() && self.rmap.try_lock().is_ok(),
             "a read with a spin lock held"
