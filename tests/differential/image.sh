@@ -17,4 +17,5 @@ pack() { "$TARGET/release/memvisor-differential" pack --program "$TARGET/program
 pack --sequences 300 --out "$out/differential.cpio"
 # A sequence takes seconds where ring 0 is emulated.
 pack --only mmap/no-type --only mremap/move-back-merges --only file/shared --only fault/rights --only fork/both-write \
+    --only mempolicy/split-and-merge \
     --out "$out/differential-short.cpio"

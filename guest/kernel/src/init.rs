@@ -266,6 +266,7 @@ pub fn checkpoint(number: u32, name: &'static core::ffi::CStr) {
         shuffle::hold(context);
         kswapd::hold(context);
         kcompactd::wait_idle(context);
+        smp::wait_flushes();
     }
     task::audit_all();
     if let Some(mm) = task::living_mm() {

@@ -17,7 +17,9 @@ use crate::sched::CpuMask;
 use crate::topology::CPUS;
 use crate::{introspect, println, sched};
 
-pub use flush::{Invalidation, Shootdown, ShootdownWords, answer_flush, flush_cpus, flush_others};
+pub use flush::{
+    Invalidation, Shootdown, ShootdownWords, answer_flush, flush_cpus, flush_others, wait_flushes,
+};
 
 mod flush;
 

@@ -122,6 +122,21 @@ pub fn flush_cpus(mask: &CpuMask, shootdown: &Shootdown, own: impl FnOnce()) {
     regs::irq_restore(flags);
 }
 
+/// Waits until the flushes that are under way are done: stacks of ended tasks and lazy areas of vmalloc go at any time, on any CPU. One that nobody
+/// answers is waited for some seconds only, so that whoever looks from outside sees it.
+pub fn wait_flushes() {
+    const MOST: u64 = 1 << 33;
+    let begin = regs::rdtsc();
+    for (cpu, _) in (0..).zip(TARGETS.iter().take(super::nr_known())) {
+        let tlb = space::tlb_of(cpu);
+        // What is asked for later does not count.
+        let asked = tlb.flush_requested.load(Ordering::Acquire);
+        while tlb.flush_done.load(Ordering::Acquire) < asked && regs::rdtsc().wrapping_sub(begin) < MOST {
+            core::hint::spin_loop();
+        }
+    }
+}
+
 /// CPUs of a set that run, but for this one.
 fn targets(percpu: &PerCpu, mask: &CpuMask) -> impl Iterator<Item = (u32, u32)> {
     let own = percpu.cpu.load(Ordering::Relaxed);
