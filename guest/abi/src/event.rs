@@ -169,10 +169,14 @@ events! {
     Pgfault = "pgfault",
     /// Of [`VmEvent::Pgfault`], those that read from a device.
     Pgmajfault = "pgmajfault",
-    /// Pages read from swap areas.
+    /// Pages read from the devices of swap areas.
     Pswpin = "pswpin",
-    /// Pages written to swap areas.
+    /// Pages written to the devices of swap areas.
     Pswpout = "pswpout",
+    /// Pages that zswap gave back.
+    Zswpin = "zswpin",
+    /// Pages that zswap took.
+    Zswpout = "zswpout",
     /// Times that somebody dropped the page cache.
     DropPagecache = "drop_pagecache",
     /// Times that somebody dropped objects of the kernel.

@@ -44,6 +44,7 @@ mod vm_sysctl;
 mod vmalloc;
 mod zone;
 mod zonelist;
+mod zswap;
 
 pub use boot::{E820Entry, E820Type, MemblockRegion};
 pub use cma::{CMA_NAME_LEN, CmaArea, MAX_CMA_AREAS};
@@ -95,6 +96,9 @@ pub use zone::{
     PAGEBLOCKS_PER_SECTION, Section, SectionState, Watermark, Zone, ZoneKind,
 };
 pub use zonelist::{MAX_ZONES_PER_ZONELIST, Zonelist, ZonelistOrder};
+pub use zswap::{
+    ZBUD_CHUNK, ZBUD_CHUNKS, ZBUD_LISTS, ZBUD_MAX, ZSWAP_LEAF_SLOTS, ZbudHeader, ZbudPool, Zswap, ZswapEntry,
+};
 
 /// Bytes of a page frame.
 pub const PAGE_SIZE: u64 = 4096;

@@ -165,6 +165,8 @@ pub enum PageKind {
     Vmalloc = 12,
     /// Part of a kernel stack.
     KernelStack = 13,
+    /// Of zswap: compressed pages, or where they are.
+    Zswap = 14,
 }
 
 impl PageKind {
@@ -185,6 +187,7 @@ impl PageKind {
             11 => PageKind::Slab,
             12 => PageKind::Vmalloc,
             13 => PageKind::KernelStack,
+            14 => PageKind::Zswap,
             _ => return None,
         })
     }
@@ -206,6 +209,7 @@ impl PageKind {
             PageKind::Slab => "slab",
             PageKind::Vmalloc => "vmalloc",
             PageKind::KernelStack => "kernel stack",
+            PageKind::Zswap => "zswap",
         }
     }
 }

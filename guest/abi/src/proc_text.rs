@@ -92,7 +92,7 @@ pub const ZONE_LINES: [(&str, ZoneLine); 8] = [
 
 /// Events of /proc/vmstat behind `pgpgin` and `pgpgout` (Linux: `vmstat_text`, the part of `enum vm_event_item`); `None` for what never happens
 /// here.
-pub const EVENT_LINES: [(&str, Option<VmEvent>); 57] = [
+pub const EVENT_LINES: [(&str, Option<VmEvent>); 59] = [
     ("pswpin", Some(VmEvent::Pswpin)),
     ("pswpout", Some(VmEvent::Pswpout)),
     ("pgalloc_dma", Some(VmEvent::PgallocDma)),
@@ -150,6 +150,8 @@ pub const EVENT_LINES: [(&str, Option<VmEvent>); 57] = [
     ("balloon_inflate", None),
     ("balloon_deflate", None),
     ("balloon_migrate", None),
+    ("zswpin", Some(VmEvent::Zswpin)),
+    ("zswpout", Some(VmEvent::Zswpout)),
 ];
 
 /// Whether a line of another part, or of [`EVENT_LINES`], has this event of [`VmEvent::NAMES`] already.

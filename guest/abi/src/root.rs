@@ -122,6 +122,8 @@ pub struct Root {
     pub swiotlb: TableRef,
     /// [`crate::SwapArea`], `MAX_SWAPFILES` slots, by number of the area (Linux: `swap_info`).
     pub swap_areas: TableRef,
+    /// The one [`crate::Zswap`].
+    pub zswap: TableRef,
     /// One `u64`: address of the first [`crate::Mapping`] that had pages in swap areas, 0 for none (Linux: `shmem_swaplist`).
     pub shmem_swaplist: TableRef,
     /// The one [`crate::ShadowNodes`].
@@ -258,6 +260,7 @@ pub const LAYOUT_HASH: u64 = fnv1a(&[
     size_of::<crate::SwiotlbArea>() as u64,
     size_of::<crate::SwiotlbSlot>() as u64,
     size_of::<crate::SwapArea>() as u64,
+    size_of::<crate::Zswap>() as u64,
     offset_of!(crate::Mm, swapents) as u64,
     size_of::<crate::Oom>() as u64,
     size_of::<crate::FileCounts>() as u64,
@@ -268,6 +271,6 @@ const _: () = assert!(
     offset_of!(Root, layout_hash) == 24
         && offset_of!(Root, self_gpa) == 32
         && offset_of!(Root, layout) == 120
-        && offset_of!(Root, counters) == 744
-        && size_of::<Root>() == 776
+        && offset_of!(Root, counters) == 760
+        && size_of::<Root>() == 792
 );

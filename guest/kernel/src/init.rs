@@ -14,6 +14,7 @@ use crate::drivers::{block, dma as drivers_dma, memvisor, power, serial};
 use crate::mm::layout::{APIC_VA, levels, percpu_area};
 use crate::mm::phys::DirectMap;
 use crate::mm::space::tlb;
+use crate::mm::swap::zswap;
 use crate::mm::vmscan::kswapd;
 use crate::mm::{
     dma, early, fault_inject, kcompactd, kmap, layout, limits, memmap, oom, page_alloc, paging, phys,
@@ -108,6 +109,7 @@ extern "C" fn start_on_own_stack() -> ! {
     kcompactd::init(&sched::task_context());
     space::shadows::init();
     kswapd::init(&sched::task_context());
+    zswap::init(&sched::task_context());
     oom::init(&sched::task_context());
     block::init(&sched::task_context());
     drivers_dma::init(&sched::task_context());
@@ -174,6 +176,7 @@ fn run_init() -> Option<bool> {
         "swap",
         "swap-errors",
         "swap-thrash",
+        "zswap",
         "oom-basic",
         "oom-score",
         "oom-nested-forks",
@@ -264,6 +267,7 @@ pub fn checkpoint(number: u32, name: &'static core::ffi::CStr) {
     let context = sched::might_sleep();
     if let Some(context) = &context {
         shuffle::hold(context);
+        zswap::shrink::hold(context);
         kswapd::hold(context);
         kcompactd::wait_idle(context);
         smp::wait_flushes();
@@ -291,6 +295,7 @@ pub fn checkpoint(number: u32, name: &'static core::ffi::CStr) {
     space::set_rests(cpu, 0);
     if context.is_some() {
         kswapd::go_on();
+        zswap::shrink::go_on();
         shuffle::go_on();
     }
 }

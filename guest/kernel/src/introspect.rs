@@ -83,6 +83,7 @@ static MEMVISOR_ROOT: RootPage = RootPage(Lock::new(Root {
     lru_batches: NO_TABLE,
     swiotlb: NO_TABLE,
     swap_areas: NO_TABLE,
+    zswap: NO_TABLE,
     shmem_swaplist: NO_TABLE,
     shadow_nodes: NO_TABLE,
     oom: NO_TABLE,
@@ -208,6 +209,7 @@ pub fn publish_zones() {
         root.cpu_tlbs = slice(space::tlb_table(cpus.count));
         root.swiotlb = dma::swiotlb::table();
         root.swap_areas = swap::table();
+        root.zswap = swap::zswap::table();
         root.shmem_swaplist = space::swapped::list();
         root.shadow_nodes = space::shadows::list();
         root.oom = oom::table();

@@ -19,6 +19,7 @@ mod tables;
 mod topology;
 mod victim;
 mod vmalloc;
+mod zswap;
 
 use crate::{cmdline, println};
 
@@ -170,6 +171,12 @@ const FAULTS: &[(&str, Fault)] = &[
     ("swap-cache-frame", swap::cache_frame),
     ("swap-cache-flag", swap::cache_flag),
     ("swap-writable", swap::writable),
+    ("zswap-stored-count", zswap::stored_count),
+    ("zswap-leaf-count", zswap::leaf_count),
+    ("zswap-entry-slot", zswap::entry_slot),
+    ("zswap-entry-frame", zswap::entry_frame),
+    ("zswap-entry-length", zswap::entry_length),
+    ("zswap-lru-lost", zswap::lru_lost),
     ("cache-nrpages", cache::nrpages),
     ("cache-index", cache::index),
     ("cache-unmarked", cache::unmarked),

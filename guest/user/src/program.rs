@@ -112,6 +112,7 @@ const MODES: &[Mode] = &[
     ("swap", swaps::run),
     ("swap-errors", swaps::errors::run),
     ("swap-thrash", swaps::thrash::run),
+    ("zswap", swaps::zswap::run),
     ("oom-basic", eaters::basic),
     ("oom-score", eaters::score),
     ("oom-nested-forks", eaters::nested_forks),

@@ -34,10 +34,11 @@ pub(crate) enum Owner {
     Pcp,
     Vmalloc,
     KernelStack,
+    Zswap,
 }
 
 impl Owner {
-    pub const OWNERS: [Owner; 14] = [
+    pub const OWNERS: [Owner; 15] = [
         Owner::Reserved,
         Owner::Firmware,
         Owner::Kernel,
@@ -52,6 +53,7 @@ impl Owner {
         Owner::Pcp,
         Owner::Vmalloc,
         Owner::KernelStack,
+        Owner::Zswap,
     ];
 
     pub const fn name(self) -> &'static str {
@@ -72,6 +74,7 @@ impl Owner {
             Owner::Pcp => "per-CPU list",
             Owner::Vmalloc => "vmalloc",
             Owner::KernelStack => "kernel stack",
+            Owner::Zswap => "zswap",
         }
     }
 
@@ -96,6 +99,7 @@ impl Owner {
             Owner::Pcp => matches!(kind, PageKind::Pcp | PageKind::Tail),
             Owner::Vmalloc => matches!(kind, PageKind::Vmalloc),
             Owner::KernelStack => matches!(kind, PageKind::KernelStack),
+            Owner::Zswap => matches!(kind, PageKind::Zswap),
             Owner::Allocated => matches!(kind, PageKind::Allocated | PageKind::Tail),
         }
     }

@@ -7,7 +7,7 @@ use memvisor_abi::{
 };
 use memvisor_inspect::{
     AddressSpace, CpuRegisters, Facts, FreeList, Guest, GuestError, KmapWindowSlots, MemorySource, PcpBlocks,
-    SlotWord, VmAreaAt, section_start_pfn,
+    SlotWord, VmAreaAt, ZswapWalk, section_start_pfn,
 };
 
 use crate::borders::Borders;
@@ -58,6 +58,8 @@ pub(crate) struct Context<'a> {
     pub cma_areas: Vec<CmaArea>,
     /// Swap areas in use, by number, with their words.
     pub swap: Vec<(u32, SwapArea, Vec<SlotWord>)>,
+    /// What is kept compressed; `None` if nothing can be.
+    pub zswap: Option<ZswapWalk>,
     /// Owners of movable pages by number, from 1; empty if the guest publishes none.
     pub movable_owners: Vec<MovableOwner>,
     /// What the guest should have found.
@@ -114,6 +116,7 @@ impl<'a> Context<'a> {
                 swap.push((number, area, loader.table(buddy, guest.swap_words(&area))));
             }
         }
+        let zswap = if buddy { loader.one(guest.zswap_walk()).flatten() } else { None };
         let mut pcp_lists = Vec::new();
         for (index, pcp) in pcps.iter().enumerate() {
             let (cpu, zone) = (index / zones.len().max(1), index % zones.len().max(1));
@@ -156,6 +159,7 @@ impl<'a> Context<'a> {
             vm_sysctl,
             cma_areas,
             swap,
+            zswap,
             movable_owners,
             machine,
             no_zones,

@@ -57,6 +57,7 @@ mod watermark;
 mod zoneinfo;
 mod zonelist;
 mod zones;
+mod zswap;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -201,6 +202,8 @@ pub const RULES: &[&Rule] = &[
     &swap::COUNT,
     &swap::CACHE,
     &swap::MAPPED,
+    &zswap::ENTRY,
+    &zswap::POOL,
     &owner::SINGLE,
     &owner::NONE,
     &owner::SUM,
@@ -297,6 +300,7 @@ fn audit_guest(context: &Context<'_>, moment: Moment, mut ledger: Ledger) -> Aud
     let processes = Processes::load(context);
     processes::run(context, &processes, ledger_ref);
     cache::run(context, ledger_ref);
+    zswap::run(context, ledger_ref);
     stats::run(context, ledger_ref);
     oom::run(context, &processes, ledger_ref);
     let owners = owner::run(context, &paging, &processes.uncounted, ledger_ref);

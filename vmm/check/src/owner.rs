@@ -134,6 +134,12 @@ impl Deriver<'_, '_> {
         for (frames, owner) in vmalloc::owned(context, paging) {
             self.claim_in_ram(frames, owner);
         }
+        if let Some(zswap) = &context.zswap {
+            let frames = zswap.frames.items.iter().map(|frame| frame.pfn);
+            for pfn in frames.chain(zswap.leaves.iter().map(|leaf| leaf.pfn)) {
+                self.claim_in_ram(Frames::from_count(pfn, 1), Owner::Zswap);
+            }
+        }
         for list in &context.free_lists {
             for &block in &list.blocks {
                 self.claim_in_ram(block_frames(list, block), Owner::Buddy);

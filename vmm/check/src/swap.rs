@@ -59,11 +59,11 @@ pub(crate) const MAPPED: Rule = Rule {
 
 type Slot = (u32, u64);
 
-fn text((area, offset): Slot) -> String {
+pub(crate) fn text((area, offset): Slot) -> String {
     format!("slot {offset:#x} of swap area {area}")
 }
 
-fn word(context: &Context<'_>, (area, offset): Slot) -> Option<memvisor_inspect::SlotWord> {
+pub(crate) fn word(context: &Context<'_>, (area, offset): Slot) -> Option<memvisor_inspect::SlotWord> {
     let (_, _, words) = context.swap.iter().find(|(number, ..)| *number == area)?;
     words.get(usize::try_from(offset).ok()?).copied()
 }

@@ -32,8 +32,8 @@ pub use guest::{
     AddressSpace, AttachError, Busy, CachedPage, DERIVED_STATS, EntryKind, FreeList, Guest, GuestError,
     Keeper, KmapWindowSlots, LinkProblem, Linked, ListProblem, LruGenWalk, LruWalk, MapCounts, MmSpace,
     NodeAt, PcpBlocks, Reading, RmapIndex, RmapPlace, ShmemSlot, Slab, SlabWalk, Slabs, SlotWord, TableName,
-    TreeEntry, UserEntries, UserEntry, VmAreaAt, VmaAt, ZoneCounts, address_of, cache_name, consistent,
-    cpu_rests, find_root, section_start_pfn, slot_of_value,
+    TreeEntry, UserEntries, UserEntry, VmAreaAt, VmaAt, ZbudFrame, ZoneCounts, ZswapEntryAt, ZswapLeaf,
+    ZswapWalk, address_of, cache_name, consistent, cpu_rests, find_root, section_start_pfn, slot_of_value,
 };
 pub use mapped::{MapError, MappedMemory};
 pub use registers::CpuRegisters;

@@ -141,6 +141,7 @@ files! {
         Vmallocinfo = "vmallocinfo", 0o400, "Areas of vmalloc.";
         Vmstat = "vmstat", 0o444, "Memory's events.";
         Zoneinfo = "zoneinfo", 0o444, "Zones.";
+        Zswap = "zswap", 0o400, "What zswap did (Linux: the files of /sys/kernel/debug/zswap).";
     }
 }
 

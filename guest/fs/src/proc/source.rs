@@ -252,6 +252,8 @@ pub struct MemInfo {
     pub swap_cached: u64,
     pub swap_total: u64,
     pub swap_free: u64,
+    pub zswap: u64,
+    pub zswapped: u64,
     pub dirty: u64,
     pub writeback: u64,
     pub anon_pages: u64,

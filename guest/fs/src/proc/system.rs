@@ -29,11 +29,12 @@ pub(super) fn show(file: SystemFile, source: &dyn Source, out: &mut dyn Write) -
         | SystemFile::Version
         | SystemFile::Vmallocinfo
         | SystemFile::Vmstat
-        | SystemFile::Zoneinfo => source.text(file, out),
+        | SystemFile::Zoneinfo
+        | SystemFile::Zswap => source.text(file, out),
     }
 }
 
-/// Differs from Linux: lines about what this kernel does not have (zswap, huge pages, hardware poison) are left out.
+/// Differs from Linux: lines about what this kernel does not have (huge pages, hardware poison) are left out.
 fn meminfo(info: &MemInfo, out: &mut dyn Write) -> fmt::Result {
     let lines = [
         ("MemTotal", info.total),
@@ -52,6 +53,8 @@ fn meminfo(info: &MemInfo, out: &mut dyn Write) -> fmt::Result {
         ("Mlocked", info.mlocked),
         ("SwapTotal", info.swap_total),
         ("SwapFree", info.swap_free),
+        ("Zswap", info.zswap),
+        ("Zswapped", info.zswapped),
         ("Dirty", info.dirty),
         ("Writeback", info.writeback),
         ("AnonPages", info.anon_pages),

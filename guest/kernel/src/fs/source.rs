@@ -50,6 +50,7 @@ pub fn memory() -> MemInfo {
     let slab = slab::nr_pages().unwrap_or_default();
     let (commit_limit, committed) = oom::promises::limit_and_committed();
     let buffers = bdev::nr_pages();
+    let [zswap, zswapped] = swap::zswap::sizes_kib();
     let cached = cache::nr_file_pages().saturating_sub(buffers);
     MemInfo {
         total: managed * KIB_PER_PAGE,
@@ -77,6 +78,8 @@ pub fn memory() -> MemInfo {
         swap_cached: stat(NodeStat::SwapCache),
         swap_total: swap::total_swap_pages() * KIB_PER_PAGE,
         swap_free: swap::nr_swap_pages() * KIB_PER_PAGE,
+        zswap,
+        zswapped,
         commit_limit: commit_limit * KIB_PER_PAGE,
         committed: committed * KIB_PER_PAGE,
         cma_total: cma * KIB_PER_PAGE,
@@ -317,6 +320,7 @@ impl Source for Kernel {
         match file {
             SystemFile::Diskstats => block::write_diskstats(out),
             SystemFile::Swaps => swap::write_swaps(out),
+            SystemFile::Zswap => swap::zswap::write_counts(out),
             SystemFile::Partitions => block::write_partitions(out),
             SystemFile::Cmdline => cmdline::with(|line| writeln!(out, "{line}")),
             SystemFile::Iomem => proc::iomem(out),

@@ -18,14 +18,15 @@ use crate::mm::{kmap, page_alloc, swap};
 use crate::{sched, uaccess};
 
 /// Slots of the area.
-const SLOTS: u32 = 200;
+pub const SLOTS: u64 = 200;
 
 /// Writes the header of a swap area to a disk.
 fn mkswap(disk: Disk) -> Outcome {
     let frame = page_alloc::alloc_here(Gfp::KERNEL | Gfp::ZERO, Order::ZERO, None).ok_or("no memory")?;
     let mut words = Vec::new();
     words.extend_from_slice(&1_u32.to_le_bytes());
-    words.extend_from_slice(&(SLOTS - 1).to_le_bytes());
+    let last = u32::try_from(SLOTS - 1).map_err(|_| "too many slots")?;
+    words.extend_from_slice(&last.to_le_bytes());
     kmap::copy_to_page(frame, offset_of!(abi::SwapHeader, version) as u64, &words);
     kmap::copy_to_page(frame, offset_of!(abi::SwapHeader, magic) as u64, &abi::SWAP_MAGIC);
     let written = disk.write(0, &[Segment::frame(frame)], &sched::task_context());
@@ -59,6 +60,12 @@ fn pageout(victim: Victim, va: u64, pages: u64) -> Outcome {
 /// The slot that the entry at `va` names.
 fn slot(victim: Victim, va: u64) -> Outcome<SwapEntry> {
     SwapEntry::of_pte(victim.entry(va)?).ok_or("the entry names no slot")
+}
+
+/// The slot of a page of the living process that is in swap.
+pub fn swapped_slot() -> Outcome<SwapEntry> {
+    let (victim, va) = swapped()?;
+    slot(victim, va)
 }
 
 /// Where the word of a slot is.
@@ -103,7 +110,7 @@ pub fn freeing() -> Outcome {
 /// An entry that names a slot that nobody uses.
 pub fn pte_free() -> Outcome {
     let (victim, va) = swapped()?;
-    let unused = SwapEntry::new(slot(victim, va)?.area(), u64::from(SLOTS) - 1).ok_or("no such slot")?;
+    let unused = SwapEntry::new(slot(victim, va)?.area(), SLOTS - 1).ok_or("no such slot")?;
     let (kept, gone) = (slot(victim, va)?, unused);
     // What the entry named is named by nobody now: it goes back as it should.
     mm_swap::swap_free(&Spaces, kept).map_err(|_| "the slot cannot be freed")?;

@@ -83,6 +83,7 @@ pub fn swap_write_failed<M: Swap>(m: &M, entry: SwapEntry) {
 
 /// Gives a slot back that [`Put::Last`] was said of.
 pub(crate) fn give_back<M: Swap>(m: &M, entry: SwapEntry) {
+    m.invalidate_page(entry);
     let area = entry.area();
     let freed = m.with_area(area, |info| (info.give_back(m.slots(area), entry.offset()), info.is_writeok()));
     match freed {

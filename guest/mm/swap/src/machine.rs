@@ -6,7 +6,7 @@ use core::sync::atomic::Ordering::Relaxed;
 
 use mm_core::{CpuLocal, MemMap, Page, Pfn};
 
-use crate::{Cluster, SwapInfo, SwapList, Word};
+use crate::{Cluster, SwapEntry, SwapInfo, SwapList, Word};
 
 /// Where a CPU goes on to take slots (Linux: `percpu_swap_cluster`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -81,6 +81,10 @@ pub trait Swap: MemMap + CpuLocal<CpuCluster> {
     /// A page came into the swap cache to be read, and comes to a list; `shadow` is what was remembered of its eviction, or 0 (Linux:
     /// `workingset_refault`, `folio_add_lru`).
     fn swapped_in(&self, _pfn: Pfn, _shadow: u64) {}
+
+    /// Nobody uses the slot any more, and nobody gets it before this returns: what is kept of its page elsewhere goes (Linux:
+    /// `frontswap_invalidate_page`).
+    fn invalidate_page(&self, _entry: SwapEntry) {}
 
     /// Counts a page that came into the swap cache, or left it (Linux: `NR_SWAPCACHE`, `NR_FILE_PAGES`).
     fn count_cached(&self, _page: &Page, _delta: i64) {}

@@ -55,6 +55,8 @@ pub enum TableName {
     SwapWords,
     ShmemSwaplist,
     ShadowNodes,
+    Zswap,
+    ZswapLeaves,
 }
 
 impl TableName {
@@ -101,6 +103,8 @@ impl TableName {
             TableName::SwapWords => "swap_areas' words",
             TableName::ShmemSwaplist => "shmem_swaplist",
             TableName::ShadowNodes => "shadow_nodes",
+            TableName::Zswap => "zswap",
+            TableName::ZswapLeaves => "zswap's entries",
         }
     }
 }

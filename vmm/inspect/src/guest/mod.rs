@@ -28,6 +28,7 @@ mod swap;
 mod swiotlb;
 mod tables;
 mod vmalloc;
+mod zswap;
 
 use std::mem::size_of;
 use std::sync::OnceLock;
@@ -53,6 +54,7 @@ pub use slab::{Keeper, Slab, SlabWalk, Slabs, cache_name};
 pub use spaces::{AddressSpace, CachedPage, LinkProblem, Linked, MmSpace, TreeEntry, VmaAt};
 pub use swap::{ShmemSlot, SlotWord, slot_of_value};
 pub use vmalloc::{KmapWindowSlots, VmAreaAt};
+pub use zswap::{ZbudFrame, ZswapEntryAt, ZswapLeaf, ZswapWalk};
 
 #[cfg(test)]
 mod tests;

@@ -93,7 +93,7 @@ impl Use {
             PageKind::Table => Use::PageTable,
             PageKind::PerCpu | PageKind::KernelStack => Use::PerCpu,
             PageKind::User => Use::User,
-            PageKind::Allocated => Use::Allocated,
+            PageKind::Allocated | PageKind::Zswap => Use::Allocated,
             PageKind::Slab => Use::Slab,
             PageKind::Vmalloc => Use::Vmalloc,
             // Its head speaks for it.

@@ -76,7 +76,7 @@ pub use sample::{MemoryKind, Sample, ZoneSample};
 pub use slab::{CacheRow, SlabRow, SlabView};
 pub use smaps::Smaps;
 pub use stacks::{StackRow, StacksView, TaskRow, TasksView};
-pub use swap::{SwapRow, SwapView};
+pub use swap::{SwapRow, SwapView, ZswapEntryRow, ZswapRow};
 pub use swiotlb::{SwiotlbRow, SwiotlbView};
 pub use tlb::{TlbMm, TlbRow, TlbView};
 pub use translate::TranslateView;

@@ -68,7 +68,9 @@ impl MemoryKind {
             PageKind::Buddy | PageKind::Pcp => MemoryKind::Free,
             PageKind::Reserved | PageKind::Kernel | PageKind::Memmap | PageKind::PerCpu => MemoryKind::Boot,
             PageKind::Table => MemoryKind::Tables,
-            PageKind::Allocated | PageKind::Vmalloc | PageKind::KernelStack => MemoryKind::Kernel,
+            PageKind::Allocated | PageKind::Vmalloc | PageKind::KernelStack | PageKind::Zswap => {
+                MemoryKind::Kernel
+            }
             PageKind::Slab => MemoryKind::Slab,
             PageKind::User if page.mapping & Page::MAPPING_ANON != 0 => MemoryKind::Anon,
             PageKind::User if page.page_flags().contains(PageFlags::SWAPBACKED) => MemoryKind::Shmem,

@@ -2,10 +2,10 @@
 
 use std::fmt;
 
-use memvisor_abi::SwapArea;
+use memvisor_abi::{PAGE_SIZE, SwapArea, ZBUD_CHUNKS};
 use serde::Serialize;
 
-use crate::{Guest, GuestError, MemorySource};
+use crate::{Guest, GuestError, MemorySource, ZswapWalk};
 
 /// Slots of a cluster, which lie together on the disk (Linux: `SWAPFILE_CLUSTER`).
 const CLUSTER: usize = 256;
@@ -19,7 +19,52 @@ pub struct SwapView {
     pub shmem: u64,
     /// By process: its number, and its pages in swap as it counts them.
     pub processes: Vec<(u32, u64)>,
+    /// What is kept compressed in front of the areas; `None` if that is off.
+    pub zswap: Option<ZswapRow>,
 }
+
+/// zswap, in pages if not said otherwise.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ZswapRow {
+    /// Frames of the pool, and how many it may have.
+    pub pool_pages: [u64; 2],
+    /// Frames that say where pages are.
+    pub leaf_pages: u64,
+    /// Whether it was full and takes nothing until it has come down.
+    pub reached_full: bool,
+    /// Kept, as the pool counts.
+    pub stored_pages: u64,
+    /// Of them, those of one word.
+    pub same_filled_pages: u64,
+    /// Bytes of all others, compressed.
+    pub compressed_bytes: u64,
+    /// Of the frames, chunks of 64 bytes that nobody uses.
+    pub free_chunks: u64,
+    /// Stores refused because the pool was full; pages written back; attempts at that which failed.
+    pub limit: [u64; 3],
+    /// Stores refused for pages that do not compress; for want of a frame for the pool, for entries.
+    pub rejected: [u64; 3],
+    /// The first of them, by area and slot.
+    pub entries: Vec<ZswapEntryRow>,
+    /// Entries that are not listed here.
+    pub more_entries: u64,
+}
+
+/// An entry of zswap.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ZswapEntryRow {
+    /// Swap area.
+    pub area: u32,
+    /// Slot.
+    pub slot: u64,
+    /// Where its bytes are: frame, offset in it, and how many.
+    pub bytes: Option<[u64; 3]>,
+    /// The word that its page is filled with, of one that is.
+    pub word: Option<u64>,
+}
+
+/// Entries that are listed.
+const ENTRIES_MAX: usize = 16;
 
 /// An area; quantities are slots of 4 KiB.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -68,7 +113,73 @@ impl SwapView {
         let spaces = guest.mm_spaces()?;
         let swapped = spaces.iter().map(|space| (space.space.pid, space.mm.swapents));
         let processes = swapped.filter(|(_, pages)| *pages > 0).collect();
-        Ok(SwapView { areas, shmem: shmem.len() as u64, processes })
+        let zswap = guest.zswap_walk()?.as_ref().map(zswap_row);
+        Ok(SwapView { areas, shmem: shmem.len() as u64, processes, zswap })
+    }
+}
+
+fn zswap_row(walk: &ZswapWalk) -> ZswapRow {
+    let state = &walk.state;
+    let packed = walk.entries.iter().filter(|at| !at.entry.is_same_filled());
+    let used = |frame: &crate::ZbudFrame| {
+        frame.header.first_chunks.saturating_add(frame.header.last_chunks).min(ZBUD_CHUNKS)
+    };
+    let entries = walk.entries.iter().take(ENTRIES_MAX).map(|at| {
+        let (gpa, same) = (at.entry.gpa(), at.entry.is_same_filled());
+        ZswapEntryRow {
+            area: at.slot.0,
+            slot: at.slot.1,
+            bytes: (!same).then_some([gpa / PAGE_SIZE, gpa % PAGE_SIZE, at.entry.len_bytes()]),
+            word: same.then_some(at.entry.value),
+        }
+    });
+    ZswapRow {
+        pool_pages: [
+            state.pool.pages,
+            state.totalram_pages.saturating_mul(state.max_pool_percent.into()) / 100,
+        ],
+        leaf_pages: state.leaf_pages,
+        reached_full: state.reached_full != 0,
+        stored_pages: state.stored_pages,
+        same_filled_pages: state.same_filled_pages,
+        compressed_bytes: packed.map(|at| at.entry.len_bytes()).sum(),
+        free_chunks: walk.frames.items.iter().map(|frame| ZBUD_CHUNKS - used(frame)).sum(),
+        limit: [state.pool_limit_hit, state.written_back_pages, state.reject_reclaim_fail],
+        rejected: [state.reject_compress_poor, state.reject_alloc_fail, state.reject_kmemcache_fail],
+        entries: entries.collect(),
+        more_entries: walk.entries.len().saturating_sub(ENTRIES_MAX) as u64,
+    }
+}
+
+impl fmt::Display for ZswapRow {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let ([frames, most], [hit, back, failed]) = (self.pool_pages, self.limit);
+        let [poor, no_frame, no_leaf] = self.rejected;
+        writeln!(
+            f,
+            "zswap: {} pages kept, {} of one word, the others in {} bytes; pool {frames} of {most} frames, {} chunks free; {} frames of entries{}",
+            self.stored_pages,
+            self.same_filled_pages,
+            self.compressed_bytes,
+            self.free_chunks,
+            self.leaf_pages,
+            if self.reached_full { "; it was full and takes nothing yet" } else { "" },
+        )?;
+        writeln!(
+            f,
+            "zswap: refused {hit} when full, {poor} that do not compress, {no_frame} without a frame, {no_leaf} without one for entries; {back} written back, {failed} attempts failed"
+        )?;
+        for entry in &self.entries {
+            write!(f, "  slot {:#x} of area {}: ", entry.slot, entry.area)?;
+            match (entry.bytes, entry.word) {
+                (Some([pfn, offset, len]), _) => writeln!(f, "pfn {pfn:#x}, offset {offset}, {len} bytes")?,
+                (None, word) => writeln!(f, "filled with {:#x}", word.unwrap_or(0))?,
+            }
+        }
+        if self.more_entries > 0 {
+            writeln!(f, "  and {} more", self.more_entries)?;
+        }
+        Ok(())
     }
 }
 
@@ -137,6 +248,9 @@ impl fmt::Display for SwapView {
         writeln!(f, "shared memory: {} pages in swap", self.shmem)?;
         for (pid, pages) in &self.processes {
             writeln!(f, "pid {pid}: {pages} pages in swap")?;
+        }
+        if let Some(zswap) = &self.zswap {
+            zswap.fmt(f)?;
         }
         Ok(())
     }

@@ -56,6 +56,7 @@ const FILES: &[(&str, &str)] = &[
     ("swapoff", include_str!("../../../../tests/cases/swapoff.toml")),
     ("swap-errors", include_str!("../../../../tests/cases/swap-errors.toml")),
     ("swap-thrash", include_str!("../../../../tests/cases/swap-thrash.toml")),
+    ("zswap", include_str!("../../../../tests/cases/zswap.toml")),
     ("file-cache", include_str!("../../../../tests/cases/file-cache.toml")),
     ("mmap-shared-file", include_str!("../../../../tests/cases/mmap-shared-file.toml")),
     ("dirty-throttle", include_str!("../../../../tests/cases/dirty-throttle.toml")),

@@ -10,8 +10,9 @@ use core::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering::Relaxed};
 use guest_firmware::acpi::MAX_CPUS;
 use memvisor_abi::{MAX_SWAPFILES, NodeStat, SwapArea, TableRef};
 use mm_core::{CpuLocal, Folios, Gfp, MemMap, Order, PAGE_SIZE, Page, PageFlags, Pfn, PhysAddr};
-use mm_swap::{Cluster, CpuCluster, Swap, SwapInfo, SwapList, Totals};
+use mm_swap::{Cluster, CpuCluster, Swap, SwapEntry, SwapInfo, SwapList, Totals};
 
+use super::zswap;
 use crate::arch::percpu;
 use crate::drivers::block::Disk;
 use crate::mm::space::Spaces;
@@ -269,6 +270,10 @@ impl Swap for Spaces {
             self.workingset_refault(page, shadow);
         }
         self.folio_add_lru(pfn, page, PageFlags::empty());
+    }
+
+    fn invalidate_page(&self, entry: SwapEntry) {
+        zswap::invalidate(entry);
     }
 
     fn count_cached(&self, page: &Page, delta: i64) {

@@ -5,7 +5,7 @@ use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use guest_virtio::blk::SECTOR;
 use memvisor_abi::{NodeStat, VmEvent};
-use mm_core::{Errno, Event, EventId, Gfp, MemMap, PAGE_SIZE, Page, PageFlags, Pfn, PolicyAt, Trace};
+use mm_core::{Errno, Event, EventId, Gfp, MemMap, Order, PAGE_SIZE, Page, PageFlags, Pfn, PolicyAt, Trace};
 use mm_swap::{
     Readahead, Slot, Swap, SwapEntry, SwapInError, SwapIo, SwappedIn, cluster_window, folio_swap_entry,
     read_swap_cache_async, swap_write_failed,
@@ -13,7 +13,7 @@ use mm_swap::{
 use mm_vma::put_page;
 use mm_vmscan::Lru as _;
 
-use super::areas;
+use super::{areas, zswap};
 use crate::drivers::block::{Direction, MAJOR, MINORS, Segment};
 use crate::mm::bio::Batch;
 use crate::mm::space::Spaces;
@@ -85,7 +85,7 @@ impl Drop for Plug {
     }
 }
 
-/// Writes a locked, dirty page of the swap cache to its slot, and unlocks it; the write goes on (Linux: the same name).
+/// Writes a locked, dirty page of the swap cache to its slot, or has zswap keep it, and unlocks it; a write goes on (Linux: the same name).
 pub(super) fn swap_writepage(pfn: Pfn, page: &Page, plug: &mut Plug) {
     // Nobody names the slot any more: it need not be written, and reclaim finds the page without one (Linux: the same).
     if mm_swap::folio_free_swap(&Spaces, pfn) {
@@ -93,6 +93,20 @@ pub(super) fn swap_writepage(pfn: Pfn, page: &Page, plug: &mut Plug) {
         return;
     }
     let Some(entry) = folio_swap_entry(page) else { return page_wait::unlock_page(pfn, page) };
+    if zswap::store(entry, pfn) {
+        page.remove(PageFlags::DIRTY);
+        page_wait::set_page_writeback(page);
+        page_wait::unlock_page(pfn, page);
+        // A write that is over at once.
+        vmstat::mod_page_state(page, NodeStat::Written, 1);
+        page_wait::end_page_writeback(pfn, page);
+        return;
+    }
+    write_to_slot(pfn, page, entry, plug);
+}
+
+/// Writes a locked page of the swap cache to its slot, and unlocks it; the write goes on (Linux: `__swap_writepage`).
+pub(super) fn write_to_slot(pfn: Pfn, page: &Page, entry: SwapEntry, plug: &mut Plug) {
     page.remove(PageFlags::DIRTY);
     let was = page_wait::set_page_writeback(page);
     debug_assert!(!was, "a locked page was on its way to {entry}");
@@ -174,17 +188,30 @@ fn end_swap_read(pfn: Pfn, result: Result<(), Errno>, pages: usize) {
     }
 }
 
-/// Reads slots in a row into locked pages of the swap cache, which are unlocked when that ends (Linux: `swap_readpage`).
+/// Reads slots in a row into locked pages of the swap cache, which are unlocked when that ends (Linux: `swap_readpage`). What zswap keeps is
+/// there at once.
 fn swap_read(first: SwapEntry, pages: &[Pfn]) {
-    count_reads(first, pages.len() as u64);
-    let Some(disk) = areas::disk(first.area()) else {
-        return pages.iter().for_each(|pfn| end_page_read(*pfn, Err(Errno::Eio)));
-    };
     let context = sched::task_context();
-    let mut batch = Batch::<TOGETHER>::with_end(disk, Direction::Read, end_swap_read, &context);
+    let disk = areas::disk(first.area());
+    let mut batch =
+        disk.map(|disk| Batch::<TOGETHER>::with_end(disk, Direction::Read, end_swap_read, &context));
+    let mut reads = 0;
     for (pfn, offset) in pages.iter().zip(first.offset()..) {
-        batch.add(*pfn, 0, offset * SECTORS, PAGE_SECTORS);
+        if SwapEntry::new(first.area(), offset).is_some_and(|entry| zswap::load(entry, *pfn)) {
+            end_page_read(*pfn, Ok(()));
+            continue;
+        }
+        reads += 1;
+        match &mut batch {
+            Some(batch) => batch.add(*pfn, 0, offset * SECTORS, PAGE_SECTORS),
+            None => end_page_read(*pfn, Err(Errno::Eio)),
+        }
     }
+    count_reads(first, reads);
+}
+
+pub(super) fn alloc(gfp: Gfp) -> Option<Pfn> {
+    page_alloc::alloc_here(gfp, Order::ZERO, None)
 }
 
 impl SwapIo for Spaces {
@@ -225,6 +252,9 @@ impl SwapIo for Spaces {
     fn swap_readpage(&self, pfn: Pfn) {
         let Some(page) = MemMap::page(self, pfn) else { return };
         let Some(entry) = folio_swap_entry(page) else { return };
+        if zswap::load(entry, pfn) {
+            return end_read(page, Ok(()));
+        }
         let read = areas::disk(entry.area()).ok_or(Errno::Eio).and_then(|disk| {
             let context = sched::task_context();
             disk.read(entry.offset() * SECTORS, &[Segment::frame(pfn)], &context)

@@ -1,16 +1,19 @@
 //! Swap of this machine: areas on disks, behind mm-swap (Linux: mm/swapfile.c, mm/page_io.c, mm/swap_state.c).
 //!
-//! What reclaim calls is here; `areas.rs` has the tables, `io.rs` reads and writes slots, `onoff.rs` has the system calls.
+//! What reclaim calls is here; `areas.rs` has the tables, `io.rs` reads and writes slots, `onoff.rs` has the system calls,
+//! `zswap/` the pool of compressed pages in front of the devices.
 //!
 //! K1  a page that is read into is locked until the read ends, and UPTODATE after it if it succeeded;
 //! K2  a page that is written out is not locked meanwhile; it has WRITEBACK, and stays in the swap cache, whose reference keeps it,
-//!     until that goes.
+//!     until that goes;
+//! K3  what zswap keeps of a slot's page is what the device would have; while it does, no write to the slot is on its way.
 
 mod areas;
 mod io;
 mod onoff;
 mod pageout;
 mod unuse;
+pub mod zswap;
 
 pub use areas::{table, write_swaps};
 pub use io::PAGE_CLUSTER;

@@ -8,7 +8,7 @@ use mm_core::{Errno, Gfp, Order, PAGE_SIZE};
 use mm_swap::{Cluster, NewArea, SWAPFILE_CLUSTER, read_swap_header};
 use zerocopy::FromBytes;
 
-use super::{areas, unuse};
+use super::{areas, unuse, zswap};
 use crate::drivers::block::{self, Disk, MAJOR, MINORS, Segment};
 use crate::fs::{self, Mutex, with_vfs};
 use crate::mm::space::Spaces;
@@ -60,6 +60,7 @@ pub fn swapon_disk(disk: Disk, flags: u32) -> Result<(), Errno> {
         // Linux: `set_blocksize` does it.
         fs::block::kill_bdev(&disk)?;
         let pages = install(area, disk)?;
+        zswap::add_area(area);
         match mm_swap::swapon(&Spaces, area, prio.and_then(|prio| u16::try_from(prio).ok())) {
             Ok(prio) => {
                 let name = disk.name();
@@ -69,6 +70,7 @@ pub fn swapon_disk(disk: Disk, flags: u32) -> Result<(), Errno> {
                 Ok(())
             }
             Err(error) => {
+                zswap::remove_area(area);
                 areas::uninstall(area);
                 Err(error.errno())
             }
@@ -144,6 +146,7 @@ pub fn swapoff(base: Place, path: &[u8]) -> Result<(), Errno> {
     CALLS.with(|()| {
         let area = areas::area_on(disk.index).ok_or(Errno::Einval)?;
         mm_swap::swapoff(&Spaces, area, &unuse::Back).map_err(mm_swap::SwapError::errno)?;
+        zswap::remove_area(area);
         areas::uninstall(area);
         // What was read of the disk meanwhile is old.
         fs::block::kill_bdev(&disk)

@@ -98,6 +98,18 @@ pub enum Owner {
         /// Its order.
         order: u8,
     },
+    /// Of the pool of zswap.
+    ZswapPool {
+        /// Areas and slots whose pages are here, compressed.
+        slots: Vec<(u32, u64)>,
+    },
+    /// Of zswap: says where it keeps the pages of 256 slots.
+    ZswapEntries {
+        /// Swap area.
+        area: u32,
+        /// First slot.
+        slot: u64,
+    },
     /// Part of a block that its descriptor calls allocated; nothing published says by whom.
     Allocated {
         /// First frame of the block.
@@ -266,12 +278,25 @@ pub(super) fn owners<S: MemorySource + ?Sized>(
         _ => None,
     });
     owners.extend(user);
+    owners.extend(compressed(guest, pfn)?);
     owners.extend(free_block(guest, pfn)?);
     owners.extend(kept_block(guest, pfn)?);
     if owners.is_empty() {
         owners.extend(last_resort(guest, pfn, page)?);
     }
     Ok(owners)
+}
+
+/// What zswap has in the frame.
+fn compressed<S: MemorySource + ?Sized>(guest: &Guest<'_, S>, pfn: u64) -> Result<Option<Owner>, GuestError> {
+    let Some(walk) = guest.zswap_walk()? else { return Ok(None) };
+    if let Some(leaf) = walk.leaves.iter().find(|leaf| leaf.pfn == pfn) {
+        return Ok(Some(Owner::ZswapEntries { area: leaf.first.0, slot: leaf.first.1 }));
+    }
+    let is_pool = walk.frames.items.iter().any(|frame| frame.pfn == pfn);
+    let packed = walk.entries.iter().filter(|at| !at.entry.is_same_filled());
+    let slots = packed.filter(|at| at.entry.gpa() >> PAGE_SHIFT == pfn).map(|at| at.slot).collect();
+    Ok(is_pool.then_some(Owner::ZswapPool { slots }))
 }
 
 /// The block on a free list that covers the frame. Heads are looked for by descriptor, then on their list.
@@ -421,6 +446,16 @@ impl fmt::Display for Owner {
                 write!(f, "allocated: block of order {order} at frame {head:#x}, by whom is not published")
             }
             Owner::Deferred => write!(f, "free, in a section that is not initialised yet"),
+            Owner::ZswapPool { slots } => {
+                f.write_str("zswap: compressed pages of")?;
+                slots
+                    .iter()
+                    .try_for_each(|(area, slot)| write!(f, " slot {slot:#x} of swap area {area},"))?;
+                f.write_str(" in its pool")
+            }
+            Owner::ZswapEntries { area, slot } => {
+                write!(f, "zswap: entries of swap area {area} from slot {slot:#x} on")
+            }
             Owner::Reserved { base, size } => {
                 write!(
                     f,

@@ -16,6 +16,8 @@ pub(super) struct Meminfo {
     counts: Counts,
     /// All, free.
     swap: [u64; 2],
+    /// Of the pool, of what is kept there.
+    zswap: [u64; 2],
     committed: u64,
     percpu: u64,
 }
@@ -32,8 +34,9 @@ impl Meminfo {
         let total: u64 = areas.iter().filter(|area| area.writeok).map(|area| area.pages).sum();
         let free: u64 =
             areas.iter().filter(|area| area.writeok).map(|area| area.pages.saturating_sub(area.used)).sum();
+        let zswap = guest.zswap()?.map_or([0; 2], |zswap| [zswap.pool.pages, zswap.stored_pages]);
         let percpu = guest.cpus()?.iter().map(|cpu| cpu.percpu_len / PAGE_SIZE).sum();
-        Ok(Some(Meminfo { zones: guest.zones()?, counts, swap: [total, free], committed, percpu }))
+        Ok(Some(Meminfo { zones: guest.zones()?, counts, swap: [total, free], zswap, committed, percpu }))
     }
 }
 
@@ -59,6 +62,8 @@ pub(super) fn meminfo(text: &mut String, all: &Meminfo) -> fmt::Result {
         ("Mlocked", list(LruKind::Unevictable)),
         ("SwapTotal", all.swap[0]),
         ("SwapFree", all.swap[1]),
+        ("Zswap", all.zswap[0]),
+        ("Zswapped", all.zswap[1]),
         ("Dirty", stat(NodeStat::Dirty)),
         ("Writeback", stat(NodeStat::Writeback)),
         ("AnonPages", stat(NodeStat::AnonMapped)),

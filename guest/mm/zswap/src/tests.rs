@@ -1,0 +1,6 @@
+//! Tests.
+
+mod compressor;
+mod machine;
+mod model;
+mod pool;
