@@ -175,6 +175,9 @@ impl Machine for Sim {
         // There are no readers without locks.
     }
 
+    fn should_failslab(&self, _: CacheId, _: Gfp) -> bool {
+        false
+    }
     fn construct(&self, ctor: u32, object: Object, size: u32) {
         assert_eq!(ctor, CTOR);
         for word in 0..u64::from(size) / 8 {

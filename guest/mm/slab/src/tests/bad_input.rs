@@ -42,6 +42,26 @@ fn no_bytes_are_an_object_that_may_be_freed_and_resized() {
 }
 
 #[test]
+fn a_request_that_is_to_fail_gets_nothing_and_changes_nothing() {
+    for kind in KINDS {
+        let kmem = boot(options(kind));
+        let id = create(&kmem, "victim", 64);
+        assert!(kmem.machine().failslab.setup("2,100,0,-1"));
+        let objects: Vec<_> = (0..8).map(|_| kmem.alloc(id, Gfp::KERNEL)).collect();
+        assert_eq!(objects.iter().filter(|object| object.is_some()).count(), 4, "{kind}");
+        assert!(objects.iter().skip(1).step_by(2).all(Option::is_none), "{kind}: every second one fails");
+        assert_eq!(kmem.alloc_node(id, Gfp::KERNEL, 0).map(|object| kmem.free(id, object)), Some(Ok(())));
+        // SLOB's kmalloc has no cache that could be asked (Linux: no FAILSLAB with SLOB).
+        let other = kmem.kmalloc(64, Gfp::KERNEL).map(|object| kmem.kfree(object));
+        assert_eq!(other, (kind == "slob").then_some(Ok(())), "{kind}");
+        for object in objects.into_iter().flatten() {
+            assert_eq!(kmem.free(id, object), Ok(()), "{kind}");
+        }
+        audit(&kmem, 0);
+    }
+}
+
+#[test]
 fn huge_sizes_are_refused_and_said() {
     for kind in KINDS {
         let kmem = boot(options(kind));
