@@ -196,7 +196,10 @@ fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
         compared_s: seconds(compared),
         total_s: 0.0,
     };
-    let differing: Vec<Sequence> = differing.into_iter().map(|at| sequences[at].clone()).collect();
+    let differing: Vec<Differing> = differing
+        .into_iter()
+        .map(|(at, first)| Differing { sequence: sequences[at].clone(), first })
+        .collect();
     look_into(pair, &differing, args, &mut report)?;
     report.total_s = seconds(start.elapsed());
     if args.json {
@@ -207,8 +210,22 @@ fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
     Ok(if report.differing.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Indices of the sequences whose hashes differ.
-fn differing(pair: Pair<'_>, all: &[Sequence], batch: usize, jobs: usize) -> anyhow::Result<Vec<usize>> {
+/// What both kernels did.
+type Both = (Outcome, Outcome);
+
+/// A sequence whose hashes differ, and what both did.
+struct Differing {
+    sequence: Sequence,
+    first: Both,
+}
+
+/// Indices of the sequences whose hashes differ, with what both did.
+fn differing(
+    pair: Pair<'_>,
+    all: &[Sequence],
+    batch: usize,
+    jobs: usize,
+) -> anyhow::Result<Vec<(usize, Both)>> {
     let bar = ProgressBar::new(2 * all.len() as u64);
     bar.set_style(ProgressStyle::with_template("{bar:30} {pos}/{len} {elapsed} {msg}")?);
     let batches: Vec<(usize, &[Sequence])> =
@@ -221,7 +238,7 @@ fn differing(pair: Pair<'_>, all: &[Sequence], batch: usize, jobs: usize) -> any
                     let outcome = hashes_differ(pair, batch, &bar);
                     let Ok(mut found) = found.lock() else { return };
                     match outcome {
-                        Ok(at) => found.0.extend(at.into_iter().map(|at| first + at)),
+                        Ok(at) => found.0.extend(at.into_iter().map(|(at, both)| (first + at, both))),
                         Err(error) => found.1 = Some(error),
                     }
                     bar.set_message(format!("{} differ", found.0.len()));
@@ -234,15 +251,28 @@ fn differing(pair: Pair<'_>, all: &[Sequence], batch: usize, jobs: usize) -> any
     if let Some(error) = error {
         return Err(error);
     }
-    at.sort_unstable();
+    at.sort_unstable_by_key(|(at, _)| *at);
     Ok(at)
 }
 
-fn hashes_differ(pair: Pair<'_>, batch: &[Sequence], bar: &ProgressBar) -> anyhow::Result<Vec<usize>> {
+fn hashes_differ(
+    pair: Pair<'_>,
+    batch: &[Sequence],
+    bar: &ProgressBar,
+) -> anyhow::Result<Vec<(usize, Both)>> {
     let run = |side: &dyn Side| run_all(side, batch, Mode::Compact, &|count| bar.inc(count as u64));
     let (linux, guest): (Vec<Outcome>, Vec<Outcome>) = (run(pair.linux)?, run(pair.guest)?);
-    let pairs = linux.iter().zip(&guest).enumerate();
-    Ok(pairs.filter(|(_, (linux, guest))| !linux.is_same(guest)).map(|(at, _)| at).collect())
+    let pairs = linux.into_iter().zip(guest).enumerate();
+    Ok(pairs.filter(|(_, (linux, guest))| !linux.is_same(guest)).collect())
+}
+
+/// Who did something else the first time, of two who did the same the second time.
+fn changed(first: &Both, second: &Both) -> &'static str {
+    match (first.0.is_same(&second.0), first.1.is_same(&second.1)) {
+        (true, false) => "once, the guest changed",
+        (false, true) => "once, Linux changed",
+        _ => "once, both changed",
+    }
 }
 
 /// What a difference has in common with others that are probably the same: the call, and what came of it.
@@ -268,18 +298,20 @@ const RECORDS: usize = 50;
 /// Tells what is meant from what is not, and shrinks the first sequence of each kind.
 fn look_into(
     pair: Pair<'_>,
-    differing: &[Sequence],
+    differing: &[Differing],
     args: &RunArgs,
     report: &mut Report,
 ) -> anyhow::Result<()> {
     let mut kinds: BTreeMap<String, (Sequence, usize)> = BTreeMap::new();
     for batch in differing.chunks(RECORDS) {
-        for (sequence, (linux, guest)) in batch.iter().zip(pair.records(batch)?) {
-            let Some(part) = first_difference(&linux, &guest) else {
+        let sequences: Vec<Sequence> = batch.iter().map(|differing| differing.sequence.clone()).collect();
+        for (Differing { sequence, first }, both) in batch.iter().zip(pair.records(&sequences)?) {
+            let Some(part) = first_difference(&both.0, &both.1) else {
                 // It differed once, and not again: that is worth knowing, too.
-                report.differing.push(format!("{}(once)", sequence.name));
+                report.differing.push(format!("{} ({})", sequence.name, changed(first, &both)));
                 continue;
             };
+            let guest = both.1;
             if let Some(meant) = explain(sequence, &part) {
                 *report.meant.entry(meant.name).or_default() += 1;
                 continue;
