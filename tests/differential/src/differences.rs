@@ -47,8 +47,11 @@ pub const MEANT: &[Meant] = &[
     Meant {
         name: "fault-around",
         may_be: |sequence, call| {
+            // Of a policy without nodes: every page lies elsewhere.
+            const LOCAL: u64 = 4;
             const STRICT: u64 = 1;
             call.name == Name::Mbind
+                && (call.values[2].number, call.values[3].number) == (LOCAL, 0)
                 && call.values[5].number & STRICT != 0
                 && sequence.calls.iter().any(maps_file)
         },
