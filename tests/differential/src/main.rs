@@ -192,6 +192,7 @@ fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
         same: sequences.len() - differing.len(),
         meant: BTreeMap::new(),
         differing: Vec::new(),
+        unsteady: Vec::new(),
         findings: Vec::new(),
         compared_s: seconds(compared),
         total_s: 0.0,
@@ -266,12 +267,12 @@ fn hashes_differ(
     Ok(pairs.filter(|(_, (linux, guest))| !linux.is_same(guest)).collect())
 }
 
-/// Who did something else the first time, of two who did the same the second time.
-fn changed(first: &Both, second: &Both) -> &'static str {
+/// Who did something else the first time, of two who did the same the second time; `None` if only Linux did.
+fn changed(first: &Both, second: &Both) -> Option<&'static str> {
     match (first.0.is_same(&second.0), first.1.is_same(&second.1)) {
-        (true, false) => "once, the guest changed",
-        (false, true) => "once, Linux changed",
-        _ => "once, both changed",
+        (false, true) => None,
+        (true, false) => Some("once, the guest changed"),
+        _ => Some("once, both changed"),
     }
 }
 
@@ -308,7 +309,10 @@ fn look_into(
         for (Differing { sequence, first }, both) in batch.iter().zip(pair.records(&sequences)?) {
             let Some(part) = first_difference(&both.0, &both.1) else {
                 // It differed once, and not again: that is worth knowing, too.
-                report.differing.push(format!("{} ({})", sequence.name, changed(first, &both)));
+                match changed(first, &both) {
+                    None => report.unsteady.push(sequence.name.clone()),
+                    Some(how) => report.differing.push(format!("{} ({how})", sequence.name)),
+                }
                 continue;
             };
             let guest = both.1;

@@ -42,6 +42,8 @@ pub struct Report {
     pub meant: std::collections::BTreeMap<&'static str, usize>,
     /// Names of the sequences that differ otherwise.
     pub differing: Vec<String>,
+    /// Names of the sequences with which Linux did something else the first time, and the second time what the guest did both times.
+    pub unsteady: Vec<String>,
     /// The differences that were looked into.
     pub findings: Vec<Finding>,
     /// Seconds until all was compared.
@@ -76,11 +78,19 @@ impl Report {
         for (name, count) in &self.meant {
             let _ = writeln!(out, "  {count} by {name} (docs/linux-differences.md)");
         }
+        if !self.unsteady.is_empty() {
+            let _ = writeln!(
+                out,
+                "  {} where Linux itself changed, to what the guest does: {}",
+                self.unsteady.len(),
+                self.unsteady.join(" ")
+            );
+        }
         if differing > 0 {
             let names: Vec<&str> = self.differing.iter().take(20).map(String::as_str).collect();
             let more = if differing > names.len() { " ..." } else { "" };
             let _ = writeln!(out, "  differing: {}{more}", names.join(" "));
-            let name = names.first().copied().unwrap_or_default();
+            let name = names.first().and_then(|name| name.split(' ').next()).unwrap_or_default();
             let _ = writeln!(out, "  again: make differential SEED={seed:#x} ARGS='--only {name}'");
         }
         out
