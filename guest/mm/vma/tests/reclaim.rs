@@ -163,6 +163,23 @@ fn what_was_put_off_is_done_before_protection_changes() {
     model.finish();
 }
 
+#[test]
+fn what_was_put_off_is_done_before_another_page_is_mapped() {
+    let mut model = Model::new();
+    assert!(run(&mut model, Op::Mmap { addr: AT, len: 2 * PAGE, prot: 3, flags: SHARED }) > 0);
+    model.access(WINDOW + AT, Some(42));
+    let pfn = user_frames(&model)[0];
+    let mut late = Late::default();
+    late.unmap(&model, pfn);
+    let is_cached = |model: &Model| model.k.tlb.lock().unwrap().keys().any(|(_, va)| *va == WINDOW + AT);
+    assert!(is_cached(&model), "the flush is put off");
+    model.access(WINDOW + AT + PAGE, Some(7));
+    assert!(!is_cached(&model), "a CPU reads the old page beside writes to a new one");
+    late.flush(&model);
+    assert_eq!(model.access(WINDOW + AT, None), 42);
+    model.finish();
+}
+
 fn run(model: &mut Model, op: Op) -> i64 {
     model.run(1, op).result
 }
