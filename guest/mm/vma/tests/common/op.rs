@@ -9,6 +9,7 @@ pub const PAGES: u64 = 704;
 /// Where the heap begins, in pages of the window.
 pub const HEAP: u64 = 560;
 pub const PAGE: u64 = 4096;
+const MPOL_MF_STRICT: u64 = 1;
 /// RLIMIT_MEMLOCK on both sides, bytes.
 pub const MEMLOCK: u64 = 24 * PAGE;
 /// RLIMIT_STACK on both sides, bytes.
@@ -86,6 +87,14 @@ pub enum Op {
     },
     /// A child process goes on with the calls; its parent waits.
     Fork,
+}
+
+impl Op {
+    /// Whether the answer says which pages are mapped just now, which reclaim may change at any time, on Linux, too: a strict
+    /// mbind refuses for mapped pages of other nodes, and looks at no others.
+    pub fn tells_what_is_mapped(self) -> bool {
+        matches!(self, Self::Mbind { flags, .. } if flags & MPOL_MF_STRICT != 0)
+    }
 }
 
 /// The address of an offset; 0 stays 0, so that hints can be left out.
@@ -219,7 +228,7 @@ fn mbind() -> impl Strategy<Value = Op> {
         // 6 came with 6.9.
         2 => (prop_oneof![0..6_u64, 7..10_u64], 0..4_u64),
     ];
-    let flags = prop_oneof![6 => Just(0_u64), 3 => Just(1), 1 => Just(8)];
+    let flags = prop_oneof![6 => Just(0_u64), 3 => Just(MPOL_MF_STRICT), 1 => Just(8)];
     (place(), len(), policy, flags).prop_map(|(addr, len, (mode, nodes), flags)| Op::Mbind {
         addr,
         len,
