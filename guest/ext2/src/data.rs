@@ -33,7 +33,8 @@ impl<B: Buffers> Ext2<B> {
         Ok(len)
     }
 
-    /// Writes at `offset`; how many bytes, fewer only if there was no room for all.
+    /// Writes at `offset`; how many bytes, fewer only if there was no room for all. Nothing written changes nothing (Linux:
+    /// `generic_write_checks`).
     ///
     /// # Errors
     /// `ENOSPC` if there was room for none, `EFBIG`, `EISDIR`, `EINVAL`, `EPERM`, `EROFS`, `EIO`, `EUCLEAN`.
@@ -43,8 +44,11 @@ impl<B: Buffers> Ext2<B> {
         if inode.is_immutable() || (inode.is_append_only() && offset < inode.size()) {
             return Err(Errno::Eperm);
         }
+        if from.is_empty() {
+            return Ok(0);
+        }
         let room = self.geometry.max_size().saturating_sub(offset);
-        if room == 0 && !from.is_empty() {
+        if room == 0 {
             return Err(Errno::Efbig);
         }
         let len = usize::try_from(room).unwrap_or(usize::MAX).min(from.len());

@@ -119,10 +119,10 @@ impl<Id: Copy> File<Id> {
     /// # Errors
     /// `EFBIG`.
     pub fn write_range(&self, offset: u64, len: u64, size: u64, limit: u64) -> Result<(u64, u64), Errno> {
-        let start = if self.flags.contains(OpenFlags::APPEND) { size } else { offset };
         if len == 0 {
-            return Ok((start, 0));
+            return Ok((offset, 0));
         }
+        let start = if self.flags.contains(OpenFlags::APPEND) { size } else { offset };
         let end = limit.min(MAX_OFFSET);
         if start >= end {
             return Err(Errno::Efbig);

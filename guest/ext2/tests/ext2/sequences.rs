@@ -47,6 +47,13 @@ fn run(format: &Format, ops: &[Op]) -> u32 {
     twin.full
 }
 
+#[test]
+fn a_write_of_nothing_changes_nothing() {
+    if host::is_ready() {
+        run(&FORMATS[0], &[Op::Create(0, 0, 0o644), Op::Write(0, 700, 0, 0)]);
+    }
+}
+
 /// How many sequences; `MEMVISOR_SEQUENCES=2000` runs more.
 pub fn cases(usual: u32) -> u32 {
     std::env::var("MEMVISOR_SEQUENCES").ok().and_then(|text| text.parse().ok()).unwrap_or(usual)

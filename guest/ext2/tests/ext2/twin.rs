@@ -233,8 +233,10 @@ impl Twin {
             }
             Err(error) => panic!("write: {error}"),
         };
-        self.model.write(id, offset, &bytes[..written]);
-        self.model.node_mut(id).mtime = caller.now;
+        if written > 0 {
+            self.model.write(id, offset, &bytes[..written]);
+            self.model.node_mut(id).mtime = caller.now;
+        }
     }
 
     fn forget_gone(&mut self) {

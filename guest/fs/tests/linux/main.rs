@@ -105,6 +105,21 @@ fn a_directory_and_those_above_it_are_not_renamed_to_each_other() {
 }
 
 #[test]
+fn a_write_of_nothing_leaves_an_appending_file_where_it_is() {
+    let flags = OpenFlags::RDWR | OpenFlags::CREAT | OpenFlags::APPEND;
+    let ops = [
+        Op::Open { slot: 0, path: "f".into(), flags, mode: 0o644 },
+        Op::Write { slot: 0, len: 9, byte: 1 },
+        Op::Seek { slot: 0, offset: 4, whence: 0 },
+        Op::Write { slot: 0, len: 0, byte: 2 },
+        Op::Seek { slot: 0, offset: 0, whence: 1 },
+        Op::Write { slot: 0, len: 2, byte: 3 },
+        Op::Seek { slot: 0, offset: 0, whence: 1 },
+    ];
+    agree(&ops).unwrap_or_else(|error| panic!("{error}"));
+}
+
+#[test]
 fn a_named_pipe_that_lost_its_name_has_no_links() {
     let flags = OpenFlags::RDWR | OpenFlags::NONBLOCK;
     let ops = [

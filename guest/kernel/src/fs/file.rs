@@ -201,6 +201,9 @@ impl OpenFile {
                 let at = if let Position::At(at) = position { at } else { state.pos };
                 let size = cache::size(data);
                 let (at, len) = state.write_range(at, len as u64, size, u64::MAX)?;
+                if len == 0 {
+                    return Ok(0);
+                }
                 let done = write_file(data, address, usize::try_from(len).unwrap_or(usize::MAX), at)?;
                 if position == Position::Current {
                     state.pos = at + done as u64;

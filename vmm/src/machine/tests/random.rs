@@ -29,8 +29,8 @@ fn chunk(nodes: usize) -> impl Strategy<Value = Chunk> {
 }
 
 fn bite() -> impl Strategy<Value = Bite> {
-    // Not below 1 MiB, where boot data goes; no RAM, which would need a node.
-    (0x10_0000_u64..0x800_0000, 0_u64..0x8000, 2_u32..9).prop_map(|(at, size, kind)| Bite { at, size, kind })
+    // Not below 1 MiB, where boot data goes; within node 0, of which enough is left; no RAM, which would need a node.
+    (0x10_0000_u64..0x7ff_8000, 0_u64..0x8000, 2_u32..9).prop_map(|(at, size, kind)| Bite { at, size, kind })
 }
 
 prop_compose! {
