@@ -18,7 +18,7 @@ pub struct TaskInfo {
     pub stack: u64,
     /// Bytes of the stack.
     pub stack_len: u64,
-    /// Stack pointer while the task does not run.
+    /// Stack pointer while the task does not run. Upwards from it lie r15, r14, r13, r12, rbx, rbp and the address at which it goes on.
     pub rsp: u64,
     /// Times that the task was switched to.
     pub switches: u64,
@@ -41,6 +41,13 @@ pub struct TaskInfo {
     pub oom_score_adj: i32,
 }
 const _: () = assert!(size_of::<TaskInfo>() == 96);
+
+impl TaskInfo {
+    /// Bytes from [`TaskInfo::rsp`] to the frame pointer.
+    pub const SAVED_RBP: u64 = 40;
+    /// Bytes from [`TaskInfo::rsp`] to the address at which the task goes on.
+    pub const SAVED_RIP: u64 = 48;
+}
 
 /// Values of [`TaskInfo::state`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -19,6 +19,7 @@ pub mod ptdump;
 mod registers;
 mod source;
 mod sparse;
+mod symbols;
 pub mod testing;
 pub mod trace;
 pub mod views;
@@ -39,6 +40,7 @@ pub use mapped::{MapError, MappedMemory};
 pub use registers::CpuRegisters;
 pub use source::{MemorySource, RamRegion, ReadError, RegionError};
 pub use sparse::SparseMemory;
+pub use symbols::{Place, Symbols};
 pub use walk::{
     Access, Entry, Fault, Levels, Mapped, Outcome, PageSize, Stage2, Stage2Info, Stage2Pages, Step,
     Translation, TwoStage, TwoStageStep, Walker, hardware_references,

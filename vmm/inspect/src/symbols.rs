@@ -1,12 +1,14 @@
-//! Names of kernel addresses, for messages: from an ELF file's symbol table or a System.map.
+//! Names of kernel addresses: from an ELF file's symbol table or a System.map.
 
 use std::fmt;
+
+use rustc_demangle::demangle;
 
 /// Addresses and names, ascending.
 #[derive(Clone, Debug, Default)]
 pub struct Symbols(Vec<(u64, String)>);
 
-/// An address by the symbol before it.
+/// An address by the symbol before it; as text, with the name as it is in the source.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Place<'a> {
     /// The symbol.
@@ -43,7 +45,7 @@ impl Symbols {
 
 impl fmt::Display for Place<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}+{:#x}", self.name, self.offset)
+        write!(f, "{:#}+{:#x}", demangle(self.name), self.offset)
     }
 }
 
@@ -120,6 +122,15 @@ mod tests {
         assert_eq!(name(0xffff_ffff_8100_0200).as_deref(), Some("next+0x0"));
         assert_eq!(name(0xffff_ffff_80ff_ffff), None);
         assert_eq!(name(0xffff_ffff_9100_0000), None, "too far to mean anything");
+    }
+
+    #[test]
+    fn names_read_as_in_the_source() {
+        let symbols = Symbols::parse(
+            b"ffffffff81000000 t _ZN15memvisor_kernel2fs9processes7file_of17h007b3dc4be959d1aE\n",
+        );
+        let place = symbols.find(0xffff_ffff_8100_0010).expect("within");
+        assert_eq!(place.to_string(), "memvisor_kernel::fs::processes::file_of+0x10");
     }
 
     #[test]

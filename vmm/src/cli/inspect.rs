@@ -9,7 +9,7 @@ use clap::{Args, Subcommand};
 use memvisor_inspect::{
     ptdump::{PtDump, Span},
     views::{
-        BuddyView, CacheFileView, CacheView, CmaView, CompactionView, CpusView, E820View, LayoutView,
+        BtView, BuddyView, CacheFileView, CacheView, CmaView, CompactionView, CpusView, E820View, LayoutView,
         LruView, MapView, MapsView, MemblockView, NumaView, NumastatView, OomView, PageView, PagetypesView,
         PcpView, ProcView, PsView, RmapView, SlabView, StacksView, SwapView, TasksView, TlbView,
         TranslateView, VmallocView, VmstatView, ZonelistsView, ZonesView,
@@ -24,6 +24,7 @@ use super::{
     out::{self, parse_address},
     source::{self, Source, SourceArgs},
 };
+use crate::loader::kernel_symbols;
 
 const AFTER_HELP: &str = "\
 Examples:
@@ -32,6 +33,7 @@ Examples:
   memvisor inspect pagetables --va 0xffff800000000000..0xffff900000000000
   memvisor inspect page 0x1a400 --dump guest.core --json
   memvisor inspect map --svg frames.svg --vm lab
+  memvisor inspect bt 2                                      the calls that task 2 is in, or waits in
   memvisor inspect maps 2 --smaps                            what a process maps, and what of it is resident
   memvisor inspect page 0x1a400 --rmap                       every entry of every process that maps the frame
   memvisor inspect pagetables --mem ram.mem --mem high.mem@0x100000000 --cr3 0x2000 --la57";
@@ -122,6 +124,14 @@ enum View {
     Stacks,
     /// Tasks of the kernel
     Tasks,
+    /// Where tasks are in the kernel: the calls that each is in
+    Bt {
+        /// Only this task
+        pid: Option<u32>,
+        /// Names for the kernel's addresses: an ELF file or a System.map [default: the bundled kernel, if it is the guest's]
+        #[arg(long, value_name = "FILE")]
+        symbols: Option<PathBuf>,
+    },
     /// All frames as a picture: owner, largest free block, migratetype, node
     Map {
         /// Write all layers to an SVG file instead
@@ -234,6 +244,12 @@ pub(super) fn run(args: &InspectArgs) -> anyhow::Result<ExitCode> {
         View::Vmalloc => show(source, json, |s| Ok(VmallocView::new(&s.guest()?)?))?,
         View::Stacks => show(source, json, |s| Ok(StacksView::new(&s.guest()?)?))?,
         View::Tasks => show(source, json, |s| Ok(TasksView::new(&s.guest()?)?))?,
+        View::Bt { pid, symbols } => show(source, json, |s| {
+            let guest = s.guest()?;
+            let view = BtView::new(&guest, &s.registers, &kernel_symbols(&guest, symbols.as_deref())?, *pid)?;
+            anyhow::ensure!(!view.tasks.is_empty(), source::no_task(*pid));
+            Ok(view)
+        })?,
         View::Map { svg, layer } => {
             let canvas = if svg.is_some() { Canvas::Svg } else { Canvas::terminal() };
             let view = source.read(|s| Ok(MapView::new(&s.guest()?, canvas.cells())?))?;

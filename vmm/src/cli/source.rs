@@ -129,6 +129,13 @@ pub(super) fn no_process(pid: u32) -> String {
     format!("no process {pid} has an address space: `memvisor inspect ps` lists those that have")
 }
 
+/// Nobody has that number.
+pub(super) fn no_task(pid: Option<u32>) -> String {
+    pid.map_or("the guest has no tasks yet".to_owned(), |pid| {
+        format!("no task {pid}: `memvisor inspect ps` lists those that there are")
+    })
+}
+
 impl Source {
     pub(super) fn memory(&self) -> &dyn MemorySource {
         match &self.memory {

@@ -11,6 +11,7 @@ mod bzimage;
 mod elf64;
 mod linux;
 mod pvh;
+mod symbols;
 mod tables;
 #[cfg(test)]
 pub mod testing;
@@ -26,6 +27,7 @@ use thiserror::Error;
 
 pub use bzimage::{BzImage, BzImageError, ENTRY_OFFSET};
 pub use elf64::{ElfError, Image, MAX_FILE, Segment};
+pub use symbols::kernel_symbols;
 pub use tables::{BOOT_CODE, BOOT_DATA, FlatSegment};
 
 use crate::{

@@ -17,7 +17,7 @@ use std::{
 use kvm_bindings::{KVM_MP_STATE_UNINITIALIZED, kvm_mp_state};
 use kvm_ioctls::{VcpuFd, VmFd};
 use memvisor_abi::port::Status;
-use memvisor_inspect::{CpuRegisters, Facts};
+use memvisor_inspect::{CpuRegisters, Facts, Symbols};
 use serde::{Deserialize, Serialize};
 
 use super::bus::{add_functions, build_bus};
@@ -31,8 +31,8 @@ use crate::{
     memory::{Memory, SlotInfo},
     seccomp::Filters,
     vcpu::{
-        Failure, Features, Hold, HostOffer, KvmStats, SharedBus, State, Symbols, Vcpu, VcpuError,
-        build_cpuid, emulates_ring0, install_kick_handler, open_kvm, set_boot_registers, set_memory_type,
+        Failure, Features, Hold, HostOffer, KvmStats, SharedBus, State, Vcpu, VcpuError, build_cpuid,
+        emulates_ring0, install_kick_handler, open_kvm, set_boot_registers, set_memory_type,
     },
 };
 

@@ -79,7 +79,7 @@ impl Observed {
 pub fn judge(case: &Case, observed: &Observed, parts: &[Subcase]) -> Outcome {
     let expect = &case.expect;
     let audits = observed.audits();
-    let mut problems = observed.problems.clone();
+    let mut problems = Vec::new();
 
     match (expect.exit, &observed.ended) {
         (Ending::Clean | Ending::Findings, Ended::Clean)
@@ -87,6 +87,7 @@ pub fn judge(case: &Case, observed: &Observed, parts: &[Subcase]) -> Outcome {
         | (Ending::Panic, Ended::Guest(101 | 102, _)) => {}
         (expected, ended) => problems.push(unexpected_end(expected, ended, observed)),
     }
+    problems.extend_from_slice(&observed.problems);
     if matches!(expect.exit, Ending::Clean | Ending::Findings) {
         // A foreign kernel publishes nothing that could be audited.
         let is_foreign = matches!(&case.setup, Setup::Kvm(setup) if setup.linux.is_some());

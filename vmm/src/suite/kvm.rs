@@ -27,6 +27,7 @@ use super::outcome::Subcase;
 use super::probes::{Control, Held};
 use super::prompt;
 use super::samples::{Recorder, Series};
+use super::stuck;
 use crate::control::{Client, api::VmInfo};
 use crate::machine::Backing;
 use crate::memory::{free_huge_pages, transparent_refusal};
@@ -111,11 +112,13 @@ pub fn run(case: &Case, kernel: Option<&Path>, deadline: Instant, watched: bool)
     if case.expect.probes.is_empty() {
         let name = unique_name();
         let mut process = Process::start(case, kernel, &["--name", &name])?;
-        let recorder = watched.then(|| watch(name));
+        let recorder = watched.then(|| watch(name.clone()));
         let ended = process.wait(deadline);
+        let calls = ended.is_none().then(|| stuck::asked(&name, kernel));
         let samples = recorder.map_or_else(Series::default, Recorder::end);
         let mut observed = process.observe(ended, case)?;
         observed.samples = samples;
+        observed.problems.extend(calls);
         if let Setup::Kvm(setup) = &case.setup
             && setup.linux.is_some()
         {
@@ -202,7 +205,8 @@ impl HeldVm {
                 return Ok(vm);
             }
             if Instant::now() >= deadline {
-                bail!("the guest did not end within {} s", case.timeout.as_secs());
+                let calls = stuck::asked(&name, vm.kernel());
+                bail!("the guest did not end within {} s; {calls}", case.timeout.as_secs());
             }
             if let Ok(client) = Client::find(Some(&name))
                 && let Ok(info) = client.info()
@@ -329,23 +333,24 @@ impl Process {
         Ok(Process { child, output, messages })
     }
 
-    /// The exit code; `None` if time was over and it had to be killed.
+    /// The exit code; `None` if time is over.
     fn wait(&mut self, deadline: Instant) -> Option<ExitedWith> {
         loop {
             match self.child.try_wait() {
                 Ok(Some(status)) => return Some(ExitedWith(status.code())),
                 Ok(None) if Instant::now() < deadline => std::thread::sleep(POLL / 5),
-                _ => {
-                    // Its pipes end with it.
-                    let _ = self.child.kill();
-                    let _ = self.child.wait();
-                    return None;
-                }
+                _ => return None,
             }
         }
     }
 
+    /// What came of it; it is killed if it did not end.
     fn observe(mut self, ended: Option<ExitedWith>, case: &Case) -> anyhow::Result<Observed> {
+        if ended.is_none() {
+            // Its pipes end with it.
+            let _ = self.child.kill();
+            let _ = self.child.wait();
+        }
         let text = |thread: Option<JoinHandle<Vec<u8>>>| {
             let bytes = thread.and_then(|thread| thread.join().ok()).unwrap_or_default();
             String::from_utf8_lossy(&bytes).into_owned()

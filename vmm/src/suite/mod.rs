@@ -26,6 +26,7 @@ pub mod samples;
 pub mod select;
 pub mod shard;
 mod show;
+mod stuck;
 
 use std::collections::VecDeque;
 use std::num::NonZeroUsize;

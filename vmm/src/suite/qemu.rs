@@ -13,10 +13,11 @@ use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
+use anyhow::Context;
 use memvisor_abi::E820Entry;
 use memvisor_abi::port::ExitCode;
 use memvisor_inspect::{
-    FactCpu, FactE820, FactNodeMemory, Facts, Guest, MappedMemory, find_root, trace::Names,
+    FactCpu, FactE820, FactNodeMemory, Facts, Guest, MappedMemory, find_root, trace::Names, views::BtView,
 };
 
 use super::bed::{Ended, Observed};
@@ -27,7 +28,9 @@ use super::outside::audit;
 use super::probes::{Control, Held, walkthrough_is_complete};
 use super::qmp::Qmp;
 use super::samples::{Recorder, Series};
+use super::stuck;
 use crate::explain::{self, Collector, Explanation, Part, Walk};
+use crate::loader::kernel_symbols;
 
 /// The program.
 const QEMU: &str = "qemu-system-x86_64";
@@ -108,6 +111,10 @@ pub fn run(
         samples: Series::default(),
     };
     let status = machine.attend(case, setup, deadline, &mut observed);
+    if status.is_none() {
+        let calls = machine.calls(setup, image).map(|view| view.to_string());
+        observed.problems.push(stuck::told(calls));
+    }
     observed.samples = recorder.map_or_else(Series::default, Recorder::end);
     if let Some((walk, collector)) = machine.told.take() {
         let outcome = told_completely(walk, collector.parts)?;
@@ -220,6 +227,16 @@ impl Machine {
         }
         observed.console = String::from_utf8_lossy(&bytes).into_owned();
         self.child.wait().ok()
+    }
+
+    /// The calls that its tasks are in.
+    fn calls(&mut self, setup: &QemuSetup, image: &Path) -> anyhow::Result<BtView> {
+        self.qmp.pause()?;
+        let registers = self.qmp.registers(setup.cpus)?;
+        let root_gpa = find_root(&self.memory).context("no root descriptor in the guest's memory")?;
+        let guest = Guest::attach(&self.memory, root_gpa)?;
+        let symbols = kernel_symbols(&guest, Some(image))?;
+        Ok(BtView::new(&guest, &registers, &symbols, None)?)
     }
 
     /// Whatever an examination comes to, the guest goes on.

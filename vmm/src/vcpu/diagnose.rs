@@ -6,10 +6,10 @@ use kvm_bindings::{
     KVM_INTERNAL_ERROR_DELIVERY_EV, KVM_INTERNAL_ERROR_EMULATION, KVM_INTERNAL_ERROR_SIMUL_EX,
 };
 use kvm_ioctls::VcpuFd;
-use memvisor_inspect::{CpuRegisters, MemorySource, Translation, Walker, views::TranslateView};
+use memvisor_inspect::{CpuRegisters, MemorySource, Symbols, Translation, Walker, views::TranslateView};
 use serde::Serialize;
 
-use super::{Symbols, read_registers};
+use super::read_registers;
 use crate::memory::Memory;
 
 /// Why a vCPU stopped for good.

@@ -5,6 +5,7 @@
 //! frame numbers as numbers). The first line of the text says what it is.
 
 mod address;
+mod bt;
 mod buddy;
 mod cache;
 mod cma;
@@ -50,6 +51,7 @@ use std::fmt;
 use serde::Serialize;
 
 pub use address::{AddressDepth, AddressIndex, AddressView};
+pub use bt::{BtFrame, BtRow, BtView};
 pub use buddy::{BuddyRow, BuddyView};
 pub use cache::{CacheFileView, CacheRange, CacheView, CachedFile};
 pub use cma::{CmaRow, CmaView};

@@ -4,7 +4,7 @@ use memvisor_abi::{AnonVma, Mm, Page};
 
 use super::*;
 use crate::testing::{Machine, SyntheticGuest, SyntheticProcess};
-use crate::{CpuRegisters, Guest, Levels, SparseMemory};
+use crate::{CpuRegisters, Guest, Levels, SparseMemory, Symbols};
 
 const PID: u32 = SyntheticProcess::PID;
 
@@ -91,6 +91,93 @@ fn ps_joins_tasks_and_address_spaces() {
     guest.write_root();
     let view = PsView::new(&reader(&guest)).expect("readable");
     assert_eq!((view.tasks[0].pid, view.tasks[0].state, view.tasks[0].mm), (7, None, process.mm()));
+}
+
+/// A task that sleeps in two calls, with its stack at `at` in the direct map.
+fn put_to_sleep(guest: &mut SyntheticGuest, at: u64, outermost: [u64; 2]) -> u64 {
+    use memvisor_abi::{TaskInfo, TaskState};
+    let va = |offset: u64| guest.root.page_offset + at + offset;
+    let (outer, text) = (va(0x100), 0xffff_ffff_8100_0000);
+    let words = [
+        (TaskInfo::SAVED_RBP, va(0x80)),
+        (TaskInfo::SAVED_RIP, text + 0x10),
+        (0x80, outer),
+        (0x88, text + 0x200),
+        (0x100, outermost[0]),
+        (0x108, outermost[1]),
+    ];
+    let rsp = va(0);
+    for (offset, word) in words {
+        guest.memory.write_u64(at + offset, word).expect("in RAM");
+    }
+    let task = guest.root.tasks.gpa;
+    let field = |offset: usize| task + offset as u64;
+    guest.memory.write_u64(field(std::mem::offset_of!(TaskInfo, rsp)), rsp).expect("in RAM");
+    let state = u64::from(PID) | u64::from(TaskState::Sleeping as u32) << 32;
+    guest.memory.write_u64(field(std::mem::offset_of!(TaskInfo, pid)), state).expect("in RAM");
+    outer
+}
+
+#[test]
+fn bt_follows_frame_pointers_to_where_the_kernel_was_entered() {
+    let symbols =
+        Symbols::parse(b"ffffffff81000000 t schedule\nffffffff810001f0 t wait\nffffffff81000200 t next\n");
+    for levels in [Levels::Four, Levels::Five] {
+        let (mut guest, process) = guest(levels);
+        // The frame below is ring 3's.
+        put_to_sleep(&mut guest, process.objects + 0xc00, [0x7fff_0000_0000, 0x40_0000]);
+        let view = BtView::new(&reader(&guest), &[], &symbols, None).expect("readable");
+        let [task] = view.tasks.as_slice() else { panic!("one task") };
+        let names: Vec<_> = task.frames.iter().map(|frame| frame.name.as_deref()).collect();
+        // A call that is its function's last instruction returns to the next one's first.
+        assert_eq!(names, [Some("schedule+0x10"), Some("wait+0x10")]);
+        let text = "    7 sh               sleeping on CPU 0\n        ffffffff81000010  schedule+0x10\n        ffffffff81000200  wait+0x10\n";
+        assert!(view.to_string().ends_with(text), "{view}");
+        let nameless = BtView::new(&reader(&guest), &[], &Symbols::default(), Some(PID)).expect("readable");
+        assert!(nameless.to_string().ends_with("\n        ffffffff81000200\n"), "{nameless}");
+        assert!(BtView::new(&reader(&guest), &[], &symbols, Some(99)).expect("readable").tasks.is_empty());
+    }
+}
+
+#[test]
+fn bt_ends_where_frame_pointers_run_in_a_circle_or_astray() {
+    let (mut guest, process) = guest(Levels::Four);
+    let at = process.objects + 0xc00;
+    let outer = put_to_sleep(&mut guest, at, [0, 0]);
+    let frames = |guest: &SyntheticGuest| {
+        let view = BtView::new(&reader(guest), &[], &Symbols::default(), None).expect("readable");
+        (view.tasks[0].frames.len(), view.tasks[0].note.clone())
+    };
+    put_to_sleep(&mut guest, at, [outer, 0xffff_ffff_8100_0300]);
+    assert_eq!(frames(&guest), (64, None));
+    for wild in [1, outer + 4, 0xffff_ff00_dead_0000] {
+        put_to_sleep(&mut guest, at, [wild, 0xffff_ffff_8100_0300]);
+        assert_eq!(frames(&guest), (3, None), "{wild:#x}");
+    }
+    let rsp = guest.root.tasks.gpa + std::mem::offset_of!(memvisor_abi::TaskInfo, rsp) as u64;
+    guest.memory.write_u64(rsp, 0x1000).expect("in RAM");
+    assert_eq!(frames(&guest), (0, Some("its stack pointer 0x1000 leads nowhere".to_owned())));
+}
+
+#[test]
+fn bt_knows_a_task_that_runs_by_its_cpus_registers() {
+    let (mut guest, process) = guest(Levels::Four);
+    let at = process.objects + 0xc00;
+    let outer = put_to_sleep(&mut guest, at, [0, 0xffff_ffff_8100_0300]);
+    let state = u64::from(PID) | u64::from(memvisor_abi::TaskState::Running as u32) << 32;
+    guest.memory.write_u64(guest.root.tasks.gpa, state).expect("in RAM");
+    let row = |registers: &[CpuRegisters]| {
+        let view = BtView::new(&reader(&guest), registers, &Symbols::default(), None).expect("readable");
+        view.tasks[0].clone()
+    };
+    let mut cpu = CpuRegisters { rip: 0xffff_ffff_8100_0044, ..CpuRegisters::default() };
+    cpu.gpr[7] = outer;
+    let addresses: Vec<u64> = row(&[cpu.clone()]).frames.iter().map(|frame| frame.address).collect();
+    assert_eq!(addresses, [0xffff_ffff_8100_0044, 0xffff_ffff_8100_0300]);
+    cpu.rip = 0x40_1234;
+    assert_eq!(row(&[cpu.clone()]).note.as_deref(), Some("in user space, at 0x401234"));
+    cpu.index = 1;
+    assert_eq!(row(&[cpu]).note.as_deref(), Some("it runs, and registers of CPU 0 are not known"));
 }
 
 #[test]

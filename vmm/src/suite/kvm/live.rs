@@ -14,6 +14,7 @@ use memvisor_inspect::{CpuRegisters, Guest, MappedMemory};
 use super::super::bed::{EXAMPLES, Ended, Observed};
 use super::super::case::Case;
 use super::super::outcome::{Outcome, Subcase};
+use super::super::stuck;
 use super::{Process, unique_name};
 use crate::control::Client;
 use crate::run::VmState;
@@ -62,7 +63,10 @@ fn guest(
         thread::sleep(BETWEEN.0 * (1 + looks.count % BETWEEN.1));
     }
     let ended = process.wait(deadline);
-    process.observe(ended, case)
+    let calls = ended.is_none().then(|| stuck::asked(&name, kernel));
+    let mut observed = process.observe(ended, case)?;
+    observed.problems.extend(calls);
+    Ok(observed)
 }
 
 /// What the looks came to.
