@@ -37,9 +37,7 @@ mod tests {
             told(Ok(view)),
             "when its time was over: where 1 tasks are\n      7 sh\n          ffffffff81000010  schedule+0x10"
         );
-        assert_eq!(
-            asked("no-guest-has-this-name", None).split(':').next(),
-            Some("what it was at when its time was over cannot be told")
-        );
+        let none = told(Err(anyhow::anyhow!("no guest")));
+        assert_eq!(none, "what it was at when its time was over cannot be told: no guest");
     }
 }
