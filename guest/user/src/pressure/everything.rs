@@ -122,7 +122,9 @@ fn run(checks: &mut Checks, seconds: u64) {
     let (mut kills, mut audits, mut ended, mut bad) = (0, 0, 0, 0_u64);
     let begin = now_ns();
     let mut next = begin + seconds * 1_000_000_000 / 4;
-    while now_ns() - begin < seconds * 1_000_000_000 {
+    let lasted = |times: u64| now_ns() - begin >= times * seconds * 1_000_000_000;
+    // Where there is nothing to swap to, an eater on a slow machine gets the time that it needs.
+    while !lasted(1) || kills == 0 && disks.swap.is_none() && !lasted(20) {
         sys::nanosleep(0, 50_000_000);
         match wait(ANY, 1) {
             (0, _) => {}
