@@ -71,9 +71,9 @@ pub struct TestArgs {
     /// Only cases that do not need this of the host
     #[arg(long, value_name = "WHAT", value_enum)]
     pub needs_not: Vec<Need>,
-    /// Only cases of this length and shorter ones
-    #[arg(long, value_enum, default_value = "long")]
-    pub length: Length,
+    /// Only cases of this length and shorter ones [default: long; with --matrix, which multiplies them: normal]
+    #[arg(long, value_enum)]
+    pub length: Option<Length>,
     /// Write the results to a file: html=FILE, junit=FILE, json=FILE or ktap=FILE; may be repeated
     #[arg(long, value_name = "FORM=FILE")]
     pub report: Vec<ReportFile>,
@@ -137,8 +137,9 @@ pub fn run(args: TestArgs) -> anyhow::Result<ExitCode> {
     }
     let mut cases =
         select::select(cases, &args.names, args.bed.list()).map_err(|error| BadInput(error.to_string()))?;
+    let length = args.length.unwrap_or(if args.matrix.is_some() { Length::Normal } else { Length::Long });
     cases.retain(|case| {
-        case.length <= args.length
+        case.length <= length
             && args.needs.is_none_or(|need| case.needs().contains(&need))
             && !args.needs_not.iter().any(|need| case.needs().contains(need))
     });
