@@ -33,6 +33,8 @@ pub(super) struct Virtual {
     pub frame: Option<Pfn>,
     pub accessed: bool,
     pub locked: bool,
+    /// One entry of several always stays.
+    pub held: bool,
     pub shadow: u64,
     pub swapped: bool,
 }
@@ -138,7 +140,15 @@ impl Machine {
 
     /// Uses page `id`, which is of that kind, and makes it present if need be, on `node` or another.
     pub fn touch_on(&self, node: u32, id: u64, kind: Kind) {
-        let fresh = Virtual { kind, frame: None, accessed: false, locked: false, shadow: 0, swapped: false };
+        let fresh = Virtual {
+            kind,
+            frame: None,
+            accessed: false,
+            locked: false,
+            held: false,
+            shadow: 0,
+            swapped: false,
+        };
         let seen = *self.pages.borrow_mut().entry(id).or_insert(fresh);
         let pfn = seen.frame.unwrap_or_else(|| self.fault(node, id, seen));
         match kind {
@@ -322,6 +332,11 @@ impl Pages for Machine {
         true
     }
 
+    fn unlock_page(&self, pfn: Pfn, page: &Page) {
+        assert!(!self.unflushed.borrow().contains(&pfn), "{pfn} is unlocked while CPUs may reach it");
+        page.unlock();
+    }
+
     type Unflushed = Vec<Pfn>;
 
     fn try_to_unmap_flush(&self, unflushed: &mut Vec<Pfn>) {
@@ -334,6 +349,9 @@ impl Pages for Machine {
     fn try_to_unmap(&self, pfn: Pfn, page: &Page, unflushed: &mut Vec<Pfn>) -> bool {
         assert!(self.unflushed.borrow_mut().insert(pfn));
         unflushed.push(pfn);
+        if self.pages.borrow()[&self.id_of(page)].held {
+            return false;
+        }
         self.edit(self.id_of(page), |virt| {
             virt.frame = None;
             virt.swapped = virt.kind == Kind::Anon;

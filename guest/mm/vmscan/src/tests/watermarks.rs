@@ -95,6 +95,20 @@ fn locked_pages_stay_whatever_happens() {
 }
 
 #[test]
+fn a_page_that_others_still_map_is_flushed_before_it_is_unlocked() {
+    let m = Machine::new(1, 512, 4096);
+    m.touch_all(0..100, Kind::Anon);
+    m.touch_all(100..150, Kind::Mapped);
+    (0..150).step_by(3).for_each(|id| m.edit(id, |page| page.held = true));
+    for round in 0..5 {
+        m.touch_all(1000 + round * 1000..1400 + round * 1000, Kind::Anon);
+    }
+    assert!((0..150).step_by(3).all(|id| m.present(id..id + 1) == 1));
+    assert_eq!(m.present(0..150), 50, "the others went");
+    m.audit();
+}
+
+#[test]
 fn a_boost_is_worked_off_without_swapping() {
     let m = Machine::new(1, 1 << 15, 4096);
     m.touch_all(0..5000, Kind::Anon);
