@@ -20,9 +20,12 @@ use crate::shrink::{SCAN, STEAL, count_by_kind};
 use crate::shrink_folios::shrink_folio_list;
 use crate::{Lru, Pages, ScanControl, Zones};
 
+/// Slots that must be free for anonymous pages to be looked at (Linux: the same name, `BITS_PER_LONG`).
+const MIN_LRU_BATCH: u64 = 64;
+
 /// The part that anonymous pages have in reclaim: none where they cannot go (Linux: `get_swappiness`).
 pub(super) fn swappiness<M: Pages>(m: &M, sc: &ScanControl) -> u32 {
-    let has_room = m.nr_swap_pages() > 0;
+    let has_room = m.nr_swap_pages() >= MIN_LRU_BATCH;
     if sc.may_swap && has_room { m.swappiness() } else { 0 }
 }
 
@@ -99,41 +102,68 @@ fn evict_folios<M: Zones>(m: &M, node: u32, swappiness: u32, sc: &mut ScanContro
         m.wakeup_flusher_threads();
     }
     if count > 0 {
-        let (back, freed, stat) = shrink_folio_list(m, batch.pages, sc);
-        move_folios_to_lru(m, node, (kind, count), rejected(m, back));
-        count_by_kind(m, (kind, freed), sc, &STEAL);
-        m.count_vm_events(VmEvent::Pgactivate, stat.activate[0] + stat.activate[1]);
-        sc.nr_reclaimed += freed;
-        sc.nr.add(&stat);
+        let (mut back, clean) = shrink(m, (kind, batch.pages), sc, Rejects::SomeAgain);
+        if !clean.is_empty() {
+            sc.nr_scanned -= clean.len();
+            let (mut more, _) = shrink(m, (kind, clean), sc, Rejects::Back);
+            while let Some(page) = more.pop(m) {
+                back.push(m, page);
+            }
+        }
+        move_folios_to_lru(m, node, (kind, count), back);
         sc.nr.taken += count;
         sc.nr.file_taken += if kind.is_file() { count } else { 0 };
     }
     progress
 }
 
-/// What could not be evicted is not tried again at once: it comes to the youngest generation, or to the second oldest if it only waits for its
-/// write.
-fn rejected<M: Lru>(m: &M, mut back: PageList) -> PageList {
+/// What becomes of pages that could not be evicted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Rejects {
+    /// Those with nothing against them are tried once more.
+    SomeAgain,
+    /// All go back.
+    Back,
+}
+
+/// Works through isolated pages, and counts; what goes back to the lists, marked for where, and what is to be tried again.
+fn shrink<M: Zones>(
+    m: &M,
+    (kind, pages): (LruKind, PageList),
+    sc: &mut ScanControl,
+    rejects: Rejects,
+) -> (PageList, PageList) {
+    let (back, freed, stat) = shrink_folio_list(m, pages, sc);
+    count_by_kind(m, (kind, freed), sc, &STEAL);
+    m.count_vm_events(VmEvent::Pgactivate, stat.activate[0] + stat.activate[1]);
+    sc.nr_reclaimed += freed;
+    sc.nr.add(&stat);
+    rejected(m, back, rejects)
+}
+
+/// What could not be evicted comes to the youngest generation, or to the second oldest if it only waits for its write: in the oldest it would
+/// be tried again at once, and for ever if somebody holds it.
+fn rejected<M: Lru>(m: &M, mut back: PageList, rejects: Rejects) -> (PageList, PageList) {
     const WRITES: PageFlags = PageFlags::DIRTY.union(PageFlags::WRITEBACK);
     let busy = WRITES | PageFlags::ACTIVE | PageFlags::REFERENCED | PageFlags::LOCKED;
-    let mut marked = PageList::EMPTY;
+    let (mut marked, mut again) = (PageList::EMPTY, PageList::EMPTY);
     while let Some((pfn, page)) = back.pop(m) {
-        let mapped = page.mapcount() >= 0;
-        page.update_flags(|flags| {
-            if flags.contains(PageFlags::UNEVICTABLE) {
-                flags
-            } else if flags.contains(PageFlags::RECLAIM) && flags.intersects(WRITES) && !mapped {
-                flags.difference(PageFlags::ACTIVE)
-            } else if mapped || flags.intersects(busy) {
-                flags.difference(LRU_REFS) | PageFlags::ACTIVE
-            } else {
-                // It became clean in between: the end of its write did not find it on a list.
-                flags
-            }
-        });
-        marked.push(m, (pfn, page));
+        let (flags, mapped) = (page.flags(), page.mapcount() >= 0);
+        let is_written = flags.contains(PageFlags::RECLAIM) && flags.intersects(WRITES) && !mapped;
+        if flags.contains(PageFlags::UNEVICTABLE) {
+            marked.push(m, (pfn, page));
+        } else if is_written {
+            page.remove(PageFlags::ACTIVE);
+            marked.push(m, (pfn, page));
+        } else if mapped || flags.intersects(busy) || rejects == Rejects::Back {
+            page.update_flags(|flags| flags.difference(LRU_REFS) | PageFlags::ACTIVE);
+            marked.push(m, (pfn, page));
+        } else {
+            // It became clean in between, and the end of its write did not find it on a list.
+            again.push(m, (pfn, page));
+        }
     }
-    marked
+    (marked, again)
 }
 
 /// A batch of the type that should go, or of the other if that has none (Linux: the same name).

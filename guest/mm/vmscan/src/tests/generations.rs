@@ -1,7 +1,7 @@
 //! Generations: what comes where, what ages, what goes.
 
 use memvisor_abi::{LruKind, MIN_NR_GENS};
-use mm_core::{Gfp, Order, PageFlags, ZoneKind};
+use mm_core::{Gfp, Order, PageFlags, ZoneKind, refcount};
 use proptest::prelude::*;
 
 use super::machine::{Kind, Machine};
@@ -62,6 +62,34 @@ fn reclaim_leaves_the_two_youngest_generations_alone() {
     shrink_node(&m, 0, &mut sc);
     assert_eq!((sc.nr_reclaimed, m.present(0..600)), (0, 600));
     m.audit();
+}
+
+#[test]
+fn a_page_that_somebody_holds_is_tried_twice_and_comes_to_the_youngest_generation() {
+    let m = Machine::with_generations(1, 1024, 0);
+    m.touch_all(0..40, Kind::Cached);
+    lru_add_drain(&m);
+    let page = m.descriptor(m.frame(7));
+    refcount::get(page.references());
+    let mut sc = ScanControl::new(Who::Direct, Gfp::KERNEL, Order::ZERO, ZoneKind::Normal);
+    (sc.priority, sc.nr_to_reclaim) = (0, 1000);
+    shrink_node(&m, 0, &mut sc);
+    assert_eq!((sc.nr_reclaimed, m.present(0..40), m.age_of(7)), (39, 1, Some(0)));
+    // As Linux counts: what is tried again is not counted.
+    assert_eq!(sc.nr_scanned, 39);
+    assert!(refcount::put_unless_last(page.references()));
+    m.audit();
+}
+
+#[test]
+fn anonymous_pages_are_left_alone_with_hardly_a_slot_free() {
+    let m = Machine::with_generations(1, 1024, 63);
+    m.touch_all(0..600, Kind::Anon);
+    lru_add_drain(&m);
+    m.pages.borrow_mut().values_mut().for_each(|page| page.accessed = false);
+    (0..2).for_each(|_| crate::lrugen::begin_generation(&m, 0));
+    assert_eq!(reclaim(&m, 100), 0);
+    assert_eq!(m.counts.borrow().swap_outs, 0);
 }
 
 #[test]
