@@ -84,6 +84,7 @@ const FAULTS: &[(&str, Fault)] = &[
     ("leak", owners::leak),
     ("wrong-kind", owners::wrong_kind),
     ("memmap-node", owners::memmap_node),
+    ("free-swapbacked", owners::free_swapbacked),
     ("user-refcount", owners::user_refcount),
     ("percpu-overlap", owners::percpu_overlap),
     ("wx-mapping", tables::wx_mapping),

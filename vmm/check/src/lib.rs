@@ -133,6 +133,7 @@ pub const RULES: &[&Rule] = &[
     &memmap::ZONE,
     &memmap::REFCOUNT,
     &memmap::RESERVED,
+    &memmap::FLAGS,
     &pgtable::WX,
     &pgtable::USER,
     &pgtable::RESERVED_BITS,

@@ -6,6 +6,8 @@
 //! M3  `memmap.refcount`: a free frame has no references; a user frame has at least one, and its
 //!     mapcount + 1 is the number of user page-table entries that map it.
 //! M4  `memmap.reserved`: `PG_reserved` is set exactly on frames that memblock reserved.
+//! M5  `memmap.flags`: a free frame has no mark of a list, of a cache or of a swap area: the next page in it would be taken for what the last
+//!     one was (Linux: `PAGE_FLAGS_CHECK_AT_FREE`).
 
 use memvisor_abi::{Page, PageFlags};
 
@@ -46,9 +48,30 @@ pub(crate) const RESERVED: Rule = Rule {
     hint: "memmap_init_reserved_pages, freeing of reserved memory",
 };
 
-/// Runs M1 to M4.
+pub(crate) const FLAGS: Rule = Rule {
+    name: "memmap.flags",
+    invariant: "a free frame has no marks of its last page",
+    reads: "descriptors, free lists",
+    seeded: &["free-swapbacked"],
+    hint: "put_page, migration: who freed the page left its marks in place",
+};
+
+/// What a page is on a list, in a cache or in a swap area by. Its age may stay. (`movable.owner` has MOVABLE.)
+const OF_PAGES: PageFlags = PageFlags::LRU
+    .union(PageFlags::LRU_ADD)
+    .union(PageFlags::ACTIVE)
+    .union(PageFlags::UNEVICTABLE)
+    .union(PageFlags::SWAPBACKED)
+    .union(PageFlags::SWAPCACHE)
+    .union(PageFlags::DIRTY)
+    .union(PageFlags::WRITEBACK)
+    .union(PageFlags::RECLAIM)
+    .union(PageFlags::UNWRITTEN)
+    .union(PageFlags::PGD_PAIR);
+
+/// Runs M1 to M5.
 pub(crate) fn run(context: &Context<'_>, paging: &Paging, owners: Option<&Owners>, ledger: &mut Ledger) {
-    if !context.needs_zones(ledger, &[&NODE, &ZONE, &REFCOUNT, &RESERVED]) {
+    if !context.needs_zones(ledger, &[&NODE, &ZONE, &REFCOUNT, &RESERVED, &FLAGS]) {
         return;
     }
     let Some(owners) = owners else { return };
@@ -59,6 +82,7 @@ pub(crate) fn run(context: &Context<'_>, paging: &Paging, owners: Option<&Owners
         ledger.checked(rule, book.pages);
     }
     ledger.checked(&REFCOUNT, book.counted);
+    ledger.checked(&FLAGS, book.free);
     for (rule, frames, claim, outside) in book.wrong {
         ledger.report(rule, finding(rule, frames, claim, outside).frame(frames.start));
     }
@@ -71,6 +95,7 @@ type Wrong = (&'static Rule, Frames, String, String);
 struct Book {
     pages: u64,
     counted: u64,
+    free: u64,
     open: Vec<Wrong>,
     wrong: Vec<Wrong>,
 }
@@ -135,7 +160,15 @@ impl Pass<'_, '_> {
         if find(&self.owners.disputed, pfn).is_some() {
             return;
         }
-        match self.owners.map.owner(pfn) {
+        let owner = self.owners.map.owner(pfn);
+        if matches!(owner, Owner::Buddy | Owner::Pcp) {
+            self.book.free += 1;
+            let stale = page.page_flags() & OF_PAGES;
+            if !stale.is_empty() {
+                self.book.add(&FLAGS, pfn, format!("{stale:?}"), "free".to_owned());
+            }
+        }
+        match owner {
             Owner::Buddy => {
                 self.book.counted += 1;
                 if page.refcount != 0 {

@@ -1,7 +1,7 @@
 //! From pages to entries: counts and lists (Linux: mm/rmap.c).
 //!
 //! R1  `rmap.refcount`: a user page's references are the entries that map it, and one if its mapping holds its pages. What a
-//!     mapping holds without an entry has that one. (`memmap.refcount` has mapcount.)
+//!     mapping holds without an entry has that one. Whoever has it locked may have one more. (`memmap.refcount` has mapcount.)
 //! R2  `rmap.lists`: lists from an anon_vma and from a mapping to VMAs can be followed both ways and lead to VMAs of
 //!     address spaces; a VMA with an anon_vma or a mapping is on its list, and its own list of anon_vmas has it.
 //! R3  `rmap.finds`: the lists of every page that an entry maps or waits for lead to that entry: through its owner, at its index. So no
@@ -11,7 +11,7 @@
 
 use std::collections::BTreeSet;
 
-use memvisor_abi::{Page, PageKind};
+use memvisor_abi::{Page, PageFlags, PageKind};
 use memvisor_inspect::{MmSpace, RmapIndex, RmapPlace, VmaAt};
 
 use crate::Rule;
@@ -52,6 +52,11 @@ pub(crate) fn run(context: &Context<'_>, processes: &Processes, ledger: &mut Led
     finds(context, processes, &mut index, ledger);
 }
 
+/// Whoever has a page locked has a reference: the flusher that waits for a write is one, wherever programs are.
+fn lockers(page: &Page) -> i64 {
+    i64::from(page.page_flags().contains(PageFlags::LOCKED))
+}
+
 fn references(context: &Context<'_>, processes: &Processes, ledger: &mut Ledger) {
     for (pfn, entries) in processes.counted() {
         let Some(page) = processes.page(pfn).filter(|page| page.kind == PageKind::User as u8) else {
@@ -60,7 +65,7 @@ fn references(context: &Context<'_>, processes: &Processes, ledger: &mut Ledger)
         ledger.checked(&REFCOUNT, 1);
         let held = is_cached(context, pfn, page);
         let outside = i64::from(entries) + i64::from(held);
-        if i64::from(page.refcount) != outside {
+        if i64::from(page.refcount) != outside && i64::from(page.refcount) != outside + lockers(page) {
             let words = if held { " and its mapping hold it" } else { " hold it" };
             let claim = format!("{} references", page.refcount);
             let what =
@@ -71,7 +76,8 @@ fn references(context: &Context<'_>, processes: &Processes, ledger: &mut Ledger)
     // What caches hold and nobody maps.
     for_each_ram_page(context, &mut |pfn, page| {
         let unmapped = page.kind == PageKind::User as u8 && processes.entries_of(pfn) == 0;
-        if unmapped && page.refcount > 1 && is_cached(context, pfn, page) {
+        let outside = 1 + lockers(page);
+        if unmapped && i64::from(page.refcount) > outside && is_cached(context, pfn, page) {
             let claim = format!("{} references", page.refcount);
             let what = finding(&REFCOUNT, format!("pfn {pfn:#x}"), claim, "only its mapping holds it");
             ledger.report(&REFCOUNT, what.frame(pfn));

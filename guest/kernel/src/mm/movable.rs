@@ -10,6 +10,7 @@ use mm_core::{MemMap, Migrate, MigrateError, MigrateMode, Page, PageFlags, PageK
 use mm_vmscan::{folio_del_lru, folio_isolate_lru, folio_putback_lru};
 
 use crate::mm::memmap::Vmemmap;
+use crate::mm::page_wait;
 use crate::mm::phys;
 use crate::mm::space::Spaces;
 use crate::sync::Lock;
@@ -106,6 +107,10 @@ impl Migrate for Owners {
 
     fn release_user_page(&self, page: &Page) {
         folio_del_lru(&Spaces, page);
+    }
+
+    fn unlock_page(&self, pfn: Pfn, page: &Page) {
+        page_wait::unlock_page(pfn, page);
     }
 
     fn putback_page(&self, pfn: Pfn, page: &Page) {

@@ -1,6 +1,6 @@
 //! Corruptions of frame ownership and of descriptors.
 
-use mm_core::{MemMap, Order, Page, PageKind, Pfn, VirtAddr};
+use mm_core::{MemMap, Order, Page, PageFlags, PageKind, Pfn, VirtAddr};
 use mm_pgtable::layout;
 
 use crate::mm::layout::levels;
@@ -57,6 +57,14 @@ pub fn wrong_kind() -> Outcome {
 pub fn memmap_node() -> Outcome {
     let page = descriptor(user_frame()?)?;
     page.set_links(page.node() + 1, page.zone());
+    Ok(())
+}
+
+/// A frame that is free, and marked as its last page was.
+pub fn free_swapbacked() -> Outcome {
+    let pfn = page_alloc::alloc_pages(Order::ZERO, None, PageKind::Allocated).ok_or("no memory")?;
+    descriptor(pfn)?.insert(PageFlags::SWAPBACKED);
+    page_alloc::free_pages(pfn, Order::ZERO);
     Ok(())
 }
 

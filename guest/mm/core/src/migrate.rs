@@ -90,8 +90,14 @@ pub trait Migrate {
     /// Takes a page back that was isolated and stays where it is.
     fn putback_page(&self, pfn: Pfn, page: &Page);
 
-    /// The last reference of a page of programs is about to go: it is on no list any more (Linux: `__page_cache_release`).
+    /// The last reference of a page of programs is about to go: it is on no list any more, and has no mark of one (Linux:
+    /// `__page_cache_release`).
     fn release_user_page(&self, _page: &Page) {}
+
+    /// Opens the lock of a page, for which somebody may sleep if it is one of programs (Linux: `folio_unlock`).
+    fn unlock_page(&self, _pfn: Pfn, page: &Page) {
+        page.unlock();
+    }
 
     /// Moves a page of programs, of which the caller has a reference, to the fresh page `to`, and makes everybody who maps `from` map `to`
     /// (Linux: `migrate_folio_unmap`, `migrate_folio_move`). With `Ok` the caller's reference is the last one of `from`, and that of `to`

@@ -107,7 +107,7 @@ impl<M: Machine> PageAllocator<M> {
             if taken {
                 page.insert(PageFlags::ISOLATED);
             }
-            page.unlock();
+            self.unlock(pfn, page);
             if taken {
                 return true;
             }
@@ -131,7 +131,7 @@ impl<M: Machine> PageAllocator<M> {
             self.machine.migrate().putback_page(pfn, page);
         }
         page.remove(PageFlags::ISOLATED);
-        page.unlock();
+        self.unlock(pfn, page);
         self.release(pfn);
     }
 
@@ -278,17 +278,17 @@ impl<M: Machine> PageAllocator<M> {
             if moved.is_ok() {
                 page.remove(PageFlags::ISOLATED);
             }
-            page.unlock();
+            self.unlock(from, page);
             return moved.map(|()| true);
         }
         if !page.has(PageFlags::MOVABLE) {
             page.remove(PageFlags::ISOLATED);
-            page.unlock();
+            self.unlock(from, page);
             return Ok(false);
         }
         // The owner's reference and ours; with a third somebody looks at the contents.
         if !refcount::freeze(page.references(), 2) {
-            page.unlock();
+            self.unlock(from, page);
             return Err(MigrateError::Again);
         }
         new.lock();
@@ -299,7 +299,7 @@ impl<M: Machine> PageAllocator<M> {
         new.unlock();
         // The owner's reference goes with the contents: the new page's only one.
         refcount::unfreeze(page.references(), if moved.is_ok() { 1 } else { 2 });
-        page.unlock();
+        self.unlock(from, page);
         moved.map(|()| true)
     }
 
@@ -310,16 +310,19 @@ impl<M: Machine> PageAllocator<M> {
         } else {
             page.lock();
             page.remove(PageFlags::ISOLATED);
-            page.unlock();
+            self.unlock(pfn, page);
         }
         self.release(pfn);
     }
 
+    fn unlock(&self, pfn: Pfn, page: &Page) {
+        self.machine.migrate().unlock_page(pfn, page);
+    }
+
     /// Drops a reference that migration holds.
     pub(crate) fn release(&self, pfn: Pfn) {
-        if let Some(page) = self.machine.map().page(pfn)
-            && (page.kind() == PageKind::User || page.has_any(PageFlags::LRU | PageFlags::LRU_ADD))
-        {
+        let Some(page) = self.machine.map().page(pfn) else { return };
+        if page.kind() == PageKind::User || page.has_any(PageFlags::LRU | PageFlags::LRU_ADD) {
             // As `put_page` of mm-filemap.
             while !refcount::freeze(page.references(), 1) {
                 if refcount::put_unless_last(page.references()) || page.refcount() < 1 {
@@ -329,9 +332,12 @@ impl<M: Machine> PageAllocator<M> {
             // Its users have gone meanwhile (Linux: `__page_cache_release`).
             self.machine.migrate().release_user_page(page);
             page.set_owner(0, 0);
-            page.remove(PageFlags::DIRTY | PageFlags::UNWRITTEN);
+            page.remove(PageFlags::DIRTY | PageFlags::UNWRITTEN | PageFlags::UPTODATE);
             page.set_kind(PageKind::Allocated);
             refcount::unfreeze(page.references(), 1);
+        } else if page.refcount() == 1 {
+            // It moved: what named its list must not be taken for marks of the frame's next page.
+            self.machine.migrate().release_user_page(page);
         }
         if let Err(error) = self.put_page(pfn)
             && self.machine.may_report()

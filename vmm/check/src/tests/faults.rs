@@ -287,6 +287,21 @@ fn memmap_refcount_sees_a_free_frame_with_references() {
 }
 
 #[test]
+fn memmap_flags_sees_what_a_free_frame_was() {
+    for flag in [PageFlags::SWAPBACKED, PageFlags::SWAPCACHE, PageFlags::LRU, PageFlags::DIRTY] {
+        let mut guest = healthy();
+        let head = guest.zone(NODE0_DMA32).free_area[10].lists[MOVABLE].head;
+        guest.edit_page(head + 5, |page| page.flags |= flag.bits());
+        assert_eq!(only(&guest, "memmap.flags").frame, Some(head + 5));
+        // That it was used not long ago does no harm.
+        guest.edit_page(head + 5, |page| {
+            page.flags = page.flags & !flag.bits() | PageFlags::REFERENCED.bits()
+        });
+        assert_eq!(guest.audit().findings, []);
+    }
+}
+
+#[test]
 fn memmap_reserved_sees_a_missing_flag() {
     let mut guest = healthy();
     guest.edit_page(0x1000, |page| page.flags &= !PageFlags::RESERVED.bits());

@@ -300,6 +300,11 @@ fn rmap_refcount_sees_a_reference_too_many_and_counts_what_a_mapping_holds() {
     let mut guest = healthy();
     guest.edit_page(USER_PFN + 1, |page| page.refcount = 2);
     assert_eq!(only(&guest, "rmap.refcount").frame, Some(USER_PFN + 1));
+    // Whoever has it locked has a reference, but not two.
+    guest.edit_page(USER_PFN + 1, |page| page.flags |= PageFlags::LOCKED.bits());
+    assert!(!rules(&guest).contains(&"rmap.refcount"));
+    guest.edit_page(USER_PFN + 1, |page| page.refcount = 3);
+    assert!(rules(&guest).contains(&"rmap.refcount"));
     let mut guest = with_cache(CACHE, FileCounts { nr_file_pages: 1, ..FileCounts::default() });
     assert_eq!(guest.audit().findings, []);
     guest.edit_page(USER_PFN, |page| page.refcount = 1);

@@ -44,6 +44,30 @@ fn a_page_moves_with_its_contents_and_its_owners_reference() {
 }
 
 #[test]
+fn a_frame_that_a_programs_page_left_has_no_marks_and_who_waits_for_its_lock_is_woken() {
+    let pages = start(&one_zone(1024), &[0]);
+    assert!(add(&pages, 1));
+    let from = page_of(&pages, 1);
+    let page = pages.machine().mem.page(from).expect("RAM");
+    page.clear_movable();
+    page.set_owner(super::movable::OWNER, 1);
+    page.set_kind(PageKind::User);
+    page.insert(PageFlags::SWAPBACKED | PageFlags::ACTIVE);
+    let mut list = isolate_all(&pages);
+    assert_eq!(list.len, 1);
+    let done = move_all(&pages, &mut list, MigrateMode::Sync);
+    assert_eq!(done, Migrated { succeeded: 1, failed: 0, no_memory: false });
+    assert_eq!((page.kind(), page.refcount()), (PageKind::Pcp, 0));
+    assert!(
+        !page.has_any(PageFlags::SWAPBACKED | PageFlags::ACTIVE | PageFlags::LOCKED),
+        "{:?}",
+        page.flags()
+    );
+    // Locked to be isolated, and to be moved.
+    assert_eq!(*pages.machine().movable.unlocked.borrow(), [from, from]);
+}
+
+#[test]
 fn a_page_that_stays_goes_back_to_its_owner() {
     let pages = start(&one_zone(1024), &[0]);
     for (number, error) in [(1, MigrateError::Again), (2, MigrateError::Busy)] {

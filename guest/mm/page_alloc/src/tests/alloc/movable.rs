@@ -3,7 +3,10 @@
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 
-use mm_core::{Gfp, MemMap, Migrate, MigrateError, MigrateMode, Order, Page, Pfn, PhysAddr, PhysMem};
+use mm_core::{
+    Gfp, MemMap, Migrate, MigrateError, MigrateMode, Order, Page, PageFlags, PageKind, Pfn, PhysAddr,
+    PhysMem, refcount,
+};
 
 use super::machine::TestMachine;
 use crate::{Context, PageAllocator};
@@ -19,6 +22,8 @@ pub struct SimOwner {
     pub pages: RefCell<BTreeMap<u64, Pfn>>,
     /// Pages that may not even be isolated.
     pub pinned: RefCell<BTreeSet<u64>>,
+    /// Pages whose lock was opened by migration.
+    pub unlocked: RefCell<Vec<Pfn>>,
     /// Pages that are isolated and then not moved, with the reason.
     pub stubborn: RefCell<BTreeMap<u64, MigrateError>>,
 }
@@ -47,6 +52,24 @@ impl Migrate for TestMachine {
 
     fn putback_page(&self, pfn: Pfn, page: &Page) {
         assert_eq!(self.movable.pages.borrow().get(&page.index()), Some(&pfn));
+    }
+
+    fn release_user_page(&self, page: &Page) {
+        page.remove(PageFlags::SWAPBACKED | PageFlags::ACTIVE);
+    }
+
+    fn migrate_user_page(&self, _: Pfn, from: Pfn, _: MigrateMode) -> Result<(), MigrateError> {
+        // As a program's page that went: its list's marks are there still.
+        let page = self.mem.page(from).expect("RAM");
+        page.set_owner(0, 0);
+        page.set_kind(PageKind::Allocated);
+        assert!(refcount::put_unless_last(page.references()), "the owner had one");
+        Ok(())
+    }
+
+    fn unlock_page(&self, pfn: Pfn, page: &Page) {
+        page.unlock();
+        self.movable.unlocked.borrow_mut().push(pfn);
     }
 }
 
@@ -88,7 +111,6 @@ pub fn drop_page(pages: &Pages, number: u64) {
 
 /// Every page is where its owner thinks, holds what it should, and is nobody else's.
 pub fn verify(machine: &TestMachine) {
-    use mm_core::{PageFlags, PageKind};
     for (number, pfn) in machine.movable.pages.borrow().iter() {
         let page = machine.mem.page(*pfn).expect("RAM");
         assert_eq!((page.kind(), page.refcount()), (PageKind::Allocated, 1), "page {number} at {pfn}");
