@@ -154,8 +154,12 @@ fn migrated() -> Outcome<(Victim, u64, Pfn)> {
     dup_mmap(&parent.lock(), &child.lock()).map_err(|_| "fork failed")?;
     let from = parent.frame(va)?;
     let to = Spaces.alloc_pages(Gfp::HIGHUSER_MOVABLE, Order::ZERO, None).ok_or("no frame to move to")?;
-    mm_core::refcount::get(page(from)?.references());
-    migrate_page(&Spaces, from, to).map_err(|_| "the page is held")?;
+    let old = page(from)?;
+    mm_core::refcount::get(old.references());
+    old.lock();
+    let moved = migrate_page(&Spaces, from, to);
+    old.unlock();
+    moved.map_err(|_| "the page is held")?;
     put_page(&Spaces, from);
     if child.frame(va)? == to { Ok((child, va, to)) } else { Err("the page did not move") }
 }

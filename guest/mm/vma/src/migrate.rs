@@ -40,8 +40,8 @@ pub enum Unmapped {
     Pinned,
 }
 
-/// Moves the page `from`, which the caller has a reference of, to the fresh page `to`, whose only reference is spent. After it the caller's
-/// reference is the last one of `from`, which is nobody's page.
+/// Moves the page `from`, which the caller has a reference of and has locked, to the fresh page `to`, whose only reference is spent. After it
+/// the caller's reference is the last one of `from`, which is nobody's page.
 ///
 /// # Errors
 /// [`MigrateError::Again`] if somebody holds the page besides; nothing has changed (G3), and `to` is still the caller's.
@@ -49,23 +49,15 @@ pub fn migrate_page<K: Kernel + Cache>(k: &K, from: Pfn, to: Pfn) -> Result<(), 
     let (Some(old), Some(new)) = (MemMap::page(k, from), MemMap::page(k, to)) else {
         return Err(MigrateError::Busy);
     };
-    // A page of the swap cache is its slot's for as long as it is locked; one that is read or written now stays.
-    let swapped = old.has(PageFlags::SWAPCACHE);
-    if swapped && !old.try_lock() {
-        return Err(MigrateError::Again);
-    }
-    let moved = move_page(k, (from, old), (to, new));
-    if swapped {
-        k.unlock_page(from);
-    }
-    moved?;
+    debug_assert!(old.has(PageFlags::LOCKED), "the page can come to and leave the swap cache: {from}");
+    move_page(k, (from, old), (to, new))?;
     k.folio_add_lru(to, new, PageFlags::empty());
     // With the last entry zapped meanwhile, it is the page's last.
     page::put(k, to);
     Ok(())
 }
 
-/// [`migrate_page`] with the page locked if it is in the swap cache.
+/// Everything but what the new page's users get.
 fn move_page<K: Kernel + Cache>(
     k: &K,
     (from, old): (Pfn, &Page),
@@ -73,8 +65,9 @@ fn move_page<K: Kernel + Cache>(
 ) -> Result<(), MigrateError> {
     k.rmap_lock(|| {
         let place = Place::of(old);
+        // Locked, it stays its slot's.
         let swapped = old.has(PageFlags::SWAPCACHE);
-        if swapped && (old.has(PageFlags::WRITEBACK) || !old.has(PageFlags::UPTODATE | PageFlags::LOCKED)) {
+        if swapped && !old.has(PageFlags::UPTODATE) {
             return Err(MigrateError::Again);
         }
         let cached = match place.owner {

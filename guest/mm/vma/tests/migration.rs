@@ -6,8 +6,8 @@ mod common;
 use common::canonical;
 use common::model::Model;
 use common::op::{Op, PAGE, WINDOW, op};
-use mm_core::{Gfp, MemMap, MigrateError, Order, PageAlloc, Pfn, is_user_page};
-use mm_vma::{audit, for_each_pte, migrate_page, put_page};
+use mm_core::{MemMap, MigrateError, Pfn, is_user_page};
+use mm_vma::{audit, for_each_pte, put_page};
 use proptest::prelude::*;
 use std::sync::atomic::Ordering::Relaxed;
 
@@ -21,21 +21,6 @@ fn user_frames(model: &Model) -> Vec<Pfn> {
     let first = 0x1_0000;
     let all = (first..).map(Pfn::new).map_while(|pfn| model.k.page(pfn).map(|page| (pfn, page)));
     all.filter(|(_, page)| is_user_page(page) && page.refcount() > 0).map(|(pfn, _)| pfn).collect()
-}
-
-/// Moves a page as whoever isolated it does.
-fn migrate(model: &Model, from: Pfn) -> Result<Pfn, MigrateError> {
-    let page = model.k.page(from).unwrap();
-    page.references().fetch_add(1, Relaxed);
-    let to = model.k.alloc_pages(Gfp::HIGHUSER_MOVABLE, Order::ZERO, None).unwrap();
-    let moved = migrate_page(&model.k, from, to);
-    if moved.is_err() {
-        put_page(&model.k, to);
-    } else {
-        assert_eq!((page.refcount(), page.mapcount(), page.mapping()), (1, -1, 0));
-    }
-    put_page(&model.k, from);
-    moved.map(|()| to)
 }
 
 fn audit_all(model: &Model) -> Result<(), TestCaseError> {
@@ -52,7 +37,7 @@ fn compare(calls: &[(Op, u64)]) -> Result<(), TestCaseError> {
     for (index, &(op, moves)) in calls.iter().enumerate() {
         for (number, pfn) in user_frames(&moving).into_iter().enumerate() {
             if moves >> (number % 64) & 1 == 1 {
-                prop_assert!(migrate(&moving, pfn).is_ok(), "nobody else holds the page");
+                prop_assert!(moving.k.migrate(pfn).is_ok(), "nobody else holds the page");
             }
         }
         audit_all(&moving)?;
@@ -105,7 +90,7 @@ fn a_shared_page_moves_under_everybody_and_in_its_mapping() {
     assert_eq!(model.access(WINDOW + AT, None), 42);
     let old = user_frames(&model)[0];
     assert_eq!(nr_ptes(&model, old), 2);
-    let new = migrate(&model, old).unwrap();
+    let new = model.k.migrate(old).unwrap();
     assert_eq!((user_frames(&model), nr_ptes(&model, new)), (vec![new], 2));
     let page = model.k.page(new).unwrap();
     // Two entries and the mapping.
@@ -129,7 +114,7 @@ fn a_page_that_somebody_holds_stays_where_it_is() {
         page.references().fetch_add(1, Relaxed);
         let counts = (page.refcount(), page.mapcount());
         let flushes = model.k.flushes.load(Relaxed);
-        assert_eq!(migrate(&model, pfn), Err(MigrateError::Again));
+        assert_eq!(model.k.migrate(pfn), Err(MigrateError::Again));
         assert_eq!((page.refcount(), page.mapcount()), counts);
         assert_eq!(model.k.flushes.load(Relaxed), flushes, "it was unmapped for nothing");
         put_page(&model.k, pfn);
@@ -160,7 +145,7 @@ fn a_moved_page_is_written_only_as_its_mapping_allows_by_then() {
     model.access(WINDOW + AT, Some(7));
     for prot in [1, 0, 3] {
         run(&mut model, Op::Mprotect { addr: AT, len: PAGE, prot });
-        migrate(&model, user_frames(&model)[0]).unwrap();
+        model.k.migrate(user_frames(&model)[0]).unwrap();
         audit_all(&model).unwrap();
         let refused = -11_002;
         let (read, write) = match prot {

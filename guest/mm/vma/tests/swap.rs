@@ -1,5 +1,5 @@
-//! Anonymous pages are swapped out between the calls of random programs, and no program notices: every result, word, signal and mapping is
-//! that of a twin whose pages stay.
+//! Anonymous pages are swapped out and moved between the calls of random programs, and no program notices: every result, word, signal and
+//! mapping is that of a twin whose pages stay.
 
 mod common;
 
@@ -28,6 +28,10 @@ fn is_anon(model: &Model, pfn: Pfn) -> bool {
     matches!(owner(page), Owner::Anon(_)) || folio_swap_entry(page).is_some()
 }
 
+fn is_mapped(model: &Model, pfn: Pfn) -> bool {
+    model.k.page(pfn).unwrap().mapcount() >= 0
+}
+
 fn audit_all(model: &Model) -> Result<(), TestCaseError> {
     for &mm in model.parents.iter().chain([&model.mm]) {
         let audit = audit(&model.k, mm);
@@ -53,14 +57,19 @@ proptest! {
 
     #[test]
     fn no_program_notices_that_its_pages_are_swapped_out(
-        calls in proptest::collection::vec((op(), any::<u64>(), any::<u64>(), 0..12_u32), 1..80),
+        calls in proptest::collection::vec((op(), any::<u64>(), any::<u64>(), any::<u64>(), 0..12_u32), 1..80),
     ) {
         let (mut pressed, mut twin) = (Model::new(), Model::new());
         pressed.k.swapon();
-        for (index, &(op, picks, written, comes_back)) in calls.iter().enumerate() {
+        for (index, &(op, picks, written, moves, comes_back)) in calls.iter().enumerate() {
             for (number, pfn) in user_frames(&pressed).into_iter().enumerate() {
                 if picks >> (number % 64) & 1 == 1 && is_anon(&pressed, pfn) {
                     pressed.k.swap_out(pfn, written >> (number % 64) & 1 == 1);
+                }
+            }
+            for (number, pfn) in user_frames(&pressed).into_iter().enumerate() {
+                if moves >> (number % 64) & 1 == 1 && is_mapped(&pressed, pfn) {
+                    prop_assert!(pressed.k.migrate(pfn).is_ok(), "nobody else holds the page");
                 }
             }
             audit_all(&pressed)?;
@@ -121,6 +130,32 @@ fn pages_go_out_and_come_back_with_what_was_in_them() {
         model.access(WINDOW + AT + page * PAGE, Some(7));
     }
     assert_eq!(model.k.swap.inuse(), 0, "what is written to gives its slot up");
+    audit_all(&model).unwrap();
+    model.finish();
+}
+
+#[test]
+fn a_page_in_the_swap_cache_moves_with_its_slot() {
+    let mut model = mapped(20);
+    swap_all_out(&model);
+    run(&mut model, Op::Fork);
+    for page in 0..20 {
+        model.access(WINDOW + AT + page * PAGE, None);
+    }
+    let cached = user_frames(&model);
+    for &pfn in &cached {
+        let to = model.k.migrate(pfn).unwrap();
+        assert!(model.k.page(to).unwrap().has(PageFlags::SWAPCACHE) && to != pfn);
+    }
+    audit_all(&model).unwrap();
+    // The parent's entries name slots, and find them in the cache.
+    model.k.swap_reads_fail.store(true, Relaxed);
+    let child = std::mem::replace(&mut model.mm, model.parents[0]);
+    for page in 0..20 {
+        assert_eq!(model.access(WINDOW + AT + page * PAGE, None), 100 + page.cast_signed());
+    }
+    model.mm = child;
+    assert_eq!((cached.len(), model.k.swap.inuse()), (20, 20));
     audit_all(&model).unwrap();
     model.finish();
 }

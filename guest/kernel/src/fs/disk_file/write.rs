@@ -167,12 +167,13 @@ pub(super) fn lock_or_add(
     let Some(fresh) = *frame else { return Err(Errno::Enomem) };
     // The caller's reference stays beside the cache's.
     mm_filemap::get_page(&Spaces, fresh);
-    if add_new(id, index, fresh)? {
+    let added = add_new(id, index, fresh);
+    if added == Ok(true) {
         *frame = None;
         return Ok(Some(fresh));
     }
     put_page(&Spaces, fresh);
-    Ok(None)
+    added.map(|_| None)
 }
 
 /// The file may become longer by it.

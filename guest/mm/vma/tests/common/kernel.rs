@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, OnceLock};
 
 use mm_core::{
-    Folios, Gfp, MemMap, Migratetype, NodeMask, Order, PAGE_SIZE, Page, PageAlloc, PageKind, Pageblock, Pfn,
-    PhysAddr, PhysMem, Policy, PolicyAt, Trace, ZoneKind,
+    Folios, Gfp, MemMap, MigrateError, Migratetype, NodeMask, Order, PAGE_SIZE, Page, PageAlloc, PageKind,
+    Pageblock, Pfn, PhysAddr, PhysMem, Policy, PolicyAt, Trace, ZoneKind,
 };
 use mm_filemap::shmem::{self, FallocFlags};
 use mm_pgtable::{Entry, FlushRange, Levels, PageTable, TABLE_ENTRIES, TableMem};
@@ -332,13 +332,32 @@ impl TestKernel {
                 self.alloc_page_policy(Gfp::HIGHUSER_MOVABLE, PolicyAt { policy, index })
             }
         };
-        new.is_some_and(|new| {
-            let moved = migrate_page(self, from, new).is_ok();
-            if !moved {
-                put_page(self, new);
-            }
-            moved
-        })
+        new.is_some_and(|new| self.migrate_to(from, new).is_ok())
+    }
+
+    /// Moves a page that the caller has a reference of, as the page allocator's migration does: locked.
+    pub fn migrate_to(&self, from: Pfn, to: Pfn) -> Result<(), MigrateError> {
+        let page = MemMap::page(self, from).unwrap();
+        page.lock();
+        let moved = migrate_page(self, from, to);
+        page.unlock();
+        if moved.is_err() {
+            put_page(self, to);
+        }
+        moved
+    }
+
+    /// Moves a page as whoever isolated it does; where it is now.
+    pub fn migrate(&self, from: Pfn) -> Result<Pfn, MigrateError> {
+        let page = MemMap::page(self, from).unwrap();
+        mm_core::refcount::get(page.references());
+        let to = self.alloc_from(Gfp::HIGHUSER_MOVABLE, NodeMask::ALL).unwrap();
+        let moved = self.migrate_to(from, to);
+        if moved.is_ok() {
+            assert_eq!((page.refcount(), page.mapcount(), page.mapping()), (1, -1, 0));
+        }
+        put_page(self, from);
+        moved.map(|()| to)
     }
 }
 
