@@ -18,7 +18,7 @@ static ENABLED: AtomicBool = AtomicBool::new(false);
 static HELD: Lock<[u64; PAGES]> = Lock::new([0; PAGES]);
 static TAKEN: AtomicU64 = AtomicU64::new(0);
 static FAILED: AtomicU64 = AtomicU64::new(0);
-/// Of those that were taken, while no zone had more than its minimum: only the reserve was left.
+/// Of those that were taken, while only the reserve was left.
 static FROM_RESERVE: AtomicU64 = AtomicU64::new(0);
 static LEAST_FREE: AtomicU64 = AtomicU64::new(u64::MAX);
 

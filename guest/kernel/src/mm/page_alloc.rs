@@ -228,12 +228,14 @@ fn grow(node: u32, kind: ZoneKind) -> bool {
     next.is_some()
 }
 
-/// Whether no zone has more free frames than its min watermark (Linux: only `ALLOC_HARDER` and `ALLOC_HIGH` find any then).
+/// Whether only the reserve is left: no zone gives a request of the kernel a frame above its min watermark and what it keeps for lower
+/// zones (Linux: only `ALLOC_HARDER` and `ALLOC_HIGH` find any then).
 pub fn is_below_min() -> bool {
-    GLANCES[..nr_nodes() * MAX_NR_ZONES]
-        .iter()
-        .filter(|glance| glance.managed_pages() > 0)
-        .all(|glance| glance.free_pages() <= glance.mark(AllocFlags::WMARK_MIN))
+    let flags = AllocFlags::WMARK_MIN;
+    !GLANCES[..nr_nodes() * MAX_NR_ZONES].iter().filter(|glance| glance.managed_pages() > 0).any(|glance| {
+        let free = glance.free_pages();
+        glance.watermark_ok(Order::ZERO, glance.mark(flags), ZoneKind::Normal, flags, free)
+    })
 }
 
 /// Frames of all zones, and how many of them are free, those on the CPUs' lists not counted.
