@@ -175,7 +175,7 @@ struct Row {
     name: String,
     /// Seconds an operation.
     time: f64,
-    /// Pages.
+    /// Pages an operation: each kernel gets work for the RAM that it manages, so sums are not for comparing.
     refaults: f64,
 }
 
@@ -187,13 +187,13 @@ fn parse(line: &str, khz: u64) -> Option<Row> {
     let mut field = |key: &str| words.find_map(|word| word.strip_prefix(key)?.parse::<u64>().ok());
     let (ops, cycles, refaults) = (field("ops=")?, field("cycles=")?, field("refaults=")?);
     let time = cycles as f64 / (khz.max(1) as f64 * 1e3) / ops.max(1) as f64;
-    Some(Row { name, time, refaults: refaults as f64 })
+    Some(Row { name, time, refaults: refaults as f64 / ops.max(1) as f64 })
 }
 
 fn print(options: &Options, systems: &[System], cells: &[Cell]) {
     println!(
-        "Microseconds an operation, and time on memvisor over time on the Linux before it: medians of {} rounds, {} MiB, {} CPUs. Refaults: pages that were \
-         taken back too early, on memvisor and on Linux.\n",
+        "Microseconds an operation, and time on memvisor over time on the Linux before it: medians of {} rounds, {} MiB, {} CPUs. Refaults: pages an operation \
+         that were taken back too early, on memvisor and on Linux.\n",
         options.rounds, options.mib, options.cpus
     );
     let [ours, theirs @ ..] = systems else { return };
@@ -235,7 +235,7 @@ mod tests {
     fn a_line_of_the_program_is_a_row() {
         let row =
             parse("row touch-seq-1.0 ops=500 cycles=1000000 refaults=7 swapins=1 swapouts=2\r", 1_000_000);
-        assert_eq!(row, Some(Row { name: "touch-seq-1.0".to_owned(), time: 2e-6, refaults: 7.0 }));
+        assert_eq!(row, Some(Row { name: "touch-seq-1.0".to_owned(), time: 2e-6, refaults: 0.014 }));
         assert_eq!(parse("pressure done", 1), None);
     }
 

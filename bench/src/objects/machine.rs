@@ -346,6 +346,10 @@ impl Machine for Host {
         // There are no readers without locks.
     }
 
+    fn should_failslab(&self, _: CacheId, _: Gfp) -> bool {
+        false
+    }
+
     fn construct(&self, _: u32, _: Object, _: u32) {}
 
     fn track(&self) -> Track {

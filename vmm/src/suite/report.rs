@@ -217,7 +217,7 @@ fn json(results: &[CaseResult], time: Duration) -> serde_json::Result<String> {
         usage,
         cases: results.iter().map(without_needless_console).collect(),
     };
-    serde_json::to_string_pretty(&document).map(|text| text + "\n")
+    serde_json::to_string(&document).map(|text| text + "\n")
 }
 
 /// What a case that passed said is not worth its room.
