@@ -57,6 +57,22 @@ pub trait Buffers {
     /// `EIO`, `ENOMEM`.
     fn read<R>(&mut self, block: Block, with: impl FnOnce(&[u8]) -> R) -> Result<R, Errno>;
 
+    /// Reads `bytes` of a block, from `offset` on: less to copy than a block for who wants a table's entry.
+    ///
+    /// # Errors
+    /// `EIO`, for what the block does not have, too; `ENOMEM`.
+    fn read_part<R>(
+        &mut self,
+        block: Block,
+        (offset, bytes): (usize, usize),
+        with: impl FnOnce(&[u8]) -> R,
+    ) -> Result<R, Errno> {
+        self.read(block, |whole| {
+            let part = whole.get(offset..).and_then(|rest| rest.get(..bytes));
+            part.map(with).ok_or(Errno::Eio)
+        })?
+    }
+
     /// Reads a block, changes it and marks it dirty (Linux: `mark_buffer_dirty`).
     ///
     /// # Errors

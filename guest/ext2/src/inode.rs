@@ -285,9 +285,8 @@ impl<B: Buffers> Ext2<B> {
 
     pub(crate) fn raw_inode(&mut self, ino: Ino) -> Result<Inode, Errno> {
         let (block, offset) = self.inode_at(ino)?;
-        let raw = self.buffers.read(block, |bytes| {
-            bytes.get(offset..).and_then(|rest| RawInode::read_from_prefix(rest).ok()).map(|(raw, _)| raw)
-        })?;
+        let part = (offset, size_of::<RawInode>());
+        let raw = self.buffers.read_part(block, part, |bytes| RawInode::read_from_bytes(bytes).ok())?;
         Ok(Inode { ino, raw: raw.ok_or(Errno::Eio)? })
     }
 

@@ -111,11 +111,6 @@ fn online_cpus() -> u64 {
     u64::MAX >> (64 - smp::nr_online().clamp(1, 64))
 }
 
-/// Processes that exist.
-pub fn nr_processes() -> u16 {
-    task::with_relations(|processes, _| u16::try_from(processes.len()).unwrap_or(u16::MAX))
-}
-
 fn vm_info(task: &Task) -> Option<VmInfo> {
     let id = task.mm()?;
     let mm = space::mm_of(id);

@@ -28,8 +28,10 @@ const MEMMAP_FRAMES: u64 = PAGES_PER_SECTION * size_of::<Page>() as u64 / PAGE_S
 static SECTIONS: AtomicPtr<Section> = AtomicPtr::new(core::ptr::null_mut());
 static COUNT: AtomicUsize = AtomicUsize::new(0);
 static TABLE: AtomicU64 = AtomicU64::new(0);
-/// Sections that are online, by number, for the first 512 GiB: what most look-ups need to know.
+/// Sections that are online, by number, for the first 512 GiB: what most other look-ups need to know.
 static ONLINE: [AtomicU64; 64] = [const { AtomicU64::new(0) }; 64];
+/// Frames from 0 on whose sections are all present and online: what most look-ups need to know.
+static DENSE: AtomicU64 = AtomicU64::new(0);
 /// Address of frame 0's descriptor.
 static BASE: AtomicU64 = AtomicU64::new(0);
 
@@ -75,21 +77,36 @@ impl Vmemmap {
         // SAFETY: the caller found the section present, and `init` mapped all of its descriptors.
         unsafe { core::slice::from_raw_parts(first as *const Page, rest) }
     }
+
+    /// The descriptor of a frame, which the caller found online.
+    #[inline]
+    fn at(pfn: Pfn) -> &'static Page {
+        let first = BASE.load(Ordering::Relaxed) as *const Page;
+        // SAFETY: inside the descriptors of one section, which is online.
+        let page = unsafe { first.add(usize::try_from(pfn.as_u64()).unwrap_or(0)) };
+        // SAFETY: as above: mapped and written.
+        unsafe { &*page }
+    }
+
+    /// The descriptor of a frame behind a hole, or behind a section that is not online.
+    #[inline(never)]
+    fn page_above(&self, pfn: Pfn) -> Option<&Page> {
+        let number = pfn.as_u64() >> SECTION_PAGES_SHIFT;
+        let online = ONLINE.get(usize::try_from(number / 64).unwrap_or(usize::MAX));
+        if online.is_some_and(|word| word.load(Ordering::Acquire) >> (number % 64) & 1 != 0) {
+            return Some(Vmemmap::at(pfn));
+        }
+        self.pages(pfn).first()
+    }
 }
 
 impl MemMap for Vmemmap {
     #[inline]
     fn page(&self, pfn: Pfn) -> Option<&Page> {
-        let number = pfn.as_u64() >> SECTION_PAGES_SHIFT;
-        let online = ONLINE.get(usize::try_from(number / 64).unwrap_or(usize::MAX));
-        if online.is_some_and(|word| word.load(Ordering::Acquire) >> (number % 64) & 1 != 0) {
-            let first = BASE.load(Ordering::Relaxed) as *const Page;
-            // SAFETY: inside the descriptors of one section, which is online.
-            let page = unsafe { first.add(usize::try_from(pfn.as_u64()).unwrap_or(0)) };
-            // SAFETY: as above: mapped and written.
-            return Some(unsafe { &*page });
+        if pfn.as_u64() < DENSE.load(Ordering::Acquire) {
+            return Some(Vmemmap::at(pfn));
         }
-        self.pages(pfn).first()
+        self.page_above(pfn)
     }
 
     #[inline]
@@ -100,7 +117,13 @@ impl MemMap for Vmemmap {
         }
     }
 
+    #[inline]
     fn pageblock(&self, pfn: Pfn) -> Option<&Pageblock> {
+        if pfn.as_u64() < DENSE.load(Ordering::Acquire) {
+            // Without holes the number is the index.
+            let index = usize::try_from(pfn.as_u64() >> SECTION_PAGES_SHIFT).ok()?;
+            return sections().get(index).map(|section| section.pageblock(pfn));
+        }
         find(pfn).map(|index| sections()[index].pageblock(pfn))
     }
 }
@@ -234,6 +257,10 @@ pub fn bring_online(index: usize) {
     if let Some(word) = ONLINE.get(usize::try_from(section.number / 64).unwrap_or(usize::MAX)) {
         word.fetch_or(1 << (section.number % 64), Ordering::Release);
     }
+    let dense = (0..)
+        .zip(sections())
+        .take_while(|(number, section)| section.number == *number && section.is_online());
+    DENSE.store((dense.count() as u64) << SECTION_PAGES_SHIFT, Ordering::Release);
     for_each_free(start, end, |first, last, node| {
         limits::of(node).for_each_part(first, last, |first, last, kind| {
             page_alloc::hand_over(node, kind, first, last);

@@ -536,6 +536,13 @@ pub fn free_pages(pfn: Pfn, order: Order) {
     }
 }
 
+/// [`free_pages`] of `count` frames from `first` on.
+pub fn free_run(first: Pfn, count: u64) {
+    if let Err(error) = PAGES.free_run(first, count) {
+        panic!("free of {count} frames from {first} on: {error}");
+    }
+}
+
 /// [`free_pages`] that says what is wrong.
 pub fn try_free_pages(pfn: Pfn, order: Order) -> Result<(), FreeError> {
     PAGES.free_pages(pfn, order)

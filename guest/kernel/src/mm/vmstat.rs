@@ -91,7 +91,14 @@ pub fn of_node(node: usize) -> Counts {
     sum(|zone| zone / MAX_NR_ZONES == node)
 }
 
-/// Counts of all (Linux: `global_node_page_state`).
+/// Counts of all.
 pub fn total() -> Counts {
     sum(|_| true)
+}
+
+/// One count of all (Linux: `global_node_page_state`).
+pub fn global(stat: NodeStat) -> u64 {
+    let words = words().iter().skip(stat as usize).step_by(NR_NODE_STATS);
+    let sum = words.fold(0_u64, |sum, word| sum.wrapping_add(word.load(Ordering::Relaxed)));
+    u64::try_from(sum.cast_signed()).unwrap_or(0)
 }

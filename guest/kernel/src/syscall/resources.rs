@@ -4,12 +4,14 @@ use alloc::sync::Arc;
 
 use guest_process::limits::{Resource, Rlimit};
 use guest_process::time::MemoryFacts;
+use memvisor_abi::NodeStat;
 use mm_core::PAGE_SIZE;
 use mm_vma::Errno;
 
 use super::{int, signed};
 use crate::arch::trap::TrapFrame;
-use crate::mm::page_alloc;
+use crate::fs::disk_file::bdev;
+use crate::mm::{page_alloc, swap, vmstat};
 use crate::sched::clock;
 use crate::task::{self, Process, current};
 use crate::{random, smp, uaccess};
@@ -88,9 +90,11 @@ fn getrusage(who: i32, address: u64) -> Result<u64, Errno> {
 fn sysinfo(address: u64) -> Result<u64, Errno> {
     let (total, free) = page_alloc::managed_and_free();
     let threads = task::with_relations(|_, tasks| tasks.len());
+    let (shared, buffers) = (vmstat::global(NodeStat::Shmem), bdev::nr_pages());
     let facts = MemoryFacts {
         uptime_ns: clock::now(),
-        ram: [total * PAGE_SIZE, free * PAGE_SIZE, 0, 0],
+        ram: [total, free, shared, buffers].map(|pages| pages * PAGE_SIZE),
+        swap: [swap::total_swap_pages(), swap::nr_swap_pages()].map(|pages| pages * PAGE_SIZE),
         threads: u16::try_from(threads).unwrap_or(u16::MAX),
         ..MemoryFacts::default()
     };

@@ -47,6 +47,11 @@ pub trait PageAlloc: Trace {
 
     /// Drops the last reference of a block (Linux: `__free_pages`).
     fn free_pages(&self, pfn: Pfn, order: Order);
+
+    /// [`PageAlloc::free_pages`] of `count` frames from `first` on, each a block by itself.
+    fn free_run(&self, first: Pfn, count: u64) {
+        (0..count).for_each(|index| self.free_pages(first.offset(index), Order::ZERO));
+    }
 }
 
 /// The LRU lists, as those see them who make, use and free pages of programs and of the page cache (Linux: include/linux/swap.h). A machine

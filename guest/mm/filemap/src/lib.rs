@@ -54,7 +54,7 @@ pub use filemap::{
 pub use mapping::{Broken, Mapping};
 pub use marks::Mark;
 pub use node::Node;
-pub use page::{get_page, put_page};
+pub use page::{Puts, get_page, put_page};
 pub use sealed::{Sealed, Seals};
 pub use seek::{Seek, seek_hole_data};
 pub use tree::{Missing, Spare, Tree};

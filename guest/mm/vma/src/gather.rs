@@ -16,6 +16,7 @@
 use core::mem::ManuallyDrop;
 
 use mm_core::{Gfp, Order, PAGE_SIZE, PFN_NONE, Pfn, PhysAddr, VirtAddr};
+use mm_filemap::Puts;
 use mm_pgtable::{FlushRange, Gather as TableGather};
 
 use crate::{Kernel, Mm, page};
@@ -154,8 +155,9 @@ impl Gather {
     }
 
     fn drain<K: Kernel>(&mut self, k: &K) {
+        let mut puts = Puts::default();
         for &pfn in self.bundle.iter().take(self.bundled) {
-            page::put_and_free_swap(k, Pfn::new(pfn));
+            page::put_one_and_free_swap(k, &mut puts, Pfn::new(pfn));
         }
         self.bundled = 0;
         self.fill_rest(k);
@@ -165,12 +167,13 @@ impl Gather {
                 if pfn == PFN_NONE {
                     break;
                 }
-                page::put_and_free_swap(k, Pfn::new(pfn));
+                page::put_one_and_free_swap(k, &mut puts, Pfn::new(pfn));
             }
             let frame = Pfn::new(self.batch);
             self.batch = k.read_u64(frame.phys());
             k.free_pages(frame, Order::ZERO);
         }
+        puts.finish(k);
         (self.in_batch, self.batches) = (BATCH, 0);
     }
 }

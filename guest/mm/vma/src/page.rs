@@ -10,6 +10,7 @@ use core::sync::atomic::Ordering::{AcqRel, Relaxed};
 use memvisor_abi as abi;
 use memvisor_abi::NodeStat;
 use mm_core::{Folios, MemMap, Page, PageFlags, PageKind, Pfn};
+use mm_filemap::Puts;
 pub(crate) use mm_filemap::get_page as get;
 pub use mm_filemap::put_page as put;
 use mm_pgtable::{Entry, PteFlags};
@@ -92,10 +93,21 @@ pub(crate) fn set_anon(page: &Page, anon: Id<AnonVma>, index: u64) {
 /// Drops a reference of a page that was unmapped, and its slot of a swap area if nobody needs that any more (Linux:
 /// `free_page_and_swap_cache`).
 pub(crate) fn put_and_free_swap<K: Kernel>(k: &K, pfn: Pfn) {
+    free_swap(k, pfn);
+    put(k, pfn);
+}
+
+/// [`put_and_free_swap`] for one of many (Linux: `free_pages_and_swap_cache`).
+pub(crate) fn put_one_and_free_swap<K: Kernel>(k: &K, puts: &mut Puts, pfn: Pfn) {
+    free_swap(k, pfn);
+    puts.put(k, pfn);
+}
+
+#[inline]
+fn free_swap<K: Kernel>(k: &K, pfn: Pfn) {
     if MemMap::page(k, pfn).is_some_and(|page| page.has(PageFlags::SWAPCACHE)) {
         mm_swap::free_swap_cache(k, pfn);
     }
-    put(k, pfn);
 }
 
 /// One more PTE maps the page. Each address space has a page-table lock of its own, so nothing else orders the counting.

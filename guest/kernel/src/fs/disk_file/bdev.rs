@@ -244,10 +244,22 @@ impl Buffers for Device {
     }
 
     fn read<R>(&mut self, block: Block, with: impl FnOnce(&[u8]) -> R) -> Result<R, Errno> {
+        self.read_part(block, (0, self.block), with)
+    }
+
+    fn read_part<R>(
+        &mut self,
+        block: Block,
+        (offset, bytes): (usize, usize),
+        with: impl FnOnce(&[u8]) -> R,
+    ) -> Result<R, Errno> {
+        if offset.checked_add(bytes).is_none_or(|end| end > self.block) {
+            return Err(Errno::Eio);
+        }
         let (index, within) = self.at(block)?;
         let (pfn, _) = page(self.mapping, index, Wanted::Alone)?;
-        let scratch = self.scratch.get_mut(..self.block).ok_or(Errno::Eio)?;
-        kmap::copy_from_page(pfn, within, scratch);
+        let scratch = self.scratch.get_mut(..bytes).ok_or(Errno::Eio)?;
+        kmap::copy_from_page(pfn, within + offset as u64, scratch);
         let result = with(scratch);
         put_page(&Spaces, pfn);
         Ok(result)

@@ -58,7 +58,7 @@ pub fn show_mem(highest: ZoneKind) {
     for index in zones(highest) {
         show_free_area(index);
     }
-    println!("{} total pagecache pages", vmstat::total()[NodeStat::FilePages as usize]);
+    println!("{} total pagecache pages", vmstat::global(NodeStat::FilePages));
     println!("{} pages in swap cache", swap::nr_swapcache_pages());
     println!("Free swap  = {}kB", swap::nr_swap_pages() * KIB);
     println!("Total swap = {}kB", swap::total_swap_pages() * KIB);

@@ -252,6 +252,10 @@ impl PageAlloc for Spaces {
     fn free_pages(&self, pfn: Pfn, order: Order) {
         page_alloc::free_pages(pfn, order);
     }
+
+    fn free_run(&self, first: Pfn, count: u64) {
+        page_alloc::free_run(first, count);
+    }
 }
 
 impl PhysMem for Spaces {

@@ -32,7 +32,7 @@ use crate::trace::KernelTrace;
 
 /// Pages of the swap cache (Linux: `NR_SWAPCACHE`).
 pub fn nr_swapcache_pages() -> u64 {
-    vmstat::total()[NodeStat::SwapCache as usize]
+    vmstat::global(NodeStat::SwapCache)
 }
 
 /// Free slots (Linux: `get_nr_swap_pages`).

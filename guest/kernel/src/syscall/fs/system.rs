@@ -1,4 +1,4 @@
-//! mount, sync, reboot, sysinfo (Linux: fs/namespace.c, kernel/reboot.c, kernel/sys.c).
+//! mount, sync, swapon, reboot (Linux: fs/namespace.c, fs/sync.c, mm/swapfile.c, kernel/reboot.c).
 
 use alloc::vec::Vec;
 
@@ -8,17 +8,15 @@ use mm_vma::Errno;
 use super::{AT_FDCWD, Target, done, ints, path_at};
 use crate::arch::trap::TrapFrame;
 use crate::drivers::power;
-use crate::fs::source::{memory, nr_processes};
 use crate::fs::{sync, with_vfs};
+use crate::init;
 use crate::mm::swap;
 use crate::syscall::int;
-use crate::{init, sched, uaccess};
 
 /// The calls of this file.
 pub fn call(number: u64, frame: &TrapFrame) -> Option<Result<u64, Errno>> {
     let ([a, b, c, d, e, _], _) = ints(frame);
     Some(match number {
-        99 => sysinfo(a),
         162 => {
             // sync(2) tells of no error.
             let _ = sync::all();
@@ -92,22 +90,4 @@ fn reboot(magic: u32, magic2: u32, command: u32) -> Result<u64, Errno> {
         }
         _ => Err(Errno::Einval),
     }
-}
-
-/// `struct sysinfo`.
-fn sysinfo(address: u64) -> Result<u64, Errno> {
-    const KIB: u64 = 1024;
-    let memory = memory();
-    let mut words = [0_u64; 14];
-    words[0] = sched::clock::now() / 1_000_000_000;
-    words[4] = memory.total * KIB;
-    words[5] = memory.free * KIB;
-    words[6] = memory.shmem * KIB;
-    words[8] = memory.swap_total * KIB;
-    words[9] = memory.swap_free * KIB;
-    words[10] = u64::from(nr_processes());
-    // The unit of all of these is a byte.
-    words[13] = 1;
-    uaccess::put_user(address, words)?;
-    Ok(0)
 }

@@ -23,6 +23,7 @@ mod hot;
 mod prepare;
 mod reclaim;
 mod report;
+mod run;
 mod slowpath;
 
 use core::fmt;

@@ -10,4 +10,5 @@ mod model;
 mod movable;
 mod paths;
 mod references;
+mod runs;
 mod trace;
