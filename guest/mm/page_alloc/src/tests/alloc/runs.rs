@@ -12,7 +12,7 @@ type Pages = PageAllocator<&'static TestMachine>;
 
 /// All memory, frame by frame, ascending.
 fn take_all(pages: &Pages) -> Vec<u64> {
-    let gfp = Gfp::HIGHUSER_MOVABLE - Gfp::DIRECT_RECLAIM | Gfp::NOWARN;
+    let gfp = (Gfp::HIGHUSER_MOVABLE - Gfp::DIRECT_RECLAIM) | Gfp::NOWARN;
     let mut all: Vec<u64> =
         core::iter::from_fn(|| pages.alloc_pages(Context::ATOMIC, gfp, Order::ZERO, None).map(Pfn::as_u64))
             .collect();
