@@ -112,6 +112,8 @@ pub struct Marks {
     pub min: u64,
     pub low: u64,
     pub high: u64,
+    /// What zones keep for requests that may not go to higher ones, and pages of files and programs never take.
+    pub reserve: u64,
 }
 
 impl Marks {
@@ -131,6 +133,9 @@ impl Marks {
                 (b"        low      ", &mut marks.low),
                 (b"        high     ", &mut marks.high),
             ];
+            if line.starts_with(b"        protection: (") {
+                marks.reserve += numbers(line).last().unwrap_or(0);
+            }
             for (name, sum) in all {
                 if line.starts_with(name) {
                     *sum += numbers(line).next().unwrap_or(0);

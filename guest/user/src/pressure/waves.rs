@@ -33,43 +33,44 @@ impl Saw {
 
     /// Looks once more. A tooth is a way down to the low mark and up again by half of the way to the high one.
     fn look(&mut self, free: u64) {
-        let Marks { low, high, .. } = self.marks;
+        let Marks { low, high, reserve, .. } = self.marks;
         self.lowest = self.lowest.min(free);
-        if free <= low + SLACK {
+        let down = low + reserve + SLACK;
+        if free <= down {
             (self.was_low, self.is_down) = (true, true);
         }
         if self.was_low {
             self.highest = self.highest.max(free);
         }
-        if self.is_down && free >= low + high.saturating_sub(low) / 2 + SLACK {
+        if self.is_down && free >= (low + high.saturating_sub(low) / 2 + SLACK).max(down + SLACK / 3) {
             self.is_down = false;
             self.teeth += 1;
         }
     }
 }
 
-/// kswapd: a file that is larger than memory is read, and free pages are looked at after every page, or after every eighth where the marks are
-/// far apart.
+/// kswapd: a file that is larger than memory is read, and free pages are looked at after every page. Where memory is large most of it is taken before, because a page of a program costs much less than one of a file.
 pub fn kswapd(checks: &mut Checks) {
     let disks = Disks::begin(checks);
     checks.check("a disk with files", disks.mounted);
     let ram = ram();
-    let pages = if is_small() { ram + ram / 4 } else { ram + ram / 2 };
+    let is_large = ram > 1 << 15;
+    let taken = Pages::map(if is_large { ram / 4 * 3 } else { 1 }, READ_WRITE, PRIVATE);
+    (0..taken.count).for_each(|page| write_page(&taken, page, 0));
+    let left = if is_large { ram / 4 } else { ram };
+    let pages = if is_small() { left + left / 4 } else { left + left / 2 };
     let fd = sparse(checks, c"/mnt/holes", pages);
     let before = Events::now();
     let mut saw = Saw::new(Marks::now(None));
     let (mut word, mut wrong) = ([1_u8; 8], 0_u64);
     let teeth = if is_small() { 1 } else { 3 };
-    let stride = if ram > 1 << 15 { 8 } else { 1 };
     let mut turn = 0;
     // On a busy host kswapd's CPU may stand still while others free pages: then all is read again.
     while turn < pages || cpus() > 1 && saw.teeth < teeth && turn < 4 * pages {
         let got = latency::time(|| pread(fd, &mut word, turn % pages * 4096));
         wrong += u64::from(got != 8 || word != [0; 8]);
+        saw.look(free_pages());
         turn += 1;
-        if turn.is_multiple_of(stride) {
-            saw.look(free_pages());
-        }
     }
     // It is given time to come to rest.
     let mut rest = free_pages();
@@ -107,6 +108,11 @@ pub fn kswapd(checks: &mut Checks) {
     checks.check("what was read was freed", since("pgsteal_kswapd") + since("pgsteal_direct") + ram >= turn);
     close(fd);
     checks.check("the file goes", remove(c"/mnt/holes"));
+    checks.check(
+        "nothing of a program is taken without swap",
+        (0..taken.count).all(|page| holds_page(&taken, page, 0)),
+    );
+    taken.unmap();
     disks.end(checks);
 }
 
