@@ -321,6 +321,8 @@ mod tests {
         let path = folder.path().join("new/r.json");
         let report: ReportFile = format!("json={}", path.display()).parse().unwrap();
         report.write(&results(), Duration::ZERO).unwrap();
-        assert!(std::fs::read_to_string(path).unwrap().contains("\"passed\": 1"));
+        let text = std::fs::read_to_string(path).unwrap();
+        assert_eq!(read_json(&text).unwrap().cases.len(), results().len());
+        assert!(text.contains("\"passed\":1"));
     }
 }
