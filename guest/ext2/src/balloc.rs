@@ -13,15 +13,14 @@ use crate::{Access, Errno};
 impl<B: Buffers> Ext2<B> {
     /// Whether the caller may have one more block: the last ones are for root (Linux: `ext2_has_free_blocks`).
     fn has_free_blocks(&mut self, caller: &Caller) -> Result<bool, Errno> {
-        if self.free_blocks == 0 {
-            return Ok(false);
+        if self.free_blocks == 0 || caller.privileged {
+            return Ok(self.free_blocks > 0);
         }
         let reserved = |sb: &crate::layout::SuperBlock| {
             (sb.r_blocks_count.get(), sb.def_resuid.get(), sb.def_resgid.get())
         };
         let (blocks, uid, gid) = self.read_super(reserved)?;
-        let may =
-            caller.privileged || caller.uid == u32::from(uid) || (gid != 0 && caller.gid == u32::from(gid));
+        let may = caller.uid == u32::from(uid) || (gid != 0 && caller.gid == u32::from(gid));
         Ok(may || self.free_blocks > u64::from(blocks))
     }
 
@@ -48,33 +47,41 @@ impl<B: Buffers> Ext2<B> {
     fn new_block_in(&mut self, group: u32, from: u32) -> Result<Option<Block>, Errno> {
         let map = self.block_bitmap(group)?;
         let end = self.geometry.group_blocks(group);
-        let found = self.buffers.read(map, |map| {
-            if from < end && !bitmap::test(map, from) {
-                return Some(from);
-            }
-            // Near the goal even a single block (Linux: `find_next_usable_block`).
-            let near = from.next_multiple_of(64).min(end);
-            bitmap::find_zero(map, from, near)
-                .or_else(|| bitmap::find_zero_byte(map, from, end))
-                .or_else(|| bitmap::find_zero(map, from, end))
-        })?;
+        let byte_of = |bit: u32| (bit as usize / 8, 1);
+        let is_taken =
+            from >= end || self.buffers.read_part(map, byte_of(from), |byte| bitmap::test(byte, from % 8))?;
+        let found = if is_taken {
+            self.buffers.read(map, |map| {
+                // Near the goal even a single block (Linux: `find_next_usable_block`).
+                let near = from.next_multiple_of(64).min(end);
+                bitmap::find_zero(map, from, near)
+                    .or_else(|| bitmap::find_zero_byte(map, from, end))
+                    .or_else(|| bitmap::find_zero(map, from, end))
+            })?
+        } else {
+            Some(from)
+        };
         let Some(bit) = found else { return Ok(None) };
         let block = Block(self.geometry.group_first(group) + bit);
         if !self.is_data_block(block) {
             let number = u64::from(block.0);
             return Err(self.corrupt(Errno::Eio, "a block of the file system itself is marked free", number));
         }
-        self.buffers.change(map, |map| bitmap::set(map, bit))?;
+        self.buffers.change_part(map, byte_of(bit), |byte| bitmap::set(byte, bit % 8))?;
         if let Err(error) = self.count(group, Delta { free_blocks: -1, ..Delta::default() }) {
-            self.buffers.change(map, |map| bitmap::clear(map, bit))?;
+            self.buffers.change_part(map, byte_of(bit), |byte| bitmap::clear(byte, bit % 8))?;
             return Err(error);
         }
         Ok(Some(block))
     }
 
-    /// The group's bitmap, if the file system's own blocks are marked in it (Linux: `ext2_valid_block_bitmap`).
+    /// The group's bitmap, if the file system's own blocks are marked in it (Linux: `ext2_valid_block_bitmap`). It is looked at once: on Linux
+    /// when it comes from the disk, here when it is wanted for the first time.
     fn block_bitmap(&mut self, group: u32) -> Result<Block, Errno> {
         let desc = self.desc(group)?;
+        if self.valid_bitmaps.get(group as usize) == Some(&true) {
+            return Ok(Block(desc.block_bitmap.get()));
+        }
         let first = self.geometry.group_first(group);
         let bit = |block: u32| block.saturating_sub(first);
         let map = Block(desc.block_bitmap.get());
@@ -86,6 +93,9 @@ impl<B: Buffers> Ext2<B> {
                 && bitmap::find_zero(bytes, table.start, table.end).is_none()
         })?;
         if valid {
+            if let Some(slot) = self.valid_bitmaps.get_mut(group as usize) {
+                *slot = true;
+            }
             return Ok(map);
         }
         Err(self.corrupt(Errno::Eio, "invalid block bitmap", u64::from(group)))

@@ -121,11 +121,16 @@ impl<B: Buffers> Ext2<B> {
         }
         let Create::Yes(caller) = create else { return Ok(None) };
         self.check_writable()?;
-        if index >= self.geometry.max_size() / u64::from(self.geometry.block_size) {
+        if index >= self.geometry.max_size / u64::from(self.geometry.block_size) {
             return Err(Errno::Efbig);
         }
         let block = self.fill_hole(inode, &path, &branch, caller)?;
         Ok(Some(Mapped { block, count: 1, new: true }))
+    }
+
+    /// A pointer of an indirect block.
+    fn pointer_in(&mut self, holder: Block, slot: usize) -> Result<Block, Errno> {
+        self.buffers.read_part(holder, (slot * 4, 4), |bytes| Block(word(bytes, 0)))
     }
 
     fn walk(&mut self, inode: &Inode, path: &Path) -> Result<Branch, Errno> {
@@ -134,7 +139,7 @@ impl<B: Buffers> Ext2<B> {
             let offset = path.offset(level) as usize;
             let block = match branch.holder(level) {
                 None => inode.pointer(offset),
-                Some(holder) => self.buffers.read(holder, |bytes| Block(word(bytes, offset * 4)))?,
+                Some(holder) => self.pointer_in(holder, offset)?,
             };
             if block == Block(0) {
                 break;
@@ -168,10 +173,10 @@ impl<B: Buffers> Ext2<B> {
             Some(holder) => {
                 let room = most.min(self.geometry.pointers().saturating_sub(at));
                 let more = |bytes: &[u8]| {
-                    let next = |step: u32| Block(word(bytes, (at + step) as usize * 4));
+                    let next = |step: u32| Block(word(bytes, step as usize * 4));
                     (1..room).take_while(|step| follows(*step, next(*step))).count()
                 };
-                self.buffers.read(holder, more)?
+                self.buffers.read_part(holder, (at as usize * 4, room as usize * 4), more)?
             }
         };
         // Each of them is checked: a run may not lead into the file system's own blocks.
@@ -251,7 +256,8 @@ impl<B: Buffers> Ext2<B> {
             }
             Some(holder) => {
                 self.write_inode(inode)?;
-                self.buffers.change(holder, |bytes| set_word(bytes, slot * 4, top.0)).inspect_err(|_| {
+                let set = |bytes: &mut [u8]| set_word(bytes, 0, top.0);
+                self.buffers.change_part(holder, (slot * 4, 4), set).inspect_err(|_| {
                     let _ = self.write_inode(&before);
                 })
             }
@@ -272,6 +278,13 @@ impl<B: Buffers> Ext2<B> {
                 Ok(before(&|slot| inode.pointer(slot)).unwrap_or(start))
             }
             Some(holder) => {
+                // A file that grows has the one just before.
+                if let Some(last) = slot.checked_sub(1)
+                    && let block = self.pointer_in(holder, last)?
+                    && block != Block(0)
+                {
+                    return Ok(block.plus(1));
+                }
                 let near = self.buffers.read(holder, |bytes| before(&|slot| Block(word(bytes, slot * 4))))?;
                 Ok(near.unwrap_or(holder.plus(1)))
             }

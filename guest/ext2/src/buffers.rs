@@ -79,7 +79,23 @@ pub trait Buffers {
     /// `EIO`, `ENOMEM`; nothing is changed then.
     fn change<R>(&mut self, block: Block, with: impl FnOnce(&mut [u8]) -> R) -> Result<R, Errno>;
 
-    /// The same with a block whose old bytes do not matter: it begins as zeroes (Linux: `sb_getblk`).
+    /// Changes `bytes` of a block, from `offset` on.
+    ///
+    /// # Errors
+    /// `EIO`, for what the block does not have, too; `ENOMEM`. Nothing is changed then.
+    fn change_part<R>(
+        &mut self,
+        block: Block,
+        (offset, bytes): (usize, usize),
+        with: impl FnOnce(&mut [u8]) -> R,
+    ) -> Result<R, Errno> {
+        self.change(block, |whole| {
+            let part = whole.get_mut(offset..).and_then(|rest| rest.get_mut(..bytes));
+            part.map(with).ok_or(Errno::Eio)
+        })?
+    }
+
+    /// [`Buffers::change`] of a block whose old bytes do not matter: it begins as zeroes (Linux: `sb_getblk`).
     ///
     /// # Errors
     /// `EIO`, `ENOMEM`.

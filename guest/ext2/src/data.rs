@@ -47,7 +47,7 @@ impl<B: Buffers> Ext2<B> {
         if from.is_empty() {
             return Ok(0);
         }
-        let room = self.geometry.max_size().saturating_sub(offset);
+        let room = self.geometry.max_size.saturating_sub(offset);
         if room == 0 {
             return Err(Errno::Efbig);
         }

@@ -37,6 +37,8 @@ pub struct Geometry {
     pub filetype: bool,
     /// Some feature forbids writing.
     pub must_not_write: bool,
+    /// Largest size of a file in bytes.
+    pub max_size: u64,
 }
 
 impl Geometry {
@@ -102,6 +104,7 @@ impl Geometry {
             sparse_super: sb.feature_ro_compat.get() & RO_COMPAT_SPARSE_SUPER != 0,
             filetype: sb.feature_incompat.get() & INCOMPAT_FILETYPE != 0,
             must_not_write: ro_compat & !RO_COMPAT_SUPP != 0,
+            max_size: max_size(block_size),
         })
     }
 
@@ -167,31 +170,30 @@ impl Geometry {
     pub fn super_blocks(&self, group: u32) -> u32 {
         if self.has_super(group) { 1 + self.gdb_count } else { 0 }
     }
+}
 
-    /// Largest size of a file in bytes (Linux: `ext2_max_size`): what three levels of pointers reach, and `i_blocks` counts.
-    pub fn max_size(&self) -> u64 {
-        let pointers = u64::from(self.pointers());
-        let tree = NDIR_BLOCKS as u64 + pointers + pointers.pow(2) + pointers.pow(3);
-        let limit = u64::from(u32::MAX / self.sectors());
-        // The number of blocks in use grows with every block of data: the last that still fits.
-        let (mut fits, mut too_many) = (0, tree + 1);
-        while too_many - fits > 1 {
-            let middle = fits.midpoint(too_many);
-            if middle + self.indirect_blocks(middle) <= limit { fits = middle } else { too_many = middle }
-        }
-        fits * u64::from(self.block_size)
+/// Largest size of a file in bytes (Linux: `ext2_max_size`): what three levels of pointers reach, and `i_blocks` counts.
+fn max_size(block_size: u32) -> u64 {
+    let pointers = u64::from(block_size / 4);
+    let tree = NDIR_BLOCKS as u64 + pointers + pointers.pow(2) + pointers.pow(3);
+    let limit = u64::from(u32::MAX / (block_size / 512));
+    // The number of blocks in use grows with every block of data: the last that still fits.
+    let (mut fits, mut too_many) = (0, tree + 1);
+    while too_many - fits > 1 {
+        let middle = fits.midpoint(too_many);
+        if middle + indirect_blocks(middle, pointers) <= limit { fits = middle } else { too_many = middle }
     }
+    fits * u64::from(block_size)
+}
 
-    /// Indirect blocks of a file of so many blocks without holes.
-    fn indirect_blocks(&self, blocks: u64) -> u64 {
-        let pointers = u64::from(self.pointers());
-        let mut rest = blocks.saturating_sub(NDIR_BLOCKS as u64);
-        let mut sum = 0;
-        for level in 1..=3 {
-            let here = rest.min(pointers.pow(level));
-            sum += (1..=level).map(|below| here.div_ceil(pointers.pow(below))).sum::<u64>();
-            rest -= here;
-        }
-        sum
+/// Indirect blocks, of so many pointers, of a file of so many blocks without holes.
+fn indirect_blocks(blocks: u64, pointers: u64) -> u64 {
+    let mut rest = blocks.saturating_sub(NDIR_BLOCKS as u64);
+    let mut sum = 0;
+    for level in 1..=3 {
+        let here = rest.min(pointers.pow(level));
+        sum += (1..=level).map(|below| here.div_ceil(pointers.pow(below))).sum::<u64>();
+        rest -= here;
     }
+    sum
 }

@@ -31,13 +31,8 @@ impl<B: Buffers> Ext2<B> {
         desc.free_inodes_count.set(add(desc.free_inodes_count.get(), delta.free_inodes));
         desc.used_dirs_count.set(add(desc.used_dirs_count.get(), delta.dirs));
         let (block, offset) = self.geometry.desc_at(group);
-        self.buffers.change(block, |bytes| {
-            if let Some(slot) =
-                bytes.get_mut(offset..).and_then(|rest| rest.get_mut(..size_of::<GroupDesc>()))
-            {
-                slot.copy_from_slice(desc.as_bytes());
-            }
-        })?;
+        let part = (offset, size_of::<GroupDesc>());
+        self.buffers.change_part(block, part, |bytes| bytes.copy_from_slice(desc.as_bytes()))?;
         if let Some(slot) = self.groups.get_mut(group as usize) {
             *slot = desc;
         }

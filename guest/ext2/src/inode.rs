@@ -284,31 +284,30 @@ impl<B: Buffers> Ext2<B> {
     }
 
     pub(crate) fn raw_inode(&mut self, ino: Ino) -> Result<Inode, Errno> {
+        if let Some(inode) = self.held.copy(ino) {
+            return Ok(inode);
+        }
         let (block, offset) = self.inode_at(ino)?;
         let part = (offset, size_of::<RawInode>());
         let raw = self.buffers.read_part(block, part, |bytes| RawInode::read_from_bytes(bytes).ok())?;
-        Ok(Inode { ino, raw: raw.ok_or(Errno::Eio)? })
+        let inode = Inode { ino, raw: raw.ok_or(Errno::Eio)? };
+        self.held.keep(&inode);
+        Ok(inode)
     }
 
     pub(crate) fn write_inode(&mut self, inode: &Inode) -> Result<(), Errno> {
         let (block, offset) = self.inode_at(inode.ino)?;
-        self.buffers.change(block, |bytes| {
-            if let Some(slot) = bytes.get_mut(offset..).and_then(|rest| rest.get_mut(..size_of::<RawInode>()))
-            {
-                slot.copy_from_slice(inode.raw.as_bytes());
-            }
-        })
+        let part = (offset, size_of::<RawInode>());
+        self.buffers.change_part(block, part, |bytes| bytes.copy_from_slice(inode.raw.as_bytes()))?;
+        self.held.keep(inode);
+        Ok(())
     }
 
     /// Writes an inode whose place held another before: what lies behind the fields that are known becomes zero.
     pub(crate) fn write_new_inode(&mut self, inode: &Inode) -> Result<(), Errno> {
         let (block, offset) = self.inode_at(inode.ino)?;
         let size = self.geometry.inode_size as usize;
-        self.buffers.change(block, |bytes| {
-            if let Some(slot) = bytes.get_mut(offset..).and_then(|rest| rest.get_mut(..size)) {
-                slot.fill(0);
-            }
-        })?;
+        self.buffers.change_part(block, (offset, size), |bytes| bytes.fill(0))?;
         self.write_inode(inode)
     }
 }

@@ -4,8 +4,8 @@
 //! through [`Buffers`]. The bytes of regular files are not touched: whoever has a page cache asks [`Ext2::get_block`] where a block of
 //! a file lies, and reads and writes it there. Who has none uses [`Ext2::read`], [`Ext2::write`] and [`Ext2::truncate`].
 //!
-//! Nothing is kept here that is also on the disk, but for the group descriptors and the counts of what is free: every change is in the
-//! buffers when the call returns. A call that fails for want of space or of a buffer has taken back what it did.
+//! Nothing is kept here that is also on the disk, but for the group descriptors, the counts of what is free and the inodes that are held: every
+//! change is in the buffers when the call returns. A call that fails for want of space or of a buffer has taken back what it did.
 //!
 //! Invariants, which `e2fsck -fn` checks after every test:
 //! E1  a block's bit is set if and only if exactly one inode, or the file system itself, uses the block;

@@ -37,6 +37,8 @@ pub struct Ext2<B> {
     pub(crate) buffers: B,
     pub(crate) geometry: Geometry,
     pub(crate) groups: Vec<GroupDesc>,
+    /// Of which groups the bitmap of blocks was looked at, and was right.
+    pub(crate) valid_bitmaps: Vec<bool>,
     pub(crate) free_blocks: u64,
     pub(crate) free_inodes: u64,
     pub(crate) dirs: u64,
@@ -71,6 +73,7 @@ impl<B: Buffers> Ext2<B> {
             buffers,
             geometry,
             groups: Vec::new(),
+            valid_bitmaps: Vec::new(),
             free_blocks: 0,
             free_inodes: 0,
             dirs: 0,
@@ -97,6 +100,8 @@ impl<B: Buffers> Ext2<B> {
     fn read_groups(&mut self) -> Result<(), Errno> {
         let geometry = self.geometry;
         self.groups.try_reserve_exact(geometry.groups as usize).map_err(no_memory)?;
+        self.valid_bitmaps.try_reserve_exact(geometry.groups as usize).map_err(no_memory)?;
+        self.valid_bitmaps.resize(geometry.groups as usize, false);
         let groups = &mut self.groups;
         for table in 0..geometry.gdb_count {
             let block = Block(geometry.first_data_block + 1 + table);
@@ -145,17 +150,16 @@ impl<B: Buffers> Ext2<B> {
 
     pub(crate) fn read_super<R>(&mut self, with: impl FnOnce(&SuperBlock) -> R) -> Result<R, Errno> {
         let (block, offset) = self.geometry.super_at();
-        let read = self.buffers.read(block, |bytes| {
-            let sb = bytes.get(offset..).and_then(|rest| SuperBlock::ref_from_prefix(rest).ok());
-            sb.map(|(sb, _)| with(sb))
-        })?;
+        let part = (offset, size_of::<SuperBlock>());
+        let read =
+            self.buffers.read_part(block, part, |bytes| SuperBlock::ref_from_bytes(bytes).ok().map(with))?;
         read.ok_or(Errno::Eio)
     }
 
     pub(crate) fn change_super(&mut self, with: impl FnOnce(&mut SuperBlock)) -> Result<(), Errno> {
         let (block, offset) = self.geometry.super_at();
-        self.buffers.change(block, |bytes| {
-            if let Some(Ok((sb, _))) = bytes.get_mut(offset..).map(SuperBlock::mut_from_prefix) {
+        self.buffers.change_part(block, (offset, size_of::<SuperBlock>()), |bytes| {
+            if let Ok(sb) = SuperBlock::mut_from_bytes(bytes) {
                 with(sb);
             }
         })

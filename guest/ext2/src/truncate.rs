@@ -59,7 +59,7 @@ impl<B: Buffers> Ext2<B> {
 
     /// Largest size of a file, in bytes (Linux: `s_maxbytes`).
     pub fn max_size(&self) -> u64 {
-        self.geometry.max_size()
+        self.geometry.max_size
     }
 
     fn sizable(&mut self, ino: Ino, size: u64) -> Result<Inode, Errno> {
@@ -74,7 +74,7 @@ impl<B: Buffers> Ext2<B> {
         if inode.is_immutable() || (inode.is_append_only() && size < inode.size()) {
             return Err(Errno::Eperm);
         }
-        if size > self.geometry.max_size() { Err(Errno::Efbig) } else { Ok(inode) }
+        if size > self.geometry.max_size { Err(Errno::Efbig) } else { Ok(inode) }
     }
 
     /// Frees every block but the first `keep` of the file, and writes the inode. Whatever a corrupt image points to, a block is freed

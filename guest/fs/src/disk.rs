@@ -432,7 +432,8 @@ impl<D: Data, P: Processes> Vfs<D, P> {
         // Linux: `relatime_need_update`.
         let stale =
             inode.atime() <= inode.mtime() || inode.atime() <= inode.ctime() || now - inode.atime() >= DAY;
-        if !stale || disk.fs.access() == Access::ReadOnly {
+        // Linux: `atime_needs_update`, with the seconds that a disk has.
+        if !stale || inode.atime() == now || disk.fs.access() == Access::ReadOnly {
             return Ok(());
         }
         disk.fs.update_time(node.ino, &Times { atime: Some(now), mtime: None, ctime: None })

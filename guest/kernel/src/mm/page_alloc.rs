@@ -228,8 +228,8 @@ fn grow(node: u32, kind: ZoneKind) -> bool {
     next.is_some()
 }
 
-/// Whether only the reserve is left: no zone gives a request of the kernel a frame above its min watermark and what it keeps for lower
-/// zones (Linux: only `ALLOC_HARDER` and `ALLOC_HIGH` find any then).
+/// Whether only the reserve is left: no zone gives a request of the kernel a frame above its min watermark and what it keeps from requests
+/// that higher zones could serve, `lowmem_reserve` (Linux: only `ALLOC_HARDER` and `ALLOC_HIGH` find any then).
 pub fn is_below_min() -> bool {
     let flags = AllocFlags::WMARK_MIN;
     !GLANCES[..nr_nodes() * MAX_NR_ZONES].iter().filter(|glance| glance.managed_pages() > 0).any(|glance| {

@@ -217,15 +217,25 @@ impl Device {
         Ok((start / PAGE_SIZE, start % PAGE_SIZE))
     }
 
-    /// Changes a block that is in `scratch` already.
-    fn write<R>(&mut self, (pfn, within): (Pfn, u64), with: impl FnOnce(&mut [u8]) -> R) -> Result<R, Errno> {
-        let block = self.scratch.get_mut(..self.block).ok_or(Errno::Eio)?;
-        let result = with(block);
+    /// Changes a part of a block that is in `scratch` already; `within` is where the block begins in its page.
+    fn write<R>(
+        &mut self,
+        (pfn, within): (Pfn, u64),
+        (offset, bytes): (usize, usize),
+        with: impl FnOnce(&mut [u8]) -> R,
+    ) -> Result<R, Errno> {
+        let part = self.scratch.get_mut(..bytes).ok_or(Errno::Eio)?;
+        let result = with(part);
         let page = descriptor(pfn)?;
-        kmap::copy_to_page(pfn, within, block);
+        kmap::copy_to_page(pfn, within + offset as u64, part);
         mark_sectors(page, within..within + self.block as u64);
         writeback::mark_dirty(pfn);
         Ok(result)
+    }
+
+    /// A part of a block lies in it.
+    fn check_part(&self, (offset, bytes): (usize, usize)) -> Result<(), Errno> {
+        if offset.checked_add(bytes).is_some_and(|end| end <= self.block) { Ok(()) } else { Err(Errno::Eio) }
     }
 }
 
@@ -253,9 +263,7 @@ impl Buffers for Device {
         (offset, bytes): (usize, usize),
         with: impl FnOnce(&[u8]) -> R,
     ) -> Result<R, Errno> {
-        if offset.checked_add(bytes).is_none_or(|end| end > self.block) {
-            return Err(Errno::Eio);
-        }
+        self.check_part((offset, bytes))?;
         let (index, within) = self.at(block)?;
         let (pfn, _) = page(self.mapping, index, Wanted::Alone)?;
         let scratch = self.scratch.get_mut(..bytes).ok_or(Errno::Eio)?;
@@ -266,12 +274,21 @@ impl Buffers for Device {
     }
 
     fn change<R>(&mut self, block: Block, with: impl FnOnce(&mut [u8]) -> R) -> Result<R, Errno> {
+        self.change_part(block, (0, self.block), with)
+    }
+
+    fn change_part<R>(
+        &mut self,
+        block: Block,
+        (offset, bytes): (usize, usize),
+        with: impl FnOnce(&mut [u8]) -> R,
+    ) -> Result<R, Errno> {
+        self.check_part((offset, bytes))?;
         let (index, within) = self.at(block)?;
         let (pfn, _) = page(self.mapping, index, Wanted::Alone)?;
-        if let Some(scratch) = self.scratch.get_mut(..self.block) {
-            kmap::copy_from_page(pfn, within, scratch);
-        }
-        let result = self.write((pfn, within), with);
+        let scratch = self.scratch.get_mut(..bytes).ok_or(Errno::Eio)?;
+        kmap::copy_from_page(pfn, within + offset as u64, scratch);
+        let result = self.write((pfn, within), (offset, bytes), with);
         put_page(&Spaces, pfn);
         result
     }
@@ -287,7 +304,7 @@ impl Buffers for Device {
         if let Some(scratch) = self.scratch.get_mut(..self.block) {
             scratch.fill(0);
         }
-        let result = self.write((pfn, within), with);
+        let result = self.write((pfn, within), (0, self.block), with);
         put_page(&Spaces, pfn);
         result
     }

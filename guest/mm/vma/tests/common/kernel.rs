@@ -1,6 +1,7 @@
 //! A kernel on the host: frames, objects, locks that refuse misuse, and a TLB that keeps what nobody flushed.
 
 mod cache;
+mod migrate;
 mod swap;
 
 use std::collections::{HashMap, HashSet};
@@ -8,15 +9,15 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, OnceLock};
 
 use mm_core::{
-    Folios, Gfp, MemMap, MigrateError, Migratetype, NodeMask, Order, PAGE_SIZE, Page, PageAlloc, PageKind,
-    Pageblock, Pfn, PhysAddr, PhysMem, Policy, PolicyAt, Trace, ZoneKind,
+    Folios, Gfp, MemMap, Migratetype, NodeMask, Order, PAGE_SIZE, Page, PageAlloc, PageKind, Pageblock, Pfn,
+    PhysAddr, PhysMem, Policy, PolicyAt, Trace, ZoneKind,
 };
 use mm_filemap::shmem::{self, FallocFlags};
 use mm_pgtable::{Entry, FlushRange, Levels, PageTable, TABLE_ENTRIES, TableMem};
 use mm_sim::SimSwap;
 use mm_vma::{
     AnonVma, AnonVmaChain, Arena, Errno, Id, Kernel, Layout, MappedError, MappedPage, Mapping, Mm, MoveTo,
-    Node, Vma, migrate_page, put_page,
+    Node, Vma, put_page,
 };
 
 const FRAMES: usize = 1 << 14;
@@ -321,43 +322,6 @@ impl TestKernel {
         let fill = if gfp.contains(Gfp::ZERO) { 0 } else { 0x5a5a_5a5a_5a5a_5a5a };
         self.ram.frame(pfn).iter().for_each(|word| word.store(fill, Relaxed));
         Some(pfn)
-    }
-
-    /// Moves a page of which the caller has no reference but its own.
-    fn move_held(&self, from: Pfn, to: MoveTo) -> bool {
-        let index = MemMap::page(self, from).unwrap().index();
-        let new = match to {
-            MoveTo::Node(node) => self.alloc_from(Gfp::HIGHUSER_MOVABLE, NodeMask::of([node])),
-            MoveTo::Policy(policy) => {
-                self.alloc_page_policy(Gfp::HIGHUSER_MOVABLE, PolicyAt { policy, index })
-            }
-        };
-        new.is_some_and(|new| self.migrate_to(from, new).is_ok())
-    }
-
-    /// Moves a page that the caller has a reference of, as the page allocator's migration does: locked.
-    pub fn migrate_to(&self, from: Pfn, to: Pfn) -> Result<(), MigrateError> {
-        let page = MemMap::page(self, from).unwrap();
-        page.lock();
-        let moved = migrate_page(self, from, to);
-        page.unlock();
-        if moved.is_err() {
-            put_page(self, to);
-        }
-        moved
-    }
-
-    /// Moves a page as whoever isolated it does; where it is now.
-    pub fn migrate(&self, from: Pfn) -> Result<Pfn, MigrateError> {
-        let page = MemMap::page(self, from).unwrap();
-        mm_core::refcount::get(page.references());
-        let to = self.alloc_from(Gfp::HIGHUSER_MOVABLE, NodeMask::ALL).unwrap();
-        let moved = self.migrate_to(from, to);
-        if moved.is_ok() {
-            assert_eq!((page.refcount(), page.mapcount(), page.mapping()), (1, -1, 0));
-        }
-        put_page(self, from);
-        moved.map(|()| to)
     }
 }
 
