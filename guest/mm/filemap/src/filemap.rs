@@ -56,6 +56,24 @@ pub fn find_get_page<K: Cache>(k: &K, id: Id<Mapping>, index: u64) -> Option<Pfn
     }
 }
 
+/// The page at `index`, with a reference, if it can be mapped as it is: nobody waits for it, and nothing is to begin when it is met (Linux:
+/// `next_uptodate_page`).
+pub fn get_ready_page<K: Cache>(k: &K, id: Id<Mapping>, index: u64) -> Option<Pfn> {
+    let mapping: &Mapping = k.at(id);
+    let pfn = find_get_page(k, id, index)?;
+    let is_ready = MemMap::page(k, pfn).is_some_and(|page| {
+        // RECLAIM is PG_readahead: a reader who comes to it has more read ahead. UNWRITTEN becomes a written page by a fault of its own.
+        let complete = page.has(PageFlags::UPTODATE) || k.is_shmem(id);
+        let waits = PageFlags::LOCKED | PageFlags::RECLAIM | PageFlags::UNWRITTEN;
+        complete && !page.has_any(waits)
+    });
+    if is_ready && index < mapping.end_index() {
+        return Some(pfn);
+    }
+    put_page(k, pfn);
+    None
+}
+
 /// Whether there is a page at `index` (Linux: `filemap_get_incore_folio`, for mincore).
 pub fn has_page<K: Cache>(k: &K, id: Id<Mapping>, index: u64) -> bool {
     let tree = Arena::<Mapping>::at(k, id).i_pages();
@@ -323,6 +341,9 @@ pub fn read_cache_page<K: Cache>(
     let fresh = k.alloc_pages(Gfp::HIGHUSER_MOVABLE | Gfp::ZERO, Order::ZERO, None);
     let fresh = fresh.ok_or(CacheError::NoMemory)?;
     let mut done = fill(fresh);
+    if let Some(page) = MemMap::page(k, fresh) {
+        page.insert(PageFlags::UPTODATE);
+    }
     while done.is_ok() {
         match add_to_page_cache(k, id, index, fresh, bound) {
             Ok(()) => return Ok((fresh, true)),

@@ -48,8 +48,8 @@ pub use cache::{Cache, Cows, MappedError, MappedPage};
 pub use entry::Entry;
 pub use error::CacheError;
 pub use filemap::{
-    Bound, MOVES, add_to_page_cache, delete_from_page_cache, find_get_entry, find_get_page, has_page,
-    next_page, read_cache_page, remove_mapping, replace_page,
+    Bound, MOVES, add_to_page_cache, delete_from_page_cache, find_get_entry, find_get_page, get_ready_page,
+    has_page, next_page, read_cache_page, remove_mapping, replace_page,
 };
 pub use mapping::{Broken, Mapping};
 pub use marks::Mark;

@@ -3,6 +3,7 @@
 //! A fault first tries to go on with the lock of its VMA alone; it takes mmap_lock when a writer is in the way, when the
 //! stack must grow, or when the VMA needs its first `AnonVma`.
 
+mod around;
 mod entry;
 mod stack;
 

@@ -164,6 +164,12 @@ pub trait Kernel:
     /// See [`MappedError`].
     fn mapping_page(&self, mapping: Id<Mapping>, at: PolicyAt) -> Result<MappedPage, MappedError>;
 
+    /// The page of a mapping at `index`, with a reference, if it can be mapped beside the one that a fault wants, which costs nothing but the entry (Linux:
+    /// `vm_ops->map_pages`, a page at a time).
+    fn mapping_ready_page(&self, _mapping: Id<Mapping>, _index: u64) -> Option<Pfn> {
+        None
+    }
+
     /// Whether a first write to a page that all may see is to be told of before, because dirty pages of the mapping are written back
     /// (Linux: `vma_wants_writenotify`).
     fn mapping_wants_writenotify(&self, _mapping: Id<Mapping>) -> bool {

@@ -179,6 +179,14 @@ pub(super) fn fault(id: Id<Mapping>, at: PolicyAt) -> Result<MappedPage, MappedE
     }
 }
 
+/// Linux: `filemap_map_pages`, which segments of System V shared memory do not have.
+pub(super) fn ready_page(id: Id<Mapping>, index: u64) -> Option<Pfn> {
+    match source(id) {
+        Source::SysV | Source::Device => None,
+        _ => mm_filemap::get_ready_page(&Spaces, id, index),
+    }
+}
+
 /// Calls `f` alone among those that write to the mapping or change its size (Linux: `inode_lock`).
 fn with_inode<R>(id: Id<Mapping>, f: impl FnOnce() -> R) -> R {
     let lock = &objects::of_mapping(id).inode_lock;

@@ -444,6 +444,10 @@ impl Kernel for Spaces {
         cache::fault(mapping, at)
     }
 
+    fn mapping_ready_page(&self, mapping: Id<Mapping>, index: u64) -> Option<Pfn> {
+        cache::ready_page(mapping, index)
+    }
+
     fn mapping_wants_writenotify(&self, mapping: Id<Mapping>) -> bool {
         cache::source(mapping).is_written_back()
     }

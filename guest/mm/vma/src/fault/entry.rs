@@ -21,7 +21,7 @@ pub(super) struct VmFault<'a, K> {
 }
 
 impl<K: Kernel> VmFault<'_, K> {
-    fn page_addr(&self) -> u64 {
+    pub(super) fn page_addr(&self) -> u64 {
         self.what.addr & !(PAGE_SIZE - 1)
     }
 
@@ -118,6 +118,11 @@ impl<K: Kernel> VmFault<'_, K> {
         })
     }
 
+    /// What was there may be gone, and must not read as zeroes (Linux: `check_stable_address_space`).
+    pub(super) fn is_unstable(&self) -> bool {
+        self.mm.oom() & mm_flags::UNSTABLE != 0
+    }
+
     /// Maps a page where nothing is, if `valid` says so with the tables locked; false if something is there by now.
     fn install(
         &self,
@@ -145,8 +150,7 @@ impl<K: Kernel> VmFault<'_, K> {
         counted: impl Fn(),
     ) -> Option<Result<bool, Fault>> {
         self.k.tables(self.mm, |tables| {
-            if self.mm.oom() & mm_flags::UNSTABLE != 0 {
-                // What was there may be gone, and must not read as zeroes (Linux: `check_stable_address_space`).
+            if self.is_unstable() {
                 return Some(Err(Fault::AdrErr));
             }
             let (table, index) = pte::make(tables, self.mm, self.page_addr())?;
@@ -175,7 +179,7 @@ impl<K: Kernel> VmFault<'_, K> {
         })
     }
 
-    fn flags(&self, write: bool, dirty: bool) -> PteFlags {
+    pub(super) fn flags(&self, write: bool, dirty: bool) -> PteFlags {
         let mut flags = self.vma.page_prot().flags();
         flags.set(PteFlags::WRITE, write);
         flags.set(PteFlags::DIRTY, dirty);
@@ -223,6 +227,9 @@ impl<K: Kernel> VmFault<'_, K> {
 
     /// Linux: `do_read_fault`, `do_cow_fault`, `do_shared_fault`.
     fn mapped_page(&self, mapping: Id<crate::Mapping>) -> Result<Done, Fault> {
+        if !self.is_write() && self.map_around(mapping) {
+            return Ok(Done::Minor);
+        }
         let at = self.vma.policy_at(self.what.addr);
         let index = at.index;
         let found = self.k.mapping_page(mapping, at).map_err(|error| match error {
@@ -453,6 +460,6 @@ impl<K: Kernel> VmFault<'_, K> {
 }
 
 /// An entry was written.
-fn set_pte(address: u64, entry: Entry) -> Event {
+pub(super) fn set_pte(address: u64, entry: Entry) -> Event {
     Event::SetPte { address, pfn: entry.table_pfn(), write: entry.has(PteFlags::WRITE) }
 }

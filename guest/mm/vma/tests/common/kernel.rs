@@ -558,6 +558,10 @@ impl Kernel for TestKernel {
         shmem::fault(self, mapping, at)
     }
 
+    fn mapping_ready_page(&self, mapping: Id<Mapping>, index: u64) -> Option<Pfn> {
+        mm_filemap::get_ready_page(self, mapping, index)
+    }
+
     fn mapping_has_page(&self, mapping: Id<Mapping>, pgoff: u64) -> bool {
         mm_filemap::has_page(self, mapping, pgoff)
     }
