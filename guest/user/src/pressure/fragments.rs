@@ -2,11 +2,10 @@
 //!
 //! Who wants it is swapon: the words of an area of 1 GiB are one block of order 9. Where no disk is that large, compact_memory alone is asked.
 
-use core::ffi::CStr;
 use core::fmt::Write;
 
 use super::disks::largest;
-use super::vmstat::{Events, Marks, free_blocks};
+use super::vmstat::{Events, Marks, free_blocks, set_boosts};
 use super::{holds_page, latency, write_page};
 use crate::memory::{BYTES, PRIVATE, Pages, READ_WRITE};
 use crate::program::{Checks, free_pages};
@@ -15,7 +14,6 @@ use crate::shared::{mount, unmount};
 use crate::swaps::{mkswap, swapoff, swapon};
 use crate::sys::{self, Out};
 
-const BOOST: &CStr = c"/proc/sys/vm/watermark_boost_factor";
 const HUGE: usize = 9;
 const DONTNEED: u64 = 4;
 /// MAP_NORESERVE.
@@ -28,14 +26,14 @@ pub fn run(checks: &mut Checks) {
     mount(checks);
     // Pieces raise the marks, for a moment above all that is left here, and without a swap area nothing can be freed (Linux: what
     // `boost_watermark` says of small machines).
-    checks.check("no boosts", put(BOOST, b"0\n") == 2);
+    checks.check("no boosts", set_boosts(false));
     let marks = Marks::now(None);
     let (begin, free) = (free_blocks(HUGE), free_pages());
     let area = Pages::map(free, READ_WRITE, PRIVATE | NORESERVE);
     checks.check("an area of all free memory", area.is_mapped());
     // Until kswapd would have to work: there is nothing that it could free.
     let mut taken = 0;
-    while taken < free && free_pages() > marks.high + marks.high / 4 + 256 {
+    while taken < free && free_pages() > marks.high + marks.boost + marks.high / 4 + 256 {
         for page in taken..(taken + 32).min(free) {
             latency::time(|| write_page(&area, page, 1));
         }
@@ -90,7 +88,7 @@ pub fn run(checks: &mut Checks) {
     put(c"/proc/sys/vm/compact_memory", b"1\n");
     let end = free_blocks(HUGE);
     checks.check("memory is in one piece again", end + begin / 8 + 2 >= begin);
-    put(BOOST, b"15000\n");
+    checks.check("boosts again", set_boosts(true));
     unmount(checks);
 }
 

@@ -3,6 +3,7 @@
 use core::ffi::CStr;
 
 use super::at;
+use crate::promises::put;
 use crate::shared::{close, is_error, open};
 use crate::sys::call;
 
@@ -105,13 +106,15 @@ impl Events {
     }
 }
 
-/// Pages, sums over all zones (/proc/zoneinfo).
+/// Pages, sums over all zones (/proc/zoneinfo). The marks are without what fragmentation adds to them for a while.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Marks {
     pub free: u64,
     pub min: u64,
     pub low: u64,
     pub high: u64,
+    /// What fragmentation adds to each of the marks.
+    pub boost: u64,
     /// What zones keep for requests that may not go to higher ones, and pages of files and programs never take.
     pub reserve: u64,
 }
@@ -127,8 +130,9 @@ impl Marks {
             if !here {
                 return;
             }
-            let all: [(&[u8], &mut u64); 4] = [
+            let all: [(&[u8], &mut u64); 5] = [
                 (b"  pages free     ", &mut marks.free),
+                (b"        boost    ", &mut marks.boost),
                 (b"        min      ", &mut marks.min),
                 (b"        low      ", &mut marks.low),
                 (b"        high     ", &mut marks.high),
@@ -142,8 +146,17 @@ impl Marks {
                 }
             }
         });
+        for mark in [&mut marks.min, &mut marks.low, &mut marks.high] {
+            *mark -= marks.boost.min(*mark);
+        }
         marks
     }
+}
+
+/// Whether fragmentation raises the marks from now on, as far as it does by default. /proc is mounted.
+pub fn set_boosts(on: bool) -> bool {
+    let factor: &[u8] = if on { b"15000\n" } else { b"0\n" };
+    put(c"/proc/sys/vm/watermark_boost_factor", factor) == factor.len() as u64
 }
 
 /// Free blocks of an order and above, in blocks of that order (/proc/buddyinfo).

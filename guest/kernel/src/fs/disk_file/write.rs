@@ -112,7 +112,12 @@ fn begin(id: Id<Mapping>, index: u64, part: core::ops::Range<u64>) -> Result<Pfn
             return Ok(pfn);
         }
         let whole = part.start == 0 && part.end >= bytes_in(cache::size(id), index);
-        let filled = if whole { clear_rest(pfn) } else { fill_before(id, pfn, before) };
+        let filled = if whole {
+            mm_filemap::Cache::zero_user(&Spaces, pfn, part.end..PAGE_SIZE);
+            Ok(())
+        } else {
+            fill_before(id, pfn, before)
+        };
         match filled {
             Ok(()) => {
                 page.insert(PageFlags::UPTODATE);
@@ -125,12 +130,6 @@ fn begin(id: Id<Mapping>, index: u64, part: core::ops::Range<u64>) -> Result<Pfn
             }
         }
     }
-}
-
-/// All that the file has of the page is about to be written.
-fn clear_rest(pfn: Pfn) -> Result<(), Errno> {
-    clear(pfn);
-    Ok(())
 }
 
 /// Reads what the page held before; blocks that are new are zeroes.
