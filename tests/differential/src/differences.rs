@@ -44,19 +44,6 @@ pub const MEANT: &[Meant] = &[
         may_be: |_, call| call.name == Name::Mmap && call.values[3].number & 0x4_0000 != 0,
         guest_says: " -12",
     },
-    Meant {
-        name: "fault-around",
-        may_be: |sequence, call| {
-            // Of a policy without nodes: every page lies elsewhere.
-            const LOCAL: u64 = 4;
-            const STRICT: u64 = 1;
-            call.name == Name::Mbind
-                && (call.values[2].number, call.values[3].number) == (LOCAL, 0)
-                && call.values[5].number & STRICT != 0
-                && sequence.calls.iter().any(maps_file)
-        },
-        guest_says: " 0",
-    },
 ];
 
 /// Whether private mappings of the file by two descriptors are neighbours, in memory and in the file.
@@ -75,11 +62,6 @@ fn neighbours_of_two_opens(sequence: &Sequence) -> bool {
                 && at.number.wrapping_add(len) == behind.number
         })
     })
-}
-
-/// Whether a call maps the file.
-fn maps_file(call: &Call) -> bool {
-    call.name == Name::Mmap && call.values[4].number < 2
 }
 
 /// Whether a call can lock memory.
@@ -122,17 +104,5 @@ mod tests {
         assert_eq!(explain(&sequence, &part(0, "0 -22")).map(|meant| meant.name), Some("absent-advice"));
         assert!(explain(&sequence, &part(0, "0 -12")).is_none());
         assert!(explain(&sequence, &part(1, "1 -22")).is_none());
-    }
-
-    #[test]
-    fn a_strict_mbind_is_excused_beside_files_only() {
-        let part = Part { call: Some(1), linux: vec!["1 -5".to_owned()], guest: vec!["1 0".to_owned()] };
-        for (file, name) in [("file-ro", Some("fault-around")), ("none", None)] {
-            let mmap = format!("mmap main 7p READ|WRITE PRIVATE|FIXED {file} 0");
-            let mbind = "mbind main 8p LOCAL 0 0x41 STRICT";
-            let calls = vec![mmap.parse().unwrap(), mbind.parse().unwrap()];
-            let sequence = Sequence { name: "s".to_owned(), calls };
-            assert_eq!(explain(&sequence, &part).map(|meant| meant.name), name, "{file}");
-        }
     }
 }

@@ -14,27 +14,18 @@ const AROUND: usize = 16;
 const BLOCK: u64 = AROUND as u64 * PAGE_SIZE;
 
 impl<K: Kernel> VmFault<'_, K> {
-    /// Maps what is ready of the block around the address, as far as the VMA reaches; true if the page of the fault is among it. If that one is not
-    /// ready, those beside it seldom are, and nothing is done.
-    ///
-    /// Differs from Linux: there the others are mapped then, too.
+    /// Maps what is ready of the block around the address, as far as the VMA reaches; true if the page of the fault is among it.
     pub(super) fn map_around(&self, mapping: Id<Mapping>) -> bool {
         let here = self.page_addr();
         let start = (here & !(BLOCK - 1)).max(self.vma.start());
         let end = ((here | (BLOCK - 1)) + 1).min(self.vma.end());
-        let ready = |va: u64| self.k.mapping_ready_page(mapping, self.vma.index_of(va));
-        let Some(wanted) = ready(here) else { return false };
         let mut pages = [None; AROUND];
         let empty = self.empty_entries(start, end);
-        for (step, slot) in pages.iter_mut().enumerate() {
-            let va = start + step as u64 * PAGE_SIZE;
-            if va == here {
-                *slot = Some(wanted);
-            } else if empty & 1 << step != 0 {
-                *slot = ready(va);
-            }
+        for (step, slot) in pages.iter_mut().enumerate().filter(|(step, _)| empty & 1 << step != 0) {
+            let index = self.vma.index_of(start + step as u64 * PAGE_SIZE);
+            *slot = self.k.mapping_ready_page(mapping, index);
         }
-        let done = self.install_ready(mapping, start, &mut pages);
+        let done = pages.iter().any(Option::is_some) && self.install_ready(mapping, start, &mut pages);
         for pfn in pages.into_iter().flatten() {
             page::put(self.k, pfn);
         }
