@@ -117,15 +117,20 @@ pub struct Marks {
     pub boost: u64,
     /// What zones keep for requests that may not go to higher ones, and pages of files and programs never take.
     pub reserve: u64,
+    /// Nodes with memory.
+    pub nodes: u64,
 }
 
 impl Marks {
     /// Those of one node, or of all.
     pub fn now(node: Option<u64>) -> Marks {
         let (mut marks, mut here) = (Marks::default(), false);
+        // Of the lines, and of the last node that was counted.
+        let (mut number, mut counted) = (None, None);
         lines(c"/proc/zoneinfo", |line| {
             if line.starts_with(b"Node ") {
-                here = node.is_none() || numbers(line).next() == node;
+                number = numbers(line).next();
+                here = node.is_none() || number == node;
             }
             if !here {
                 return;
@@ -144,6 +149,13 @@ impl Marks {
                 if line.starts_with(name) {
                     *sum += numbers(line).next().unwrap_or(0);
                 }
+            }
+            if line.starts_with(b"        managed  ")
+                && numbers(line).any(|pages| pages > 0)
+                && number != counted
+            {
+                counted = number;
+                marks.nodes += 1;
             }
         });
         for mark in [&mut marks.min, &mut marks.low, &mut marks.high] {
