@@ -341,7 +341,7 @@ pub fn read_cache_page<K: Cache>(
     let fresh = k.alloc_pages(Gfp::HIGHUSER_MOVABLE | Gfp::ZERO, Order::ZERO, None);
     let fresh = fresh.ok_or(CacheError::NoMemory)?;
     let mut done = fill(fresh);
-    if let Some(page) = MemMap::page(k, fresh) {
+    if let (Ok(()), Some(page)) = (&done, MemMap::page(k, fresh)) {
         page.insert(PageFlags::UPTODATE);
     }
     while done.is_ok() {

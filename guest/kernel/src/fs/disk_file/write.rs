@@ -42,6 +42,8 @@ fn write_part(id: Id<Mapping>, at: u64, part: &[u8]) -> Result<(), Errno> {
     };
     let page = descriptor(pfn)?;
     kmap::copy_to_page(pfn, within, part);
+    // Not before: who finds it up to date reads it without its lock, and what is written now may have held somebody's memory.
+    page.insert(PageFlags::UPTODATE);
     if cache::source(id) == Source::Bdev {
         bdev::mark_sectors(page, within..end);
     }
@@ -60,8 +62,8 @@ fn has_place(page: &Page, bytes: u64) -> bool {
     remembered(page).is_some_and(|(_, sectors)| u64::from(sectors) * SECTOR >= bytes)
 }
 
-/// The page at `index`, locked, with a reference and a place on the disk, up to date but for the bytes `part` of it, which are about to be
-/// written.
+/// The page at `index`, locked, with a reference and a place on the disk, complete but for the bytes `part` of it, which the caller writes
+/// before it says that the page is up to date.
 fn begin(id: Id<Mapping>, index: u64, part: core::ops::Range<u64>) -> Result<Pfn, Errno> {
     let context = sched::task_context();
     let needed = || bytes_in(cache::size(id), index).max(part.end);
@@ -119,10 +121,7 @@ fn begin(id: Id<Mapping>, index: u64, part: core::ops::Range<u64>) -> Result<Pfn
             fill_before(id, pfn, before)
         };
         match filled {
-            Ok(()) => {
-                page.insert(PageFlags::UPTODATE);
-                return Ok(pfn);
-            }
+            Ok(()) => return Ok(pfn),
             Err(error) => {
                 page_wait::unlock_page(pfn, page);
                 put_page(&Spaces, pfn);
