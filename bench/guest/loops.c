@@ -246,7 +246,7 @@ static void faults(unsigned long count) {
     ((volatile char *)buffer)[0] = 1;
     unsigned long start = __rdtsc();
     for (unsigned long at = 1; at <= count; at++) ((volatile char *)buffer)[at * PAGE] = 1;
-    printf("faults cpus=1 ops=%lu cycles=%lu\n", count, __rdtsc() - start);
+    printf("faults cpus=1 ops=%lu cycles=%llu\n", count, __rdtsc() - start);
     fflush(stdout);
 }
 
