@@ -17,11 +17,12 @@ readonly PRODUCTS=$OUT/$GUEST_TRIPLE/guest
 . "$TARGET/guest-toolchain.env"
 
 # Flags meant for the host (sanitizers, target-cpu) must not reach ring 0.
+export PATH=$PWD/scripts:$PATH
 unset CARGO_ENCODED_RUSTFLAGS CARGO_BUILD_RUSTFLAGS CARGO_BUILD_TARGET
 export CARGO_TARGET_DIR=$OUT
-# Both toolchains link with GNU ld: the linker script is written for it.
+# Both toolchains link with GNU ld, for which the linker script is written; memvisor-ld gives a kernel its symbols.
 # Frame pointers: a panic prints a backtrace by them.
-export RUSTFLAGS="-Clinker=ld -Clinker-flavor=ld -Cforce-frame-pointers=yes"
+export RUSTFLAGS="-Clinker=memvisor-ld -Clinker-flavor=ld -Cforce-frame-pointers=yes"
 # The kernel's first page tables map it as one block, which ld warns about since binutils 2.39.
 ld --help | grep -q no-warn-rwx-segments && RUSTFLAGS+=" -Clink-arg=--no-warn-rwx-segments"
 case $GUEST_TOOLCHAIN in
@@ -32,7 +33,7 @@ rustup)
 source)
     # cargo finds rustc, and clippy its driver, through PATH.
     cargo=/usr/bin/cargo
-    export PATH=/usr/bin:$PATH RUSTC_BOOTSTRAP=1
+    export PATH=$PWD/scripts:/usr/bin:$PATH RUSTC_BOOTSTRAP=1
     flags=(-Zbuild-std=core,alloc,compiler_builtins -Zbuild-std-features=compiler-builtins-mem)
     ;;
 *) die "$TARGET/guest-toolchain.env names no toolchain; run 'make setup'" ;;

@@ -38,6 +38,9 @@ is "swappiness can be set" "$(echo 10 >/proc/sys/vm/swappiness; cat /proc/sys/vm
 echo 60 >/proc/sys/vm/swappiness
 is "System RAM is in iomem" "$(grep -c 'System RAM' /proc/iomem)" -ge 1
 is "the kernel is in it" "$(grep -c '  .* : Kernel code' /proc/iomem)" = 1
+is "functions are in order" "$(cut -d ' ' -f 1 /proc/kallsyms | sort -c 2>&1)" = ""
+is "each has an address, a type and a name" "$(grep -cvE '^f{8}[0-9a-f]{8} [tTwW] [^ ]+$' /proc/kallsyms)" = 0
+is "there are many, one of which faults" "$(grep -c . /proc/kallsyms)" -gt 1000 -a "$(grep -c handle_fault /proc/kallsyms)" -ge 1
 is "time passes" "$(awk '/^cpu / { print ($2 + $4 + $5 > 0) }' /proc/stat)" = 1
 is "switches are counted" "$(awk '/^ctxt/ { print $2 }' /proc/stat)" -gt 0
 

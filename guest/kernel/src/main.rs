@@ -36,6 +36,8 @@ mod introspect;
 #[cfg(target_os = "none")]
 mod ipc;
 #[cfg(target_os = "none")]
+mod kallsyms;
+#[cfg(target_os = "none")]
 mod ktest;
 #[cfg(target_os = "none")]
 mod mm;

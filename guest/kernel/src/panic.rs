@@ -9,6 +9,7 @@ use memvisor_abi::port::ExitCode;
 
 use crate::arch::{percpu, regs, trap};
 use crate::drivers::{memvisor, power};
+use crate::kallsyms::{Place, Return};
 use crate::mm::paging;
 use crate::sync::Lock;
 use crate::{console, introspect, println, smp};
@@ -70,10 +71,10 @@ pub fn print_walk(va: u64) {
 pub fn print_backtrace(rip: u64, rbp: u64) {
     println!("Call Trace:");
     if rip != 0 {
-        println!("  [<{rip:#x}>]");
+        println!("  {}", Place(rip));
     }
     for_each_return_address(rbp, |address| {
-        println!("  [<{address:#x}>]");
+        println!("  {}", Return(address));
         true
     });
 }

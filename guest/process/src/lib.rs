@@ -13,6 +13,7 @@
 //! | [`wait`] | which child a wait finds, and what it says | kernel/exit.c |
 //! | [`futex`] | queues of waiters by address | kernel/futex |
 //! | [`idle`] | who halts and who brings work do not miss each other | kernel/sched/idle.c |
+//! | [`kallsyms`] | names of the kernel's functions | kernel/kallsyms.c |
 //! | [`limits`] | resource limits | kernel/sys.c, `do_prlimit` |
 //! | [`priority`] | policies, nice, shares of a CPU | kernel/sched |
 //! | [`queue`] | who is least goes first: timers, ready tasks | lib/timerqueue.c |
@@ -31,6 +32,7 @@ pub mod elf;
 pub mod frame;
 pub mod futex;
 pub mod idle;
+pub mod kallsyms;
 pub mod limits;
 pub mod priority;
 pub mod queue;

@@ -91,30 +91,34 @@ pub fn score(checks: &mut Checks) {
     const ADJ: &CStr = c"/proc/self/oom_score_adj";
     checks.check("nothing is added at first", number(ADJ, b"") == 0);
     checks.check("more than 1000 is EINVAL", put(ADJ, b"1001\n") == 22_u64.wrapping_neg());
-    let spared = child(|| {
-        // The largest of all, and never killed.
-        put(ADJ, b"-1000\n");
-        let mine = Pages::map(SPARED, READ_WRITE, PRIVATE);
-        (0..SPARED).for_each(|page| sys::store(mine.at(page), 7));
-        loop {
-            sys::nanosleep(1, 0);
-        }
-    });
     let pipe = sys::pipe();
-    let first = child(|| {
-        put(ADJ, b"1000\n");
-        // Its child inherits it, and has nothing.
-        let heir = child(|| number(ADJ, b""));
-        let inherits = wait(heir, 0).1 >> 8 == 1000 & 0xff;
-        let word = [u8::from(inherits)];
+    let tell = |word: bool| {
+        let word = [u8::from(word)];
         sys::call(1, [pipe[1], word.as_ptr() as u64, 1, 0, 0, 0]);
         loop {
             sys::nanosleep(1, 0);
         }
+    };
+    let told = || {
+        let mut word = [0_u8];
+        sys::read_raw(pipe[0], word.as_mut_ptr() as u64, 1) == 1 && word == [1]
+    };
+    // The largest of all, and never killed.
+    let most = free_pages() * 5 / 8;
+    let spared = child(|| {
+        put(ADJ, b"-1000\n");
+        let mine = Pages::map(most, READ_WRITE, PRIVATE | NORESERVE);
+        (0..most).for_each(|page| sys::store(mine.at(page), 7));
+        tell(mine.is_mapped())
     });
-    let mut told = [0_u8];
-    sys::read_raw(pipe[0], told.as_mut_ptr() as u64, 1);
-    checks.check("fork inherits it", told == [1]);
+    checks.check("one has most of memory", told());
+    let first = child(|| {
+        put(ADJ, b"1000\n");
+        // Its child inherits it, and has nothing.
+        let heir = child(|| number(ADJ, b""));
+        tell(wait(heir, 0).1 >> 8 == 1000 & 0xff)
+    });
+    checks.check("fork inherits it", told());
     let eater = child(|| eat("eater", STEP));
     let (who, status) = wait(ANY, 0);
     checks.check("1000 is killed before who is large", (who, status) == (first, KILLED));
@@ -130,8 +134,6 @@ pub fn score(checks: &mut Checks) {
     unmount(checks);
 }
 
-/// Pages of the one that is never killed.
-const SPARED: u64 = 24 * MIB;
 /// Processes that eat one inside the other.
 const DEPTH: u64 = 6;
 

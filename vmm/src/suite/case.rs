@@ -175,10 +175,25 @@ pub struct KvmSetup {
     pub scale: Option<String>,
     /// Image of a stock Linux to boot instead of memvisor's kernel: `bzImage` or `vmlinux`.
     pub linux: Option<String>,
+    /// Disks beside the machine's and the case's images.
+    pub disks: Vec<BlankDisk>,
     /// What the host must be able to do.
     pub needs: Vec<Need>,
     /// Whether bed nested has it, too.
     pub nested: bool,
+}
+
+/// A disk that reads as zero at first and is gone at the end.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BlankDisk {
+    /// Its name, which the guest sees as the serial number.
+    pub name: String,
+    /// Bytes in MiB.
+    pub size_mib: u64,
+    /// Whether the guest may only read.
+    #[serde(default)]
+    pub read_only: bool,
 }
 
 /// A QEMU command line in words.

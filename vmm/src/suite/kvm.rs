@@ -380,6 +380,11 @@ pub fn arguments(case: &Case, setup: &KvmSetup) -> Vec<String> {
         let disk = format!("file={},name={}", image.path.display(), image.name);
         args.extend(["--disk".to_owned(), disk]);
     }
+    for disk in &setup.disks {
+        let read_only = if disk.read_only { ",ro" } else { "" };
+        let disk = format!("size={}M,name={}{read_only}", disk.size_mib, disk.name);
+        args.extend(["--disk".to_owned(), disk]);
+    }
     if let Some(image) = &setup.linux {
         args.extend(linux::arguments(image));
     }
@@ -407,7 +412,8 @@ mod tests {
 
     fn case() -> Case {
         let text = "[[case]]\nname = \"boot/x\"\ndescription = \"d\"\ncmdline = \"seeded=leak\"\n\
-                    kvm = { machine = \"tiny\", boot = \"pvh\", paging = \"4\", cpus = 2 }\n";
+                    kvm = { machine = \"tiny\", boot = \"pvh\", paging = \"4\", cpus = 2, disks = [\
+                    { name = \"swap\", size_mib = 8 }, { name = \"ro\", size_mib = 1, read_only = true }] }\n";
         parse("boot", text).unwrap().remove(0)
     }
 
@@ -425,7 +431,8 @@ mod tests {
         let Setup::Kvm(setup) = &case.setup else { panic!("not memvisor's") };
         assert_eq!(
             arguments(&case, setup).join(" "),
-            "run tiny --json --boot pvh --paging 4 --cpus 2 --cmdline seeded=leak"
+            "run tiny --json --boot pvh --paging 4 --cpus 2 --cmdline seeded=leak \
+             --disk size=8M,name=swap --disk size=1M,name=ro,ro"
         );
     }
 

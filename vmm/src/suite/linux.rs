@@ -262,6 +262,7 @@ linux: end
             linux: Some("bzImage".into()),
             backing: None,
             scale: None,
+            disks: Vec::new(),
             needs: Vec::new(),
             nested: true,
         }

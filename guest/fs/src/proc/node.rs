@@ -129,6 +129,7 @@ files! {
         Diskstats = "diskstats", 0o444, "What each disk did.";
         Filesystems = "filesystems", 0o444, "Kinds of file system.";
         Iomem = "iomem", 0o400, "Physical addresses and what is there.";
+        Kallsyms = "kallsyms", 0o444, "The kernel's functions.";
         Loadavg = "loadavg", 0o444, "Load.";
         Meminfo = "meminfo", 0o444, "Memory.";
         Pagetypeinfo = "pagetypeinfo", 0o400, "Free blocks by migratetype.";

@@ -399,7 +399,7 @@ pub trait Source {
     /// Memory.
     fn memory(&self) -> MemInfo;
 
-    /// The files of which only the kernel knows the text: cmdline, version, diskstats, partitions, iomem, zoneinfo, buddyinfo, pagetypeinfo, slabinfo,
+    /// The files of which only the kernel knows the text: cmdline, version, diskstats, partitions, iomem, kallsyms, zoneinfo, buddyinfo, pagetypeinfo, slabinfo,
     /// vmstat, vmallocinfo.
     ///
     /// # Errors

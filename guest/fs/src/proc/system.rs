@@ -22,6 +22,7 @@ pub(super) fn show(file: SystemFile, source: &dyn Source, out: &mut dyn Write) -
         | SystemFile::Cmdline
         | SystemFile::Diskstats
         | SystemFile::Iomem
+        | SystemFile::Kallsyms
         | SystemFile::Pagetypeinfo
         | SystemFile::Partitions
         | SystemFile::Slabinfo

@@ -23,7 +23,7 @@ use crate::drivers::block;
 use crate::mm::space::{self, Source as Contents, Spaces, cache};
 use crate::mm::{oom, page_alloc, slab, swap, vmscan, vmstat};
 use crate::task::{self, Task};
-use crate::{cmdline, ipc, proc, sched, signal, smp, topology};
+use crate::{cmdline, ipc, kallsyms, proc, sched, signal, smp, topology};
 
 /// The kernel.
 #[derive(Clone, Copy, Debug)]
@@ -319,6 +319,7 @@ impl Source for Kernel {
             SystemFile::Partitions => block::write_partitions(out),
             SystemFile::Cmdline => cmdline::with(|line| writeln!(out, "{line}")),
             SystemFile::Iomem => proc::iomem(out),
+            SystemFile::Kallsyms => out.write_str(core::str::from_utf8(kallsyms::text()).unwrap_or("?")),
             SystemFile::Version => writeln!(
                 out,
                 "Linux version 6.1.0-memvisor (memvisor guest kernel) #1 SMP {}",

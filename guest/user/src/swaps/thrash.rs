@@ -1,10 +1,11 @@
-//! More memory than there is: 1.3 times RAM, checked by sums, on the disk /dev/vda.
+//! More memory than there is: 1.3 times RAM, checked by sums, on the largest disk.
 
 use core::fmt::Write;
 use core::sync::atomic::Ordering::SeqCst;
 
 use super::{PREFER, mkswap, sizes, swapoff, swapon, used};
 use crate::memory::{PRIVATE, Pages, READ_WRITE};
+use crate::pressure::disks::largest;
 use crate::pressure::latency;
 use crate::proc::number;
 use crate::program::Checks;
@@ -13,13 +14,17 @@ use crate::sys::Out;
 
 /// Words of a page that are written.
 const WORDS: u64 = 8;
+/// Pages from one to the next in the last pass.
+const STRIDE: u64 = 7;
 
 pub fn run(checks: &mut Checks) {
     mount(checks);
     let [ram, ..] = sizes();
-    let count = ram * 13 / 10;
-    checks.check("a header", mkswap(c"/dev/vda", ram + 1));
-    checks.check("swapon", swapon(c"/dev/vda", PREFER) == 0);
+    // No multiple of the stride of the last pass, which so comes to every page.
+    let count = ram * 13 / 10 / STRIDE * STRIDE + 1;
+    let Some((disk, slots)) = largest() else { return checks.check("a disk", false) };
+    checks.check("a header", mkswap(disk, slots.min(ram + 1)));
+    checks.check("swapon", swapon(disk, PREFER) == 0);
     let pages = Pages::map(count, READ_WRITE, PRIVATE);
     checks.check("mmap of 1.3 times RAM", pages.is_mapped());
     let value =
@@ -40,7 +45,7 @@ pub fn run(checks: &mut Checks) {
     }
     // Backwards and by strides, so that no order of slots helps.
     for step in 0..count {
-        let page = (count - 1 - step) * 7 % count;
+        let page = (count - 1 - step) * STRIDE % count;
         wrong += (0..WORDS)
             .filter(|word| pages.word_at(page, word * 64).load(SeqCst) != value(page, *word, 1))
             .count();
@@ -55,7 +60,7 @@ pub fn run(checks: &mut Checks) {
     );
     pages.unmap();
     // Pages that were being written keep their slots for a while.
-    checks.check("swapoff", swapoff(c"/dev/vda") == 0);
+    checks.check("swapoff", swapoff(disk) == 0);
     checks.check("no slot is in use after it", used() == 0);
     unmount(checks);
 }

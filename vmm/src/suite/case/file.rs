@@ -10,7 +10,7 @@ use std::time::Duration;
 use serde::Deserialize;
 use thiserror::Error;
 
-use super::{Bed, Case, Ending, Expect, KvmSetup, Length, Line, Need, QemuSetup, Setup};
+use super::{Bed, BlankDisk, Case, Ending, Expect, KvmSetup, Length, Line, Need, QemuSetup, Setup};
 use crate::suite::images::Image;
 
 /// The case files, embedded so that the installed program is complete: name of the suite, text.
@@ -165,6 +165,8 @@ struct KvmStanza {
     backing: Option<String>,
     scale: Option<String>,
     linux: Option<String>,
+    #[serde(default)]
+    disks: Vec<BlankDisk>,
     #[serde(default)]
     needs: Vec<Need>,
     #[serde(default = "KvmStanza::default_nested")]
@@ -378,6 +380,7 @@ impl KvmStanza {
                             backing: self.backing.clone(),
                             scale: self.scale.clone(),
                             linux: self.linux.clone(),
+                            disks: self.disks.clone(),
                             needs: self.needs.clone(),
                             nested: self.nested,
                         };
