@@ -3,6 +3,7 @@
 use core::ffi::CStr;
 use core::fmt::Write;
 
+use crate::eaters::lock_program;
 use crate::memory::{BYTES, NONE, PRIVATE, Pages, READ, READ_WRITE, SHARED};
 use crate::proc::number;
 use crate::processes::{ANY, child, wait};
@@ -150,6 +151,7 @@ pub fn min_free(checks: &mut Checks) {
     checks.check("min_free_kbytes is set", put(FILE, b"8192\n") == 5 && number(FILE, b"") == kept);
     let victims = number(c"/proc/vmstat", b"oom_kill ");
     let eater = child(|| {
+        lock_program();
         loop {
             let pages = Pages::map(1024, READ_WRITE, PRIVATE);
             (0..1024).for_each(|page| sys::store(pages.at(page), 1));

@@ -278,6 +278,12 @@ impl QemuSetup {
                 "{total} MiB of RAM: give 16 to 2048, which q35 keeps in one piece from address 0"
             ));
         }
+        // SeaBIOS moves itself to the end of RAM less 16 MiB after QEMU has put the kernel to 16 MiB.
+        if (33..40).contains(&total) {
+            return Some(format!(
+                "{total} MiB of RAM: with 33 to 39 QEMU's firmware writes over the kernel; give others"
+            ));
+        }
         if !self.nodes.is_empty() && self.memory_mib != 0 {
             return Some("memory_mib and nodes exclude each other: give each node its memory_mib".to_owned());
         }

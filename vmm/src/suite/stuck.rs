@@ -1,21 +1,25 @@
-//! What a guest was at when its time was over: the calls that each of its tasks was in.
+//! What a guest was at when its time was over: the calls that each of its tasks was in, and which counts still moved, so that one can tell who
+//! waits from who goes round in circles.
 
 use std::path::Path;
 
 use super::command::memvisor;
 use anyhow::Context;
 
-/// What `memvisor inspect bt` says about the running guest of that name, as part of a failure; `kernel` runs in it instead of the
-/// bundled one.
+/// What `memvisor inspect bt` and `vmstat --rate` say about the running guest of that name, as part of a failure; `kernel` runs in it instead
+/// of the bundled one.
 pub fn asked(name: &str, kernel: Option<&Path>) -> String {
-    let view = || {
+    let ask = |words: &[&str]| -> anyhow::Result<String> { Ok(memvisor(words)?.succeed()?.to_owned()) };
+    let calls = || {
         let mut words = vec!["inspect", "bt", "--vm", name];
         if let Some(kernel) = kernel {
             words.extend(["--symbols", kernel.to_str().context("the kernel's path is not UTF-8")?]);
         }
-        Ok(memvisor(&words)?.succeed()?.to_owned())
+        ask(&words)
     };
-    told(view())
+    let counts = || ask(&["inspect", "vmstat", "--rate", "--count", "1", "--vm", name]);
+    // A guest that says nothing about its tasks has no counts either.
+    told(calls().and_then(|calls| Ok(calls + &counts()?)))
 }
 
 /// The same of such a view, or of why there is none.

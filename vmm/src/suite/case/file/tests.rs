@@ -147,6 +147,7 @@ fn a_qemu_machine_must_add_up() {
         problem(&text)
     };
     assert!(qemu("{ memory_mib = 4096, levels = 4 }").contains("16 to 2048"));
+    assert!(qemu("{ memory_mib = 34, levels = 4 }").contains("firmware"));
     assert!(qemu("{ memory_mib = 64, levels = 3 }").contains("4 or 5"));
     assert!(
         qemu("{ cpus = 2, levels = 4, nodes = [{ memory_mib = 64, cpus = [0, 0] }] }")
