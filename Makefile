@@ -87,7 +87,7 @@ bench-guest: guest ## system calls and faults against a stock Linux, both under 
 	@scripts/nested/fetch.sh
 	cargo run --release --manifest-path bench/Cargo.toml --target-dir $(TARGET)/bench -- loops --guest $(GUEST) --linux $(TARGET)/nested/l1/vmlinux $(ARGS)
 
-bench-pressure: guest ## programs that want more memory than there is, against a stock Linux; ARGS="--mib 256 --rounds 3 touch-seq-1.3 oom"
+bench-pressure: guest ## programs that want more memory than there is, against a stock Linux; ARGS="--mib 256 --rounds 3 touch-seq-1.3 oom"; --policies: our own LRU lists and slabs
 	@scripts/nested/fetch.sh
 	cargo run --release --manifest-path bench/Cargo.toml --target-dir $(TARGET)/bench -- pressure --guest $(GUEST) --linux $(TARGET)/nested/l1/vmlinux --modules $(TARGET)/nested/l1/disk $(ARGS)
 

@@ -2,8 +2,10 @@
 //! and as much RAM, on the same machine of QEMU's software CPU, in turns.
 //!
 //! ```text
-//! memvisor-bench pressure --guest FILE --linux VMLINUX [--modules FOLDER] [--mib N] [--cpus N] [--rounds N] [--quick] [ROW...]
+//! memvisor-bench pressure --guest FILE --linux VMLINUX [--modules FOLDER] [--mib N] [--cpus N] [--rounds N] [--quick] [--policies] [ROW...]
 //! ```
+//!
+//! With `--policies` memvisor's guest alone, with each of its LRU policies and slab allocators.
 //!
 //! The disks are made anew for each run: an ext2 by mke2fs, a swap area by mkswap, on files that QEMU writes through to the host's cache.
 
@@ -13,11 +15,11 @@ use std::process::{Command, Stdio};
 
 use anyhow::Context;
 
-use crate::both::{Run, System, compile, cpio, systems, tsc_khz};
+use crate::both::{Run, System, compile, cpio, policies, systems, tsc_khz};
 use crate::host;
 use crate::stats::{median, ratio, short};
 
-const USAGE: &str = "usage: memvisor-bench pressure --guest FILE --linux VMLINUX [--modules FOLDER] [--mib N] [--cpus N] [--rounds N] [--quick] [ROW...]";
+const USAGE: &str = "usage: memvisor-bench pressure --guest FILE --linux VMLINUX [--modules FOLDER] [--mib N] [--cpus N] [--rounds N] [--quick] [--policies] [ROW...]";
 /// What every row shall reach, and what half of them shall: our time over Linux's.
 const TARGETS: [f64; 2] = [1.0, 0.8];
 /// Seconds that a machine may run.
@@ -32,6 +34,7 @@ struct Options {
     mib: u64,
     cpus: u32,
     rounds: usize,
+    policies: bool,
     rows: Vec<String>,
 }
 
@@ -44,6 +47,7 @@ impl Options {
             mib: 256,
             cpus: 2,
             rounds: 3,
+            policies: false,
             rows: Vec::new(),
         };
         while let Some(argument) = arguments.next() {
@@ -55,6 +59,7 @@ impl Options {
                 "--mib" => options.mib = value()?.parse().context("--mib takes a number")?,
                 "--cpus" => options.cpus = value()?.parse().context("--cpus takes a number")?,
                 "--rounds" => options.rounds = value()?.parse().context("--rounds takes a number")?,
+                "--policies" => options.policies = true,
                 "--quick" => (options.rounds, options.mib) = (1, 128),
                 unknown if unknown.starts_with('-') => anyhow::bail!("unknown argument {unknown}\n{USAGE}"),
                 name => options.rows.push(name.to_owned()),
@@ -62,6 +67,15 @@ impl Options {
         }
         anyhow::ensure!(options.rounds > 0 && options.mib >= 128, "at least a round and 128 MiB\n{USAGE}");
         Ok(options)
+    }
+
+    /// What is compared; the first one is what the others are compared with.
+    fn systems(&self) -> anyhow::Result<Vec<System>> {
+        const VERB: &str = "bench-pressure";
+        Ok(match self.policies {
+            true => policies(&self.guest, VERB)?.into(),
+            false => systems(&self.guest, &self.linux, VERB)?.into(),
+        })
     }
 
     /// The words of the machine; disks lie in `folder`.
@@ -97,7 +111,7 @@ struct Cell {
 /// What is missing, or a system that does not come to its end.
 pub fn run(arguments: impl Iterator<Item = String>) -> anyhow::Result<()> {
     let options = Options::parse(arguments)?;
-    let systems = systems(&options.guest, &options.linux, "bench-pressure")?;
+    let systems = options.systems()?;
     let khz = tsc_khz();
     let folder = tempfile::tempdir()?;
     let archive = archive(&options, khz, folder.path())?;
@@ -191,34 +205,44 @@ fn parse(line: &str, khz: u64) -> Option<Row> {
 }
 
 fn print(options: &Options, systems: &[System], cells: &[Cell]) {
+    let (what, column, other) = match options.policies {
+        true => ("the time of each policy over the first one's", "over it", "the generations"),
+        false => ("time on memvisor over time on the Linux before it", "ours/it", "Linux"),
+    };
     println!(
-        "Microseconds an operation, and time on memvisor over time on the Linux before it: medians of {} rounds, {} MiB, {} CPUs. Refaults: pages an operation \
-         that were taken back too early, on memvisor and on Linux.\n",
-        options.rounds, options.mib, options.cpus
+        "Microseconds an operation, and {what}: medians of {} rounds, {} MiB, {} CPUs. Refaults: pages an operation that were taken back too early, \
+         on {} and on {other}.\n",
+        options.rounds,
+        options.mib,
+        options.cpus,
+        if options.policies { "the classic lists" } else { "memvisor" },
     );
-    let [ours, theirs @ ..] = systems else { return };
-    print!("| row | {} |", ours.name);
-    theirs.iter().for_each(|system| print!(" {} | ours/it |", system.name));
-    println!(" refaults |\n|---|{}---|", "---|".repeat(1 + 2 * theirs.len()));
+    let [first, others @ ..] = systems else { return };
+    print!("| row | {} |", first.name);
+    others.iter().for_each(|system| print!(" {} | {column} |", system.name));
+    println!(" refaults |\n|---|{}---|", "---|".repeat(1 + 2 * others.len()));
     let mut ratios = Vec::new();
     for cell in cells.iter().filter(|cell| cell.system == 0) {
         print!("| {} | {} |", cell.name, micros(median(&cell.times)));
         let of =
             |system: usize| cells.iter().find(|other| (other.system, &other.name) == (system, &cell.name));
-        for system in 1..=theirs.len() {
+        for system in 1..=others.len() {
             let Some(other) = of(system) else {
                 print!(" - | - |");
                 continue;
             };
-            let ratio = ratio(&cell.times, &other.times);
+            let ratio = match options.policies {
+                true => ratio(&other.times, &cell.times),
+                false => ratio(&cell.times, &other.times),
+            };
             ratios.push(ratio);
             print!(" {} | {ratio:.2} |", micros(median(&other.times)));
         }
-        let linux = of(1).map_or("-".to_owned(), |other| short(median(&other.refaults)));
-        println!(" {}, {linux} |", short(median(&cell.refaults)));
+        let second = of(1).map_or("-".to_owned(), |other| short(median(&other.refaults)));
+        println!(" {}, {second} |", short(median(&cell.refaults)));
     }
-    for target in TARGETS {
-        let met = ratios.iter().filter(|ratio| **ratio <= target).count();
+    for target in TARGETS.iter().filter(|_| !options.policies) {
+        let met = ratios.iter().filter(|ratio| *ratio <= target).count();
         println!("\n{met} of {} ratios are at most {target}.", ratios.len());
     }
 }
@@ -243,6 +267,7 @@ mod tests {
     fn options_of_the_command_line() {
         let options = Options::parse(["--mib", "512", "oom"].map(String::from).into_iter()).unwrap();
         assert_eq!((options.mib, options.rows), (512, vec!["oom".to_owned()]));
+        assert!(Options::parse(["--policies"].map(String::from).into_iter()).unwrap().policies);
         assert!(Options::parse(["--mib", "1"].map(String::from).into_iter()).is_err());
     }
 }

@@ -28,10 +28,7 @@ pub struct System {
 /// # Errors
 /// What is not installed, and which verb of make brings it.
 pub fn systems(guest: &Path, linux: &Path, verb: &str) -> anyhow::Result<[System; 3]> {
-    anyhow::ensure!(process::find(QEMU).is_some(), "{QEMU} is not installed");
-    for file in [guest, linux] {
-        anyhow::ensure!(file.is_file(), "{} is not there: `make {verb}` makes it", file.display());
-    }
+    are_there(&[guest, linux], verb)?;
     let of_linux =
         |name, more: &str| System { name, kernel: linux.to_path_buf(), append: format!("{LINUX}{more}") };
     Ok([
@@ -39,6 +36,29 @@ pub fn systems(guest: &Path, linux: &Path, verb: &str) -> anyhow::Result<[System
         of_linux("Linux", ""),
         of_linux("mitigations=off", " mitigations=off"),
     ])
+}
+
+/// memvisor's guest with each of its LRU policies, and with each of its slab allocators.
+///
+/// # Errors
+/// What is not installed, and which verb of make brings it.
+pub fn policies(guest: &Path, verb: &str) -> anyhow::Result<[System; 4]> {
+    are_there(&[guest], verb)?;
+    let of = |name, more: &str| System { name, kernel: guest.to_path_buf(), append: format!("quiet{more}") };
+    Ok([
+        of("classic, SLUB", ""),
+        of("generations", " lru=gen"),
+        of("SLAB", " slab=slab"),
+        of("SLOB", " slab=slob"),
+    ])
+}
+
+fn are_there(files: &[&Path], verb: &str) -> anyhow::Result<()> {
+    anyhow::ensure!(process::find(QEMU).is_some(), "{QEMU} is not installed");
+    for file in files {
+        anyhow::ensure!(file.is_file(), "{} is not there: `make {verb}` makes it", file.display());
+    }
+    Ok(())
 }
 
 /// How a program is run.
