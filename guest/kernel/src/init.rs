@@ -284,9 +284,13 @@ pub fn checkpoint(number: u32, name: &'static core::ffi::CStr) {
     if memvisor::present() {
         memvisor::checkpoint(number, name);
     } else {
+        let waits = cmdline::value("checkpoint", |value| value == "serial") == Some(true);
+        if waits {
+            serial::expect_answer();
+        }
         println!("memvisor: checkpoint {number} {text}");
-        if cmdline::value("checkpoint", |value| value == "serial") == Some(true) {
-            serial::wait_for_byte();
+        if waits {
+            serial::wait_for_answer();
         }
     }
     if cmdline::value("stop_at", |value| value == text) == Some(true) {

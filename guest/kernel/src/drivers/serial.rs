@@ -1,8 +1,7 @@
 //! COM1, polled (16550).
 
-use core::sync::atomic::{AtomicBool, Ordering};
-
 use crate::arch::regs::{inb, outb};
+use crate::sync::Lock;
 
 const BASE: u16 = 0x3f8;
 const LINE_STATUS: u16 = BASE + 5;
@@ -45,15 +44,13 @@ fn put(byte: u8) {
     outb(BASE, byte);
 }
 
-/// The next byte is the answer that somebody waits for, and not for the terminal, whose thread runs on another CPU.
-static ANSWER: AtomicBool = AtomicBool::new(false);
+/// Whether the next byte is the answer that somebody waits for, and not for the terminal, whose thread runs on another CPU.
+static ANSWER: Lock<bool> = Lock::new(false);
 
 /// A byte from outside, if one is there.
 pub fn read() -> Option<u8> {
-    if ANSWER.load(Ordering::Acquire) {
-        return None;
-    }
-    (present() && inb(LINE_STATUS) & DATA_READY != 0).then(|| inb(BASE))
+    let answer = ANSWER.lock();
+    (!*answer && present() && inb(LINE_STATUS) & DATA_READY != 0).then(|| inb(BASE))
 }
 
 /// Writes bytes as they are.
@@ -63,12 +60,16 @@ pub fn write_raw(bytes: &[u8]) {
     }
 }
 
-/// Waits for a byte from outside; returns at once if there is no port.
-pub fn wait_for_byte() {
-    ANSWER.store(true, Ordering::Release);
+/// From now on what comes is the answer to a question, which must be asked after this: it may be there before the next instruction runs.
+pub fn expect_answer() {
+    *ANSWER.lock() = true;
+}
+
+/// Waits for the answer from outside; returns at once if there is no port.
+pub fn wait_for_answer() {
     while present() && inb(LINE_STATUS) & DATA_READY == 0 {
         core::hint::spin_loop();
     }
     inb(BASE);
-    ANSWER.store(false, Ordering::Release);
+    *ANSWER.lock() = false;
 }

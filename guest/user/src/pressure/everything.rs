@@ -389,26 +389,47 @@ fn signaller(world: &World, me: u64) -> u64 {
     let (mut wrong, mut sent) = (0, 0);
     while !world.is_over() {
         for _ in 0..50 {
-            sys::kill(sys::getpid(), USR1);
+            let told = sys::kill(sys::getpid(), USR1);
             sent += 1;
-            wrong += u64::from(CAUGHT.load(SeqCst) != sent);
-        }
-        wrong += world.with_children(|| {
-            let kid = child(|| {
-                loop {
-                    sys::pause();
-                }
-            });
-            if is_error(kid) {
-                let _ = writeln!(Out, "everything: the signaller's fork: {}", kid.cast_signed());
-                return 1;
+            let caught = CAUGHT.load(SeqCst);
+            if caught != sent {
+                let _ = writeln!(
+                    Out,
+                    "everything: {caught} of {sent} signals were handled, kill said {}",
+                    told.cast_signed()
+                );
+                wrong += 1;
             }
-            sys::kill(kid, 9);
-            u64::from(wait(kid, 0) != (kid, KILLED))
-        });
+        }
+        wrong += world.with_children(signal_round);
         world.round(me >> 8);
     }
     wrong.min(100)
+}
+
+/// A child that ends by a signal; what was found wrong.
+fn signal_round() -> u64 {
+    let kid = child(|| {
+        loop {
+            sys::pause();
+        }
+    });
+    if is_error(kid) {
+        let _ = writeln!(Out, "everything: the signaller's fork: {}", kid.cast_signed());
+        return 1;
+    }
+    let sent = sys::kill(kid, 9);
+    let told = wait(kid, 0);
+    if told != (kid, KILLED) {
+        let _ = writeln!(
+            Out,
+            "everything: kill of {kid}: {}, wait4 {}, {:#x}",
+            sent.cast_signed(),
+            told.0.cast_signed(),
+            told.1
+        );
+    }
+    u64::from(told != (kid, KILLED))
 }
 
 /// Files in memory, which go to swap as anonymous pages do.
