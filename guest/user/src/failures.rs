@@ -49,6 +49,7 @@ const CALLS: &[Call] = &[
     waits("madvise", advise),
     waits("mlock", lock),
     waits("brk", heap),
+    waits("a call that writes to memory nobody has touched", told),
     waits("memfd_create", memfd),
     waits("shmget", shm),
     waits("pipe", pipe),
@@ -182,6 +183,12 @@ fn heap() -> u64 {
     }
     sys::store(start + 63 * 4096, 3);
     u64::from(sys::brk(start) != start)
+}
+
+/// uname into a page that is not there yet, of an area that had none: the kernel takes the fault.
+fn told() -> u64 {
+    let pages = Pages::map(2, READ_WRITE, PRIVATE);
+    with_pages(&pages, || error(call(63, [pages.start, 0, 0, 0, 0, 0])))
 }
 
 fn memfd() -> u64 {
