@@ -9,7 +9,7 @@ use core::sync::atomic::Ordering;
 use guest_process::futex::robust::{self, Death};
 use guest_process::futex::{ANY, Futexes, Key, WakeOp};
 use mm_core::PhysAddr;
-use mm_vma::{Access, Arena, Errno, Space, VmFlags, Vma};
+use mm_vma::{Access, Arena, Errno, Space, VmFlags, Vma, with_user_byte};
 
 use crate::mm::kmap;
 use crate::mm::space::{self, Spaces};
@@ -85,7 +85,7 @@ fn with_word<T, R>(
         uaccess::with_word(address, access, |_| ())?;
         let mut futexes = FUTEXES.lock();
         let write = access == Access::Write;
-        let seen = space::with_translation(space::mm_of(mm), address, write, &mut look).flatten();
+        let seen = with_user_byte(&Spaces, space::mm_of(mm), address, write, &mut look).flatten();
         if let Some(seen) = seen {
             return Ok(act(&mut futexes, seen));
         }

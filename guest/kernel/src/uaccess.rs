@@ -4,7 +4,9 @@
 use core::ops::Range;
 
 use mm_core::{Event, MemMap, PAGE_SIZE, PageKind, PhysAddr, Trace};
-use mm_vma::{Access, Done, Errno, FaultInfo, Id, Kernel, Limits, Mm, handle_fault};
+use mm_vma::{
+    Access, Done, Errno, FaultInfo, Id, Kernel, Limits, Mm, handle_fault, with_user_byte,
+};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use crate::mm::kmap;
@@ -135,7 +137,7 @@ fn with_byte<R>(
     }
     loop {
         // Differs from Linux: the kernel does not copy from and to a device's registers.
-        let found = space::with_translation(at, va, access == Access::Write, |phys| {
+        let found = with_user_byte(&Spaces, at, va, access == Access::Write, |phys| {
             let is_ram = |page: &mm_core::Page| page.kind() != PageKind::None;
             MemMap::page(&Spaces, phys.pfn()).is_some_and(is_ram).then(|| f(phys))
         });

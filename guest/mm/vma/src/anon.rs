@@ -89,13 +89,24 @@ pub(crate) fn is_singular(vma: &Vma) -> bool {
     vma.chain_first.load().is_some() && vma.chain_first.load() == vma.chain_last.load()
 }
 
+/// Calls `f`, which allocates, with the rmap lock, and again as long as there is no memory that can be waited for: with the lock held
+/// nothing waits. What `f` did in vain it has undone.
+fn rmap_lock_or_wait<K: Kernel>(k: &K, mut f: impl FnMut() -> Result<(), Errno>) -> Result<(), Errno> {
+    loop {
+        match k.rmap_lock(&mut f) {
+            Err(Errno::Enomem) if k.wait_for_memory() => {}
+            done => return done,
+        }
+    }
+}
+
 /// Gives a VMA an `AnonVma`, a neighbour's if they may merge one day (Linux: `__anon_vma_prepare`).
 pub(crate) fn prepare<K: Kernel>(k: &K, id: Id<Vma>) -> Result<(), Errno> {
     let vma = k.at(id);
     if vma.anon_vma().is_some() {
         return Ok(());
     }
-    k.rmap_lock(|| {
+    rmap_lock_or_wait(k, || {
         if vma.anon_vma().is_some() {
             return Ok(());
         }
@@ -144,7 +155,7 @@ fn reusable(old: &Vma, a: &Vma, b: &Vma) -> Option<Id<AnonVma>> {
 /// Links `dst` to all that `src` is linked to (Linux: `anon_vma_clone`). `dst` has `src`'s `anon_vma`, or none in a
 /// fork; then one without VMAs may be reused.
 pub(crate) fn clone<K: Kernel>(k: &K, dst: Id<Vma>, src: Id<Vma>) -> Result<(), Errno> {
-    k.rmap_lock(|| clone_locked(k, dst, src))
+    rmap_lock_or_wait(k, || clone_locked(k, dst, src))
 }
 
 fn clone_locked<K: Kernel>(k: &K, dst: Id<Vma>, src: Id<Vma>) -> Result<(), Errno> {
@@ -184,7 +195,7 @@ pub(crate) fn fork<K: Kernel>(k: &K, child: Id<Vma>, parent: Id<Vma>) -> Result<
     let Some(above) = k.at(parent).anon_vma() else { return Ok(()) };
     let vma = k.at(child);
     vma.anon_vma.store(None);
-    k.rmap_lock(|| {
+    rmap_lock_or_wait(k, || {
         clone_locked(k, child, parent)?;
         if vma.anon_vma().is_some() {
             return Ok(());

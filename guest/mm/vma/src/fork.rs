@@ -96,7 +96,7 @@ fn copy_page_range<K: Kernel>(
         // Whoever unmaps pages of a file finds them in the parent or in both, never on the way.
         let next = match if vma.mapping().is_some() { k.rmap_lock(step) } else { step() } {
             // Nothing of the batch arrived.
-            Err(Errno::Enomem) if k.wait_for_table() => continue,
+            Err(Errno::Enomem) if k.wait_for_memory() => continue,
             next => next?,
         };
         if next == va {

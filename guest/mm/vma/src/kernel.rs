@@ -86,9 +86,10 @@ pub trait Kernel:
     /// See [`Kernel::vma_hint`]. `id` is in a tree.
     fn set_vma_hint(&self, _id: Id<Vma>) {}
 
-    /// Waits until there is memory for a page table, as an allocation that may sleep does: tables are allocated under their lock. No lock
-    /// but mmap_lock and that of a VMA is held. False if there is none; then the caller fails (Linux allocates before it takes the lock).
-    fn wait_for_table(&self) -> bool {
+    /// Waits until there is a page, as an allocation that may sleep does: page tables and links of rmap are allocated under their locks, and
+    /// fail there. No lock but mmap_lock and that of a VMA is held. False if there is none; then the caller fails (Linux allocates before
+    /// it takes the lock, or without it once more).
+    fn wait_for_memory(&self) -> bool {
         false
     }
 

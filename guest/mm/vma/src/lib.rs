@@ -64,6 +64,7 @@ mod shm;
 mod space;
 mod swap;
 mod tree;
+mod usercopy;
 mod vma;
 mod zap;
 
@@ -99,4 +100,5 @@ pub use shm::mapping_writably_mapped;
 pub use space::{Populate, Space};
 pub use swap::unuse_mm;
 pub use tree::{FANOUT, GapQuery, Node, Tree};
+pub use usercopy::with_user_byte;
 pub use vma::Vma;

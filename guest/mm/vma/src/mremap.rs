@@ -279,7 +279,7 @@ impl<K: Kernel> Space<'_, K> {
             let back = Remap { addr: call.new_addr, new_addr: call.addr, old_len: call.old_len, ..*call };
             let returned = self.move_page_tables(&back);
             debug_assert!(returned.is_ok(), "pages cannot go back to tables that exist");
-            if self.k.wait_for_table() {
+            if self.k.wait_for_memory() {
                 continue;
             }
             self.grown(flags, call.new_len >> PAGE_SHIFT);

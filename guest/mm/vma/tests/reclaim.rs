@@ -5,10 +5,12 @@ mod common;
 use common::canonical;
 use common::model::Model;
 use common::op::{Op, PAGE, WINDOW, op};
-use mm_core::{MemMap, PageFlags, Pfn, is_user_page};
+use mm_core::{MemMap, PageFlags, Pfn, VirtAddr, is_user_page};
 use mm_pgtable::PteFlags;
+use mm_swap::{Swap, SwapIo};
 use mm_vma::{
-    Arena, FolioReferenced, Mm, Owner, VmFlags, Vma, audit, folio_referenced, owner, put_page, try_to_unmap,
+    Arena, FolioReferenced, Kernel, Mm, Owner, VmFlags, Vma, audit, folio_referenced, owner, page_mkclean, put_page,
+    try_to_unmap,
 };
 use proptest::prelude::*;
 use std::sync::atomic::Ordering::Relaxed;
@@ -65,6 +67,7 @@ proptest! {
             if op.tells_what_is_mapped() {
                 continue;
             }
+            pressed.by_kernel = picks >> 63 == 1;
             let mut both = [pressed.run(index, op), twin.run(index, op)];
             canonical(&mut both);
             let [ours, theirs] = both;
@@ -214,6 +217,38 @@ fn each_entry_that_was_used_is_counted_once() {
         model.access(WINDOW + AT, None);
         assert_eq!(asked(&model, pfn), (1, false));
         audit_all(&model).unwrap();
+        model.finish();
+    }
+}
+
+#[test]
+fn what_the_kernel_reads_and_writes_for_a_program_is_used_and_dirty() {
+    for flags in [PRIVATE, SHARED] {
+        let mut model = Model::new();
+        let pfn = mapped(&mut model, flags, 7);
+        let is_dirty = |model: &Model| {
+            let mm: &Mm = model.k.at(model.mm);
+            let entry = model.k.tables(mm, |tables| mm.page_table().translate(tables, VirtAddr::new(WINDOW + AT)));
+            entry.unwrap().flags.contains(PteFlags::DIRTY)
+        };
+        assert_eq!(asked(&model, pfn), (1, false));
+        model.by_kernel = true;
+        assert_eq!(model.access(WINDOW + AT, None), 7);
+        assert_eq!(asked(&model, pfn), (1, false));
+        let clean = if flags == PRIVATE {
+            run(&mut model, Op::Madvise { addr: AT, len: PAGE, advice: 8 })
+        } else {
+            model.k.lock_page(pfn);
+            let cleaned = page_mkclean(&model.k, pfn);
+            model.k.unlock_page(pfn);
+            i64::from(!cleaned)
+        };
+        assert_eq!((clean, is_dirty(&model)), (0, false));
+        model.access(WINDOW + AT, None);
+        assert!(!is_dirty(&model));
+        model.access(WINDOW + AT, Some(8));
+        assert!(is_dirty(&model), "or it would be lost when the page is reclaimed");
+        assert_eq!((asked(&model, pfn), model.access(WINDOW + AT, None)), ((1, false), 8));
         model.finish();
     }
 }

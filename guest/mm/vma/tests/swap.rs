@@ -80,6 +80,7 @@ proptest! {
             if depends_on_residence(op) {
                 continue;
             }
+            pressed.by_kernel = picks >> 63 == 1;
             let mut both = [pressed.run(index, op), twin.run(index, op)];
             canonical(&mut both);
             let [ours, theirs] = both;

@@ -341,7 +341,7 @@ impl Kernel for Spaces {
         lock.fetch_update(Ordering::Acquire, Ordering::Relaxed, free).is_ok()
     }
 
-    fn wait_for_table(&self) -> bool {
+    fn wait_for_memory(&self) -> bool {
         oom::wait_for_page()
     }
 
@@ -469,16 +469,11 @@ impl Kernel for Spaces {
     }
 }
 
-/// Where an address of a process is, if it is mapped, and ring 3 may use it so. It may be elsewhere by now.
+/// Where an address of a process is, if it is mapped, and ring 3 may use it so. It may be elsewhere by now, and nothing says that
+/// somebody looked.
 pub fn translate(mm: &Mm, va: u64, write: bool) -> Option<PhysAddr> {
-    with_translation(mm, va, write, |phys| phys)
-}
-
-/// Calls `f` with where an address of a process is, if it is mapped, and ring 3 may use it so. It stays there until `f` returns, which
-/// neither sleeps nor uses page tables.
-pub fn with_translation<R>(mm: &Mm, va: u64, write: bool, f: impl FnOnce(PhysAddr) -> R) -> Option<R> {
     Spaces.tables(mm, |tables| {
         let found = mm.page_table().translate(tables, VirtAddr::new(va))?;
-        (found.effective.user && (found.effective.write || !write)).then(|| f(found.phys))
+        (found.effective.user && (found.effective.write || !write)).then_some(found.phys)
     })
 }

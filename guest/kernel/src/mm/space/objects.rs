@@ -26,6 +26,7 @@ use super::cache::Source;
 use crate::mm::layout::levels;
 use crate::mm::phys;
 use crate::mm::slab::{CTOR_ZERO, KMEM};
+use crate::sched;
 use crate::sync::Lock;
 
 /// Words of a mask of CPUs.
@@ -246,8 +247,10 @@ impl Slot {
         id.expect("the caches of address spaces exist since boot")
     }
 
+    /// With a lock held, who asks tries again without it: that is no news.
     fn alloc<T>(&self) -> Option<Id<T>> {
-        KMEM.alloc(self.id(), Gfp::KERNEL).and_then(|object| Id::new(object.addr().as_u64()))
+        let gfp = if sched::might_sleep().is_some() { Gfp::KERNEL } else { Gfp::NOWAIT | Gfp::NOWARN };
+        KMEM.alloc(self.id(), gfp).and_then(|object| Id::new(object.addr().as_u64()))
     }
 
     fn free<T>(&self, id: Id<T>) {

@@ -134,7 +134,7 @@ impl<K: Kernel> VmFault<'_, K> {
         loop {
             match self.try_install(new, kind, &valid, &counted) {
                 Some(installed) => return installed,
-                None if self.k.wait_for_table() => {}
+                None if self.k.wait_for_memory() => {}
                 None => return Err(Fault::NoMemory),
             }
         }

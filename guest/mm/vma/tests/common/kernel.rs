@@ -452,7 +452,7 @@ impl Kernel for TestKernel {
         free
     }
 
-    fn wait_for_table(&self) -> bool {
+    fn wait_for_memory(&self) -> bool {
         assert!(self.tables.try_lock().is_ok() && self.rmap.try_lock().is_ok(), "a wait under a spinlock");
         let may = self.refills.try_update(Relaxed, Relaxed, |left| left.checked_sub(1)).is_ok();
         if may {

@@ -4,7 +4,7 @@ use mm_core::{PhysAddr, PhysMem, VirtAddr};
 use mm_pgtable::PteFlags;
 use mm_vma::{
     Access, Advised, Arena, Done, Fault, FaultInfo, MlockAll, MremapFlags, MsyncFlags, Populate, dup_mmap,
-    handle_fault, madvise_pageout, populate, populate_exact, populate_locked,
+    handle_fault, madvise_pageout, populate, populate_exact, populate_locked, with_user_byte,
 };
 use mm_vma::{
     Errno, Id, Kernel, Layout, Limits, MapFile, MapFlags, Mbind, MbindFlags, Mm, MmapRequest, NodeMask,
@@ -24,6 +24,8 @@ pub struct Model {
     pub limits: Limits,
     /// Address spaces of parents that wait.
     pub parents: Vec<Id<Mm>>,
+    /// Words are read and written by the kernel for the program, as `read` and `write` do.
+    pub by_kernel: bool,
 }
 
 impl Model {
@@ -37,7 +39,7 @@ impl Model {
         let shape = Layout { mmap_base: TASK_SIZE, mmap_legacy_base: LOWEST, task_size: TASK_SIZE };
         let mm = k.new_mm(shape);
         let limits = Limits { memlock: MEMLOCK, stack: STACK, mmap_min_addr: LOWEST, ..Limits::default() };
-        let model = Model { k, mm, limits, parents: Vec::new() };
+        let model = Model { k, mm, limits, parents: Vec::new(), by_kernel: false };
         let end = WINDOW + PAGES * PAGE;
         for (start, end) in [(LOWEST, WINDOW), (end, TASK_SIZE)] {
             let mapping = model.k.shmem_zero_setup(1 << 47, mm_vma::VmFlags::empty()).unwrap();
@@ -185,6 +187,15 @@ impl Model {
         let mm: &Mm = self.k.at(self.mm);
         let (root, page) = (mm.page_table().root.as_u64(), addr & !(PAGE - 1));
         for _ in 0..8 {
+            if self.by_kernel {
+                if let Some(result) = self.copy(mm, addr, write) {
+                    return result;
+                }
+                if let Some(signal) = self.fault(addr, write, self.walk(mm, addr, false).is_some()) {
+                    return signal;
+                }
+                continue;
+            }
             let cached = self.k.tlb.lock().unwrap().get(&(root, page)).copied();
             let entry = match cached {
                 Some(entry) => Some(entry),
@@ -215,17 +226,33 @@ impl Model {
             }
             // The fault drops the translation that refused.
             self.k.tlb.lock().unwrap().remove(&(root, page));
-            let access = if write.is_some() { Access::Write } else { Access::Read };
-            match handle_fault(&self.k, self.mm, FaultInfo { addr, access, present: entry.is_some() }, || {
-                self.limits
-            }) {
-                Ok(Done::Wait) => panic!("a page is moved while nobody moves pages"),
-                Ok(_) => {}
-                Err(Fault::NoMemory) => panic!("out of memory"),
-                Err(fault) => return -i64::from(fault.signo() * 1000 + fault.code()),
+            if let Some(signal) = self.fault(addr, write, entry.is_some()) {
+                return signal;
             }
         }
         panic!("{addr:#x} faults again and again");
+    }
+
+    /// What the kernel does for a call of the program that reads or writes the word.
+    fn copy(&self, mm: &Mm, addr: u64, write: Option<u64>) -> Option<i64> {
+        with_user_byte(&self.k, mm, addr, write.is_some(), |phys| match write {
+            Some(value) => {
+                self.k.write_u64(phys, value);
+                0
+            }
+            None => self.k.read_u64(phys).cast_signed(),
+        })
+    }
+
+    /// The signal and its code if the program may not.
+    fn fault(&self, addr: u64, write: Option<u64>, present: bool) -> Option<i64> {
+        let access = if write.is_some() { Access::Write } else { Access::Read };
+        match handle_fault(&self.k, self.mm, FaultInfo { addr, access, present }, || self.limits) {
+            Ok(Done::Wait) => panic!("a page is moved while nobody moves pages"),
+            Ok(_) => None,
+            Err(Fault::NoMemory) => panic!("out of memory"),
+            Err(fault) => Some(-i64::from(fault.signo() * 1000 + fault.code())),
+        }
     }
 
     /// The entry of `addr`, marked as the CPU marks it.
