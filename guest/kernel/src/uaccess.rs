@@ -4,9 +4,7 @@
 use core::ops::Range;
 
 use mm_core::{Event, MemMap, PAGE_SIZE, PageKind, PhysAddr, Trace};
-use mm_vma::{
-    Access, Done, Errno, FaultInfo, Id, Kernel, Limits, Mm, handle_fault, with_user_byte,
-};
+use mm_vma::{Access, Done, Errno, FaultInfo, Id, Kernel, Limits, Mm, handle_fault, with_user_byte};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use crate::mm::kmap;

@@ -9,8 +9,8 @@ use mm_core::{MemMap, PageFlags, Pfn, VirtAddr, is_user_page};
 use mm_pgtable::PteFlags;
 use mm_swap::{Swap, SwapIo};
 use mm_vma::{
-    Arena, FolioReferenced, Kernel, Mm, Owner, VmFlags, Vma, audit, folio_referenced, owner, page_mkclean, put_page,
-    try_to_unmap,
+    Arena, FolioReferenced, Kernel, Mm, Owner, VmFlags, Vma, audit, folio_referenced, owner, page_mkclean,
+    put_page, try_to_unmap,
 };
 use proptest::prelude::*;
 use std::sync::atomic::Ordering::Relaxed;
@@ -228,7 +228,8 @@ fn what_the_kernel_reads_and_writes_for_a_program_is_used_and_dirty() {
         let pfn = mapped(&mut model, flags, 7);
         let is_dirty = |model: &Model| {
             let mm: &Mm = model.k.at(model.mm);
-            let entry = model.k.tables(mm, |tables| mm.page_table().translate(tables, VirtAddr::new(WINDOW + AT)));
+            let entry =
+                model.k.tables(mm, |tables| mm.page_table().translate(tables, VirtAddr::new(WINDOW + AT)));
             entry.unwrap().flags.contains(PteFlags::DIRTY)
         };
         assert_eq!(asked(&model, pfn), (1, false));
