@@ -133,6 +133,10 @@ events! {
     Pgactivate = "pgactivate",
     /// Pages that became inactive.
     Pgdeactivate = "pgdeactivate",
+    /// Anonymous pages that MADV_FREE gave away, and that go before others.
+    Pglazyfree = "pglazyfree",
+    /// Of those, the ones that reclaim dropped.
+    Pglazyfreed = "pglazyfreed",
     /// Pages moved to the tail of an inactive list when their write had ended.
     Pgrotated = "pgrotated",
     /// Runs of kswapd.

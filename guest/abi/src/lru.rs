@@ -77,9 +77,9 @@ impl LruList {
 
 /// Pages of a batch (Linux: `PAGEVEC_SIZE`, since 6.11).
 pub const LRU_BATCH_SIZE: usize = 31;
-/// Batches of a CPU: to be added, to be rotated, of files to be deactivated, to be deactivated, to be activated (Linux: `struct
-/// cpu_fbatches`).
-pub const NR_LRU_BATCHES: usize = 5;
+/// Batches of a CPU: to be added, to be rotated, of files to be deactivated, to be deactivated, given away by MADV_FREE, to be activated
+/// (Linux: `struct cpu_fbatches`).
+pub const NR_LRU_BATCHES: usize = 6;
 
 /// Frames to which the same is to be done. They are hints: a frame may be noted twice, and be somebody else's by now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]

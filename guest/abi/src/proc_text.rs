@@ -92,7 +92,7 @@ pub const ZONE_LINES: [(&str, ZoneLine); 8] = [
 
 /// Events of /proc/vmstat behind `pgpgin` and `pgpgout` (Linux: `vmstat_text`, the part of `enum vm_event_item`); `None` for what never happens
 /// here.
-pub const EVENT_LINES: [(&str, Option<VmEvent>); 59] = [
+pub const EVENT_LINES: [(&str, Option<VmEvent>); 61] = [
     ("pswpin", Some(VmEvent::Pswpin)),
     ("pswpout", Some(VmEvent::Pswpout)),
     ("pgalloc_dma", Some(VmEvent::PgallocDma)),
@@ -108,8 +108,10 @@ pub const EVENT_LINES: [(&str, Option<VmEvent>); 59] = [
     ("pgfree", Some(VmEvent::Pgfree)),
     ("pgactivate", Some(VmEvent::Pgactivate)),
     ("pgdeactivate", Some(VmEvent::Pgdeactivate)),
+    ("pglazyfree", Some(VmEvent::Pglazyfree)),
     ("pgfault", Some(VmEvent::Pgfault)),
     ("pgmajfault", Some(VmEvent::Pgmajfault)),
+    ("pglazyfreed", Some(VmEvent::Pglazyfreed)),
     ("pgrefill", Some(VmEvent::Pgrefill)),
     ("pgsteal_kswapd", Some(VmEvent::PgstealKswapd)),
     ("pgsteal_direct", Some(VmEvent::PgstealDirect)),

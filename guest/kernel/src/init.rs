@@ -192,6 +192,7 @@ fn run_init() -> Option<bool> {
         "direct-reclaim",
         "mlock-pressure",
         "slab-pressure",
+        "lazyfree",
         "max-map-count",
         "failslab",
         "fragmentation",

@@ -172,6 +172,7 @@ const FAULTS: &[(&str, Fault)] = &[
     ("swap-cache-frame", swap::cache_frame),
     ("swap-cache-flag", swap::cache_flag),
     ("swap-writable", swap::writable),
+    ("swap-lazyfree", swap::lazyfree),
     ("zswap-stored-count", zswap::stored_count),
     ("zswap-leaf-count", zswap::leaf_count),
     ("zswap-entry-slot", zswap::entry_slot),

@@ -128,6 +128,7 @@ const MODES: &[Mode] = &[
     ("direct-reclaim", pressure::waves::direct_reclaim),
     ("mlock-pressure", pressure::locked::run),
     ("slab-pressure", pressure::slabs::run),
+    ("lazyfree", pressure::given::run),
     ("max-map-count", pressure::maps::run),
     ("failslab", failures::run),
     ("fragmentation", pressure::fragments::run),

@@ -126,6 +126,7 @@ pub const RULES: &[&Rule] = &[
     &lru::COUNT,
     &lru::PAGE,
     &lru::LISTED,
+    &lru::LAZYFREE,
     &lru::ISOLATED,
     &lrugen::PAGE,
     &lrugen::SEQ,

@@ -5,7 +5,8 @@
 //! L3  `lru.page`: a page on a list is a page of programs or files that says so, with flags that name this list, in a zone of this node.
 //! L4  `lru.listed`: a page that says it is on a list is on exactly one; a page of programs or files that is on none waits in a batch, and
 //!     no other frame says either.
-//! L5  `lru.isolated`: at rest nobody has pages off the lists.
+//! L5  `lru.lazyfree`: a page that has a slot of a swap area was not given away by MADV_FREE: it is SWAPBACKED.
+//! L6  `lru.isolated`: at rest nobody has pages off the lists.
 //!
 //! With generations every list of one is a list, too, and has rules of its own besides: see [`crate::lrugen`].
 
@@ -48,6 +49,13 @@ pub(crate) const LISTED: Rule = Rule {
     seeded: &["lru-lost", "lru-unlisted", "lru-batch-lost"],
     hint: "folio_add_lru, folio_putback_lru; an isolated page that nobody put back",
 };
+pub(crate) const LAZYFREE: Rule = Rule {
+    name: "lru.lazyfree",
+    invariant: "a page of the swap cache is SWAPBACKED: what MADV_FREE gave away has no slot",
+    reads: "descriptors",
+    seeded: &["swap-lazyfree"],
+    hint: "madvise_free_pte_range before mark_page_lazyfree; lru_lazyfree_fn",
+};
 pub(crate) const ISOLATED: Rule = Rule {
     name: "lru.isolated",
     invariant: "at rest reclaim has no page in its hands",
@@ -56,9 +64,9 @@ pub(crate) const ISOLATED: Rule = Rule {
     hint: "move_folios_to_lru; NR_ISOLATED_ANON, NR_ISOLATED_FILE",
 };
 
-const RULES: [&Rule; 7] = [&LINKS, &COUNT, &PAGE, &LISTED, &ISOLATED, &lrugen::PAGE, &lrugen::SEQ];
+const RULES: [&Rule; 8] = [&LINKS, &COUNT, &PAGE, &LISTED, &LAZYFREE, &ISOLATED, &lrugen::PAGE, &lrugen::SEQ];
 
-/// Runs L1 to L5.
+/// Runs L1 to L6.
 pub(crate) fn run(context: &Context<'_>, ledger: &mut Ledger) {
     if !context.needs_zones(ledger, &RULES) {
         return;
@@ -160,7 +168,7 @@ fn frames(
     noted: &HashSet<u64>,
     ledger: &mut Ledger,
 ) {
-    let (mut checked, mut wrong) = (0, Vec::new());
+    let (mut checked, mut cached, mut wrong) = (0, 0, Vec::new());
     for_each_ram_page(context, &mut |pfn, page| {
         let flags = page.page_flags();
         // Pages of programs and files have an owner; the kernel's own tests have user pages without.
@@ -171,6 +179,12 @@ fn frames(
             return;
         }
         checked += 1;
+        if flags.contains(PageFlags::SWAPCACHE) {
+            cached += 1;
+            if !flags.contains(PageFlags::SWAPBACKED) {
+                wrong.push((&LAZYFREE, pfn, "given away", "it has a slot of a swap area".to_owned()));
+            }
+        }
         let (claim, outside) = match (lru, add, lists) {
             (true, true, _) => ("both on a list and in a batch", "one of them".to_owned()),
             (false, _, _) if flags.lru_gen().is_some() => {
@@ -187,11 +201,11 @@ fn frames(
             }
             _ => return,
         };
-        wrong.push((pfn, claim, outside));
+        wrong.push((&LISTED, pfn, claim, outside));
     });
     ledger.checked(&LISTED, checked);
-    for (pfn, claim, outside) in wrong {
-        let what = finding(&LISTED, format_args!("frame {pfn:#x}"), claim, outside).frame(pfn);
-        ledger.report(&LISTED, what);
+    ledger.checked(&LAZYFREE, cached);
+    for (rule, pfn, claim, outside) in wrong {
+        ledger.report(rule, finding(rule, format_args!("frame {pfn:#x}"), claim, outside).frame(pfn));
     }
 }

@@ -316,7 +316,7 @@ fn smap_sums(pages: &super::source::MapPages, parts: &[(&str, u64)], out: &mut d
         ("Private_Dirty", pages.private_dirty),
         ("Referenced", pages.referenced),
         ("Anonymous", pages.anonymous),
-        ("LazyFree", 0),
+        ("LazyFree", pages.lazyfree),
         ("AnonHugePages", 0),
         ("ShmemPmdMapped", 0),
         ("FilePmdMapped", 0),

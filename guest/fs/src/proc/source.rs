@@ -206,6 +206,8 @@ pub struct MapPages {
     pub referenced: u64,
     /// Anonymous.
     pub anonymous: u64,
+    /// Of those, given away by MADV_FREE, and not written to since.
+    pub lazyfree: u64,
     /// Locked.
     pub locked: u64,
     /// In swap areas.
@@ -228,6 +230,7 @@ impl MapPages {
         self.private_dirty += other.private_dirty;
         self.referenced += other.referenced;
         self.anonymous += other.anonymous;
+        self.lazyfree += other.lazyfree;
         self.locked += other.locked;
         self.swap += other.swap;
         self.swap_pss += other.swap_pss;

@@ -391,7 +391,8 @@ fn maps_of(
 
 fn map_pages(flags: VmFlags, pages: &Resident) -> MapPages {
     let Resident { rss, pss, pss_dirty, shared_clean, shared_dirty, .. } = *pages;
-    let Resident { private_clean, private_dirty, referenced, anonymous, locked, swap, swap_pss, .. } = *pages;
+    let Resident { private_clean, private_dirty, referenced, anonymous, lazyfree, .. } = *pages;
+    let Resident { locked, swap, swap_pss, .. } = *pages;
     MapPages {
         rss,
         pss,
@@ -402,6 +403,7 @@ fn map_pages(flags: VmFlags, pages: &Resident) -> MapPages {
         private_dirty,
         referenced,
         anonymous,
+        lazyfree,
         locked,
         swap,
         swap_pss,

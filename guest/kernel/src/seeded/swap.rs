@@ -10,6 +10,7 @@ use mm_core::{Gfp, Order, PAGE_SIZE, PageFlags};
 use mm_pgtable::PteFlags;
 use mm_swap::SwapEntry;
 use mm_vma::{Limits, MapFlags, MmapRequest, Populate, ProtFlags, dup_mmap, madvise_pageout};
+use mm_vmscan::{folio_isolate_lru, folio_putback_lru};
 
 use super::victim::{Outcome, PAGES, Victim, add, page, read, victim, write};
 use crate::drivers::block::{self, Disk, Segment};
@@ -187,6 +188,19 @@ pub fn cache_frame() -> Outcome {
 pub fn cache_flag() -> Outcome {
     let (victim, va) = cached()?;
     page(victim.frame(va)?)?.remove(PageFlags::SWAPCACHE);
+    Ok(())
+}
+
+/// A page that has a slot is on the list of those that were given away: reclaim would drop it, and not its slot.
+pub fn lazyfree() -> Outcome {
+    let (victim, va) = cached()?;
+    let pfn = victim.frame(va)?;
+    let page = page(pfn)?;
+    if !folio_isolate_lru(&Spaces, page) {
+        return Err("the page is on no list");
+    }
+    page.remove(PageFlags::SWAPBACKED);
+    folio_putback_lru(&Spaces, pfn, page);
     Ok(())
 }
 

@@ -67,6 +67,9 @@ pub trait Folios: MemMap {
     /// The page was used by a call, or through an entry that is gone (Linux: the same name).
     fn folio_mark_accessed(&self, _pfn: Pfn, _page: &Page) {}
 
+    /// The anonymous page was given away: it may be dropped before it is written to again (Linux: the same name). The caller maps it.
+    fn mark_page_lazyfree(&self, _pfn: Pfn, _page: &Page) {}
+
     /// The page is in locked memory now, or no more (Linux: `mlock_folio`, `munlock_folio`). The caller has a reference.
     fn set_unevictable(&self, _pfn: Pfn, _page: &Page, _unevictable: bool) {}
 

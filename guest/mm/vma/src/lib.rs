@@ -38,6 +38,7 @@ mod gather;
 mod held;
 mod id;
 mod kernel;
+mod lazyfree;
 mod lock;
 mod madvise;
 mod mempolicy;

@@ -2,13 +2,13 @@
 
 use mm_core::PAGE_SHIFT;
 use mm_filemap::Cows;
-use mm_pgtable::{Entry, PteFlags, TableMem};
+use mm_pgtable::{Entry, PteFlags};
 
 use crate::gather::Gather;
 use crate::id::Id;
 use crate::pte::{self, Pte};
 use crate::space::{Populate, is_page_aligned, page_align};
-use crate::{Errno, Kernel, Mapping, Mm, Space, VmFlags, Vma, swap, zap};
+use crate::{Errno, Kernel, Mapping, Mm, Space, VmFlags, Vma, lazyfree, zap};
 
 /// `MADV_*`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -186,12 +186,11 @@ impl<K: Kernel> Space<'_, K> {
                 return Ok(());
             }
             Advice::Free => {
-                self.clean(start, end, PteFlags::ACCESSED | PteFlags::DIRTY, gather);
-                self.free_swapped(start, end);
+                lazyfree::give_away(self.k, self.mm, (start, end), gather);
                 return Ok(());
             }
             Advice::Cold | Advice::PageOut => {
-                self.clean(start, end, PteFlags::ACCESSED, gather);
+                self.make_old(start, end, gather);
                 return Ok(());
             }
             // There is nothing to read ahead from.
@@ -206,35 +205,16 @@ impl<K: Kernel> Space<'_, K> {
         done.map(drop).map_err(|error| if error == Errno::Enomem { Errno::Eagain } else { error })
     }
 
-    /// What is in swap areas need not be kept at all (Linux: the swap entries in `madvise_free_pte_range`).
-    fn free_swapped(&self, start: u64, end: u64) {
-        if self.mm.swapents() == 0 {
-            return;
-        }
-        self.k.tables(self.mm, |tables| {
-            pte::for_each_run(tables, self.mm.page_table(), start, end, |tables, run| {
-                for (index, _) in run.entries() {
-                    if let Pte::Swap(entry) = pte::decode(Entry::new(tables.read(run.table, index))) {
-                        tables.write(run.table, index, 0);
-                        self.mm.add_swapents(-1);
-                        swap::release(self.k, entry);
-                    }
-                }
-            });
-        });
-    }
-
-    /// Clears `marks` in the entries of pages: FREE leaves pages clean, so that whoever reclaims them need not keep what
-    /// was in them before the next write (Linux: `madvise_free_pte_range`, `madvise_cold_or_pageout_pte_range`).
-    fn clean(&self, start: u64, end: u64, marks: PteFlags, gather: &mut Gather) {
+    /// The pages were not used (Linux: `madvise_cold_or_pageout_pte_range`).
+    fn make_old(&self, start: u64, end: u64, gather: &mut Gather) {
         self.k.tables(self.mm, |tables| {
             pte::for_each_run(tables, self.mm.page_table(), start, end, |tables, run| {
                 for (index, va) in run.entries() {
                     let old = pte::update(tables, run.table, index, |old| match pte::decode(old) {
-                        Pte::Page(_) => Entry::new(old.as_u64() & !marks.bits()),
+                        Pte::Page(_) => Entry::new(old.as_u64() & !PteFlags::ACCESSED.bits()),
                         _ => old,
                     });
-                    if old.is_present() && old.as_u64() & marks.bits() != 0 {
+                    if old.is_present() && old.has(PteFlags::ACCESSED) {
                         gather.translation(va);
                     }
                 }

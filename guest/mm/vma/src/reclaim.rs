@@ -7,7 +7,7 @@
 //!     takes it from no cache: whoever wants it by another entry gets the same frame or waits. Who ends a change of an address space
 //!     ([`crate::gather`]), or maps another frame where none is, sees that flushes are put off and does them first.
 
-use mm_core::{Event, EventId, PAGE_SIZE, Pfn, VirtAddr};
+use mm_core::{Event, EventId, PAGE_SIZE, PageFlags, Pfn, VirtAddr};
 use mm_pgtable::{Entry, FlushRange, PteFlags, TableMem};
 use mm_swap::{folio_swap_entry, swap_duplicate};
 
@@ -16,7 +16,7 @@ use crate::mm::RssKind;
 use crate::page::{self, Owner};
 use crate::pte::{self, Pte};
 use crate::rmap::{Place, walk_place};
-use crate::{Kernel, Mm, VmFlags, Vma};
+use crate::{Kernel, Mm, VmFlags, Vma, lazyfree};
 
 /// Who used a page since it was asked last.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,19 +54,20 @@ pub fn folio_referenced<K: Kernel>(k: &K, pfn: Pfn) -> FolioReferenced {
 }
 
 /// Takes a page from all who map it; whether nobody does now (Linux: the same name, with `TTU_BATCH_FLUSH`). Entries in locked VMAs stay. The
-/// caller has a reference, and so has the page cache, and keeps the page as G5 says. In the place of an anonymous page's entries come those of its slot, so that it has to be in the swap
-/// cache, and locked; one that is not stays mapped.
+/// caller has a reference, and so has the page cache, and keeps the page as G5 says. In the place of an anonymous page's entries come those of its
+/// slot, so that it has to be in the swap cache, and locked; one that is not stays mapped, but if it was given away ([`crate::lazyfree`]).
 pub fn try_to_unmap<K: Kernel>(k: &K, pfn: Pfn, unflushed: &mut K::Unflushed) -> bool {
     let Some(page) = k.page(pfn) else { return false };
-    let slot = match page::owner(page) {
-        Owner::Mapped(_) => None,
+    let (slot, is_anon) = match page::owner(page) {
+        Owner::Mapped(_) => (None, false),
         Owner::Anon(_) => match folio_swap_entry(page) {
-            Some(slot) => Some(slot),
+            Some(slot) => (Some(slot), true),
+            None if !page.has(PageFlags::SWAPBACKED) => (None, true),
             None => return page.mapcount() < 0,
         },
         Owner::None => return page.mapcount() < 0,
     };
-    let mapped = page.mapcount() + 1;
+    let (mapped, mut is_needed) = (page.mapcount() + 1, false);
     for_each_mapped(k, pfn, |mm, vma, va| {
         if vma.flags().contains(VmFlags::LOCKED) {
             return false;
@@ -82,19 +83,23 @@ pub fn try_to_unmap<K: Kernel>(k: &K, pfn: Pfn, unflushed: &mut K::Unflushed) ->
             }
             let new = slot.map_or(Entry::EMPTY, |slot| Entry::new(slot.to_pte(false)));
             let old = pte::update(tables, table, index, |_| new);
+            if is_anon && slot.is_none() && !lazyfree::may_drop(page, old) {
+                // The CPUs had no entry that they could have marked since.
+                tables.write(table, index, old.as_u64());
+                is_needed = true;
+                return None;
+            }
             k.defer_flush(mm, VirtAddr::new(va), unflushed);
+            mm.add_rss(if is_anon { RssKind::Anon } else { RssKind::File }, -1);
             if slot.is_some() {
-                mm.add_rss(RssKind::Anon, -1);
                 mm.add_swapents(1);
-            } else {
-                mm.add_rss(RssKind::File, -1);
             }
             Some(old)
         });
         if let Some(old) = taken {
             page::entry_taken(k, pfn, page, old);
         }
-        true
+        !is_needed
     });
     k.emit_with(EventId::TryToUnmap, || Event::TryToUnmap { pfn, mapped, left: page.mapcount() + 1 });
     page.mapcount() < 0

@@ -28,6 +28,8 @@ pub struct Resident {
     pub referenced: u64,
     /// Anonymous.
     pub anonymous: u64,
+    /// Of those, given away by MADV_FREE, and not written to since.
+    pub lazyfree: u64,
     /// The part of `pss` that is locked.
     pub locked: u64,
     /// In swap areas.
@@ -56,6 +58,9 @@ impl Resident {
         }
         if page::is_anon(of) {
             self.anonymous += PAGE_SIZE;
+            if !of.has(PageFlags::SWAPBACKED) && !is_dirty {
+                self.lazyfree += PAGE_SIZE;
+            }
         }
         *match (mappers > 1, is_dirty) {
             (true, false) => &mut self.shared_clean,

@@ -32,6 +32,8 @@ pub struct CpuBatches {
     pub lru_deactivate_file: Batch,
     /// Active pages that are to be inactive.
     pub lru_deactivate: Batch,
+    /// Anonymous pages that MADV_FREE gave away.
+    pub lru_lazyfree: Batch,
     /// Inactive pages that are to be active.
     pub activate: Batch,
 }
@@ -262,6 +264,34 @@ fn deactivate<M: Lru>(m: &M, lruvec: &mut Lruvec, (pfn, page): (Pfn, &Page)) {
     }
 }
 
+/// A page that MADV_FREE gave away goes to the inactive pages of files, which are reclaimed first and without swap (Linux: the same name).
+pub fn mark_page_lazyfree<M: Lru>(m: &M, pfn: Pfn, page: &Page) {
+    if page.has(PageFlags::LRU) && may_be_lazyfree(page) {
+        m.with(|_, cpu| {
+            if !cpu.lru_lazyfree.note(pfn) {
+                cpu.lru_lazyfree.drain(m, lazyfree);
+            }
+        });
+    }
+}
+
+fn may_be_lazyfree(page: &Page) -> bool {
+    page.mapping() & memvisor_abi::Page::MAPPING_ANON != 0
+        && page.has(PageFlags::SWAPBACKED)
+        && !page.has_any(PageFlags::SWAPCACHE | PageFlags::UNEVICTABLE)
+}
+
+/// Linux: `lru_lazyfree_fn`.
+fn lazyfree<M: Lru>(m: &M, lruvec: &mut Lruvec, (pfn, page): (Pfn, &Page)) {
+    if !page.has(PageFlags::LRU) || !may_be_lazyfree(page) {
+        return;
+    }
+    list::del(m, lruvec, page);
+    page.remove(PageFlags::ACTIVE | PageFlags::REFERENCED | PageFlags::SWAPBACKED);
+    list::add(m, lruvec, (pfn, page), End::Head);
+    m.count_vm_events(VmEvent::Pglazyfree, 1);
+}
+
 /// A page that reclaim had written is clean now: it is the next to be reclaimed (Linux: the same name). May be called in interrupts.
 pub fn folio_rotate_reclaimable<M: Lru>(m: &M, pfn: Pfn, page: &Page) {
     let busy = PageFlags::LOCKED | PageFlags::DIRTY | PageFlags::UNEVICTABLE;
@@ -324,5 +354,6 @@ fn drain_cpu<M: Lru>(m: &M, cpu: &mut CpuBatches) {
     cpu.lru_move_tail.drain(m, move_tail);
     cpu.lru_deactivate_file.drain(m, deactivate_file);
     cpu.lru_deactivate.drain(m, deactivate);
+    cpu.lru_lazyfree.drain(m, lazyfree);
     cpu.activate.drain(m, activate);
 }

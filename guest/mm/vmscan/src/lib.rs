@@ -47,7 +47,7 @@ pub use balance::{Deactivate, ScanBalance, ScanCount, inactive_is_low, scan_coun
 pub use batch::{
     BATCH_SIZE, Batch, CpuBatches, deactivate_file_folio, deactivate_folio, folio_activate, folio_add_lru,
     folio_add_lru_as, folio_del_lru, folio_mark_accessed, folio_rotate_reclaimable, folios_del_lru,
-    lru_add_drain, lru_add_drain_all, set_unevictable,
+    lru_add_drain, lru_add_drain_all, mark_page_lazyfree, set_unevictable,
 };
 pub use direct::{allow_direct_reclaim, try_to_free_pages};
 pub use isolate::{folio_isolate_lru, folio_putback_lru};

@@ -4,12 +4,14 @@
 //! locked by others · used · a write begins                      keep: back to the inactive list
 //! locked memory · used again · cannot be swapped or unmapped    activate
 //! clean, mapped by nobody, held by nobody else                  free
+//! given away by MADV_FREE, not written to since                 free, without swap
 //! ```
 //!
 //! Pages that somebody maps are unmapped one after the other first, and stay locked; then one flush of translations is for all of them (Linux flushes
 //! before each write, and once before clean pages are freed, which it has taken out of their caches by then). With a page's lock held only locks
 //! of other pages are tried, so that nobody waits for anybody.
 
+use memvisor_abi::VmEvent;
 use mm_core::{Event, Gfp, Page, PageFlags, Pfn};
 
 use crate::isolate::file_index;
@@ -113,9 +115,8 @@ fn shrink_folio<M: Pages>(m: &M, (pfn, page): (Pfn, &Page), sc: &ScanControl, pa
         }
         References::Reclaim | References::ReclaimClean => {}
     }
-    // Shared memory goes to swap from its mapping, when it is written.
-    let is_anon = page.mapping() & memvisor_abi::Page::MAPPING_ANON != 0;
-    if is_anon && !page.has(PageFlags::SWAPCACHE) {
+    // Shared memory goes to swap from its mapping, when it is written; what was given away goes nowhere.
+    if is_anon(page) && page.has(PageFlags::SWAPBACKED) && !page.has(PageFlags::SWAPCACHE) {
         if !sc.gfp.contains(Gfp::IO) {
             return Fate::KeepLocked;
         }
@@ -154,10 +155,22 @@ fn shrink_unmapped<M: Pages>(
     if !m.remove_mapping(pfn, page, || workingset_eviction(m, page)) {
         return Fate::KeepLocked;
     }
+    if is_lazyfree(page) {
+        m.count_vm_events(VmEvent::Pglazyfreed, 1);
+    }
     page.remove(OF_LISTS);
     m.unlock_page(pfn, page);
     m.free_folio(pfn);
     Fate::Free
+}
+
+fn is_anon(page: &Page) -> bool {
+    page.mapping() & memvisor_abi::Page::MAPPING_ANON != 0
+}
+
+/// Given away by MADV_FREE, and not written to since as far as is known.
+fn is_lazyfree(page: &Page) -> bool {
+    is_anon(page) && !page.has(PageFlags::SWAPBACKED)
 }
 
 const OF_LISTS: PageFlags = PageFlags::ACTIVE
@@ -170,7 +183,7 @@ const OF_LISTS: PageFlags = PageFlags::ACTIVE
 /// Linux: `folio_check_dirty_writeback` and what follows.
 fn count_dirty(page: &Page, stat: &mut ScanStat) {
     // Only pages of files: swap's writes begin here.
-    let is_dirty = is_file_lru(page) && page.has(PageFlags::DIRTY);
+    let is_dirty = is_file_lru(page) && !is_anon(page) && page.has(PageFlags::DIRTY);
     let is_written = page.has(PageFlags::WRITEBACK);
     if is_dirty {
         stat.dirty += 1;

@@ -6,6 +6,7 @@
 pub mod disks;
 pub mod everything;
 pub mod fragments;
+pub mod given;
 pub mod latency;
 pub mod locked;
 pub mod maps;

@@ -26,6 +26,7 @@ const SUITES: &[(&str, &str)] = &[
     ("kswapd", "a file without blocks, larger than memory, is read page by page"),
     ("direct-reclaim", "processes touch more memory than there is, all at once"),
     ("mlock-pressure", "a quarter of memory is locked while the rest is reclaimed"),
+    ("lazyfree", "half of memory is given away by MADV_FREE, and taken by somebody else"),
     ("slab-pressure", "objects of the kernel fill memory, and somebody else wants it"),
     ("failslab", "calls run while requests for memory fail on purpose"),
     ("fragmentation", "three of four pages go, here and there, and a block of order 9 is asked for"),

@@ -43,7 +43,7 @@ pub fn numbers(line: &[u8]) -> impl Iterator<Item = u64> {
 }
 
 /// Names whose counts are kept; one that Linux divides by zones stands for all of them.
-const NAMES: [&str; 17] = [
+const NAMES: [&str; 19] = [
     "pgalloc",
     "allocstall",
     "pgscan_kswapd",
@@ -56,6 +56,8 @@ const NAMES: [&str; 17] = [
     "workingset_refault_anon",
     "workingset_refault_file",
     "slabs_scanned",
+    "pglazyfree",
+    "pglazyfreed",
     "pgmigrate_success",
     "oom_kill",
     "compact_stall",

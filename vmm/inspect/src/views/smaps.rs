@@ -30,6 +30,8 @@ pub struct Smaps {
     pub referenced: u64,
     /// Anonymous pages.
     pub anonymous: u64,
+    /// Of those, given away by MADV_FREE, and not written to since.
+    pub lazyfree: u64,
     /// `pss` if the VMA is locked.
     pub locked: u64,
     /// In swap areas.
@@ -97,7 +99,10 @@ impl Smaps {
             let touched =
                 entry.entry.has(Entry::ACCESSED) || page.page_flags().contains(PageFlags::REFERENCED);
             sums.rss += kib;
-            sums.anonymous += if page.mapping & Page::MAPPING_ANON != 0 { kib } else { 0 };
+            let anon = page.mapping & Page::MAPPING_ANON != 0;
+            let lazy = anon && !dirty && !page.page_flags().contains(PageFlags::SWAPBACKED);
+            sums.anonymous += if anon { kib } else { 0 };
+            sums.lazyfree += if lazy { kib } else { 0 };
             sums.referenced += if touched { kib } else { 0 };
             let share = (kib << (10 + PSS_SHIFT)) / u64::from(maps);
             pss += share;
@@ -130,8 +135,8 @@ impl fmt::Display for Smaps {
             ("Private_Dirty", self.private_dirty),
             ("Referenced", self.referenced),
             ("Anonymous", self.anonymous),
+            ("LazyFree", self.lazyfree),
             // What this kernel has not.
-            ("LazyFree", 0),
             ("AnonHugePages", 0),
             ("ShmemPmdMapped", 0),
             ("FilePmdMapped", 0),

@@ -33,6 +33,7 @@ const FILES: &[(&str, &str)] = &[
     ("kswapd", include_str!("../../../../tests/cases/kswapd.toml")),
     ("direct-reclaim", include_str!("../../../../tests/cases/direct-reclaim.toml")),
     ("slab-pressure", include_str!("../../../../tests/cases/slab-pressure.toml")),
+    ("lazyfree", include_str!("../../../../tests/cases/lazyfree.toml")),
     ("mlock-pressure", include_str!("../../../../tests/cases/mlock-pressure.toml")),
     ("max-map-count", include_str!("../../../../tests/cases/max-map-count.toml")),
     ("numa-pressure", include_str!("../../../../tests/cases/numa-pressure.toml")),

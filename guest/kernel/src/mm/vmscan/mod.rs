@@ -30,7 +30,7 @@ use mm_core::{CpuLocal, Folios, Page, PageFlags, Pfn};
 use mm_page_alloc::CpuPages;
 use mm_vmscan::{
     CpuBatches, Lru, Pages, Refault, folio_add_lru_as, folio_del_lru, folio_mark_accessed, lru_gen_init,
-    set_unevictable, workingset_refault,
+    mark_page_lazyfree, set_unevictable, workingset_refault,
 };
 
 use crate::mm::cpu_local::PerCpuTable;
@@ -204,6 +204,10 @@ impl Folios for Spaces {
 
     fn folio_mark_accessed(&self, pfn: Pfn, page: &Page) {
         folio_mark_accessed(self, pfn, page);
+    }
+
+    fn mark_page_lazyfree(&self, pfn: Pfn, page: &Page) {
+        mark_page_lazyfree(self, pfn, page);
     }
 
     fn set_unevictable(&self, pfn: Pfn, page: &Page, unevictable: bool) {

@@ -9,8 +9,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, OnceLock};
 
 use mm_core::{
-    Folios, Gfp, MemMap, Migratetype, NodeMask, Order, PAGE_SIZE, Page, PageAlloc, PageKind, Pageblock, Pfn,
-    PhysAddr, PhysMem, Policy, PolicyAt, Trace, ZoneKind,
+    Folios, Gfp, MemMap, Migratetype, NodeMask, Order, PAGE_SIZE, Page, PageAlloc, PageFlags, PageKind,
+    Pageblock, Pfn, PhysAddr, PhysMem, Policy, PolicyAt, Trace, ZoneKind,
 };
 use mm_filemap::shmem::{self, FallocFlags};
 use mm_pgtable::{Entry, FlushRange, Levels, PageTable, TABLE_ENTRIES, TableMem};
@@ -314,7 +314,21 @@ impl PhysMem for TestKernel {
     }
 }
 
-impl Folios for TestKernel {}
+/// No lists, but what the flags say of them.
+impl Folios for TestKernel {
+    fn folio_add_lru(&self, _pfn: Pfn, page: &Page, flags: PageFlags) {
+        page.insert(flags);
+    }
+
+    fn folio_del_lru(&self, page: &Page) {
+        page.remove(PageFlags::SWAPBACKED | PageFlags::UNEVICTABLE);
+    }
+
+    fn mark_page_lazyfree(&self, _pfn: Pfn, page: &Page) {
+        assert!(!page.has(PageFlags::SWAPCACHE));
+        page.remove(PageFlags::SWAPBACKED);
+    }
+}
 
 impl TestKernel {
     fn alloc_from(&self, gfp: Gfp, nodes: NodeMask) -> Option<Pfn> {

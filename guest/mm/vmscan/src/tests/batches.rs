@@ -6,7 +6,7 @@ use mm_core::PageFlags;
 use super::machine::{Kind, Machine};
 use crate::{
     BATCH_SIZE, deactivate_file_folio, deactivate_folio, folio_isolate_lru, folio_putback_lru,
-    folio_rotate_reclaimable, folios_del_lru, lru_add_drain, set_unevictable,
+    folio_rotate_reclaimable, folios_del_lru, lru_add_drain, mark_page_lazyfree, set_unevictable,
 };
 
 fn lists(m: &Machine) -> [u64; 5] {
@@ -96,6 +96,25 @@ fn pages_that_are_not_needed_lose_their_rank() {
     folio_rotate_reclaimable(&m, dirty, m.descriptor(dirty));
     lru_add_drain(&m);
     assert_eq!(m.descriptor(dirty).next(), memvisor_abi::PFN_NONE);
+    m.audit();
+}
+
+#[test]
+fn what_was_given_away_is_on_the_list_of_inactive_files() {
+    let m = Machine::new(1, 64, 0);
+    m.touch_all(1..4, Kind::Anon);
+    m.touch(4, Kind::Mapped);
+    let mark = |id| mark_page_lazyfree(&m, m.frame(id), m.descriptor(m.frame(id)));
+    mark(1);
+    lru_add_drain(&m);
+    assert_eq!(lists(&m), [3, 0, 1, 0, 0], "who is in no list yet is noted by nobody");
+    m.descriptor(m.frame(3)).insert(PageFlags::SWAPCACHE);
+    (1..5).for_each(mark);
+    // Between the note and the batch.
+    set_unevictable(&m, m.frame(2), m.descriptor(m.frame(2)), true);
+    lru_add_drain(&m);
+    assert_eq!(lists(&m), [1, 0, 2, 0, 1], "neither what has a slot, nor what is locked, nor a file's");
+    assert!(!m.descriptor(m.frame(1)).has(PageFlags::SWAPBACKED));
     m.audit();
 }
 

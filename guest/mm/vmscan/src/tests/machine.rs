@@ -349,12 +349,17 @@ impl Pages for Machine {
     fn try_to_unmap(&self, pfn: Pfn, page: &Page, unflushed: &mut Vec<Pfn>) -> bool {
         assert!(self.unflushed.borrow_mut().insert(pfn));
         unflushed.push(pfn);
+        let is_lazyfree = !page.has(PageFlags::SWAPBACKED) && page.mapping() == ANON;
         if self.pages.borrow()[&self.id_of(page)].held {
+            if is_lazyfree {
+                // It was written to since.
+                page.insert(PageFlags::SWAPBACKED);
+            }
             return false;
         }
         self.edit(self.id_of(page), |virt| {
             virt.frame = None;
-            virt.swapped = virt.kind == Kind::Anon;
+            virt.swapped = virt.kind == Kind::Anon && !is_lazyfree;
         });
         page.set_mapcount(-1);
         // A page of a file stays in its cache, whose reference is the entry's here.

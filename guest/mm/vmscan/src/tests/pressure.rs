@@ -3,9 +3,9 @@
 use memvisor_abi::LruKind;
 
 use super::machine::{Kind, Machine};
-use mm_core::{Gfp, Order, ZoneKind};
+use mm_core::{Gfp, Order, PageFlags, ZoneKind};
 
-use crate::{ScanControl, Who, lru_add_drain, shrink_node};
+use crate::{ScanControl, Who, lru_add_drain, mark_page_lazyfree, shrink_node};
 
 #[test]
 fn reading_a_large_file_once_does_not_evict_what_is_used() {
@@ -71,6 +71,30 @@ fn a_new_working_set_takes_the_place_of_a_stale_one() {
     assert!(m.counts.borrow().activated > 0);
     assert!(m.present(10_000..11_200) > 1100, "{} of 1200", m.present(10_000..11_200));
     m.audit();
+}
+
+#[test]
+fn what_was_given_away_goes_without_swap_and_what_was_written_since_is_like_others() {
+    for m in [Machine::new(1, 512, 0), Machine::with_generations(1, 512, 0)] {
+        m.touch_all(0..300, Kind::Anon);
+        lru_add_drain(&m);
+        // Neither a page given away nor its entry says that it was used or written.
+        for id in 0..200 {
+            m.edit(id, |page| page.accessed = false);
+            let page = m.descriptor(m.frame(id));
+            page.remove(PageFlags::DIRTY);
+            mark_page_lazyfree(&m, m.frame(id), page);
+        }
+        lru_add_drain(&m);
+        (0..50).for_each(|id| m.edit(id, |page| page.held = true));
+        m.touch_all(1000..1300, Kind::Anon);
+        assert_eq!((m.present(0..50), m.present(200..300)), (50, 100));
+        assert!(m.present(50..200) < 100, "{}", m.present(50..200));
+        let back = (0..50).filter(|id| m.descriptor(m.frame(*id)).has(PageFlags::SWAPBACKED)).count();
+        assert!(back > 0);
+        assert_eq!(m.counts.borrow().swap_outs, 0);
+        m.audit();
+    }
 }
 
 #[test]
