@@ -173,22 +173,23 @@ proptest! {
     /// Each page has what was last written to it, or, if it was given away since, that or zeroes.
     #[test]
     fn nothing_is_lost_that_was_not_given_away(
-        steps in proptest::collection::vec((0..8_u8, 0..16_u64, any::<u64>()), 1..120),
+        steps in proptest::collection::vec((0..8_u8, 0..16_usize, any::<u64>()), 1..120),
     ) {
         let mut model = mapped(16);
         model.k.swapon();
         let mut kept: Vec<(u64, bool)> = (0..16).map(|page| (100 + page, false)).collect();
         for (index, &(what, page, picks)) in (1000..).zip(&steps) {
-            let va = WINDOW + AT + page * PAGE;
+            let number = page as u64;
+            let va = WINDOW + AT + number * PAGE;
             model.by_kernel = picks >> 63 == 1;
             match what {
                 0 | 1 => {
                     model.access(va, Some(index));
-                    kept[page as usize] = (index, false);
+                    kept[page] = (index, false);
                 }
                 2 => {
-                    run(&mut model, Op::Madvise { addr: AT + page * PAGE, len: PAGE, advice: MADV_FREE });
-                    kept[page as usize].1 = true;
+                    run(&mut model, Op::Madvise { addr: AT + number * PAGE, len: PAGE, advice: MADV_FREE });
+                    kept[page].1 = true;
                 }
                 3 => {
                     for (number, pfn) in given_away(&model).into_iter().enumerate() {
@@ -216,12 +217,12 @@ proptest! {
                 }
                 _ => {}
             }
-            let (value, is_free) = kept[page as usize];
-            let found = word(&model, page);
+            let (value, is_free) = kept[page];
+            let found = word(&model, number);
             prop_assert!(found == value.cast_signed() || is_free && found == 0, "page {page}: {found}, not {value}");
             if found == 0 {
                 // Gone, and it does not come back.
-                kept[page as usize].0 = 0;
+                kept[page].0 = 0;
             }
             let sound = audit(&model.k, model.mm);
             prop_assert!(sound.is_ok(), "{sound:x?}");
