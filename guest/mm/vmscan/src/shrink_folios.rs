@@ -32,7 +32,7 @@ enum Fate {
     /// It becomes active, or unevictable; it is still locked.
     Activate,
     /// Nobody maps it any more, but CPUs may still reach it; it is still locked.
-    Unmapped,
+    Unmapped(References),
 }
 
 /// What a pass over a list has come to.
@@ -52,7 +52,7 @@ impl<M: Pages> Pass<M> {
                 self.freed += 1;
                 return;
             }
-            Fate::Keep | Fate::Unmapped => {}
+            Fate::Keep | Fate::Unmapped(_) => {}
             Fate::KeepLocked => m.unlock_page(pfn, page),
             Fate::Activate => activate(m, (pfn, page), &mut self.stat),
         }
@@ -73,18 +73,26 @@ pub(crate) fn shrink_folio_list<M: Pages>(
         back: PageList::EMPTY,
         freed: 0,
     };
-    let mut unmapped = PageList::EMPTY;
+    let mut unmapped =
+        [References::Reclaim, References::ReclaimClean].map(|references| (references, PageList::EMPTY));
     while let Some((pfn, page)) = pages.pop(m) {
         let fate = if page.try_lock() { shrink_folio(m, (pfn, page), sc, &mut pass) } else { Fate::Keep };
         match fate {
-            Fate::Unmapped => unmapped.push(m, (pfn, page)),
+            Fate::Unmapped(references) => {
+                unmapped
+                    .iter_mut()
+                    .filter(|(of, _)| *of == references)
+                    .for_each(|(_, list)| list.push(m, (pfn, page)));
+            }
             fate => pass.settle(m, (pfn, page), fate),
         }
     }
     m.try_to_unmap_flush(&mut pass.unflushed);
-    while let Some((pfn, page)) = unmapped.pop(m) {
-        let fate = shrink_unmapped(m, (pfn, page), sc, (References::Reclaim, &mut pass));
-        pass.settle(m, (pfn, page), fate);
+    for (references, mut list) in unmapped {
+        while let Some((pfn, page)) = list.pop(m) {
+            let fate = shrink_unmapped(m, (pfn, page), sc, (references, &mut pass));
+            pass.settle(m, (pfn, page), fate);
+        }
     }
     (pass.back, pass.freed, pass.stat)
 }
@@ -125,16 +133,13 @@ fn shrink_folio<M: Pages>(m: &M, (pfn, page): (Pfn, &Page), sc: &ScanControl, pa
         }
     }
     if is_mapped {
-        let is_out = m.try_to_unmap(pfn, page, &mut pass.unflushed);
-        if is_out && references == References::Reclaim {
-            return Fate::Unmapped;
+        if m.try_to_unmap(pfn, page, &mut pass.unflushed) {
+            return Fate::Unmapped(references);
         }
         // Whoever still maps it may free it as soon as it is unlocked.
         m.try_to_unmap_flush(&mut pass.unflushed);
-        if !is_out {
-            pass.stat.unmap_fail += 1;
-            return Fate::Activate;
-        }
+        pass.stat.unmap_fail += 1;
+        return Fate::Activate;
     }
     shrink_unmapped(m, (pfn, page), sc, (references, pass))
 }

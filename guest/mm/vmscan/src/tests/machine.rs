@@ -48,6 +48,9 @@ pub(super) struct Counts {
     pub throttled: u64,
     pub kcompactd: u64,
     pub slab: u64,
+    pub unmapped: u64,
+    /// Flushes that had something to do.
+    pub flushes: u64,
 }
 
 pub(super) struct Machine {
@@ -340,6 +343,9 @@ impl Pages for Machine {
     type Unflushed = Vec<Pfn>;
 
     fn try_to_unmap_flush(&self, unflushed: &mut Vec<Pfn>) {
+        let mut counts = self.counts.borrow_mut();
+        counts.unmapped += unflushed.len() as u64;
+        counts.flushes += u64::from(!unflushed.is_empty());
         for pfn in unflushed.drain(..) {
             assert!(self.descriptor(pfn).has(PageFlags::LOCKED), "{pfn} was unlocked before its flush");
             assert!(self.unflushed.borrow_mut().remove(&pfn));

@@ -32,6 +32,17 @@ fn a_mapped_working_set_survives_a_mapped_scan() {
 }
 
 #[test]
+fn pages_of_a_mapping_that_is_read_from_end_to_end_are_flushed_together() {
+    for m in [Machine::new(1, 2048, 0), Machine::with_generations(1, 2048, 0)] {
+        m.touch_all(0..8000, Kind::Mapped);
+        let counts = *m.counts.borrow();
+        assert!(counts.unmapped > 5900, "{counts:?}");
+        assert!(counts.flushes * 8 < counts.unmapped, "{counts:?}");
+        m.audit();
+    }
+}
+
+#[test]
 fn anonymous_pages_in_use_stay_and_others_are_swapped() {
     let m = Machine::new(1, 1024, 8192);
     let mut late = 0;
