@@ -113,11 +113,11 @@ impl Mapping {
     }
 }
 
-/// Bytes of the largest buffer that can bounce for the device (Linux: `swiotlb_max_mapping_size`).
+/// Bytes of the largest buffer that can bounce for the device, wherever it begins (Linux: `swiotlb_max_mapping_size`): its first byte
+/// keeps its place in a unit of `min_align_mask`, and the slots of a segment before it are lost.
 pub const fn max_mapping_size(device: &DmaDevice) -> u64 {
     let segment = IO_TLB_SIZE * IO_TLB_SEGSIZE as u64;
-    let lost = device.min_align_mask & (IO_TLB_SIZE - 1);
-    if lost == 0 { segment } else { segment - IO_TLB_SIZE }
+    segment.saturating_sub(device.min_align_mask.saturating_add(IO_TLB_SIZE - 1) & !(IO_TLB_SIZE - 1))
 }
 
 /// Makes a buffer the device's (Linux: `dma_map_single`).

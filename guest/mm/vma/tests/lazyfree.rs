@@ -3,14 +3,13 @@
 mod common;
 
 use common::model::Model;
-use common::op::{Op, PAGE, WINDOW};
+use common::op::{MADV_FREE, Op, PAGE, WINDOW};
 use mm_core::{MemMap, PageFlags, Pfn, is_user_page};
 use mm_vma::{Arena, Mm, RssKind, audit, folio_referenced, put_page, try_to_unmap, unuse_mm};
 use proptest::prelude::*;
 
 const AT: u64 = 300 * PAGE;
 const PRIVATE: u64 = 0x32;
-const MADV_FREE: u64 = 8;
 
 fn user_frames(model: &Model) -> Vec<Pfn> {
     let all = (0x1_0000..).map(Pfn::new).map_while(|pfn| model.k.page(pfn).map(|page| (pfn, page)));

@@ -64,7 +64,7 @@ proptest! {
                 }
             }
             audit_all(&pressed)?;
-            if op.tells_what_is_mapped() {
+            if op.tells_what_is_mapped() || op.gives_pages_away() {
                 continue;
             }
             pressed.by_kernel = picks >> 63 == 1;
@@ -143,7 +143,7 @@ proptest! {
                     late.unmap(&pressed, pfn);
                 }
             }
-            if op.tells_what_is_mapped() {
+            if op.tells_what_is_mapped() || op.gives_pages_away() {
                 continue;
             }
             let mut both = [pressed.run(index, op), twin.run(index, op)];

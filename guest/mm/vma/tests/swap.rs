@@ -14,7 +14,6 @@ use std::sync::atomic::Ordering::Relaxed;
 
 const AT: u64 = 300 * PAGE;
 const PRIVATE: u64 = 0x32;
-const MADV_FREE: u64 = 8;
 const SIGBUS: i64 = -7_002;
 
 /// Frames that hold pages of programs, or of the swap cache.
@@ -49,7 +48,7 @@ fn unuse(model: &Model, area: u32) -> Result<(), SwapError> {
 /// Whether the call does or tells something that swapping is free to change: what is in memory, or whether contents that are not
 /// needed any more are still there (`MADV_FREE` drops what is in swap at once: Linux's `madvise_free_pte_range`).
 fn depends_on_residence(op: Op) -> bool {
-    op.tells_what_is_mapped() || matches!(op, Op::Mincore { .. } | Op::Madvise { advice: MADV_FREE, .. })
+    op.tells_what_is_mapped() || op.gives_pages_away() || matches!(op, Op::Mincore { .. })
 }
 
 proptest! {

@@ -21,6 +21,8 @@ const FILES: [&CStr; 8] =
     [c"/mnt/0", c"/mnt/1", c"/mnt/2", c"/mnt/3", c"/mnt/4", c"/mnt/5", c"/mnt/6", c"/mnt/7"];
 /// Of the pages that are read, one in so many is written first.
 const WRITTEN: u64 = 512;
+/// Times that caches are dropped before what is left counts as kept.
+const DROPS: u64 = 16;
 
 fn nodes() -> u64 {
     number(c"/proc/vmstat", b"workingset_nodes ")
@@ -92,9 +94,12 @@ pub fn run(checks: &mut Checks) {
     checks.check("nobody was killed", now.of("oom_kill") == before.1.of("oom_kill"));
     let wrong: u64 = files().zip(fds).map(|((file, _), fd)| read(fd, file, each)).sum();
     checks.check("all files are read as they are afterwards", wrong == 0);
-    checks.check("drop_caches", put(c"/proc/sys/vm/drop_caches", b"3\n") == 2);
-    // kswapd may be at its end of the work still, and leave shadows of its own behind.
-    checks.check("takes shadows with it", nodes() <= left / 64);
+    // kswapd may be at its end of the work still, and leave shadows of its own behind: who drops again takes them, too.
+    let dropped = (0..DROPS).find(|_| {
+        checks.check("drop_caches", put(c"/proc/sys/vm/drop_caches", b"3\n") == 2);
+        nodes() <= left / 64
+    });
+    checks.check("takes shadows with it", dropped.is_some());
     checks.check("they are closed", fds.into_iter().all(|fd| close(fd) == 0));
     checks.check("the files go", FILES.into_iter().all(remove));
     checks.check("and with them their nodes", nodes() <= before.0);

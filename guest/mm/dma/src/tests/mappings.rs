@@ -152,17 +152,23 @@ fn each_error_takes_nothing() {
 }
 
 #[test]
-fn an_alignment_costs_a_slot_of_the_largest_mapping() {
+fn an_alignment_costs_slots_of_the_largest_mapping() {
     let aligned = DmaDevice { min_align_mask: 0xfff, ..device(32) };
     assert_eq!(max_mapping_size(&device(32)), 256 << 10);
-    assert_eq!(max_mapping_size(&aligned), 254 << 10);
+    assert_eq!(max_mapping_size(&aligned), 252 << 10);
+    assert_eq!(max_mapping_size(&DmaDevice { min_align_mask: 0x1ff, ..device(32) }), 254 << 10);
+    assert_eq!(max_mapping_size(&DmaDevice { min_align_mask: u64::MAX, ..device(32) }), 0);
     let sim = Sim::new(1, false);
     let largest = max_mapping_size(&aligned);
-    let buffer = PhysAddr::new(PLACES[2] + 0x7ff);
-    let mapping = map(&sim, &aligned, buffer, largest, Direction::FromDevice).unwrap();
-    assert_eq!(mapping.addr().as_u64() & 0xfff, 0x7ff);
-    sim.audit();
-    unmap(&sim, mapping).unwrap();
+    for offset in [0x7ff, 0xa47, 0xfff] {
+        let buffer = PhysAddr::new(PLACES[2] + offset);
+        let mapping = map(&sim, &aligned, buffer, largest, Direction::FromDevice).unwrap();
+        assert_eq!(mapping.addr().as_u64() & 0xfff, offset);
+        sim.audit();
+        unmap(&sim, mapping).unwrap();
+        // More would find no place, even in a pool that is empty.
+        assert_eq!(map(&sim, &aligned, buffer, largest + 1, Direction::FromDevice), Err(DmaError::TooLarge));
+    }
 }
 
 #[test]

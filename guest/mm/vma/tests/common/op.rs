@@ -9,6 +9,7 @@ pub const PAGES: u64 = 704;
 /// Where the heap begins, in pages of the window.
 pub const HEAP: u64 = 560;
 pub const PAGE: u64 = 4096;
+pub const MADV_FREE: u64 = 8;
 const MPOL_MF_STRICT: u64 = 1;
 /// RLIMIT_MEMLOCK on both sides, bytes.
 pub const MEMLOCK: u64 = 24 * PAGE;
@@ -94,6 +95,11 @@ impl Op {
     /// mbind refuses for mapped pages of other nodes, and looks at no others.
     pub fn tells_what_is_mapped(self) -> bool {
         matches!(self, Self::Mbind { flags, .. } if flags & MPOL_MF_STRICT != 0)
+    }
+
+    /// Whether the contents of pages depend on reclaim from here on: those that MADV_FREE gives away may be gone.
+    pub fn gives_pages_away(self) -> bool {
+        matches!(self, Self::Madvise { advice: MADV_FREE, .. })
     }
 }
 
@@ -205,7 +211,7 @@ fn mremap() -> impl Strategy<Value = Op> {
 fn madvise() -> impl Strategy<Value = Op> {
     let advice = prop_oneof![
         6 => Just(4_u64),                      // DONTNEED
-        2 => Just(8),                          // FREE, followed by a comparison of contents only without pressure
+        2 => Just(MADV_FREE),
         2 => Just(22),                         // POPULATE_READ
         2 => Just(23),                         // POPULATE_WRITE
         2 => 14..16_u64,                       // HUGEPAGE, NOHUGEPAGE
