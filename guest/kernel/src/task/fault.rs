@@ -31,7 +31,11 @@ pub fn page_fault(frame: &mut TrapFrame, address: u64) {
     let task = current().expect("ring 3 is a task's");
     let mm = task.mm().expect("a task in ring 3 has an address space");
     let what = FaultInfo { addr: address, access, present: frame.error & PRESENT != 0 };
-    KernelTrace.emit(Event::PageFault { address, ip: frame.rip, error_code: frame.error });
+    KernelTrace.emit_with(EventId::PageFault, || Event::PageFault {
+        address,
+        ip: frame.rip,
+        error_code: frame.error,
+    });
     let result = handle_fault(&Spaces, mm, what, || task.limits());
     KernelTrace.emit_with(EventId::PageFaultRet, || Event::PageFaultRet {
         ok: result.is_ok(),

@@ -321,6 +321,7 @@ impl Kernel for Spaces {
         }
     }
 
+    #[inline]
     fn flush_deferred(&self, mm: &Mm) {
         tlb::flush_deferred(mm);
     }

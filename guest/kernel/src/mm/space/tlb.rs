@@ -169,12 +169,18 @@ pub fn flush_unmapped(unflushed: &mut Unflushed) {
 }
 
 /// Does what others put off for the address space and have not done yet (Linux: `flush_tlb_batched_pending`).
+#[inline]
 pub fn flush_deferred(mm: &Mm) {
     let object = objects::of_mm(mm);
     let deferred = object.tlb_deferred.load(Ordering::SeqCst);
-    if deferred == 0 {
-        return;
+    if deferred != 0 {
+        flush_older(mm, object, deferred);
     }
+}
+
+/// Flushes the CPUs that have not flushed since generation `deferred`.
+#[inline(never)]
+fn flush_older(mm: &Mm, object: &objects::MmObject, deferred: u64) {
     let id = objects::id_of(mm).as_u64();
     let mut behind = CpuMask::from_words(object.cpus.each_ref().map(|word| word.load(Ordering::SeqCst)));
     behind.retain(|cpu| {

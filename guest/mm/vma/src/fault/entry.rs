@@ -36,6 +36,7 @@ impl<K: Kernel> VmFault<'_, K> {
     }
 
     /// Linux: `handle_pte_fault`.
+    #[inline]
     pub(super) fn handle(&self) -> Result<Done, Fault> {
         // With pages in swap the entry may name one.
         if !self.what.present && self.vma.is_anonymous() && self.mm.swapents() == 0 {
@@ -53,6 +54,7 @@ impl<K: Kernel> VmFault<'_, K> {
     }
 
     /// [`VmFault::handle`] after a look at the entry.
+    #[inline(never)]
     fn handle_entry(&self) -> Result<Done, Fault> {
         let old = self.k.tables(self.mm, |tables| pte::read(tables, self.mm.page_table(), self.page_addr()));
         match pte::decode(old) {
