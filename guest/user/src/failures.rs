@@ -1,17 +1,25 @@
-//! Requests for memory that cannot wait fail on purpose, one after the other (/proc/self/fail-nth): each call ends as if nothing had happened or
-//! says ENOMEM, and nothing of it is left.
+//! Requests for memory fail on purpose, one after the other (/proc/self/fail-nth): each call ends as if nothing had happened or says ENOMEM, and
+//! nothing of it is left. Only requests that cannot wait fail, unless the kernel's command line says that all do; then every call may say ENOMEM.
+
+mod disk;
 
 use core::ffi::CStr;
 use core::fmt::Write;
 
 use crate::memory::{PRIVATE, Pages, READ_WRITE, SHARED};
+use crate::pressure::disks::Disks;
 use crate::processes::{child, join, thread, wait};
 use crate::program::Checks;
-use crate::shared::{close, is_error, mount, open, pread, pwrite, unmount};
+use crate::shared::{close, is_error, open, pread, pwrite};
 use crate::signals::{USR1, action};
 use crate::sys::{self, Out, call};
 
 const ENOMEM: u64 = 12_u64.wrapping_neg();
+const EAGAIN: u64 = 11_u64.wrapping_neg();
+/// Of a call whose write to the program's memory failed for want of it: Linux says that, too.
+const EFAULT: u64 = 14_u64.wrapping_neg();
+/// On the kernel's command line: requests that may wait fail, too.
+const ALL_FAIL: &[u8] = b"fail_page_alloc.ignore-gfp-wait=N";
 /// What a file of /proc is opened with, to read and write it.
 const RDWR: u64 = 2;
 const CREATE: u64 = 0o100 | RDWR;
@@ -170,7 +178,11 @@ fn advise() -> u64 {
 fn lock() -> u64 {
     let pages = Pages::map(9, READ_WRITE, PRIVATE);
     with_pages(&pages, || {
-        let locked = sys::mlock(pages.start + 4096, 3 * 4096);
+        // Linux: `__mlock_posix_error_return`.
+        let locked = match sys::mlock(pages.start + 4096, 3 * 4096) {
+            EAGAIN => ENOMEM,
+            locked => locked,
+        };
         error(locked) | error(sys::munlock(pages.start, 9 * 4096))
     })
 }
@@ -328,51 +340,60 @@ fn queue() -> u64 {
     let zero = [0_u64; 2];
     call(128, [&raw const set as u64, 0, zero.as_ptr() as u64, 8, 0, 0]);
     mask(1, set);
-    const EAGAIN: u64 = 11_u64.wrapping_neg();
     if sent == EAGAIN { ENOMEM } else { error(sent) }
 }
 
 /// Every request of each call in turn, and everything again for whatever the kernel's command line lets fail.
 pub fn run(checks: &mut Checks) {
-    mount(checks);
+    let disks = Disks::begin(checks);
     action(USR1, 1, 0, 0);
+    let all_fail = command_line_has(ALL_FAIL);
+    let files = if disks.mounted { disk::FILES } else { &[] };
+    let swap = if disks.swap.is_some() { disk::SWAP } else { &[] };
+    let calls = || CALLS.iter().chain(files).chain(swap);
     let fd = open(c"/proc/self/fail-nth", RDWR);
     checks.check("/proc/self/fail-nth", !is_error(fd));
-    let mut all = 0;
-    for call in CALLS {
-        let (mut failed, mut errors) = (0, 0);
-        for nth in 1..=MOST {
-            let result = with_failure(fd, nth, call.run);
-            let wrong = result.0 != 0 && !(call.may_fail && result.0 == ENOMEM);
-            if wrong {
-                let _ = writeln!(
-                    Out,
-                    "failslab: {}: request {nth} failed: {}",
-                    call.name,
-                    result.0.cast_signed()
-                );
-            }
-            checks.check(call.name, !wrong);
-            if !result.1 {
-                break;
-            }
-            failed += 1;
-            errors += u64::from(result.0 == ENOMEM);
-        }
-        let _ =
-            writeln!(Out, "failslab: {}: {failed} requests failed, {errors} times it was ENOMEM", call.name);
-        all += failed;
-    }
-    checks.check("requests failed", all >= 10);
+    let failed: u64 = calls().map(|call| each_fails(checks, fd, call, all_fail)).sum();
+    checks.check("requests failed", failed >= 10);
     for _ in 0..ROUNDS {
-        for call in CALLS {
+        for call in calls() {
             let result = (call.run)();
             checks.check(call.name, result == 0 || call.may_fail && result == ENOMEM);
         }
     }
     close(fd);
     action(USR1, 0, 0, 0);
-    unmount(checks);
+    disks.end(checks);
+}
+
+/// Lets each request of a call fail once; how many there are.
+fn each_fails(checks: &mut Checks, fd: u64, call: &Call, all_fail: bool) -> u64 {
+    let (mut failed, mut errors) = (0, 0);
+    for nth in 1..=MOST {
+        let (result, has_failed) = with_failure(fd, nth, call.run);
+        let refused = result == ENOMEM || all_fail && result == EFAULT;
+        let right = result == 0 || refused && (call.may_fail || all_fail);
+        if !right {
+            let name = call.name;
+            let _ = writeln!(Out, "failslab: {name}: request {nth} failed: {}", result.cast_signed());
+        }
+        checks.check(call.name, right);
+        if !has_failed {
+            break;
+        }
+        failed += 1;
+        errors += u64::from(refused);
+    }
+    let _ = writeln!(Out, "failslab: {}: {failed} requests failed, {errors} times it was ENOMEM", call.name);
+    failed
+}
+
+fn command_line_has(word: &[u8]) -> bool {
+    let mut line = [0_u8; 512];
+    let fd = open(c"/proc/cmdline", 0);
+    pread(fd, &mut line, 0);
+    close(fd);
+    line.split(|byte| byte.is_ascii_whitespace()).any(|found| found == word)
 }
 
 /// Calls `f` with request number `nth` failing: what it gave, and whether a request failed.

@@ -26,6 +26,7 @@ struct Host {
     numa_maps: Vec<String>,
     memory: MemInfo,
     stored: Cell<Option<i64>>,
+    no_memory: bool,
 }
 
 impl Source for Host {
@@ -60,6 +61,9 @@ impl Source for Host {
         Err(Errno::Esrch)
     }
     fn mounts(&self, _: Who, out: &mut dyn fmt::Write) -> fmt::Result {
+        if self.no_memory {
+            return Err(fmt::Error);
+        }
         out.write_str("mounts\n")
     }
     fn system(&self) -> SystemInfo {
@@ -292,6 +296,14 @@ fn the_machine_is_told_in_linux_words() {
         assert!(theirs.contains(key), "Linux has no {key:?}");
     }
     assert_eq!(system(&host, SystemFile::Zoneinfo), "zoneinfo");
+}
+
+#[test]
+fn a_process_that_is_there_still_lacks_nothing_but_memory() {
+    let mut host = Host { no_memory: true, ..Host::default() };
+    assert_eq!(render(Node::File(ME, PidFile::Mounts), &host), Err(Errno::Esrch));
+    host.info = Some(info());
+    assert_eq!(render(Node::File(ME, PidFile::Mounts), &host), Err(Errno::Enomem));
 }
 
 #[test]

@@ -4,14 +4,15 @@
 
 use core::alloc::{GlobalAlloc, Layout};
 
-use mm_core::{Gfp, PhysAddr};
+use mm_core::{Gfp, PAGE_SIZE, PhysAddr};
+use mm_page_alloc::TaskFlags;
 use mm_pgtable::layout::page_offset;
 use mm_slab::Object;
 
 use crate::mm::layout::levels;
-use crate::mm::phys;
 use crate::mm::slab::KMEM;
-use crate::sched;
+use crate::mm::{phys, scope};
+use crate::{sched, task};
 
 #[global_allocator]
 static HEAP: Heap = Heap;
@@ -29,8 +30,15 @@ impl Heap {
         size as u64
     }
 
-    fn gfp() -> Gfp {
-        if sched::might_sleep().is_some() { Gfp::KERNEL } else { Gfp::ATOMIC }
+    /// A victim of the OOM killer gets nothing any more once the reserves are gone, and `Box::new` would end the kernel: where a task may
+    /// wait, it waits for what is no larger than a page. Not who reclaims, as others wait for it, nor before there is anybody to kill.
+    fn gfp(size: u64) -> Gfp {
+        let may_insist = || task::has_processes() && !scope::current_flags().contains(TaskFlags::MEMALLOC);
+        match sched::might_sleep() {
+            Some(_) if size <= PAGE_SIZE && may_insist() => Gfp::KERNEL | Gfp::NOFAIL,
+            Some(_) => Gfp::KERNEL,
+            None => Gfp::ATOMIC,
+        }
     }
 
     fn address(object: Option<Object>) -> *mut u8 {
@@ -42,11 +50,13 @@ impl Heap {
 // none of it unwinds.
 unsafe impl GlobalAlloc for Heap {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        Self::address(KMEM.kmalloc(Self::size(layout), Self::gfp()))
+        let size = Self::size(layout);
+        Self::address(KMEM.kmalloc(size, Self::gfp(size)))
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        Self::address(KMEM.kzalloc(Self::size(layout), Self::gfp()))
+        let size = Self::size(layout);
+        Self::address(KMEM.kzalloc(size, Self::gfp(size)))
     }
 
     unsafe fn dealloc(&self, address: *mut u8, _layout: Layout) {

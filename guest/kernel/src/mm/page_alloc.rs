@@ -19,7 +19,7 @@ use crate::drivers::memvisor;
 use crate::mm::memmap::{self, Vmemmap};
 use crate::mm::movable::Owners;
 use crate::mm::reclaim::KernelReclaim;
-use crate::mm::{cma, early, kmap, limits, oom, pcp, scope, sysctl, vmscan, vmstat};
+use crate::mm::{cma, early, fault_inject, kmap, limits, oom, pcp, scope, sysctl, vmscan, vmstat};
 use crate::sync::{Guard, Lock};
 use crate::{cmdline, print, println, sched, task, topology};
 
@@ -344,6 +344,15 @@ impl Machine for Kernel {
 
     fn with_zone<R>(&self, index: usize, f: impl FnOnce(&mut Zone) -> R) -> R {
         f(&mut ZONES[index].lock())
+    }
+
+    #[inline(always)]
+    fn is_injecting(&self) -> bool {
+        fault_inject::is_enabled()
+    }
+
+    fn should_fail_alloc_page(&self, gfp: Gfp, order: Order) -> bool {
+        fault_inject::should_fail_alloc_page(gfp, order)
     }
 
     fn zonelists(&self) -> &[Zonelist] {

@@ -47,8 +47,8 @@ pub use order::{priority, set_priority};
 pub use runqueue::claim;
 pub use stacks::stack_guard;
 pub use thread::{
-    Thread, UserThread, exit_user, has_room, is_pid_used, release, spawn, spawn_daemon, spawn_on, spawn_user,
-    wait_off_cpu,
+    SpawnError, Thread, UserThread, exit_user, has_room, is_pid_used, release, spawn, spawn_daemon, spawn_on,
+    spawn_user, wait_off_cpu,
 };
 pub use wait::{WaitQueue, Woken, wait_any};
 

@@ -66,6 +66,15 @@ pub struct UserThread<'a> {
     pub allowed: CpuMask,
 }
 
+/// Why a user task got no thread.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SpawnError {
+    /// No memory for its stack.
+    NoMemory,
+    /// There are too many threads.
+    NoRoom,
+}
+
 /// Makes a thread that runs `entry(argument)` on any CPU.
 ///
 /// # Errors
@@ -113,9 +122,10 @@ fn begin(
 ) -> Result<Thread, VmError> {
     let birth = Birth { name: name.as_bytes(), pid: task::alloc_pid(), entry, argument, pinned };
     let base = vmalloc::vmalloc(&Request::stack(), context)?;
-    let number = take_slot(&birth, base.as_u64(), None).inspect_err(|_| {
+    let Some(number) = take_slot(&birth, base.as_u64(), None) else {
         vmalloc::vfree(base);
-    })?;
+        return Err(VmError::NoMemory);
+    };
     start(number);
     Ok(Thread { number })
 }
@@ -125,8 +135,8 @@ pub(super) const fn stack_top(base: u64) -> u64 {
     base + THREAD_SIZE - THREAD_TOP
 }
 
-/// Makes the slot of a thread that nobody runs yet, on a stack of [`THREAD_SIZE`] bytes.
-fn take_slot(birth: &Birth<'_>, base: u64, user: Option<UserThread<'_>>) -> Result<usize, VmError> {
+/// Makes the slot of a thread that nobody runs yet, on a stack of [`THREAD_SIZE`] bytes; `None` if there are too many threads.
+fn take_slot(birth: &Birth<'_>, base: u64, user: Option<UserThread<'_>>) -> Option<usize> {
     let mut top = stack_top(base);
     if let Some(new) = &user {
         top = user_frame(base);
@@ -138,7 +148,7 @@ fn take_slot(birth: &Birth<'_>, base: u64, user: Option<UserThread<'_>>) -> Resu
     for (to, from) in comm.iter_mut().zip(birth.name.iter().take(15)) {
         *to = *from;
     }
-    let number = claim_slot(birth.pid).ok_or(VmError::NoMemory)?;
+    let number = claim_slot(birth.pid)?;
     let parent = SLOTS[current()].lock().turn;
     let start = clock::now();
     let mut slot = SLOTS[number].lock();
@@ -165,7 +175,7 @@ fn take_slot(birth: &Birth<'_>, base: u64, user: Option<UserThread<'_>>) -> Resu
     (slot.start, slot.switched) = (start, [0; 2]);
     slot.turn = if user.is_some() { parent.child() } else { Turn::NEW };
     slot.user = user.map(|user| user.task);
-    Ok(number)
+    Some(number)
 }
 
 /// Lets a new thread run (Linux: `wake_up_new_task`).
@@ -185,23 +195,26 @@ fn user_frame(base: u64) -> u64 {
 /// called with its number before it can run.
 ///
 /// # Errors
-/// As [`spawn`].
+/// [`SpawnError`].
 pub fn spawn_user(
     user: UserThread<'_>,
     entry: fn(u64),
     ready: impl FnOnce(usize),
     context: &MaySleep<'_>,
-) -> Result<(), VmError> {
+) -> Result<(), SpawnError> {
     reap_dead();
     let base = match take_stack() {
         Some(base) => base,
-        None => vmalloc::vmalloc(&Request::stack(), context)?.as_u64(),
+        None => vmalloc::vmalloc(&Request::stack(), context).map_err(|_| SpawnError::NoMemory)?.as_u64(),
     };
     stacks::begin_usage(base);
     let name = user.name;
     let birth =
         Birth { name: &name, pid: user.task.tid(), entry, argument: user_frame(base), pinned: ANY_CPU };
-    let number = take_slot(&birth, base, Some(user)).inspect_err(|_| give_stack(base))?;
+    let Some(number) = take_slot(&birth, base, Some(user)) else {
+        give_stack(base);
+        return Err(SpawnError::NoRoom);
+    };
     clock::user_task_begins();
     ready(number);
     start(number);

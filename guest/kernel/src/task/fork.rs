@@ -14,7 +14,7 @@ use crate::arch::trap::TrapFrame;
 use crate::arch::user;
 use crate::mm::oom;
 use crate::mm::space::{self, Spaces};
-use crate::sched::{self, CpuMask, UserThread, WaitQueue};
+use crate::sched::{self, CpuMask, SpawnError, UserThread, WaitQueue};
 use crate::signal::{self, Signals, TaskSignals};
 use crate::sync::Lock;
 use crate::uaccess;
@@ -150,7 +150,11 @@ pub(super) fn begin(
             registry::forget_process(child.tid());
         }
     }
-    begun.map_err(|_| Errno::Eagain)
+    // Linux: `alloc_thread_stack_node` in `dup_task_struct`, `max_threads` in `copy_process`.
+    begun.map_err(|error| match error {
+        SpawnError::NoMemory => Errno::Enomem,
+        SpawnError::NoRoom => Errno::Eagain,
+    })
 }
 
 /// A new task that nobody knows yet.

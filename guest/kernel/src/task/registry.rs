@@ -2,7 +2,7 @@
 
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use mm_vma::Errno;
 
@@ -27,6 +27,9 @@ pub(super) struct Registry {
 
 pub(super) static REGISTRY: Lock<Registry> =
     Lock::new(Registry { tasks: Vec::new(), processes: Vec::new(), next: FIRST_PID });
+
+/// How many processes there are, for who must not take the lock. Changes with it.
+static PROCESSES: AtomicUsize = AtomicUsize::new(0);
 
 impl Registry {
     fn is_used(&self, pid: u32) -> bool {
@@ -95,6 +98,7 @@ pub(super) fn enter(task: &Arc<Task>) -> Result<(), Errno> {
     if task.is_leader() {
         let at = processes.partition_point(|other| other.pid < task.process.pid);
         processes.insert(at, Arc::clone(&task.process));
+        PROCESSES.store(processes.len(), Ordering::Relaxed);
     }
     Ok(())
 }
@@ -127,7 +131,9 @@ pub(super) fn take_over(task: &Task) -> Option<Arc<Task>> {
 pub(super) fn forget_process(pid: u32) -> Option<Arc<Process>> {
     let mut registry = REGISTRY.lock();
     let at = registry.processes.binary_search_by_key(&pid, |process| process.pid).ok()?;
-    Some(registry.processes.remove(at))
+    let process = registry.processes.remove(at);
+    PROCESSES.store(registry.processes.len(), Ordering::Relaxed);
+    Some(process)
 }
 
 /// The process of that number (Linux: `find_task_by_vpid` for a group leader).
@@ -154,7 +160,7 @@ pub fn with_next_process<R>(from: u32, f: impl FnOnce(&Arc<Process>, Option<&Arc
 
 /// Whether there is any process.
 pub fn has_processes() -> bool {
-    !REGISTRY.lock().processes.is_empty()
+    PROCESSES.load(Ordering::Relaxed) != 0
 }
 
 /// Calls `f` with all processes and tasks while relations stay as they are, for those who change them (Linux:

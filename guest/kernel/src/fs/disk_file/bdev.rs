@@ -25,6 +25,10 @@ use crate::mm::{kmap, page_alloc, page_wait};
 use crate::println;
 use crate::sched;
 
+/// How pages of a disk are asked for. A file system that has begun something cannot go back, and who removes a file has nobody to
+/// tell: for want of a page its blocks would stay taken for ever (Linux: `grow_dev_page`).
+pub(super) const GFP: Gfp = Gfp::HIGHUSER_MOVABLE.union(Gfp::NOFAIL);
+
 /// Sectors of a page.
 const SECTORS: u64 = PAGE_SIZE / SECTOR;
 
@@ -336,7 +340,7 @@ impl Buffers for Device {
 /// The page at `index`, with a reference, whatever it holds.
 fn whole_page(id: Id<Mapping>, index: u64) -> Result<Pfn, Errno> {
     loop {
-        let frame = page_alloc::alloc_here(Gfp::HIGHUSER_MOVABLE | Gfp::ZERO, Order::ZERO, None);
+        let frame = page_alloc::alloc_here(GFP | Gfp::ZERO, Order::ZERO, None);
         let mut frame = Some(frame.ok_or(Errno::Enomem)?);
         let locked = lock_or_add(id, index, &mut frame);
         if let Some(unused) = frame {

@@ -86,7 +86,7 @@ pub(super) fn fill(id: Id<Mapping>, window: &Window) -> Result<(), Errno> {
     let size = cache::size(id);
     let last = size.div_ceil(PAGE_SIZE);
     let count = usize::try_from(last.saturating_sub(window.start).min(window.size.into())).unwrap_or(0);
-    let mut frames = Frames::with_room(count.min(MOST))?;
+    let mut frames = Frames::with_room(id, count.min(MOST))?;
     let mut todo = Todo::with_room(count.min(MOST))?;
     for index in (window.start..).take(count.min(MOST)) {
         if !mm_filemap::has_page(&Spaces, id, index) && !frames.add() {
@@ -127,20 +127,23 @@ fn room<T>(count: usize) -> Result<Vec<T>, Errno> {
 /// Frames for pages to come.
 pub(super) struct Frames {
     free: Vec<Pfn>,
+    /// How the first one is asked for.
+    gfp: Gfp,
 }
 
 impl Frames {
-    fn with_room(count: usize) -> Result<Frames, Errno> {
-        Ok(Frames { free: room(count)? })
+    fn with_room(id: Id<Mapping>, count: usize) -> Result<Frames, Errno> {
+        let gfp = match cache::source(id) {
+            Source::Bdev => bdev::GFP,
+            _ => Gfp::HIGHUSER_MOVABLE,
+        };
+        Ok(Frames { free: room(count)?, gfp })
     }
 
     fn add(&mut self) -> bool {
         // Pages ahead are not worth much effort.
-        let gfp = if self.free.is_empty() {
-            Gfp::HIGHUSER_MOVABLE
-        } else {
-            Gfp::HIGHUSER_MOVABLE | Gfp::NORETRY | Gfp::NOWARN
-        };
+        let gfp =
+            if self.free.is_empty() { self.gfp } else { Gfp::HIGHUSER_MOVABLE | Gfp::NORETRY | Gfp::NOWARN };
         let frame = page_alloc::alloc_here(gfp, Order::ZERO, None);
         self.free.extend(frame);
         frame.is_some()

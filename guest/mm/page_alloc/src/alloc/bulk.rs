@@ -115,7 +115,8 @@ impl<M: Machine> PageAllocator<M> {
         mut each: impl FnMut(Pfn),
     ) -> usize {
         let mut done = 0;
-        if count > 1 && check_gfp(context, gfp).is_ok() {
+        // Each request for a page may be the one that is to fail.
+        if count > 1 && !self.machine.is_injecting() && check_gfp(context, gfp).is_ok() {
             let node = node.unwrap_or_else(|| self.machine.local_node());
             let placement = Placement::from(node);
             let request = Request::new(&self.machine, context.scoped(gfp), Order::ZERO, placement);

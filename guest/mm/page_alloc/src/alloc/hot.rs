@@ -22,7 +22,7 @@ impl<M: Machine> PageAllocator<M> {
         let machine = &self.machine;
         let (highest, migratetype) = gfp::plain(context, gfp)?;
         let list = pcp::list_index(order, migratetype)?;
-        if machine.map().is_tracing() {
+        if machine.map().is_tracing() || machine.is_injecting() {
             return None;
         }
         let here = machine.local_node();

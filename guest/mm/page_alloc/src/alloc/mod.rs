@@ -99,6 +99,17 @@ pub trait Machine {
     /// Lets others run in the midst of long work (Linux: `cond_resched`).
     fn cond_resched(&self, _: &MaySleep<'_>) {}
 
+    /// Whether requests may be made to fail. Inlined, and one relaxed load at most: the short paths ask it.
+    #[inline(always)]
+    fn is_injecting(&self) -> bool {
+        false
+    }
+
+    /// Whether a request is to fail though there is memory (Linux: `should_fail_alloc_page`).
+    fn should_fail_alloc_page(&self, _gfp: Gfp, _order: Order) -> bool {
+        false
+    }
+
     /// Whether a report may be printed now (Linux: `__ratelimit`).
     fn may_report(&self) -> bool;
 
@@ -268,7 +279,8 @@ impl<M: Machine> PageAllocator<M> {
     fn prepare(&self, gfp: Gfp, order: Order, placement: Placement) -> Option<Request> {
         let map = self.machine.map();
         map.emit(Event::PrepareAllocPages { gfp, order, node: Some(placement.node) });
-        let request = Request::new(&self.machine, gfp, order, placement);
+        let injected = self.machine.is_injecting() && self.machine.should_fail_alloc_page(gfp, order);
+        let request = if injected { None } else { Request::new(&self.machine, gfp, order, placement) };
         if map.wants(EventId::PrepareAllocPagesRet) {
             self.tell_request(request.as_ref(), gfp);
         }

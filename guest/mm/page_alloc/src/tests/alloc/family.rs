@@ -117,6 +117,26 @@ fn a_block_that_somebody_else_refers_to_loses_all_but_its_first_frame() {
 }
 
 #[test]
+fn the_request_that_is_to_fail_does_whoever_would_have_served_it() {
+    let pages = start(&one_zone(1024), &[0]);
+    let token = MaySleep::checked_by_scheduler();
+    let one = |gfp| pages.alloc_pages(Context::task(&token), gfp, Order::ZERO, None);
+    // The list of this CPU has pages.
+    let given: Vec<_> = (0..4).filter_map(|_| one(Gfp::KERNEL)).collect();
+    let free = pages.machine().free_pages();
+    pages.machine().fail_nth.set(3);
+    let got = [Gfp::KERNEL, Gfp::KERNEL, Gfp::KERNEL, Gfp::KERNEL].map(one);
+    assert_eq!(got.map(|pfn| pfn.is_some()), [true, true, false, true]);
+    pages.machine().fail_nth.set(1);
+    assert!(one(Gfp::KERNEL | Gfp::NOFAIL).is_some(), "who cannot do without is not counted");
+    let list = pages.alloc_pages_bulk_list(Context::ATOMIC, Gfp::ATOMIC, None, 33);
+    assert_eq!(list.len, 0, "nor does a list help");
+    assert_eq!(pages.machine().fail_nth.get(), 0);
+    assert_eq!((given.len() as u64, free - pages.machine().free_pages()), (4, 4));
+    pages.machine().audit();
+}
+
+#[test]
 fn bulk_fills_the_empty_places_and_lists() {
     let pages = start(&one_zone(1024), &[0]);
     let free = pages.machine().free_pages();

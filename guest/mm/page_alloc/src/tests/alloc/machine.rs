@@ -8,7 +8,7 @@ use memvisor_abi::{
     CpuEvents, EventId, MAX_NR_ZONES, NumaEvent, PFN_NONE, PerCpuPages, VmEvent, Zonelist, ZonelistOrder,
 };
 use mm_core::{
-    CpuLocal, Event, MaySleep, MemMap, Migrate, Order, Page, PageKind, Pageblock, Pfn, PhysMem, Trace,
+    CpuLocal, Event, Gfp, MaySleep, MemMap, Migrate, Order, Page, PageKind, Pageblock, Pfn, PhysMem, Trace,
     ZoneKind,
 };
 use mm_sim::SimMem;
@@ -130,6 +130,8 @@ pub struct TestMachine {
     pub may_report: Cell<bool>,
     /// The owner of movable pages.
     pub movable: super::movable::SimOwner,
+    /// Requests until the one that is to fail; 0 for none.
+    pub fail_nth: Cell<u32>,
 }
 
 /// A populated zone.
@@ -212,6 +214,7 @@ impl TestMachine {
             lines: RefCell::default(),
             may_report: Cell::new(true),
             movable: super::movable::SimOwner::default(),
+            fail_nth: Cell::new(0),
         }
     }
 
@@ -407,6 +410,16 @@ impl Machine for &TestMachine {
 
     fn migrate(&self) -> &dyn Migrate {
         *self
+    }
+
+    fn is_injecting(&self) -> bool {
+        self.fail_nth.get() != 0
+    }
+
+    fn should_fail_alloc_page(&self, gfp: Gfp, _: Order) -> bool {
+        let counted = !gfp.contains(Gfp::NOFAIL) && self.fail_nth.get() > 0;
+        self.fail_nth.set(self.fail_nth.get() - u32::from(counted));
+        counted && self.fail_nth.get() == 0
     }
 
     fn may_report(&self) -> bool {
