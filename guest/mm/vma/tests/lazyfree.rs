@@ -4,17 +4,12 @@ mod common;
 
 use common::model::Model;
 use common::op::{MADV_FREE, Op, PAGE, WINDOW};
-use mm_core::{MemMap, PageFlags, Pfn, is_user_page};
+use mm_core::{MemMap, PageFlags, Pfn};
 use mm_vma::{Arena, Mm, RssKind, audit, folio_referenced, put_page, try_to_unmap, unuse_mm};
 use proptest::prelude::*;
 
 const AT: u64 = 300 * PAGE;
 const PRIVATE: u64 = 0x32;
-
-fn user_frames(model: &Model) -> Vec<Pfn> {
-    let all = (0x1_0000..).map(Pfn::new).map_while(|pfn| model.k.page(pfn).map(|page| (pfn, page)));
-    all.filter(|(_, page)| is_user_page(page) && page.refcount() > 0).map(|(pfn, _)| pfn).collect()
-}
 
 /// As reclaim does with an anonymous page that needs no swap; whether the frame is free.
 fn reclaim(model: &Model, pfn: Pfn) -> bool {
@@ -40,7 +35,7 @@ fn given_away(model: &Model) -> Vec<Pfn> {
         let page = model.k.page(*pfn).unwrap();
         page.mapping() & memvisor_abi::Page::MAPPING_ANON != 0 && !page.has(PageFlags::SWAPBACKED)
     };
-    user_frames(model).into_iter().filter(is_lazy).collect()
+    model.user_frames().into_iter().filter(is_lazy).collect()
 }
 
 fn run(model: &mut Model, op: Op) {
@@ -130,7 +125,7 @@ fn a_child_keeps_what_its_parent_gives_away() {
 fn a_page_with_a_slot_gives_it_up_first() {
     let mut model = mapped(3);
     model.k.swapon();
-    for pfn in user_frames(&model) {
+    for pfn in model.user_frames() {
         if model.k.page(pfn).unwrap().mapping() & memvisor_abi::Page::MAPPING_ANON != 0 {
             model.k.swap_out(pfn, true);
         }
@@ -150,7 +145,8 @@ fn a_page_with_a_slot_gives_it_up_first() {
 fn a_slot_that_another_names_keeps_the_page() {
     let mut model = mapped(1);
     model.k.swapon();
-    let pfn = user_frames(&model)
+    let pfn = model
+        .user_frames()
         .into_iter()
         .find(|pfn| model.k.page(*pfn).unwrap().mapping() & memvisor_abi::Page::MAPPING_ANON != 0)
         .unwrap();
@@ -198,7 +194,7 @@ proptest! {
                     }
                 }
                 4 => {
-                    for (number, pfn) in user_frames(&model).into_iter().enumerate() {
+                    for (number, pfn) in model.user_frames().into_iter().enumerate() {
                         let flags = model.k.page(pfn).unwrap();
                         if picks >> (number % 64) & 1 == 1 && flags.has(PageFlags::SWAPBACKED) {
                             model.k.swap_out(pfn, picks >> 62 & 1 == 1);
@@ -208,7 +204,7 @@ proptest! {
                 5 if model.parents.len() < 3 => run(&mut model, Op::Fork),
                 6 => prop_assert!(unuse_mm(&model.k, model.mm, 0).is_ok()),
                 7 => {
-                    for (number, pfn) in user_frames(&model).into_iter().enumerate() {
+                    for (number, pfn) in model.user_frames().into_iter().enumerate() {
                         if picks >> (number % 64) & 1 == 1 && model.k.page(pfn).unwrap().mapcount() >= 0 {
                             prop_assert!(model.k.migrate(pfn).is_ok());
                         }

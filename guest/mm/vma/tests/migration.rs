@@ -6,7 +6,7 @@ mod common;
 use common::canonical;
 use common::model::Model;
 use common::op::{Op, PAGE, WINDOW, op};
-use mm_core::{MemMap, MigrateError, Pfn, is_user_page};
+use mm_core::{MemMap, MigrateError, Pfn};
 use mm_vma::{audit, for_each_pte, put_page};
 use proptest::prelude::*;
 use std::sync::atomic::Ordering::Relaxed;
@@ -15,13 +15,6 @@ const AT: u64 = 300 * PAGE;
 const READ_WRITE: u64 = 3;
 const PRIVATE: u64 = 0x32;
 const SHARED: u64 = 0x31;
-
-/// Frames that hold pages of programs.
-fn user_frames(model: &Model) -> Vec<Pfn> {
-    let first = 0x1_0000;
-    let all = (first..).map(Pfn::new).map_while(|pfn| model.k.page(pfn).map(|page| (pfn, page)));
-    all.filter(|(_, page)| is_user_page(page) && page.refcount() > 0).map(|(pfn, _)| pfn).collect()
-}
 
 fn audit_all(model: &Model) -> Result<(), TestCaseError> {
     for &mm in model.parents.iter().chain([&model.mm]) {
@@ -35,7 +28,7 @@ fn audit_all(model: &Model) -> Result<(), TestCaseError> {
 fn compare(calls: &[(Op, u64)]) -> Result<(), TestCaseError> {
     let (mut moving, mut twin) = (Model::new(), Model::new());
     for (index, &(op, moves)) in calls.iter().enumerate() {
-        for (number, pfn) in user_frames(&moving).into_iter().enumerate() {
+        for (number, pfn) in moving.user_frames().into_iter().enumerate() {
             if moves >> (number % 64) & 1 == 1 {
                 prop_assert!(moving.k.migrate(pfn).is_ok(), "nobody else holds the page");
             }
@@ -88,10 +81,10 @@ fn a_shared_page_moves_under_everybody_and_in_its_mapping() {
     model.access(WINDOW + AT, Some(42));
     run(&mut model, Op::Fork);
     assert_eq!(model.access(WINDOW + AT, None), 42);
-    let old = user_frames(&model)[0];
+    let old = model.user_frames()[0];
     assert_eq!(nr_ptes(&model, old), 2);
     let new = model.k.migrate(old).unwrap();
-    assert_eq!((user_frames(&model), nr_ptes(&model, new)), (vec![new], 2));
+    assert_eq!((model.user_frames(), nr_ptes(&model, new)), (vec![new], 2));
     let page = model.k.page(new).unwrap();
     // Two entries and the mapping.
     assert_eq!((page.refcount(), page.mapcount()), (3, 1));
@@ -109,7 +102,7 @@ fn a_page_that_somebody_holds_stays_where_it_is() {
     for flags in [PRIVATE | 0x10, SHARED | 0x10] {
         map(&mut model, 1, flags);
         model.access(WINDOW + AT, Some(7));
-        let pfn = user_frames(&model)[0];
+        let pfn = model.user_frames()[0];
         let page = model.k.page(pfn).unwrap();
         page.references().fetch_add(1, Relaxed);
         let counts = (page.refcount(), page.mapcount());
@@ -129,12 +122,12 @@ fn a_page_whose_users_have_gone_is_freed_by_whoever_wanted_to_move_it() {
     let mut model = Model::new();
     map(&mut model, 1, PRIVATE);
     model.access(WINDOW + AT, Some(7));
-    let pfn = user_frames(&model)[0];
+    let pfn = model.user_frames()[0];
     model.k.page(pfn).unwrap().references().fetch_add(1, Relaxed);
     run(&mut model, Op::Munmap { addr: AT, len: PAGE });
     assert_eq!(model.k.page(pfn).unwrap().refcount(), 1);
     put_page(&model.k, pfn);
-    assert!(user_frames(&model).is_empty());
+    assert!(model.user_frames().is_empty());
     model.finish();
 }
 
@@ -145,7 +138,7 @@ fn a_moved_page_is_written_only_as_its_mapping_allows_by_then() {
     model.access(WINDOW + AT, Some(7));
     for prot in [1, 0, 3] {
         run(&mut model, Op::Mprotect { addr: AT, len: PAGE, prot });
-        model.k.migrate(user_frames(&model)[0]).unwrap();
+        model.k.migrate(model.user_frames()[0]).unwrap();
         audit_all(&model).unwrap();
         let refused = -11_002;
         let (read, write) = match prot {

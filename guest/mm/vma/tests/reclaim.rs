@@ -5,7 +5,7 @@ mod common;
 use common::canonical;
 use common::model::Model;
 use common::op::{Op, PAGE, WINDOW, op};
-use mm_core::{MemMap, PageFlags, Pfn, VirtAddr, is_user_page};
+use mm_core::{MemMap, PageFlags, Pfn, VirtAddr};
 use mm_pgtable::PteFlags;
 use mm_swap::{Swap, SwapIo};
 use mm_vma::{
@@ -18,12 +18,6 @@ use std::sync::atomic::Ordering::Relaxed;
 const AT: u64 = 300 * PAGE;
 const PRIVATE: u64 = 0x32;
 const SHARED: u64 = 0x31;
-
-/// Frames that hold pages of programs.
-fn user_frames(model: &Model) -> Vec<Pfn> {
-    let all = (0x1_0000..).map(Pfn::new).map_while(|pfn| model.k.page(pfn).map(|page| (pfn, page)));
-    all.filter(|(_, page)| is_user_page(page) && page.refcount() > 0).map(|(pfn, _)| pfn).collect()
-}
 
 /// As whoever isolated the page does.
 fn unmap(model: &Model, pfn: Pfn) -> bool {
@@ -58,7 +52,7 @@ proptest! {
     ) {
         let (mut pressed, mut twin) = (Model::new(), Model::new());
         for (index, &(op, picks)) in calls.iter().enumerate() {
-            for (number, pfn) in user_frames(&pressed).into_iter().enumerate() {
+            for (number, pfn) in pressed.user_frames().into_iter().enumerate() {
                 if picks >> (number % 64) & 1 == 1 {
                     unmap(&pressed, pfn);
                 }
@@ -138,7 +132,7 @@ proptest! {
                 let [ours, theirs] = both;
                 prop_assert_eq!(ours, theirs, "left: flushes are put off, before call {}: {:?}", index, op);
             }
-            for (number, pfn) in user_frames(&pressed).into_iter().enumerate() {
+            for (number, pfn) in pressed.user_frames().into_iter().enumerate() {
                 if picks >> (number % 62) & 1 == 1 && !late.pages.contains(&pfn) {
                     late.unmap(&pressed, pfn);
                 }
@@ -177,7 +171,7 @@ fn what_was_put_off_is_done_before_another_page_is_mapped() {
     let mut model = Model::new();
     assert!(run(&mut model, Op::Mmap { addr: AT, len: 2 * PAGE, prot: 3, flags: SHARED }) > 0);
     model.access(WINDOW + AT, Some(42));
-    let pfn = user_frames(&model)[0];
+    let pfn = model.user_frames()[0];
     let mut late = Late::default();
     late.unmap(&model, pfn);
     let is_cached = |model: &Model| model.k.tlb.lock().unwrap().keys().any(|(_, va)| *va == WINDOW + AT);
@@ -196,7 +190,7 @@ fn run(model: &mut Model, op: Op) -> i64 {
 fn mapped(model: &mut Model, flags: u64, value: u64) -> Pfn {
     assert!(run(model, Op::Mmap { addr: AT, len: PAGE, prot: 3, flags }) > 0);
     model.access(WINDOW + AT, Some(value));
-    user_frames(model)[0]
+    model.user_frames()[0]
 }
 
 fn asked(model: &Model, pfn: Pfn) -> (u32, bool) {

@@ -6,7 +6,7 @@ mod common;
 use common::canonical;
 use common::model::Model;
 use common::op::{Op, PAGE, WINDOW, op};
-use mm_core::{Gfp, MemMap, Order, PageAlloc, PageFlags, Pfn, is_user_page};
+use mm_core::{Gfp, MemMap, Order, PageAlloc, PageFlags, Pfn};
 use mm_swap::{SwapError, delete_from_swap_cache, folio_alloc_swap, folio_swap_entry};
 use mm_vma::{Arena, Mm, Owner, RssKind, audit, owner, put_page, unuse_mm};
 use proptest::prelude::*;
@@ -15,12 +15,6 @@ use std::sync::atomic::Ordering::Relaxed;
 const AT: u64 = 300 * PAGE;
 const PRIVATE: u64 = 0x32;
 const SIGBUS: i64 = -7_002;
-
-/// Frames that hold pages of programs, or of the swap cache.
-fn user_frames(model: &Model) -> Vec<Pfn> {
-    let all = (0x1_0000..).map(Pfn::new).map_while(|pfn| model.k.page(pfn).map(|page| (pfn, page)));
-    all.filter(|(_, page)| is_user_page(page) && page.refcount() > 0).map(|(pfn, _)| pfn).collect()
-}
 
 fn is_anon(model: &Model, pfn: Pfn) -> bool {
     let page = model.k.page(pfn).unwrap();
@@ -61,12 +55,12 @@ proptest! {
         let (mut pressed, mut twin) = (Model::new(), Model::new());
         pressed.k.swapon();
         for (index, &(op, picks, written, moves, comes_back)) in calls.iter().enumerate() {
-            for (number, pfn) in user_frames(&pressed).into_iter().enumerate() {
+            for (number, pfn) in pressed.user_frames().into_iter().enumerate() {
                 if picks >> (number % 64) & 1 == 1 && is_anon(&pressed, pfn) {
                     pressed.k.swap_out(pfn, written >> (number % 64) & 1 == 1);
                 }
             }
-            for (number, pfn) in user_frames(&pressed).into_iter().enumerate() {
+            for (number, pfn) in pressed.user_frames().into_iter().enumerate() {
                 if moves >> (number % 64) & 1 == 1 && is_mapped(&pressed, pfn) {
                     prop_assert!(pressed.k.migrate(pfn).is_ok(), "nobody else holds the page");
                 }
@@ -111,7 +105,7 @@ fn counts(model: &Model) -> (u64, u64) {
 }
 
 fn swap_all_out(model: &Model) -> usize {
-    let frames = user_frames(model).into_iter().filter(|pfn| is_anon(model, *pfn));
+    let frames = model.user_frames().into_iter().filter(|pfn| is_anon(model, *pfn));
     frames.filter(|pfn| model.k.swap_out(*pfn, true)).count()
 }
 
@@ -142,7 +136,7 @@ fn a_page_in_the_swap_cache_moves_with_its_slot() {
     for page in 0..20 {
         model.access(WINDOW + AT + page * PAGE, None);
     }
-    let cached = user_frames(&model);
+    let cached = model.user_frames();
     for &pfn in &cached {
         let to = model.k.migrate(pfn).unwrap();
         assert!(model.k.page(to).unwrap().has(PageFlags::SWAPCACHE) && to != pfn);
@@ -209,7 +203,7 @@ fn a_page_that_comes_back_to_the_child_first_is_found_from_its_parent() {
 fn a_page_that_cannot_be_read_is_a_sigbus_for_who_needs_it_and_nothing_to_others() {
     let mut model = mapped(2);
     model.access(WINDOW + AT + PAGE, Some(5));
-    let pfn = user_frames(&model).into_iter().find(|pfn| is_anon(&model, *pfn)).unwrap();
+    let pfn = model.user_frames().into_iter().find(|pfn| is_anon(&model, *pfn)).unwrap();
     assert!(model.k.swap_out(pfn, true));
     let gone = (0..2).find(|page| {
         let entries = [0, 1].map(|page| model.k.tables_entry(model.mm, WINDOW + AT + page * PAGE));
@@ -282,7 +276,7 @@ fn entries_move_with_mremap_and_go_with_advice() {
 #[test]
 fn a_page_that_is_written_while_it_is_on_its_way_out_is_not_lost() {
     let model = mapped(1);
-    let pfn = user_frames(&model).into_iter().find(|pfn| is_anon(&model, *pfn)).unwrap();
+    let pfn = model.user_frames().into_iter().find(|pfn| is_anon(&model, *pfn)).unwrap();
     model.k.swap_out(pfn, false);
     assert_eq!((counts(&model), model.k.swap.inuse()), ((0, 1), 1));
     // Found in the swap cache: no read.
@@ -297,7 +291,7 @@ fn a_page_that_is_written_while_it_is_on_its_way_out_is_not_lost() {
 #[test]
 fn without_a_free_slot_a_page_stays_mapped() {
     let model = mapped(1);
-    let pfn = user_frames(&model).into_iter().find(|pfn| is_anon(&model, *pfn)).unwrap();
+    let pfn = model.user_frames().into_iter().find(|pfn| is_anon(&model, *pfn)).unwrap();
     let mut others = Vec::new();
     loop {
         let frame = model.k.alloc_pages(Gfp::KERNEL, Order::ZERO, None).unwrap();

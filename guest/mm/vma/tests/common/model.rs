@@ -1,6 +1,6 @@
 //! The calls on the crate.
 
-use mm_core::{PhysAddr, PhysMem, VirtAddr};
+use mm_core::{MemMap, Pfn, PhysAddr, PhysMem, VirtAddr, is_user_page};
 use mm_pgtable::PteFlags;
 use mm_vma::{
     Access, Advised, Arena, Done, Fault, FaultInfo, MlockAll, MremapFlags, MsyncFlags, Populate, dup_mmap,
@@ -58,6 +58,12 @@ impl Model {
         let mm: &Mm = model.k.at(model.mm);
         mm.set_program(0, 0, WINDOW + HEAP * PAGE);
         model
+    }
+
+    /// Frames that hold pages of programs, of files and of the swap cache.
+    pub fn user_frames(&self) -> Vec<Pfn> {
+        let all = (0x1_0000..).map(Pfn::new).map_while(|pfn| self.k.page(pfn).map(|page| (pfn, page)));
+        all.filter(|(_, page)| is_user_page(page) && page.refcount() > 0).map(|(pfn, _)| pfn).collect()
     }
 
     pub fn space(&self) -> Space<'_, TestKernel> {
