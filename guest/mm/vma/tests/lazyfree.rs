@@ -5,8 +5,9 @@ mod common;
 use common::model::Model;
 use common::op::{MADV_FREE, Op, PAGE, WINDOW};
 use mm_core::{MemMap, PageFlags, Pfn};
-use mm_vma::{Arena, Mm, RssKind, audit, folio_referenced, put_page, try_to_unmap, unuse_mm};
+use mm_vma::{Arena, Kernel, Mm, RssKind, audit, folio_referenced, put_page, try_to_unmap, unuse_mm};
 use proptest::prelude::*;
+use std::sync::atomic::Ordering::Relaxed;
 
 const AT: u64 = 300 * PAGE;
 const PRIVATE: u64 = 0x32;
@@ -92,6 +93,37 @@ fn what_was_written_since_stays_whoever_wrote_it() {
         assert_eq!(given_away(&model).len(), 1);
         model.finish();
     }
+}
+
+#[test]
+fn only_what_was_used_since_is_flushed() {
+    let mut model = mapped(3);
+    let flushes = |model: &Model| model.k.flushes.load(Relaxed);
+    let before = flushes(&model);
+    free(&mut model, 3);
+    assert_eq!(flushes(&model), before + 1);
+    free(&mut model, 3);
+    assert_eq!(flushes(&model), before + 1, "no CPU can have an entry that says that it was used");
+    assert_eq!(word(&model, 2), 102);
+    free(&mut model, 3);
+    assert_eq!(flushes(&model), before + 2);
+    model.finish();
+}
+
+#[test]
+fn the_zero_page_is_not_given_away() {
+    let mut model = Model::new();
+    run(&mut model, Op::Mmap { addr: AT, len: PAGE, prot: 3, flags: PRIVATE });
+    assert_eq!(word(&model, 0), 0);
+    let zero = |model: &Model| {
+        let page = model.k.page(model.k.zero_page().unwrap()).unwrap();
+        (page.flags(), page.refcount(), page.mapcount())
+    };
+    let before = zero(&model);
+    free(&mut model, 1);
+    assert_eq!(zero(&model), before);
+    assert_eq!((word(&model, 0), rss(&model)), (0, 0));
+    model.finish();
 }
 
 #[test]

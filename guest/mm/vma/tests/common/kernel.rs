@@ -17,7 +17,7 @@ use mm_pgtable::{Entry, FlushRange, Levels, PageTable, TABLE_ENTRIES, TableMem};
 use mm_sim::SimSwap;
 use mm_vma::{
     AnonVma, AnonVmaChain, Arena, Errno, Id, Kernel, Layout, MappedError, MappedPage, Mapping, Mm, MoveTo,
-    Node, Vma, put_page,
+    Node, Owner, Vma, owner, put_page,
 };
 
 const FRAMES: usize = 1 << 14;
@@ -325,7 +325,7 @@ impl Folios for TestKernel {
     }
 
     fn mark_page_lazyfree(&self, _pfn: Pfn, page: &Page) {
-        assert!(!page.has(PageFlags::SWAPCACHE));
+        assert!(matches!(owner(page), Owner::Anon(_)) && !page.has(PageFlags::SWAPCACHE));
         page.remove(PageFlags::SWAPBACKED);
     }
 }
