@@ -244,6 +244,10 @@ fn what_the_kernel_reads_and_writes_for_a_program_is_used_and_dirty() {
         model.access(WINDOW + AT, Some(8));
         assert!(is_dirty(&model), "or it would be lost when the page is reclaimed");
         assert_eq!((asked(&model, pfn), model.access(WINDOW + AT, None)), ((1, false), 8));
+        // The kernel means the byte that the program means.
+        model.access(WINDOW + AT + 24, Some(9));
+        model.by_kernel = false;
+        assert_eq!((model.access(WINDOW + AT + 24, None), model.access(WINDOW + AT, None)), (9, 8));
         model.finish();
     }
 }
