@@ -122,20 +122,16 @@ impl Matrix {
     fn stem(&self, case: &Case) -> String {
         let Setup::Kvm(setup) = &case.setup else { return case.name.clone() };
         let mut name = case.name.clone();
-        if let Some(cpus) = setup.cpus.filter(|_| !self.cpus.is_empty()) {
-            let stem = name.strip_suffix("cpu").unwrap_or(&name).strip_suffix(&format!("-{cpus}"));
-            name = stem.unwrap_or(&name).to_owned();
-        }
         if !self.machines.is_empty() && !has_devices(&setup.machine) {
-            let machine = &setup.machine;
-            let (only, first) = (format!("/{machine}"), format!("/{machine}-"));
-            if let Some(suite) = name.strip_suffix(&only) {
-                name = format!("{suite}/");
-            } else if name.contains(&first) {
-                name = name.replacen(&first, "/", 1);
+            let (first, later) = (format!("/{}-", setup.machine), format!("-{}", setup.machine));
+            name = if name.contains(&first) {
+                name.replacen(&first, "/", 1)
             } else {
-                name = name.replacen(&format!("-{machine}"), "", 1);
-            }
+                name.replacen(&later, "", 1)
+            };
+        }
+        if let Some(cpus) = setup.cpus.filter(|_| !self.cpus.is_empty()) {
+            name = name.strip_suffix(&format!("-{cpus}")).map_or(name.clone(), str::to_owned);
         }
         name
     }
@@ -164,8 +160,7 @@ fn along<T>(variants: &mut Vec<Case>, values: &[T], put: impl Fn(&mut Case, &T) 
         for value in values {
             let mut case = variant.clone();
             if let Some(suffix) = put(&mut case, value) {
-                let between = if case.name.ends_with('/') { "" } else { "-" };
-                case.name = format!("{}{between}{suffix}", case.name);
+                case.name = format!("{}-{suffix}", case.name);
                 next.push(case);
             }
         }
@@ -293,9 +288,8 @@ mod tests {
 
     #[test]
     fn a_machine_keeps_its_cpus_where_it_cannot_have_the_cases() {
-        let text = KVM.replace("a-{machine}-{cpus}", "{machine}-{cpus}cpu");
-        let variants = matrix("machines = [\"numa4\", \"tiny\"]\ncpus = [1, 2]\n").expand(&cases(&text));
-        assert_eq!(names(&variants), ["boot/numa4", "boot/tiny-1cpu", "boot/tiny-2cpu"]);
+        let variants = matrix("machines = [\"numa4\", \"tiny\"]\ncpus = [1, 2]\n").expand(&cases(KVM));
+        assert_eq!(names(&variants), ["boot/a-numa4", "boot/a-tiny-1cpu", "boot/a-tiny-2cpu"]);
         let cpus = |case: &Case| if let Setup::Kvm(setup) = &case.setup { setup.cpus } else { None };
         assert_eq!(variants.iter().map(cpus).collect::<Vec<_>>(), [None, Some(1), Some(2)]);
     }

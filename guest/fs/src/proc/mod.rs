@@ -58,14 +58,11 @@ pub fn render(node: Node, source: &dyn Source) -> Result<Vec<u8>, Errno> {
         _ => return Err(Errno::Einval),
     };
     // Who writes a file can only say that it could not: because the process ended, or, if it is there still, for want of memory.
-    let is_gone = match node {
-        Node::File(who, _) => source.process(who).is_none(),
-        _ => false,
-    };
+    let is_gone = || matches!(node, Node::File(who, _) if source.process(who).is_none());
     match result {
         Ok(()) => Ok(text.bytes),
-        Err(_) if text.full || !is_gone => Err(Errno::Enomem),
-        Err(_) => Err(Errno::Esrch),
+        Err(_) if !text.full && is_gone() => Err(Errno::Esrch),
+        Err(_) => Err(Errno::Enomem),
     }
 }
 

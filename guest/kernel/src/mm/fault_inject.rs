@@ -45,7 +45,12 @@ pub fn init() {
     ];
     for (name, place) in truths {
         read(name, |text| {
-            place.store(["N", "Y"].iter().position(|word| *word == text)? == 1, Ordering::Relaxed);
+            let holds = match text {
+                "Y" => true,
+                "N" => false,
+                _ => return None,
+            };
+            place.store(holds, Ordering::Relaxed);
             Some(())
         });
     }

@@ -4,6 +4,7 @@ use core::ffi::CStr;
 
 use super::{Call, error, waits};
 use crate::memory::{PRIVATE, Pages, READ_WRITE};
+use crate::pressure::at;
 use crate::promises::put;
 use crate::shared::{close, is_error, open, pread, pwrite};
 use crate::sys::{self, call};
@@ -30,10 +31,6 @@ fn forget() {
     put(c"/proc/sys/vm/drop_caches", b"3\n");
 }
 
-fn at(path: &CStr) -> u64 {
-    path.as_ptr() as u64
-}
-
 fn unlink(path: &CStr) -> u64 {
     call(87, [at(path), 0, 0, 0, 0, 0])
 }
@@ -50,7 +47,10 @@ fn with_file(f: impl FnOnce(u64) -> u64) -> u64 {
     result | unlink(FILE)
 }
 
-/// A word in each page, far from its beginning.
+/// Where the word of a page is in it, far from its beginning; a program that maps the file writes before it.
+const WORD: u64 = 2000;
+
+/// The word.
 fn word(page: u64) -> [u8; 8] {
     (page * 0x0101 + 7).to_le_bytes()
 }
@@ -58,7 +58,7 @@ fn word(page: u64) -> [u8; 8] {
 /// Writes a word to each page of the file.
 fn write(fd: u64) -> u64 {
     for page in 0..PAGES {
-        let written = pwrite(fd, &word(page), page * 4096 + 2000);
+        let written = pwrite(fd, &word(page), page * 4096 + WORD);
         if written != 8 {
             return if is_error(written) { written } else { 3 };
         }
@@ -66,11 +66,11 @@ fn write(fd: u64) -> u64 {
     0
 }
 
-/// Whether the pages up to `pages` have their words.
-fn read(fd: u64, pages: u64) -> u64 {
+/// Whether the pages up to `pages` have their words at that place.
+fn read(fd: u64, pages: u64, place: u64) -> u64 {
     for page in 0..pages {
         let mut found = [0; 8];
-        let got = pread(fd, &mut found, page * 4096 + 2000);
+        let got = pread(fd, &mut found, page * 4096 + place);
         if got != 8 {
             return if is_error(got) { got } else { 4 };
         }
@@ -95,7 +95,7 @@ fn write_and_read() -> u64 {
             forget();
             0
         };
-        first_error(&[&|| write(fd), &|| fsync(fd), &dropped, &|| read(fd, PAGES)])
+        first_error(&[&|| write(fd), &|| fsync(fd), &dropped, &|| read(fd, PAGES, WORD)])
     })
 }
 
@@ -112,23 +112,26 @@ fn map() -> u64 {
         }
         let mut result = 0;
         for page in 0..PAGES {
-            let place = start + page * 4096 + 2000;
+            let place = start + page * 4096 + WORD;
             if sys::load(place, 0) != u64::from_le_bytes(word(page)) {
                 result = 6;
             }
-            // The next page's word: written back, it is found by read.
-            sys::store(place + 8, page);
+            sys::store(place - 8, u64::from_le_bytes(word(page)));
         }
         let synced = call(26, [start, PAGES * 4096, SYNC, 0, 0, 0]);
         let gone = sys::munmap(start, PAGES * 4096);
-        first_error(&[&|| result, &|| error(synced), &|| gone, &|| read(fd, PAGES)])
+        forget();
+        let both = [WORD - 8, WORD].map(|place| move || read(fd, PAGES, place));
+        first_error(&[&|| result, &|| error(synced), &|| gone, &both[0], &both[1]])
     })
 }
 
 fn truncate() -> u64 {
     with_file(|fd| {
         let to = |pages: u64| move || call(77, [fd, pages * 4096 + 2008, 0, 0, 0, 0]);
-        first_error(&[&|| write(fd), &to(7), &|| read(fd, 8), &to(PAGES - 1), &|| fsync(fd), &|| read(fd, 8)])
+        first_error(&[&|| write(fd), &to(7), &|| read(fd, 8, WORD), &to(PAGES - 1), &|| fsync(fd), &|| {
+            read(fd, 8, WORD)
+        }])
     })
 }
 
