@@ -82,7 +82,8 @@ pub(super) struct RunArgs {
     /// Node: guest_numa_id=N[,cpus=[0-1,3]][,distances=[1@20]][,memory_zones=[ID]]; may be repeated
     #[arg(long, value_name = "NODE")]
     numa: Vec<String>,
-    /// Disk: file=PATH or size=SIZE[,name=NAME][,ro]; may be repeated, added to the machine's disks
+    /// Disk: file=PATH or size=SIZE[,name=NAME][,ro][,read_errors=SECTOR][...]; may be repeated, added to
+    /// the machine's disks (docs/disks.md)
     #[arg(long, value_name = "DISK")]
     disk: Vec<String>,
     /// Name under which `inspect`, `check` and `dump` find the guest [default: the machine's]

@@ -119,12 +119,16 @@ fn add(disks: &mut Vec<Disk>, disk: Disk, origin: &Origin) -> Result<(), Machine
 fn of_file(file: &MachineFile, index: usize, spec: &DiskSpec) -> Result<Disk, Problem> {
     let size = spec.size.map(|size| size.bytes());
     let source = source(path(&file.source, None, spec.file.as_deref()), size)?;
-    let faults = DiskFaults {
+    let faults = checked(DiskFaults {
         read_errors: spec.read_errors.clone(),
         write_errors: spec.write_errors.clone(),
         delay_us: spec.delay_us,
         torn_writes: spec.torn_writes,
-    };
+    })?;
+    Ok(Disk { name: name(index, spec.name.as_deref())?, source, read_only: spec.read_only, faults })
+}
+
+fn checked(faults: DiskFaults) -> Result<DiskFaults, Problem> {
     if faults.torn_writes == Some(0) {
         return Err(Problem::BadValue {
             text: "torn_writes = 0".to_owned(),
@@ -137,7 +141,7 @@ fn of_file(file: &MachineFile, index: usize, spec: &DiskSpec) -> Result<Disk, Pr
             what: "a delay of at most 60000000 microseconds",
         });
     }
-    Ok(Disk { name: name(index, spec.name.as_deref())?, source, read_only: spec.read_only, faults })
+    Ok(faults)
 }
 
 /// Longest delay in microseconds: a minute.
@@ -148,7 +152,7 @@ fn of_flag(index: usize, flag: DiskFlag) -> Result<Disk, Problem> {
         name: name(index, flag.name.as_deref())?,
         source: source(flag.file, flag.size)?,
         read_only: flag.read_only,
-        faults: DiskFaults::default(),
+        faults: checked(flag.faults)?,
     })
 }
 

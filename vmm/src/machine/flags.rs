@@ -5,7 +5,9 @@
 //! brackets around one element may be left out.
 
 use std::path::PathBuf;
+use std::str::FromStr;
 
+use super::disk::{DiskFaults, Sectors};
 use super::error::Origin;
 use super::{MachineError, Place, Problem, Size, layout};
 
@@ -37,31 +39,59 @@ pub(super) struct DiskFlag {
     pub file: Option<PathBuf>,
     pub size: Option<u64>,
     pub read_only: bool,
+    pub faults: DiskFaults,
 }
 
-/// Reads a `--disk`. `path` and `readonly` are Cloud Hypervisor's words, `file` and `ro` those of QEMU and mount(8).
+/// Reads a `--disk`. `path` and `readonly` are Cloud Hypervisor's words, `file` and `ro` those of QEMU and mount(8); what is to go wrong has
+/// the words of machine files.
 pub(super) fn disk(text: &str) -> Result<DiskFlag, Problem> {
     let (mut name, mut file, mut size, mut read_only) = (None, None, None, None);
-    for part in text.split(',') {
+    let (mut read_errors, mut write_errors, mut delay_us, mut torn_writes) = (None, None, None, None);
+    for part in outside_brackets(text) {
         if part == "ro" {
             set_once(&mut read_only, "readonly", true)?;
             continue;
         }
-        let (key, value) = part.split_once('=').ok_or_else(|| Problem::NotKeyValue(part.to_owned()))?;
+        let (key, value) = key_value(part)?;
         match key {
             "name" => set_once(&mut name, key, value.to_owned())?,
             "file" | "path" => set_once(&mut file, key, PathBuf::from(value))?,
             "size" => set_once(&mut size, key, parse_size(value)?)?,
             "readonly" => set_once(&mut read_only, key, parse_switch(value)?)?,
+            "read_errors" => set_once(&mut read_errors, key, parse_sectors(value)?)?,
+            "write_errors" => set_once(&mut write_errors, key, parse_sectors(value)?)?,
+            "delay_us" => set_once(&mut delay_us, key, parse_number(value, "a number of microseconds")?)?,
+            "torn_writes" => set_once(&mut torn_writes, key, parse_number(value, "the number of a write")?)?,
             _ => {
-                return Err(Problem::UnknownKey {
-                    key: key.to_owned(),
-                    known: "file, size, name, readonly, ro",
-                });
+                let known =
+                    "file, size, name, readonly, ro, read_errors, write_errors, delay_us, torn_writes";
+                return Err(Problem::UnknownKey { key: key.to_owned(), known });
             }
         }
     }
-    Ok(DiskFlag { name, file, size, read_only: read_only.unwrap_or(false) })
+    Ok(DiskFlag {
+        name,
+        file,
+        size,
+        read_only: read_only.unwrap_or(false),
+        faults: DiskFaults {
+            read_errors: read_errors.unwrap_or_default(),
+            write_errors: write_errors.unwrap_or_default(),
+            delay_us: delay_us.unwrap_or_default(),
+            torn_writes,
+        },
+    })
+}
+
+/// Reads `64`, `64+8` and `[64,128+8]`: first sectors, and how many.
+fn parse_sectors(text: &str) -> Result<Vec<Sectors>, Problem> {
+    const WHAT: &str = "a sector like 64, or sectors like 64+8";
+    elements(text)
+        .map(|element| {
+            let (sector, count) = element.split_once('+').unwrap_or((element, "1"));
+            Ok(Sectors { sector: parse_number(sector, WHAT)?, count: parse_number(count, WHAT)? })
+        })
+        .collect()
 }
 
 fn parse_switch(text: &str) -> Result<bool, Problem> {
@@ -159,18 +189,27 @@ fn parse_numa(text: &str, zones: &[Zone]) -> Result<Numa, Problem> {
     })
 }
 
-/// Splits `a=1,b=[2,3]` at the commas outside brackets.
+/// The pairs of `a=1,b=[2,3]`.
 fn pairs(text: &str) -> Result<Vec<(&str, &str)>, Problem> {
-    let mut depth = 0_u32;
-    let parts = text.split(|letter| {
+    outside_brackets(text).map(key_value).collect()
+}
+
+/// Splits at the commas outside of lists, which begin with `=[`: a path may have brackets of its own.
+fn outside_brackets(text: &str) -> impl Iterator<Item = &str> {
+    let (mut is_list, mut last) = (false, ' ');
+    text.split(move |letter| {
         match letter {
-            '[' => depth += 1,
-            ']' => depth = depth.saturating_sub(1),
+            '[' if last == '=' => is_list = true,
+            ']' => is_list = false,
             _ => {}
         }
-        letter == ',' && depth == 0
-    });
-    parts.map(|part| part.split_once('=').ok_or_else(|| Problem::NotKeyValue(part.to_owned()))).collect()
+        last = letter;
+        letter == ',' && !is_list
+    })
+}
+
+fn key_value(part: &str) -> Result<(&str, &str), Problem> {
+    part.split_once('=').ok_or_else(|| Problem::NotKeyValue(part.to_owned()))
 }
 
 /// The elements of `[a,b]` or of `a`.
@@ -190,7 +229,7 @@ fn parse_size(text: &str) -> Result<u64, Problem> {
     text.parse::<Size>().map(Size::bytes).map_err(|error| Problem::Syntax(error.to_string()))
 }
 
-fn parse_number(text: &str, what: &'static str) -> Result<u32, Problem> {
+fn parse_number<T: FromStr>(text: &str, what: &'static str) -> Result<T, Problem> {
     text.parse().map_err(|_| Problem::BadValue { text: text.to_owned(), what })
 }
 
@@ -199,7 +238,7 @@ fn parse_cpus(text: &str) -> Result<Vec<u32>, Problem> {
     let mut cpus = Vec::new();
     for element in elements(text) {
         let (first, last) = element.split_once('-').unwrap_or((element, element));
-        let (first, last) = (parse_number(first, WHAT)?, parse_number(last, WHAT)?);
+        let (first, last): (u32, u32) = (parse_number(first, WHAT)?, parse_number(last, WHAT)?);
         if last < first {
             return Err(Problem::BadValue { text: element.to_owned(), what: WHAT });
         }
@@ -248,6 +287,28 @@ mod tests {
 
     fn texts(list: &[&str]) -> Vec<String> {
         list.iter().map(|text| (*text).to_owned()).collect()
+    }
+
+    #[test]
+    fn what_goes_wrong_with_a_disk_has_the_words_of_machine_files() {
+        let sectors = |sector, count| Sectors { sector, count };
+        let flag =
+            disk("size=1M,read_errors=[64,128+8],write_errors=3,delay_us=20,torn_writes=2,ro").unwrap();
+        let faults = DiskFaults {
+            read_errors: vec![sectors(64, 1), sectors(128, 8)],
+            write_errors: vec![sectors(3, 1)],
+            delay_us: 20,
+            torn_writes: Some(2),
+        };
+        assert_eq!((flag.faults, flag.size, flag.read_only), (faults, Some(1 << 20), true));
+        assert_eq!(disk("file=a[1,name=b").unwrap().file, Some(PathBuf::from("a[1")));
+        for wrong in ["read_errors=x", "read_errors=[1,2+]", "read_errors=-1", "write_errors=8-9"] {
+            let text = format!("size=1M,{wrong}");
+            assert!(
+                matches!(disk(&text), Err(Problem::BadValue { what, .. }) if what.contains("64+8")),
+                "{wrong}"
+            );
+        }
     }
 
     #[test]

@@ -366,7 +366,7 @@ pub struct Overrides {
     pub memory_zone: Vec<String>,
     /// `--numa guest_numa_id=N[,cpus=[0-1,3]][,distances=[1@20]][,memory_zones=[ID]]`: replaces the file's nodes.
     pub numa: Vec<String>,
-    /// `--disk file=PATH|size=SIZE[,name=NAME][,readonly=on|off][,ro]`: added to the file's.
+    /// `--disk file=PATH|size=SIZE[,name=NAME][,readonly=on|off][,ro]` and what goes wrong with it: added to the file's.
     pub disk: Vec<String>,
     /// `--name`.
     pub name: Option<String>,

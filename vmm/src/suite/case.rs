@@ -169,6 +169,8 @@ pub struct KvmSetup {
     pub cpus: Option<u32>,
     /// Size of all RAM together, as `--memory` takes it.
     pub memory: Option<String>,
+    /// The same where KVM shadows the guest's page tables, and a page costs a hundred times as much.
+    pub memory_shadowed: Option<String>,
     /// Backing, as `--backing` takes it.
     pub backing: Option<String>,
     /// Scale of RAM, as `--scale` takes it.
@@ -194,6 +196,12 @@ pub struct BlankDisk {
     /// Whether the guest may only read.
     #[serde(default)]
     pub read_only: bool,
+    /// Sectors whose reads fail.
+    #[serde(default)]
+    pub read_errors: Vec<u64>,
+    /// Sectors whose writes fail.
+    #[serde(default)]
+    pub write_errors: Vec<u64>,
 }
 
 /// A QEMU command line in words.
@@ -219,26 +227,7 @@ pub struct QemuSetup {
     pub levels: u32,
     /// Disks: virtio-blk on the root bus, with temporary files of zeroes.
     #[serde(default)]
-    pub disks: Vec<QemuDisk>,
-}
-
-/// A disk of a QEMU machine.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct QemuDisk {
-    /// Its name, which the guest sees as the serial number.
-    pub name: String,
-    /// Bytes in MiB.
-    pub size_mib: u64,
-    /// Whether the guest may only read.
-    #[serde(default)]
-    pub read_only: bool,
-    /// Sectors whose reads fail.
-    #[serde(default)]
-    pub read_errors: Vec<u64>,
-    /// Sectors whose writes fail.
-    #[serde(default)]
-    pub write_errors: Vec<u64>,
+    pub disks: Vec<BlankDisk>,
 }
 
 /// A node of a QEMU machine.

@@ -78,6 +78,16 @@ impl Host {
         })
     }
 
+    /// Gives a case the memory that it is meant to have on this host.
+    pub fn fit(&self, case: &mut Case) {
+        if let Setup::Kvm(setup) = &mut case.setup
+            && !self.second_stage
+            && setup.memory_shadowed.is_some()
+        {
+            setup.memory.clone_from(&setup.memory_shadowed);
+        }
+    }
+
     /// Why a case with these needs means nothing here; `None` if all are met.
     pub fn lacks(&self, needs: &[Need]) -> Option<&'static str> {
         needs.iter().find_map(|need| match need {
@@ -382,8 +392,14 @@ pub fn arguments(case: &Case, setup: &KvmSetup) -> Vec<String> {
     }
     for disk in &setup.disks {
         let read_only = if disk.read_only { ",ro" } else { "" };
-        let disk = format!("size={}M,name={}{read_only}", disk.size_mib, disk.name);
-        args.extend(["--disk".to_owned(), disk]);
+        let mut flag = format!("size={}M,name={}{read_only}", disk.size_mib, disk.name);
+        for (key, sectors) in [("read_errors", &disk.read_errors), ("write_errors", &disk.write_errors)] {
+            if !sectors.is_empty() {
+                let sectors: Vec<String> = sectors.iter().map(u64::to_string).collect();
+                flag += &format!(",{key}=[{}]", sectors.join(","));
+            }
+        }
+        args.extend(["--disk".to_owned(), flag]);
     }
     if let Some(image) = &setup.linux {
         args.extend(linux::arguments(image));
@@ -455,6 +471,33 @@ mod tests {
         let shadow = Host { la57: false, second_stage: false, linux: Err("none"), ..host };
         assert!(shadow.lacks(&[Need::SecondStage]).unwrap().contains("shadows"));
         assert_eq!(shadow.lacks(&[Need::NoLa57]), None);
+    }
+
+    #[test]
+    fn a_case_has_less_memory_only_where_kvm_shadows() {
+        let host = |second_stage| Host {
+            la57: false,
+            pages_1g: false,
+            second_stage,
+            pool_2m: 0,
+            pool_1g: 0,
+            thp: false,
+            linux: Ok(()),
+        };
+        let memory = |host: Host, stanza: &str| {
+            let text = format!(
+                "[[case]]\nname = \"boot/x\"\ndescription = \"d\"\nkvm = {{ machine = \"default\"{stanza} }}\n"
+            );
+            let mut case = parse("boot", &text).unwrap().remove(0);
+            host.fit(&mut case);
+            let Setup::Kvm(setup) = case.setup else { panic!("not on kvm") };
+            setup.memory
+        };
+        let both = r#", memory = "96M", memory_shadowed = "48M""#;
+        assert_eq!(memory(host(false), both).as_deref(), Some("48M"));
+        assert_eq!(memory(host(true), both).as_deref(), Some("96M"));
+        assert_eq!(memory(host(false), r#", memory = "96M""#).as_deref(), Some("96M"));
+        assert_eq!(memory(host(true), r#", memory_shadowed = "48M""#), None);
     }
 
     #[test]

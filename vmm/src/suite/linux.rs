@@ -259,6 +259,7 @@ linux: end
             paging: None,
             cpus: None,
             memory: None,
+            memory_shadowed: None,
             linux: Some("bzImage".into()),
             backing: None,
             scale: None,

@@ -375,6 +375,9 @@ impl Bench {
     /// Runs the case's guest, with its disks made before and checked after.
     fn observe(&self, case: &Case, deadline: Instant) -> anyhow::Result<bed::Observed> {
         let mut case = case.clone();
+        if let Some(Ok(host)) = &self.host {
+            host.fit(&mut case);
+        }
         let _folder = images::make(&mut case.images)?;
         let mut observed = match (&case.setup, &self.image) {
             (Setup::Kvm(_), _) => kvm::run(&case, self.kernel.as_deref(), deadline, self.watches),

@@ -21,7 +21,7 @@ use memvisor_inspect::{
 };
 
 use super::bed::{Ended, Observed};
-use super::case::{Case, QemuDisk, QemuNode, QemuSetup};
+use super::case::{BlankDisk, Case, QemuNode, QemuSetup};
 use super::initrd;
 use super::outcome::{Outcome, Subcase, Usage};
 use super::outside::audit;
@@ -450,7 +450,7 @@ fn disk_file(folder: &Path, number: usize) -> PathBuf {
 }
 
 /// The `-drive` of a disk; blkdebug makes its errors.
-fn drive(disk: &QemuDisk, number: usize, file: &str) -> String {
+fn drive(disk: &BlankDisk, number: usize, file: &str) -> String {
     let read_only = if disk.read_only { "on" } else { "off" };
     let mut text = format!("if=none,id=disk{number},format=raw,readonly={read_only}");
     let errors = [("read", &disk.read_errors), ("write", &disk.write_errors)];

@@ -73,6 +73,8 @@ fn each_mistake_in_a_disk_is_one_line() {
     }
     for (flag, word) in [
         ("size=1M,mode=2", "unknown key `mode`"),
+        ("size=1M,torn_writes=0", "from 1 on"),
+        ("size=1M,delay_us=60000001", "at most 60000000"),
         ("size=1M,readonly=maybe", "on or off"),
         ("size=1M,ro,readonly=on", "given twice"),
         ("file=a,path=b", "given twice"),
