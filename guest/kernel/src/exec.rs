@@ -16,7 +16,7 @@ use crate::arch::{regs, user};
 use crate::mm::layout::levels;
 use crate::mm::space::{self, Spaces};
 use crate::task::{self, Current};
-use crate::{println, random, sched, uaccess};
+use crate::{pr_warn, random, sched, uaccess};
 
 /// What a stack has below the arguments from the start (Linux: `stack_expand` in `setup_arg_pages`).
 const STACK_EXPAND: u64 = 128 << 10;
@@ -130,7 +130,7 @@ pub fn load(
 ) -> Result<TrapFrame, Errno> {
     let image = read_image(source, STACK_TOP).map_err(|error| {
         if let ElfError::Interpreter { .. } | ElfError::Machine { .. } = error {
-            println!("task[{}]: exec: {error}", task::current_pid());
+            pr_warn!("task[{}]: exec: {error}", task::current_pid());
         }
         error.errno()
     })?;

@@ -23,8 +23,8 @@ use crate::mm::{
 use crate::sync::Lock;
 use crate::task::End;
 use crate::{
-    cmdline, console, crash, explain, fs, introspect, ktest, println, proc, sched, seeded, smp, task,
-    topology, trace,
+    cmdline, console, crash, explain, fs, introspect, ktest, pr_info, pr_warn, printk, println, proc, sched,
+    seeded, smp, task, topology, trace,
 };
 
 /// The memory map.
@@ -48,17 +48,19 @@ extern "C" fn start_kernel(protocol: u64, info: u64, image: u64) -> ! {
     trap::init_idt(false);
     trap::load_idt();
     introspect::init(cpu::detect(false).phys_bits);
-    println!("memvisor guest kernel {} ({} levels)", env!("CARGO_PKG_VERSION"), levels().count());
     let boot = read_boot_info(protocol, info);
+    printk::init();
+    pr_info!("memvisor guest kernel {} ({} levels)", env!("CARGO_PKG_VERSION"), levels().count());
     fs::initrd::remember(boot.initrd);
-    println!("Boot protocol: {:?}", boot.protocol);
+    pr_info!("Boot protocol: {:?}", boot.protocol);
     power::init();
-    cmdline::with(|line| println!("Command line: {line}"));
+    cmdline::with(|line| pr_info!("Command line: {line}"));
     let features = cpu::detect(cmdline::flag("nogbpages"));
     let (smep, smap) = cpu::init_control_registers();
-    println!(
+    pr_info!(
         "CPU: {} physical address bits, 1 GiB pages: {}, SMEP: {smep}, SMAP: {smap}",
-        features.phys_bits, features.gbpages
+        features.phys_bits,
+        features.gbpages
     );
     init_memory(&boot, features.phys_bits);
     introspect::publish_memory(&boot);
@@ -98,9 +100,9 @@ extern "C" fn start_on_own_stack() -> ! {
     introspect::publish_vmalloc();
     smp::start_others();
     if cpu::pat_is_linuxs() {
-        println!("x86/PAT: Configuration [0-7]: WB  WC  UC- UC  WB  WP  UC- WT");
+        pr_info!("x86/PAT: Configuration [0-7]: WB  WC  UC- UC  WB  WP  UC- WT");
     } else {
-        println!("x86/PAT: the CPU does not keep its page attribute table: only WB and UC are right");
+        pr_warn!("x86/PAT: the CPU does not keep its page attribute table: only WB and UC are right");
     }
     introspect::stage(BootStage::Smp);
     // Handlers and the APIC are ready; what must not be interrupted says so from here on.
@@ -311,7 +313,7 @@ fn read_boot_info(protocol: u64, info: u64) -> BootInfo {
     let raw = &mut E820.lock().raw;
     let boot = BootInfo::read(&DirectMap, protocol, info, &mut say, |entry| {
         if raw.push(entry).is_err() {
-            println!("e820: too many entries; [mem {:#018x}+{:#x}] ignored", entry.addr, entry.size);
+            pr_warn!("e820: too many entries; [mem {:#018x}+{:#x}] ignored", entry.addr, entry.size);
         }
     });
     let boot = boot.unwrap_or_else(|| panic!("{protocol:?}: no boot information at {info:#x}"));
@@ -321,7 +323,7 @@ fn read_boot_info(protocol: u64, info: u64) -> BootInfo {
 
 /// What readers of firmware have to say goes to the console.
 pub fn say(line: core::fmt::Arguments<'_>) {
-    println!("{line}");
+    pr_info!("{line}");
 }
 
 fn init_memory(boot: &BootInfo, phys_bits: u32) {
@@ -355,36 +357,36 @@ fn init_memory(boot: &BootInfo, phys_bits: u32) {
 }
 
 fn print_e820(title: &str, table: &E820Table) {
-    println!("{title}:");
+    pr_info!("{title}:");
     for entry in table.entries() {
         let last = entry.addr.wrapping_add(entry.size).wrapping_sub(1);
-        println!("  [mem {:#018x}-{last:#018x}] {}", entry.addr, E820Type::name(entry.kind));
+        pr_info!("  [mem {:#018x}-{last:#018x}] {}", entry.addr, E820Type::name(entry.kind));
     }
 }
 
 fn print_memblock() {
     let memblock = early::MEMBLOCK.lock();
     for (name, regions) in [("memory", memblock.memory()), ("reserved", memblock.reserved())] {
-        println!("memblock.{name}: {} regions", regions.len());
+        pr_info!("memblock.{name}: {} regions", regions.len());
         for region in regions {
-            crate::print!("  [{:#018x}-{:#018x}]", region.base, region.base + region.size - 1);
+            crate::printk!(Info, "  [{:#018x}-{:#018x}]", region.base, region.base + region.size - 1);
             if region.node == memvisor_abi::NODE_NONE {
-                println!();
+                pr_info!("");
             } else {
-                println!(" on node {}", region.node);
+                pr_info!(" on node {}", region.node);
             }
         }
     }
 }
 
 fn print_layout() {
-    println!("Virtual memory layout, {} levels:", levels().count());
+    pr_info!("Virtual memory layout, {} levels:", levels().count());
     for range in va_layout::layout(levels()) {
         let name = LayoutKind::from_raw(range.kind).map_or("?", LayoutKind::name);
-        println!("  {:#018x}-{:#018x} {name}", range.start, range.last);
+        pr_info!("  {:#018x}-{:#018x} {name}", range.start, range.last);
     }
     let image = phys::image();
-    println!(
+    pr_info!(
         "Kernel image at {:#x} (va {:#x}): text {} KiB, rodata {} KiB, data {} KiB",
         image.phys,
         image.va,

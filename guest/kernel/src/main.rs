@@ -43,6 +43,8 @@ mod ktest;
 mod mm;
 #[cfg(target_os = "none")]
 mod panic;
+#[cfg(target_os = "none")]
+mod printk;
 mod proc;
 #[cfg(target_os = "none")]
 mod random;

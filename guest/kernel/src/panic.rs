@@ -11,8 +11,9 @@ use crate::arch::{percpu, regs, trap};
 use crate::drivers::{memvisor, power};
 use crate::kallsyms::{Place, Return};
 use crate::mm::paging;
+use crate::printk::Level;
 use crate::sync::Lock;
-use crate::{console, introspect, println, smp};
+use crate::{console, introspect, printk, println, smp};
 
 static PANICKING: AtomicBool = AtomicBool::new(false);
 
@@ -68,13 +69,13 @@ pub fn print_walk(va: u64) {
 }
 
 /// Prints return addresses by the chain of frame pointers, as long as it stays on one stack.
-pub fn print_backtrace(rip: u64, rbp: u64) {
-    println!("Call Trace:");
+pub fn print_backtrace(level: Level, rip: u64, rbp: u64) {
+    printk::print(level, format_args!("Call Trace:\n"));
     if rip != 0 {
-        println!("  {}", Place(rip));
+        printk::print(level, format_args!("  {}\n", Place(rip)));
     }
     for_each_return_address(rbp, |address| {
-        println!("  {}", Return(address));
+        printk::print(level, format_args!("  {}\n", Return(address)));
         true
     });
 }
@@ -108,7 +109,7 @@ fn panic(info: &PanicInfo<'_>) -> ! {
     if let Some(place) = info.location() {
         println!("  at {place}");
     }
-    print_backtrace(0, regs::rbp());
+    print_backtrace(Level::Emerg, 0, regs::rbp());
     leave_epitaph(format_args!("{}", info.message()));
     end(ExitCode::Panic)
 }

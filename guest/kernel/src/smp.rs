@@ -15,7 +15,7 @@ use crate::mm::phys::{self, DirectMap};
 use crate::mm::{early, page_alloc, space};
 use crate::sched::CpuMask;
 use crate::topology::CPUS;
-use crate::{introspect, println, sched};
+use crate::{introspect, pr_info, pr_warn, sched};
 
 pub use flush::{
     Invalidation, Shootdown, ShootdownWords, answer_flush, flush_cpus, flush_others, wait_flushes,
@@ -52,7 +52,7 @@ pub fn reserve_trampoline() {
     let frame = early::MEMBLOCK.lock().alloc(PAGE_SIZE, PAGE_SIZE, range, None, Direction::TopDown);
     match frame {
         Some(frame) => TRAMPOLINE.store(frame.as_u64(), Ordering::Relaxed),
-        None => println!("smp: no RAM below 640 KiB: only the boot CPU can run"),
+        None => pr_warn!("smp: no RAM below 640 KiB: only the boot CPU can run"),
     }
 }
 
@@ -100,7 +100,7 @@ pub fn start_others() {
         let alias = layout::phys_to_virt(levels(), PhysAddr::new(page)).expect("below 1 MiB");
         paging::protect_kernel(alias, PAGE_SIZE, Prot::KERNEL_RO);
     }
-    println!("smp: Brought up {} node(s), {} CPU(s)", page_alloc::nr_nodes(), ONLINE.load(Ordering::Relaxed));
+    pr_info!("smp: Brought up {} node(s), {} CPU(s)", page_alloc::nr_nodes(), ONLINE.load(Ordering::Relaxed));
 }
 
 fn set_state(number: usize, state: CpuState) {
@@ -196,7 +196,7 @@ fn start(number: usize, page: u64) {
         }
     }
     set_state(number, CpuState::Failed);
-    println!("smp: CPU {number} (APIC {apic_id:#x}) did not answer");
+    pr_warn!("smp: CPU {number} (APIC {apic_id:#x}) did not answer");
 }
 
 /// Where the trampoline arrives, on the CPU's own kernel stack.

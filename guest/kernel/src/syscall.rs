@@ -20,7 +20,7 @@ use mm_vma::Errno;
 
 use crate::arch::percpu;
 use crate::arch::trap::TrapFrame;
-use crate::println;
+use crate::pr_warn;
 use crate::task::{current, current_pid, work};
 use crate::trace::KernelTrace;
 
@@ -94,7 +94,7 @@ fn others(number: u64, frame: &mut TrapFrame) -> Option<Result<u64, Errno>> {
 fn unknown(number: u64) -> Result<u64, Errno> {
     let at = usize::try_from(number).map_or(NUMBERS, |number| number.min(NUMBERS));
     if UNKNOWN.get(at).is_some_and(|count| count.fetch_add(1, Ordering::Relaxed) == 0) && at < NUMBERS {
-        println!("task[{}]: system call {number} is not there", current_pid());
+        pr_warn!("task[{}]: system call {number} is not there", current_pid());
     }
     Err(Errno::Enosys)
 }

@@ -14,7 +14,7 @@ use crate::drivers::rtc;
 use crate::sched::{self, WaitQueue, clock};
 use crate::sync::Lock;
 use crate::task::{self, Process};
-use crate::{println, signal};
+use crate::{pr_warn, signal};
 
 /// Time of day at boot, nanoseconds since 1970; 0 until somebody asks.
 static BOOT: AtomicU64 = AtomicU64::new(0);
@@ -29,7 +29,7 @@ pub fn boot_realtime() -> u64 {
     match BOOT.load(Ordering::Acquire) {
         0 => {
             let seconds = rtc::read_time().unwrap_or_else(|| {
-                println!("rtc: no clock answers: it is 1970");
+                pr_warn!("rtc: no clock answers: it is 1970");
                 0
             });
             let boot = (seconds * NSEC_PER_SEC).saturating_sub(clock::now()).max(1);

@@ -10,8 +10,8 @@ use crate::arch::{percpu, regs};
 use crate::init::say;
 use crate::mm::early;
 use crate::mm::phys::DirectMap;
-use crate::println;
 use crate::sync::Lock;
+use crate::{pr_info, pr_warn};
 
 const NO_CPU: CpuInfo = CpuInfo { apic_id: 0, node: 0, state: 0, reserved: 0, percpu_gpa: 0, percpu_len: 0 };
 
@@ -41,14 +41,14 @@ pub fn init(rsdp: u64) -> u64 {
     *POWER_OFF.lock() = tables.power_off;
     let madt = Madt::read(tables.madt.as_ref(), &mut say);
     if madt.apic_ids().is_empty() {
-        println!("ACPI: no CPUs in a MADT: only the boot CPU is used");
+        pr_warn!("ACPI: no CPUs in a MADT: only the boot CPU is used");
     }
     let mut srat = SRAT.lock();
     if let Some(table) = &tables.srat {
         srat.read(table, &mut say);
     }
     if tables.hmat.is_some() {
-        println!("ACPI: HMAT found");
+        pr_info!("ACPI: HMAT found");
     }
     place_memory(&srat);
     SLIT.lock().read(tables.slit.as_ref(), srat.nodes().max(1) as usize, &mut say);
@@ -62,7 +62,7 @@ fn place_memory(srat: &Srat) {
     memblock.set_node(PhysAddr::new(0), !0xfff, 0).expect("memblock is full");
     for &(base, len, node) in srat.memory() {
         if let Err(error) = memblock.set_node(PhysAddr::new(base), len, node) {
-            println!("SRAT: node {node}: [mem {base:#x}+{len:#x}]: {error}");
+            pr_warn!("SRAT: node {node}: [mem {base:#x}+{len:#x}]: {error}");
         }
     }
 }
@@ -110,18 +110,18 @@ pub fn print() {
     let nodes = nr_nodes();
     let cpus = CPUS.lock();
     for node in 0..u32::try_from(nodes).unwrap_or(0) {
-        crate::print!("NUMA: node {node} cpus:");
+        crate::printk!(Info, "NUMA: node {node} cpus:");
         for (cpu, info) in cpus.table[..cpus.count].iter().enumerate() {
             if info.node == node {
-                crate::print!(" {cpu}");
+                crate::printk!(Info, " {cpu}");
             }
         }
-        crate::print!("  distances:");
+        crate::printk!(Info, "  distances:");
         with_distances(|distances| {
             for distance in &distances[node as usize * nodes..][..nodes] {
-                crate::print!(" {distance}");
+                crate::printk!(Info, " {distance}");
             }
         });
-        println!();
+        pr_info!("");
     }
 }

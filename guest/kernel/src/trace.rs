@@ -15,7 +15,7 @@ use crate::mm::early;
 use crate::mm::memmap::Vmemmap;
 use crate::mm::phys::{self, DirectMap};
 use crate::topology::CPUS;
-use crate::{cmdline, introspect, println};
+use crate::{cmdline, introspect, pr_info, pr_warn};
 
 /// Bytes of a ring: 4,096 records.
 const BUF_SIZE: u64 = 256 << 10;
@@ -64,7 +64,7 @@ pub fn init() {
     for (number, ring) in (0..).zip(&RINGS[..count]) {
         let node = CPUS.lock().table[number].node;
         let Some(first) = early::alloc(pages, 1, Some(node), PageKind::Reserved) else {
-            println!("trace: no memory for the ring of CPU {number}");
+            pr_warn!("trace: no memory for the ring of CPU {number}");
             continue;
         };
         for page in 0..pages {
@@ -74,7 +74,7 @@ pub fn init() {
         ring.open(cpu, first.phys().as_u64(), capacity, mask, regs::rdtsc());
     }
     introspect::publish_trace(&RINGS[..count]);
-    println!("trace: {count} rings of {capacity} records");
+    pr_info!("trace: {count} rings of {capacity} records");
     // A walkthrough records its parts and nothing around them.
     if cmdline::value("explain", |_| ()).is_none() {
         MASK.set(mask);
@@ -95,7 +95,7 @@ fn wanted() -> Option<[u64; MASK_WORDS]> {
     cmdline::value("trace", |patterns| match select_events(patterns) {
         Ok(mask) => Some(mask),
         Err(word) => {
-            println!("trace: no event is called {word}; nothing is traced");
+            pr_warn!("trace: no event is called {word}; nothing is traced");
             None
         }
     })

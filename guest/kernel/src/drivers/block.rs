@@ -15,7 +15,7 @@ use mm_core::{Errno, Event, EventId, MaySleep, PAGE_SIZE, Pfn, Trace};
 use super::pci;
 pub use super::virtio::blk::Ticket;
 use super::virtio::blk::{self, Geometry, VirtioBlk};
-use crate::println;
+use crate::pr_info;
 use crate::sync::Lock;
 use crate::trace::KernelTrace;
 
@@ -320,7 +320,7 @@ pub fn init(context: &MaySleep<'_>) {
         }
         let Some(disk) = blk::probe(function, index, context) else { return };
         let name = disk.name();
-        println!(
+        pr_info!(
             "virtio_blk 00:{:02x}.{}: [{}] {} 512-byte logical blocks, serial \"{}\"{}",
             function.device,
             function.function,

@@ -17,7 +17,7 @@ use super::virtio::blk::set_vector;
 use super::virtio::memory::Mmio;
 use crate::arch::trap::VECTOR_DMA;
 use crate::mm::dma::dma_set_mask;
-use crate::println;
+use crate::pr_info;
 use crate::sched::WaitQueue;
 use crate::sync::Lock;
 
@@ -112,15 +112,17 @@ pub fn init(context: &MaySleep<'_>) {
         }
         match probe(function, index, context) {
             Ok(engine) => {
-                println!(
+                pr_info!(
                     "memvisor_dma 00:{:02x}.{}: dma{index}, {} address bits",
-                    function.device, function.function, engine.bits
+                    function.device,
+                    function.function,
+                    engine.bits
                 );
                 index += 1;
             }
             Err(reason) => {
                 function.disable();
-                println!("memvisor_dma 00:{:02x}.{}: not used: {reason}", function.device, function.function);
+                pr_info!("memvisor_dma 00:{:02x}.{}: not used: {reason}", function.device, function.function);
             }
         }
     });

@@ -34,7 +34,7 @@ pub fn make_nodes() {
     for disk in block::all() {
         let device = Device { major: MAJOR, minor: u32::from(disk.index) * MINORS };
         if let Err(error) = with_vfs(|vfs| vfs.add_disk(&disk.name(), device)) {
-            crate::println!("devtmpfs: no node for disk {}: {error:?}", disk.index);
+            crate::pr_warn!("devtmpfs: no node for disk {}: {error:?}", disk.index);
         }
     }
 }

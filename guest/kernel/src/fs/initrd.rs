@@ -15,7 +15,7 @@ use crate::mm::phys;
 use crate::sync::Lock;
 use crate::syscall::open_console;
 use crate::task::{self, End, current};
-use crate::{cmdline, println};
+use crate::{cmdline, pr_info, pr_warn};
 
 /// Where the archive is: address and bytes.
 static ARCHIVE: Lock<(u64, u64)> = Lock::new((0, 0));
@@ -36,16 +36,16 @@ pub fn load() -> Option<Vec<u8>> {
     let result = match result {
         Ok(result) => result,
         Err(error) => {
-            println!("initramfs: {error}");
+            pr_warn!("initramfs: {error}");
             return None;
         }
     };
-    println!("initramfs: {} entries, {} KiB of files", result.entries, result.bytes / 1024);
+    pr_info!("initramfs: {} entries, {} KiB of files", result.entries, result.bytes / 1024);
     if let Some((count, error)) = result.failed {
-        println!("initramfs: {count} entries could not be made, the last one because: {error}");
+        pr_warn!("initramfs: {count} entries could not be made, the last one because: {error}");
     }
     if let Some(error) = result.error {
-        println!("initramfs: {error}");
+        pr_warn!("initramfs: {error}");
     }
     first_program()
 }
@@ -70,7 +70,7 @@ const INIT: u32 = 1;
 /// # Errors
 /// `ENOMEM`.
 pub fn run(path: Vec<u8>) -> Result<End, Errno> {
-    println!("Run {} as init process", core::str::from_utf8(&path).unwrap_or("?"));
+    pr_info!("Run {} as init process", core::str::from_utf8(&path).unwrap_or("?"));
     *PROGRAM.lock() = path;
     console::start()?;
     let process = task::run_file(INIT, start)?;
@@ -111,7 +111,7 @@ fn archive() -> Option<&'static [u8]> {
     // SAFETY: `init` reserved the archive's frames in memblock before there was an allocator, and nobody gives them back.
     let bytes = unsafe { phys::reserved_bytes(PhysAddr::new(addr), len) };
     if bytes.is_none() {
-        println!("initramfs: {len} bytes at {addr:#x} are outside the direct map");
+        pr_info!("initramfs: {len} bytes at {addr:#x} are outside the direct map");
     }
     bytes
 }
@@ -124,11 +124,11 @@ fn first_program() -> Option<Vec<u8>> {
         if is_program(&path).is_ok() {
             return Some(path);
         }
-        println!("init: {} cannot be run", core::str::from_utf8(&path).unwrap_or("?"));
+        pr_warn!("init: {} cannot be run", core::str::from_utf8(&path).unwrap_or("?"));
     }
     let found = usual.iter().find(|path| is_program(path).is_ok());
     if found.is_none() {
-        println!("init: no program in the initramfs; tried /init, /sbin/init, /etc/init, /bin/init, /bin/sh");
+        pr_warn!("init: no program in the initramfs; tried /init, /sbin/init, /etc/init, /bin/init, /bin/sh");
     }
     found.map(|path| path.to_vec())
 }

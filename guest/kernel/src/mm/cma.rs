@@ -18,7 +18,7 @@ use crate::mm::page_alloc::{self, PAGES};
 use crate::mm::{early, limits, phys};
 use crate::sched;
 use crate::sync::Lock;
-use crate::{cmdline, println};
+use crate::{cmdline, pr_err, pr_info};
 
 /// Areas, published. Places and sizes are written at boot only.
 static AREAS: Lock<[CmaArea; MAX_CMA_AREAS]> = Lock::new([CmaArea::NONE; MAX_CMA_AREAS]);
@@ -93,7 +93,7 @@ fn make(name: &str, bytes: u64, node: Option<u32>) {
     let number = count();
     let place = find(pages, block, node).filter(|_| number < MAX_CMA_AREAS);
     let Some((base, kind)) = place else {
-        println!("cma: failed to reserve {} MiB", bytes >> 20);
+        pr_err!("cma: failed to reserve {} MiB", bytes >> 20);
         return;
     };
     let words = (pages.div_ceil(64) * 8).div_ceil(PAGE_SIZE);
@@ -125,7 +125,7 @@ fn make(name: &str, bytes: u64, node: Option<u32>) {
     area.name.iter_mut().take(CMA_NAME_LEN - 1).zip(text).for_each(|(to, from)| *to = from);
     AREAS.lock()[number] = area;
     COUNT.store(number + 1, Ordering::Release);
-    println!("cma: Reserved {} MiB at {:#x}", (pages << PAGE_SHIFT) >> 20, base.phys().as_u64());
+    pr_info!("cma: Reserved {} MiB at {:#x}", (pages << PAGE_SHIFT) >> 20, base.phys().as_u64());
 }
 
 /// A free piece of low memory in one zone, the highest that there is.

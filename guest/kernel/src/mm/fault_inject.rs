@@ -17,7 +17,7 @@ use mm_slab::CacheId;
 use crate::arch::percpu;
 use crate::mm::slab::KMEM;
 use crate::mm::{oom, page_alloc};
-use crate::{cmdline, println, task};
+use crate::{cmdline, pr_info, pr_warn, task};
 
 static FAILSLAB: FaultAttr = FaultAttr::new();
 static FAIL_PAGE_ALLOC: FaultAttr = FaultAttr::new();
@@ -58,7 +58,7 @@ pub fn init() {
 
 fn read(name: &str, f: impl FnOnce(&str) -> Option<()>) {
     if cmdline::value(name, f) == Some(None) {
-        println!("FAULT_INJECTION: failed to parse arguments of {name}=");
+        pr_warn!("FAULT_INJECTION: failed to parse arguments of {name}=");
     }
 }
 
@@ -99,7 +99,7 @@ fn should_fail(name: &str, attr: &FaultAttr, size: u64) -> bool {
     let counted = if in_task { task::current().and_then(|task| task.count_to_failure()) } else { None };
     let fails = counted.unwrap_or_else(|| attr.should_fail(size, percent));
     if fails && page_alloc::Kernel.may_report() {
-        println!("FAULT_INJECTION: forcing a failure. name {name}, {attr}");
+        pr_info!("FAULT_INJECTION: forcing a failure. name {name}, {attr}");
         oom::dump_stack();
     }
     fails

@@ -10,7 +10,7 @@ use crate::mm::memmap::Vmemmap;
 use crate::mm::page_alloc::{NODES, PAGES, nr_nodes};
 use crate::mm::space::Spaces;
 use crate::mm::{phys, scope};
-use crate::println;
+use crate::pr_err;
 use crate::sched::{self, WaitQueue};
 use crate::sync::Lock;
 
@@ -37,7 +37,7 @@ pub fn init(context: &MaySleep<'_>) {
         }
         match sched::spawn_daemon("kcompactd", run, node as u64, context) {
             Ok(()) => NODES_STATE.lock()[node].exists = 1,
-            Err(error) => println!("kcompactd: no thread for node {node}: {error:?}"),
+            Err(error) => pr_err!("kcompactd: no thread for node {node}: {error:?}"),
         }
     }
 }

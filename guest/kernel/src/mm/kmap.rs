@@ -22,7 +22,7 @@ use crate::mm::vmalloc::vm;
 use crate::mm::{fixmap, limits, phys};
 use crate::sched::{self, WaitQueue};
 use crate::sync::Lock;
-use crate::{println, topology};
+use crate::{pr_warn, topology};
 
 /// The blocking window's slots.
 pub static PKMAP: Lock<Pkmap> = Lock::new(Pkmap::new());
@@ -152,7 +152,7 @@ pub fn kmap_high(pfn: Pfn, context: &MaySleep<'_>) -> Result<VirtAddr, KmapError
                 PKMAP_WAITERS.fetch_sub(1, Ordering::AcqRel);
             }
             Err(error) => {
-                println!(
+                pr_warn!(
                     "WARNING: kmap of {pfn}: {error}, and nobody is left to free one; called from {caller}"
                 );
                 return Err(error);
@@ -192,7 +192,7 @@ pub fn kunmap_high(pfn: Pfn) -> bool {
     match outcome {
         Ok(true) => PKMAP_WAIT.wake_up_all(),
         Ok(false) => {}
-        Err(error) => println!("WARNING: kunmap of {pfn}: {error}, called from {}", Location::caller()),
+        Err(error) => pr_warn!("WARNING: kunmap of {pfn}: {error}, called from {}", Location::caller()),
     }
     outcome.is_ok()
 }
@@ -245,7 +245,7 @@ pub fn kmap_local(pfn: Pfn) -> Result<VirtAddr, KmapError> {
         Ok(addr)
     });
     if let Err(error) = outcome {
-        println!("WARNING: kmap_local of {pfn}: {error}, called from {}", Location::caller());
+        pr_warn!("WARNING: kmap_local of {pfn}: {error}, called from {}", Location::caller());
     }
     outcome
 }
@@ -266,7 +266,7 @@ pub fn kunmap_local(va: VirtAddr) -> bool {
         Ok(())
     });
     if let Err(error) = outcome {
-        println!("WARNING: kunmap_local of {va}: {error}, called from {}", Location::caller());
+        pr_warn!("WARNING: kunmap_local of {va}: {error}, called from {}", Location::caller());
     }
     outcome.is_ok()
 }

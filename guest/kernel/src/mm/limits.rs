@@ -10,7 +10,7 @@ use mm_core::{Order, PAGE_SHIFT, PAGE_SIZE, Pfn, PhysAddr};
 use mm_page_alloc::{ZoneLimits, find_zone_movable_pfns};
 
 use crate::mm::{early, phys};
-use crate::{cmdline, println};
+use crate::{cmdline, pr_info, pr_warn};
 
 /// Least low memory that can be asked for (Linux: 64 MiB in `lowmem_pfn_init`).
 const LOWMEM_MIN: u64 = 64 << 20;
@@ -47,12 +47,12 @@ pub fn init_lowmem() {
     let end = size & !((Order::MAX.pages() << PAGE_SHIFT) - 1);
     let ram_end = early::MEMBLOCK.lock().mem_pfn_ranges(None).map(|(_, end, _)| end).max();
     if size < LOWMEM_MIN || end < image.phys + image.len {
-        println!(
+        pr_warn!(
             "lowmem={size:#x}: too little low memory, ignored; the least is {LOWMEM_MIN:#x} and the kernel"
         );
     } else if ram_end.is_some_and(|ram_end| PhysAddr::new(end).pfn() < ram_end) {
         LOWMEM_END.store(PhysAddr::new(end).pfn().as_u64(), Ordering::Relaxed);
-        println!("direct map and low memory end at {end:#x}; what lies above is ZONE_HIGHMEM");
+        pr_info!("direct map and low memory end at {end:#x}; what lies above is ZONE_HIGHMEM");
     }
 }
 
@@ -64,7 +64,7 @@ pub fn init_movable() {
     for (node, (start, slot)) in starts.into_iter().zip(&MOVABLE_START).enumerate() {
         slot.store(start.as_u64(), Ordering::Relaxed);
         if start != Pfn::new(0) {
-            println!("Movable zone start for node {node}: {:#x}", start.phys().as_u64());
+            pr_info!("Movable zone start for node {node}: {:#x}", start.phys().as_u64());
         }
     }
 }
@@ -73,7 +73,7 @@ pub fn init_movable() {
 fn size_of_word(name: &str) -> Option<u64> {
     let size = cmdline::number(name);
     if size.is_none() && cmdline::value(name, |_| ()).is_some() {
-        println!("{name}= takes a size, as in {name}=96M; ignored");
+        pr_warn!("{name}= takes a size, as in {name}=96M; ignored");
     }
     size
 }

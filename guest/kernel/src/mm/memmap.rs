@@ -18,7 +18,7 @@ use mm_pgtable::{LeafSize, Prot, layout};
 
 use crate::mm::layout::levels;
 use crate::mm::{early, limits, page_alloc, paging, phys};
-use crate::println;
+use crate::pr_info;
 
 const SECTION_PAGES_SHIFT: u32 = SECTION_SIZE_BITS - PAGE_SHIFT;
 /// Frames that hold one section's descriptors.
@@ -172,7 +172,7 @@ pub fn init() {
     COUNT.store(sections.len(), Ordering::Relaxed);
     // The same layout, pinned by mm-core.
     SECTIONS.store(sections.as_mut_ptr().cast(), Ordering::Release);
-    println!(
+    pr_info!(
         "sparse: {count} sections of {} MiB, {} KiB of page descriptors",
         1 << (SECTION_SIZE_BITS - 20),
         count as u64 * MEMMAP_FRAMES * 4

@@ -21,7 +21,7 @@ use crate::mm::movable::Owners;
 use crate::mm::reclaim::KernelReclaim;
 use crate::mm::{cma, early, fault_inject, kmap, limits, oom, pcp, scope, sysctl, vmscan, vmstat};
 use crate::sync::{Guard, Lock};
-use crate::{cmdline, print, println, sched, task, topology};
+use crate::{cmdline, pr_info, pr_warn, printk, sched, task, topology};
 
 /// Places for zones: those of nodes that do not exist stay empty.
 pub const ZONES_MAX: usize = MAX_NUMNODES * MAX_NR_ZONES;
@@ -189,7 +189,7 @@ fn decide_fresh_is_zero() {
         _ => None,
     });
     if word == Some(None) {
-        println!("page_alloc: fresh_ram= takes zero or unknown");
+        pr_warn!("page_alloc: fresh_ram= takes zero or unknown");
     }
     FRESH_IS_ZERO.store(word.flatten().unwrap_or_else(memvisor::present), Ordering::Relaxed);
 }
@@ -261,7 +261,7 @@ fn build_zonelists(lists: &mut [Zonelist]) {
         _ => None,
     });
     if order == Some(None) {
-        println!("page_alloc: numa_zonelist_order= takes node or zone; node is used");
+        pr_warn!("page_alloc: numa_zonelist_order= takes node or zone; node is used");
     }
     let order = order.flatten().unwrap_or_default();
     let mut states = [NodeState::default(); MAX_NUMNODES];
@@ -401,7 +401,7 @@ impl Machine for Kernel {
     }
 
     fn report(&self, line: fmt::Arguments<'_>) {
-        oom::with_comm(|comm| println!("{comm}: {line}"));
+        oom::with_comm(|comm| pr_warn!("{comm}: {line}"));
     }
 
     fn show_mem(&self, highest: ZoneKind) {
@@ -575,7 +575,7 @@ pub fn print() {
             continue;
         }
         let name = ZoneKind::from_raw(info.kind).map_or("?", ZoneKind::name);
-        println!(
+        pr_info!(
             "Node {}, zone {name:>8}: start_pfn {:#x} spanned {} present {} managed {} free {} deferred {} min {} low {} high {} protection {:?}",
             info.node,
             info.start_pfn,
@@ -589,10 +589,10 @@ pub fn print() {
             info.watermark[2],
             info.lowmem_reserve,
         );
-        print!("Node {}, zone {name:>8}: free blocks by order", info.node);
+        printk!(Info, "Node {}, zone {name:>8}: free blocks by order", info.node);
         for area in &info.free_area {
-            print!(" {}", area.nr_free());
+            printk!(Info, " {}", area.nr_free());
         }
-        println!();
+        pr_info!("");
     }
 }

@@ -16,7 +16,7 @@ use super::memmap::Vmemmap;
 use super::paging::{self, Tables, entry_address};
 use super::phys::DirectMap;
 use crate::arch::{pti, trap};
-use crate::{cmdline, introspect, println, topology};
+use crate::{cmdline, introspect, pr_info, topology};
 
 /// Root of the tree whose upper half every user table has.
 static TEMPLATE: AtomicU64 = AtomicU64::new(0);
@@ -52,7 +52,7 @@ pub fn init() {
     introspect::publish_entry_area(table.root, text..end, idt);
     TEMPLATE.store(table.root.as_u64(), Ordering::Release);
     pti::enable(nr_cpus);
-    println!("pti: ring 3 has tables of its own, with {} KiB of entry code", (end - text) / 1024);
+    pr_info!("pti: ring 3 has tables of its own, with {} KiB of entry code", (end - text) / 1024);
 }
 
 /// Maps what the kernel has there.

@@ -17,7 +17,7 @@ use crate::mm::memmap::{self, Vmemmap};
 use crate::mm::page_alloc::{self, PAGES};
 use crate::mm::pcp;
 use crate::sched::{self, WaitQueue};
-use crate::{cmdline, println};
+use crate::{cmdline, pr_err, pr_info};
 
 /// Pages that must have moved for [`end`] to say so: more than suite rmap's program has at once.
 const ENOUGH: u64 = 200;
@@ -44,7 +44,7 @@ pub fn init(context: &MaySleep<'_>) {
     RUNS.store(true, Ordering::Release);
     if let Err(error) = sched::spawn_daemon("shuffle", run, 0, context) {
         RUNS.store(false, Ordering::Release);
-        println!("shuffle: no thread: {error:?}");
+        pr_err!("shuffle: no thread: {error:?}");
     }
 }
 
@@ -75,12 +75,12 @@ pub fn end(context: &MaySleep<'_>) {
         (events[VmEvent::PgmigrateSuccess as usize], events[VmEvent::PgmigrateFail as usize]);
     let taken = TAKEN.load(Ordering::Relaxed);
     let emptied = EMPTIED.load(Ordering::Relaxed);
-    println!("shuffle: {moved} pages moved, {stayed} stayed, {taken} pageblocks emptied of {emptied} pages");
+    pr_info!("shuffle: {moved} pages moved, {stayed} stayed, {taken} pageblocks emptied of {emptied} pages");
     if emptied > 0 {
-        println!("shuffle: pageblocks were emptied while programs used their pages");
+        pr_info!("shuffle: pageblocks were emptied while programs used their pages");
     }
     let verdict = if moved >= ENOUGH { "pages moved" } else { "too few pages moved" };
-    println!("shuffle: {verdict} while programs used them");
+    pr_info!("shuffle: {verdict} while programs used them");
 }
 
 /// The thread.

@@ -16,7 +16,7 @@ use crate::mm::page_alloc;
 use crate::mm::phys::{self, DirectMap};
 use crate::sync::Lock;
 use crate::topology::CPUS;
-use crate::{cmdline, panic, println, smp, task};
+use crate::{cmdline, panic, pr_err, pr_info, pr_warn, smp, task};
 
 /// The caches of the kernel.
 pub static KMEM: Kmem<Kernel> = Kmem::new(Kernel);
@@ -69,7 +69,7 @@ pub fn init() {
     if let Err(error) = KMEM.init() {
         panic!("kmalloc caches: {error}");
     }
-    println!("slab: {} with {cpus} CPU(s), {nodes} node(s)", OPTIONS.lock().kind.name());
+    pr_info!("slab: {} with {cpus} CPU(s), {nodes} node(s)", OPTIONS.lock().kind.name());
 }
 
 /// Reads the command line. What is wrong is said, and the defaults hold.
@@ -90,7 +90,7 @@ fn read_options() {
     let (slab, debug) = (text(0, slab), text(1, debug));
     match Options::parse(slab, debug, cmdline::flag("slab_nomerge")) {
         Some(options) => *OPTIONS.lock() = options,
-        None => println!("slab: wrong slab={slab:?} or slub_debug={debug:?}; slub without debugging is used"),
+        None => pr_warn!("slab: wrong slab={slab:?} or slub_debug={debug:?}; slub without debugging is used"),
     }
 }
 
@@ -259,7 +259,7 @@ impl Machine for Kernel {
     }
 
     fn report(&self, line: fmt::Arguments<'_>) {
-        println!("{line}");
+        pr_err!("{line}");
     }
 }
 

@@ -9,7 +9,7 @@ use mm_page_alloc::{Zone, watermark};
 use crate::mm::page_alloc::{self, ZONES_MAX};
 use crate::mm::{limits, phys};
 use crate::sync::Lock;
-use crate::{cmdline, println};
+use crate::{cmdline, pr_warn};
 
 /// Settings in force, published.
 static SETTINGS: Lock<VmSysctl> = Lock::new(VmSysctl::DEFAULT);
@@ -64,7 +64,7 @@ pub fn init() {
     match cmdline::value("lowmem_reserve_ratio", parse_ratios) {
         Some(Some(ratios)) => settings.lowmem_reserve_ratio = ratios,
         Some(None) => {
-            println!("lowmem_reserve_ratio= takes up to {MAX_NR_ZONES} numbers with commas; ignored")
+            pr_warn!("lowmem_reserve_ratio= takes up to {MAX_NR_ZONES} numbers with commas; ignored")
         }
         None => {}
     }
@@ -159,7 +159,7 @@ fn with_copies(f: impl FnOnce(&mut [Zone])) {
 fn word(name: &str, least: u64, most: u64) -> Option<u64> {
     let number = cmdline::number(name).filter(|number| (least..=most).contains(number));
     if number.is_none() && cmdline::value(name, |_| ()).is_some() {
-        println!("{name}= takes a number from {least} to {most}; ignored");
+        pr_warn!("{name}= takes a number from {least} to {most}; ignored");
     }
     number
 }

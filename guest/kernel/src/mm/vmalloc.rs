@@ -16,7 +16,7 @@ use crate::mm::phys::DirectMap;
 use crate::mm::slab::KMEM;
 use crate::mm::{early, kmap, page_alloc, vmstat};
 use crate::sync::Lock;
-use crate::{println, smp};
+use crate::{pr_warn, smp};
 
 /// All areas.
 pub static AREAS: Lock<Areas> = Lock::new(Areas::new());
@@ -87,7 +87,7 @@ pub fn vunmap(va: VirtAddr) -> bool {
 /// Prints what `function` refused to whom; true if it did not.
 pub(super) fn report<T>(function: &str, caller: &Location<'_>, outcome: &Result<T, VmError>) -> bool {
     if let Err(error) = outcome {
-        println!("WARNING: {function}: {error}, called from {caller}");
+        pr_warn!("WARNING: {function}: {error}, called from {caller}");
     }
     outcome.is_ok()
 }

@@ -15,7 +15,7 @@ use crate::arch::percpu::{self, PerCpu};
 use crate::arch::{apic, cpu, regs};
 use crate::drivers::pit;
 use crate::sync::Lock;
-use crate::{ktest, println};
+use crate::{ktest, pr_info};
 
 /// Ticks a second (Linux: `HZ`).
 pub const HZ: u64 = 100;
@@ -59,7 +59,7 @@ fn measure() -> u64 {
     };
     let by_tsc = apic::has_tsc_deadline();
     let timer = if by_tsc { ", which sets it" } else { "" };
-    println!("clock: time-stamp counter {} kHz{timer}, APIC timer {} kHz", tsc_hz / 1000, apic_hz / 1000);
+    pr_info!("clock: time-stamp counter {} kHz{timer}, APIC timer {} kHz", tsc_hz / 1000, apic_hz / 1000);
     let shifted = |hz: u64| u64::try_from((u128::from(hz) << SHIFT) / 1_000_000_000).unwrap_or(u64::MAX);
     CYCLES.store(shifted(tsc_hz), Ordering::Relaxed);
     UNITS.store(if by_tsc { 0 } else { shifted(apic_hz) }, Ordering::Relaxed);

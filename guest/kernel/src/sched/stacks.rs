@@ -12,7 +12,7 @@ use super::{SLOTS, current, text};
 use crate::arch::percpu::{self, AREA_SIZE, STACKS};
 use crate::mm::layout::{percpu_area, percpu_contains};
 use crate::mm::phys;
-use crate::{cmdline, println};
+use crate::{cmdline, pr_info};
 
 /// The fewest bytes that any task left of its stack.
 static LOWEST: AtomicU64 = AtomicU64::new(THREAD_SIZE);
@@ -107,6 +107,6 @@ pub(super) fn end_usage(base: u64, name: &[u8; 16], pid: u32) {
         (base..base + THREAD_SIZE).step_by(8).take_while(|va| phys::read_mapped(VirtAddr::new(*va)) == 0);
     let left = unused.count() as u64 * 8;
     if left < LOWEST.fetch_min(left, Ordering::Relaxed) {
-        println!("{} ({pid}) used greatest stack depth: {left} bytes left", text(name));
+        pr_info!("{} ({pid}) used greatest stack depth: {left} bytes left", text(name));
     }
 }

@@ -141,7 +141,7 @@ pub fn return_from_handler(trap: &mut TrapFrame) -> u64 {
     if restore(&task, trap).is_some() {
         return trap.rax;
     }
-    crate::println!("task[{}]: bad frame in rt_sigreturn at {:x}", task.process.pid, trap.rsp);
+    crate::pr_info!("task[{}]: bad frame in rt_sigreturn at {:x}", task.process.pid, trap.rsp);
     task.process.signals.with(|group| {
         group.force_segv(task.tid(), None::<Signal>, &mut wake);
         decide_exit(&task.process, group);

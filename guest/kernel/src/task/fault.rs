@@ -11,7 +11,7 @@ use crate::arch::{percpu, regs};
 use crate::mm::oom;
 use crate::mm::space::{self, Spaces};
 use crate::trace::KernelTrace;
-use crate::{println, sched, signal};
+use crate::{pr_warn, sched, signal};
 
 /// A page fault from ring 3 (Linux: `do_user_addr_fault`).
 pub fn page_fault(frame: &mut TrapFrame, address: u64) {
@@ -66,7 +66,7 @@ fn bad_area(task: &Current, frame: &TrapFrame, address: u64, fault: Fault) {
         Fault::MapErr | Fault::AccErr => (Signal::SEGV, "segfault"),
     };
     if !signal::is_handled(task, signal) {
-        println!(
+        pr_warn!(
             "task[{}]: {what} at {address:x} ip {:x} sp {:x} error {:x} (si_code {})",
             task.process.pid,
             frame.rip,
@@ -94,7 +94,7 @@ pub fn trap(frame: &mut TrapFrame) {
         _ => SigInfo::kernel(Signal::SEGV),
     };
     if !signal::is_handled(&task, info.signal) {
-        println!(
+        pr_warn!(
             "task[{}]: {} ip {at:x} sp {:x} error {:x}",
             task.process.pid,
             trap::name(frame.vector),

@@ -11,7 +11,7 @@ use crate::arch::user;
 use crate::elf::{self, Bundled};
 use crate::sched::{self, CpuMask, WaitQueue, Woken};
 use crate::syscall::open_console;
-use crate::{exec, println};
+use crate::{exec, pr_err};
 
 /// Status, as wait4 gives it, of a program that cannot be started: exit(127).
 const NOT_STARTED: u32 = 127 << 8;
@@ -51,7 +51,7 @@ pub fn enter(program: Result<TrapFrame, Errno>) {
     match program {
         Ok(mut frame) => user::enter(&mut frame, super::exit_to_user),
         Err(error) => {
-            println!("task[{}]: cannot be loaded: {error}", task.process.pid);
+            pr_err!("task[{}]: cannot be loaded: {error}", task.process.pid);
             do_exit(NOT_STARTED)
         }
     }

@@ -7,6 +7,7 @@ use memvisor_abi::port::ExitCode;
 
 use super::{apic, percpu, pti, regs, stack};
 use crate::drivers::{block, dma};
+use crate::printk::Level;
 use crate::sync::Lock;
 use crate::{panic, println, smp, syscall, task};
 
@@ -422,7 +423,7 @@ fn die(frame: &TrapFrame) -> ! {
     if frame.vector == VECTOR_PAGE_FAULT {
         panic::print_walk(cr2);
     }
-    panic::print_backtrace(frame.rip, frame.rbp);
+    panic::print_backtrace(Level::Emerg, frame.rip, frame.rbp);
     if let Some(stack) = overflow {
         panic::leave_epitaph(format_args!("kernel stack overflow in {}", stack.owner()));
         panic::end(ExitCode::Trap)

@@ -26,7 +26,7 @@ use crate::drivers::pci::Function;
 use crate::sched::{WaitQueue, clock};
 use crate::sync::Lock;
 use crate::trace::KernelTrace;
-use crate::{println, topology};
+use crate::{pr_info, pr_warn, topology};
 
 const TICKETS: usize = MAX_SIZE as usize;
 /// Descriptors of header and status.
@@ -143,7 +143,7 @@ pub fn probe(function: Function, index: u8, context: &MaySleep<'_>) -> Option<Di
         Ok(disk) => Some(disk),
         Err(error) => {
             function.disable();
-            println!("virtio_blk 00:{:02x}.{}: not used: {error}", function.device, function.function);
+            pr_warn!("virtio_blk 00:{:02x}.{}: not used: {error}", function.device, function.function);
             None
         }
     }
@@ -454,9 +454,10 @@ impl VirtioBlk {
         debug_assert!(inner.queue.is_broken(), "a queue that works was given up");
         self.function.disable();
         let _ = transport::reset(&self.registers);
-        println!(
+        pr_info!(
             "virtio_blk 00:{:02x}.{}: the device broke its queue",
-            self.function.device, self.function.function
+            self.function.device,
+            self.function.function
         );
     }
 

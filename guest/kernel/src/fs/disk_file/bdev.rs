@@ -22,7 +22,7 @@ use crate::drivers::block::{Disk, MAX_DISKS, Segment};
 use crate::mm::space::{Source, Spaces, backing, cache};
 use crate::mm::writeback::{self, Sync, Target};
 use crate::mm::{kmap, page_alloc, page_wait};
-use crate::println;
+use crate::pr_err;
 use crate::sched;
 
 /// How pages of a disk are asked for. A file system that has begun something cannot go back, and who removes a file has nobody to
@@ -158,7 +158,7 @@ pub fn sync(disk: &Disk, seen: &core::sync::atomic::AtomicU32) -> Result<(), Err
 pub(super) fn report(fs: &mut Ext2<Device>) {
     if let Some(error) = fs.take_error() {
         let name = fs.buffers().disk.name();
-        println!(
+        pr_err!(
             "EXT2-fs ({}): error: {}, number {}; it is read-only from now on",
             core::str::from_utf8(&name).unwrap_or("?"),
             error.what,

@@ -16,7 +16,7 @@ use mm_memblock::{AllocRange, Direction as From};
 use crate::arch::percpu;
 use crate::mm::{early, kmap, limits, page_alloc, phys};
 use crate::sync::Lock;
-use crate::{cmdline, println, topology};
+use crate::{cmdline, pr_err, pr_info, pr_warn, topology};
 
 /// The pool that boot reserves.
 const DEFAULT: usize = 0;
@@ -60,7 +60,7 @@ fn options() -> SwiotlbOptions {
         None => SwiotlbOptions::default(),
         Some(Some(options)) => options,
         Some(None) => {
-            println!("swiotlb= takes SLOTS[,AREAS][,force|noforce]; ignored");
+            pr_warn!("swiotlb= takes SLOTS[,AREAS][,force|noforce]; ignored");
             SwiotlbOptions::default()
         }
     }
@@ -94,19 +94,19 @@ pub fn init() {
     let range = AllocRange { min: PhysAddr::new(1 << 20), max: limit };
     let start = early::MEMBLOCK.lock().alloc(bytes, PAGE_SIZE, range, None, From::TopDown);
     let Some(start) = start else {
-        println!("software IO TLB: cannot allocate {} KiB", bytes >> 10);
+        pr_err!("software IO TLB: cannot allocate {} KiB", bytes >> 10);
         return;
     };
     early::own(start.pfn(), bytes / PAGE_SIZE, PageKind::Reserved);
     let Some(tables) = early::alloc(table_pages(nslabs), 1, None, PageKind::Reserved) else {
-        println!("software IO TLB: cannot allocate its tables");
+        pr_err!("software IO TLB: cannot allocate its tables");
         return;
     };
     TABLES.lock()[DEFAULT] = Some(tables);
     let (first, last) = (start.as_u64(), start.as_u64() + bytes - 1);
     POOLS.lock()[DEFAULT] =
         SwiotlbPool { start: first, nslabs, nareas, reserved: 1, force: options.force.into(), ..NO_POOL };
-    println!(
+    pr_info!(
         "software IO TLB: mapped [mem {first:#018x}-{last:#018x}] ({} KiB, {nareas} areas{})",
         bytes >> 10,
         if options.force { ", all mappings bounce" } else { "" }
@@ -147,7 +147,7 @@ fn make_isa_pool() -> Result<(), Errno> {
     };
     if made {
         let (first, last) = (block.phys().as_u64(), block.phys().as_u64() + bytes - 1);
-        println!("software IO TLB: ZONE_DMA [mem {first:#018x}-{last:#018x}] ({} KiB)", bytes >> 10);
+        pr_info!("software IO TLB: ZONE_DMA [mem {first:#018x}-{last:#018x}] ({} KiB)", bytes >> 10);
     } else {
         // Another driver was faster.
         page_alloc::free_pages(block, order);

@@ -15,7 +15,7 @@ use crate::mm::space;
 use crate::sched::{self, clock};
 use crate::task::{self, Process, Task};
 use crate::trace::KernelTrace;
-use crate::{println, signal};
+use crate::{pr_info, signal};
 
 /// Reports and kills, unless the process is on its way out already.
 pub(super) fn oom_kill_process(candidate: &Candidate, message: &str, header: &Header<'_>) {
@@ -62,7 +62,7 @@ fn kill(task: &Arc<Task>, mm: Id<Mm>, candidate: &Candidate, message: &str, head
     send_kill(process);
     kill_sharers(process.pid, mm);
     if let Some(pinned_by) = reaper::is_pinned_by(mm) {
-        println!("oom killer {} has mm pinned by {pinned_by}", process.pid);
+        pr_info!("oom killer {} has mm pinned by {pinned_by}", process.pid);
         victims::forget(mm, false);
     }
     reaper::wake();

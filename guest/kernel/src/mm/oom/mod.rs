@@ -29,7 +29,7 @@ use crate::mm::{phys, swap};
 use crate::sched::clock;
 use crate::sync::Lock;
 use crate::trace::KernelTrace;
-use crate::{println, sched, task};
+use crate::{pr_warn, sched, task};
 
 pub use processes::badness;
 pub use promises::totalpages;
@@ -124,7 +124,7 @@ pub fn out_of_memory(token: &MaySleep<'_>, request: &Request) -> OomOutcome {
         return OomOutcome::Busy;
     };
     if !task::has_processes() {
-        println!(
+        pr_warn!(
             "out of memory: order {}, mode {:#x}: there is nobody to kill",
             request.order.as_u8(),
             request.gfp.bits()
@@ -165,7 +165,7 @@ fn decide(request: &Request) {
         Verdict::Panic(text) => {
             header.print();
             if text.starts_with("System") {
-                println!("Out of memory and no killable processes...");
+                pr_warn!("Out of memory and no killable processes...");
             }
             panic!("{text}");
         }

@@ -8,7 +8,7 @@ use super::victims::{self, VICTIMS, Victim};
 use super::with_state;
 use crate::mm::space::{self, Spaces};
 use crate::sched::{self, WaitQueue, clock};
-use crate::{println, task};
+use crate::{pr_err, pr_info, task};
 
 /// How long a victim has to end by itself (Linux: `OOM_REAPER_DELAY`).
 pub(super) const DELAY_NS: u64 = 2_000_000_000;
@@ -22,7 +22,7 @@ static WORK: WaitQueue = WaitQueue::new();
 /// Starts the thread (Linux: `oom_init`).
 pub fn init(context: &MaySleep<'_>) {
     if let Err(error) = sched::spawn_daemon("oom_reaper", run, 0, context) {
-        println!("oom_reaper: no thread: {error:?}");
+        pr_err!("oom_reaper: no thread: {error:?}");
     }
 }
 
@@ -61,7 +61,7 @@ fn reap(victim: Victim) {
     let is_reaped = space::mm_tryget(victim.mm) && {
         let is_reaped = oom_reap(&Spaces, mm);
         if is_reaped {
-            println!(
+            pr_info!(
                 "oom_reaper: reaped process {} ({comm}), now anon-rss:{}kB, file-rss:{}kB, shmem-rss:0kB",
                 victim.pid,
                 mm.rss(RssKind::Anon) * 4,
@@ -75,7 +75,7 @@ fn reap(victim: Victim) {
     if is_reaped {
         with_state(|state| state.reaped += 1);
     } else if is_last {
-        println!("oom_reaper: unable to reap pid:{} ({comm})", victim.pid);
+        pr_info!("oom_reaper: unable to reap pid:{} ({comm})", victim.pid);
     }
     if is_reaped || is_last {
         victims::forget(victim.mm, is_reaped);

@@ -9,8 +9,9 @@ use super::show_mem;
 use crate::arch::{percpu, regs};
 use crate::mm::page_alloc::nr_nodes;
 use crate::mm::space;
+use crate::printk::Level;
 use crate::task::{self, Process, Task};
-use crate::{panic, println, sched};
+use crate::{panic, pr_err, pr_info, pr_warn, sched};
 
 /// What the report begins with.
 pub(super) struct Header<'a> {
@@ -34,13 +35,13 @@ pub fn with_comm<R>(f: impl FnOnce(&str) -> R) -> R {
 /// Where the current task is (Linux: the same name).
 pub fn dump_stack() {
     with_comm(|comm| {
-        println!(
+        pr_warn!(
             "CPU: {} PID: {} Comm: {comm} Not tainted 6.1.0-memvisor #1",
             percpu::cpu(),
             task::current().map_or(0, |task| task.tid())
         );
     });
-    panic::print_backtrace(0, regs::rbp());
+    panic::print_backtrace(Level::Warning, 0, regs::rbp());
 }
 
 impl Header<'_> {
@@ -49,7 +50,7 @@ impl Header<'_> {
         let &Request { gfp, order, highest, .. } = self.request;
         let oom_score_adj = task::current().map_or(0, |task| task.process.oom_score_adj());
         with_comm(|comm| {
-            println!("{}", Invoked { comm, gfp, gfp_names: GfpNames(gfp), order, oom_score_adj });
+            pr_warn!("{}", Invoked { comm, gfp, gfp_names: GfpNames(gfp), order, oom_score_adj });
         });
         dump_stack();
         show_mem::show_mem(highest);
@@ -61,13 +62,13 @@ impl Header<'_> {
 
 /// The table of processes, each under the registry's lock for itself.
 fn dump_tasks() {
-    println!("{TASKS_HEADER}");
+    pr_info!("{TASKS_HEADER}");
     let mut from = 0;
     while let Some((pid, row)) = task::with_next_process(from, |process, task| {
         (process.pid, task.and_then(|task| Row::of(process, task)))
     }) {
         if let Some(row) = row {
-            println!("{}", row.line());
+            pr_info!("{}", row.line());
         }
         from = pid + 1;
     }
@@ -135,6 +136,6 @@ pub(super) fn print_victim(header: &Header<'_>, process: &Process, task: &Task, 
             Ok(())
         })
     });
-    println!("{}", VictimLine { constraint: header.control.constraint, nodes: list, victim });
-    println!("{}", victim.killed(message, row.total_vm, [row.rss[0], row.rss[1], 0], &line));
+    pr_info!("{}", VictimLine { constraint: header.control.constraint, nodes: list, victim });
+    pr_err!("{}", victim.killed(message, row.total_vm, [row.rss[0], row.rss[1], 0], &line));
 }

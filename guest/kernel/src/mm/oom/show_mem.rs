@@ -8,7 +8,7 @@ use mm_core::{PAGE_SIZE, ZoneKind};
 use crate::mm::page_alloc::{ZONES, nr_nodes};
 use crate::mm::vmscan::kswapd;
 use crate::mm::{pcp, slab, swap, vmscan, vmstat};
-use crate::{print, println};
+use crate::{pr_warn, printk};
 
 const KIB: u64 = PAGE_SIZE / 1024;
 
@@ -44,7 +44,7 @@ fn name(zone: &Zone) -> &'static str {
 /// Prints it, of zones up to `highest` (Linux: the same name).
 pub fn show_mem(highest: ZoneKind) {
     const ALL: ZoneKind = ZoneKind::Movable;
-    println!("Mem-Info:");
+    pr_warn!("Mem-Info:");
     totals(ALL);
     let mut told = None;
     for node in zones(highest).filter_map(|index| u32::try_from(index / MAX_NR_ZONES).ok()) {
@@ -58,18 +58,18 @@ pub fn show_mem(highest: ZoneKind) {
     for index in zones(highest) {
         show_free_area(index);
     }
-    println!("{} total pagecache pages", vmstat::global(NodeStat::FilePages));
-    println!("{} pages in swap cache", swap::nr_swapcache_pages());
-    println!("Free swap  = {}kB", swap::nr_swap_pages() * KIB);
-    println!("Total swap = {}kB", swap::total_swap_pages() * KIB);
+    pr_warn!("{} total pagecache pages", vmstat::global(NodeStat::FilePages));
+    pr_warn!("{} pages in swap cache", swap::nr_swapcache_pages());
+    pr_warn!("Free swap  = {}kB", swap::nr_swap_pages() * KIB);
+    pr_warn!("Total swap = {}kB", swap::total_swap_pages() * KIB);
     let high = [ZoneKind::HighMem as u32, ZoneKind::Movable as u32];
-    println!("{} pages RAM", sum(ALL, |zone| zone.present_pages));
-    println!(
+    pr_warn!("{} pages RAM", sum(ALL, |zone| zone.present_pages));
+    pr_warn!(
         "{} pages HighMem/MovableOnly",
         sum(ALL, |zone| if high.contains(&zone.kind) { zone.managed_pages } else { 0 })
     );
-    println!("{} pages reserved", sum(ALL, |zone| zone.present_pages - zone.managed_pages));
-    println!("{} pages cma reserved", sum(ALL, |zone| zone.cma_pages));
+    pr_warn!("{} pages reserved", sum(ALL, |zone| zone.present_pages - zone.managed_pages));
+    pr_warn!("{} pages cma reserved", sum(ALL, |zone| zone.cma_pages));
 }
 
 /// All nodes, in pages.
@@ -77,36 +77,36 @@ fn totals(all: ZoneKind) {
     let (lists, stats) = (vmscan::counts(), vmstat::total());
     let stat = |stat: NodeStat| stats[stat as usize];
     let list = |kind| lists.list(kind);
-    println!(
+    pr_warn!(
         "active_anon:{} inactive_anon:{} isolated_anon:{}",
         list(LruKind::ActiveAnon),
         list(LruKind::InactiveAnon),
         lists.isolated[0]
     );
-    println!(
+    pr_warn!(
         " active_file:{} inactive_file:{} isolated_file:{}",
         list(LruKind::ActiveFile),
         list(LruKind::InactiveFile),
         lists.isolated[1]
     );
-    println!(
+    pr_warn!(
         " unevictable:{} dirty:{} writeback:{}",
         list(LruKind::Unevictable),
         stat(NodeStat::Dirty),
         stat(NodeStat::Writeback)
     );
     if let Some([reclaimable, unreclaimable]) = slab::nr_pages() {
-        println!(" slab_reclaimable:{reclaimable} slab_unreclaimable:{unreclaimable}");
+        pr_warn!(" slab_reclaimable:{reclaimable} slab_unreclaimable:{unreclaimable}");
     }
-    println!(
+    pr_warn!(
         " mapped:{} shmem:{} pagetables:{}",
         stat(NodeStat::FileMapped),
         stat(NodeStat::Shmem),
         stat(NodeStat::PageTable)
     );
-    println!(" sec_pagetables:0 bounce:0");
-    println!(" kernel_misc_reclaimable:0");
-    println!(
+    pr_warn!(" sec_pagetables:0 bounce:0");
+    pr_warn!(" kernel_misc_reclaimable:0");
+    pr_warn!(
         " free:{} free_pcp:{} free_cma:{}",
         sum(all, |zone| zone.free_pages),
         zones(all).map(pcp::free_pcp).sum::<u64>(),
@@ -119,7 +119,8 @@ fn show_node(node: u32) {
     let (lruvec, stats) = (vmscan::lruvec(node), vmstat::of_node(node as usize));
     let stat = |stat: NodeStat| stats[stat as usize] * KIB;
     let list = |kind: LruKind| lruvec.lists[kind as usize].count * KIB;
-    print!(
+    printk!(
+        Warning,
         "Node {node} active_anon:{}kB inactive_anon:{}kB active_file:{}kB inactive_file:{}kB unevictable:{}kB ",
         list(LruKind::ActiveAnon),
         list(LruKind::InactiveAnon),
@@ -127,7 +128,8 @@ fn show_node(node: u32) {
         list(LruKind::InactiveFile),
         list(LruKind::Unevictable),
     );
-    print!(
+    printk!(
+        Warning,
         "isolated(anon):{}kB isolated(file):{}kB mapped:{}kB dirty:{}kB writeback:{}kB shmem:{}kB ",
         lruvec.isolated[0] * KIB,
         lruvec.isolated[1] * KIB,
@@ -136,7 +138,7 @@ fn show_node(node: u32) {
         stat(NodeStat::Writeback),
         stat(NodeStat::Shmem),
     );
-    println!(
+    pr_warn!(
         "writeback_tmp:0kB kernel_stack:{}kB pagetables:{}kB sec_pagetables:0kB all_unreclaimable? {}",
         stat(NodeStat::KernelStack),
         stat(NodeStat::PageTable),
@@ -152,7 +154,8 @@ fn show_zone(index: usize) {
     let stats = vmstat::of_zone(index);
     with(index, |zone| {
         let mark = |mark: Watermark| (zone.watermark[mark as usize] + zone.watermark_boost) * KIB;
-        print!(
+        printk!(
+            Warning,
             "Node {} {} free:{}kB boost:{}kB min:{}kB low:{}kB high:{}kB reserved_highatomic:{}KB ",
             zone.node,
             name(zone),
@@ -163,7 +166,8 @@ fn show_zone(index: usize) {
             mark(Watermark::High),
             zone.nr_reserved_highatomic * KIB,
         );
-        print!(
+        printk!(
+            Warning,
             "active_anon:{}kB inactive_anon:{}kB active_file:{}kB inactive_file:{}kB unevictable:{}kB writepending:{}kB ",
             list(LruKind::ActiveAnon),
             list(LruKind::InactiveAnon),
@@ -172,7 +176,7 @@ fn show_zone(index: usize) {
             list(LruKind::Unevictable),
             (stats[NodeStat::Dirty as usize] + stats[NodeStat::Writeback as usize]) * KIB,
         );
-        println!(
+        pr_warn!(
             "present:{}kB managed:{}kB mlocked:{}kB bounce:0kB free_pcp:{}kB local_pcp:{}kB free_cma:{}kB",
             zone.present_pages * KIB,
             zone.managed_pages * KIB,
@@ -181,35 +185,35 @@ fn show_zone(index: usize) {
             pcp::local_pcp(index) * KIB,
             zone.nr_free_cma * KIB,
         );
-        print!("lowmem_reserve[]:");
+        printk!(Warning, "lowmem_reserve[]:");
         for reserve in zone.lowmem_reserve {
-            print!(" {reserve}");
+            printk!(Warning, " {reserve}");
         }
-        println!();
+        pr_warn!("");
     });
 }
 
 fn show_free_area(index: usize) {
     with(index, |zone| {
-        print!("Node {} {}: ", zone.node, name(zone));
+        printk!(Warning, "Node {} {}: ", zone.node, name(zone));
         let mut total = 0;
         for (order, area) in (0..).zip(&zone.free_area) {
             let blocks = area.nr_free();
             total += blocks << order;
-            print!("{blocks}*{}kB ", KIB << order);
+            printk!(Warning, "{blocks}*{}kB ", KIB << order);
             if blocks > 0 {
-                print!("(");
+                printk!(Warning, "(");
                 for (_, letter) in LETTERS.iter().filter(|(kind, _)| area.lists[*kind as usize].nr_free > 0) {
-                    print!("{letter}");
+                    printk!(Warning, "{letter}");
                 }
-                print!(") ");
+                printk!(Warning, ") ");
             }
         }
-        println!("= {}kB", total * KIB);
+        pr_warn!("= {}kB", total * KIB);
     });
     // Frames whose descriptors are not made yet are free, too.
     let deferred = with(index, |zone| zone.deferred_pages);
     if deferred > 0 {
-        println!("Node {} deferred:{}kB", index / MAX_NR_ZONES, deferred * KIB);
+        pr_warn!("Node {} deferred:{}kB", index / MAX_NR_ZONES, deferred * KIB);
     }
 }

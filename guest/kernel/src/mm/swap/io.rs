@@ -20,7 +20,7 @@ use crate::mm::space::Spaces;
 use crate::mm::{page_alloc, page_wait, vmstat};
 use crate::sync::Lock;
 use crate::trace::KernelTrace;
-use crate::{println, sched};
+use crate::{pr_alert, sched};
 
 /// Sectors of a slot.
 const PAGE_SECTORS: u32 = 8;
@@ -146,7 +146,7 @@ fn end_swap_write(pfn: Pfn, result: Result<(), Errno>, pages: usize) {
 fn tell(what: &str, entry: SwapEntry) {
     if TOLD.fetch_add(1, Relaxed) < TOLD_MAX {
         let minor = areas::disk(entry.area()).map_or(0, |disk| u32::from(disk.index) * MINORS);
-        println!("{what}-error on swap-device ({MAJOR}:{minor}:{})", entry.offset() * SECTORS);
+        pr_alert!("{what}-error on swap-device ({MAJOR}:{minor}:{})", entry.offset() * SECTORS);
     }
 }
 

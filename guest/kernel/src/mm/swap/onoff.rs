@@ -13,7 +13,7 @@ use crate::drivers::block::{self, Disk, MAJOR, MINORS, Segment};
 use crate::fs::{self, Mutex, with_vfs};
 use crate::mm::space::Spaces;
 use crate::mm::{kmap, page_alloc};
-use crate::{println, sched};
+use crate::{pr_info, pr_warn, sched};
 
 /// Flags of swapon(2) (Linux: include/linux/swap.h).
 mod flag {
@@ -66,7 +66,7 @@ pub fn swapon_disk(disk: Disk, flags: u32) -> Result<(), Errno> {
                 let name = disk.name();
                 let name = core::str::from_utf8(&name).unwrap_or("?");
                 let kib = pages * PAGE_SIZE / 1024;
-                println!("Adding {kib}k swap on /dev/{name}.  Priority:{prio} extents:1 across:{kib}k");
+                pr_info!("Adding {kib}k swap on /dev/{name}.  Priority:{prio} extents:1 across:{kib}k");
                 Ok(())
             }
             Err(error) => {
@@ -83,7 +83,7 @@ fn install(area: u32, disk: Disk) -> Result<u64, Errno> {
     let bytes = first_page(disk)?;
     let header = SwapHeader::ref_from_bytes(&bytes).map_err(|_| Errno::Einval)?;
     let parsed = read_swap_header(header, disk.capacity() * 512 / PAGE_SIZE).map_err(|error| {
-        println!("swapon: {error}");
+        pr_warn!("swapon: {error}");
         Errno::Einval
     })?;
     let count = usize::try_from(parsed.max()).map_err(|_| Errno::Enomem)?;
@@ -93,7 +93,7 @@ fn install(area: u32, disk: Disk) -> Result<u64, Errno> {
     clusters.resize(nr_clusters, Cluster::NEW);
     let words = areas::make_words(area, count).ok_or(Errno::Enomem)?;
     let new = NewArea::new(&parsed, words.slots(), clusters).map_err(|error| {
-        println!("swapon: {error}");
+        pr_warn!("swapon: {error}");
         error.errno()
     })?;
     let info = new.into_info();

@@ -22,7 +22,7 @@ use crate::mm::space::Spaces;
 use crate::mm::{kcompactd, scope};
 use crate::sched::{self, WaitQueue, Woken, clock};
 use crate::sync::Lock;
-use crate::{println, task};
+use crate::{pr_err, task};
 
 /// How long it sleeps lightly before it sleeps for good (Linux: HZ / 10).
 const LIGHT_SLEEP_NS: u64 = 100_000_000;
@@ -74,7 +74,7 @@ pub fn init(context: &MaySleep<'_>) {
         let name = sched::name_of("kswapd", number);
         match sched::spawn_daemon(sched::text(&name), run, node as u64, context) {
             Ok(()) => wish.lock().exists = true,
-            Err(error) => println!("kswapd: no thread for node {node}: {error:?}"),
+            Err(error) => pr_err!("kswapd: no thread for node {node}: {error:?}"),
         }
     }
 }

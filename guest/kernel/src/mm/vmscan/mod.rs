@@ -38,7 +38,7 @@ use crate::mm::space::Spaces;
 use crate::mm::{early, page_alloc, pcp, phys, vmstat};
 use crate::sched::clock;
 use crate::sync::Lock;
-use crate::{cmdline, println, topology};
+use crate::{cmdline, pr_info, pr_warn, println, topology};
 
 /// The lists, by node.
 static LRUVECS: [Lock<Lruvec>; MAX_NUMNODES] = [const { Lock::new(Lruvec::EMPTY) }; MAX_NUMNODES];
@@ -77,11 +77,11 @@ fn init_policy() {
                 lru_gen_init(&mut lruvec.lock(), clock::now());
             }
             LRU_GEN_ENABLED.store(true, Ordering::Relaxed);
-            println!("lru: generations");
+            pr_info!("lru: generations");
         }
         Some(Err((wrong, len))) => {
             let wrong = core::str::from_utf8(&wrong[..len]).unwrap_or("?");
-            println!("lru: wrong lru={wrong:?}, it takes classic or gen; classic is used");
+            pr_warn!("lru: wrong lru={wrong:?}, it takes classic or gen; classic is used");
         }
         Some(Ok(false)) | None => {}
     }

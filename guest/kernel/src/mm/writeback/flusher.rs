@@ -11,7 +11,7 @@ use super::settings::{Setting, read};
 use super::{Sync, list, throttle, write_pages};
 use crate::fs::disk_file;
 use crate::mm::space::cache;
-use crate::println;
+use crate::pr_err;
 use crate::sched::{self, WaitQueue, clock};
 
 /// Pages of one mapping at a time (Linux: `MAX_WRITEBACK_PAGES`).
@@ -24,7 +24,7 @@ static ASKED: AtomicBool = AtomicBool::new(false);
 /// Starts the thread.
 pub fn init(context: &MaySleep<'_>) {
     if let Err(error) = sched::spawn_daemon("kworker/flush", run, 0, context) {
-        println!("writeback: no thread: {error:?}");
+        pr_err!("writeback: no thread: {error:?}");
     }
 }
 

@@ -25,7 +25,7 @@ use super::io::alloc;
 use crate::mm::space::Spaces;
 use crate::mm::{page_alloc, phys, scope};
 use crate::sync::Lock;
-use crate::{cmdline, println};
+use crate::{cmdline, pr_info, pr_warn};
 
 /// For the pool and its entries: nobody reclaims for it, and who reclaims anyway may use the reserve, as more comes back at once. Never of highmem:
 /// the direct map reaches it (Linux: the same).
@@ -76,13 +76,15 @@ pub fn enable(context: &MaySleep<'_>) {
         totalram_pages: page_alloc::managed_and_free().0,
     };
     if !work::init() || !shrink::init(context) {
-        return println!("zswap: no memory, it stays off");
+        return pr_warn!("zswap: no memory, it stays off");
     }
     STATE.lock().enable(parameters);
     ENABLED.store(true, Ordering::Release);
-    println!(
+    pr_info!(
         "zswap: loaded using pool lz4/zbud, {}% of {} pages, accepts again at {}%",
-        parameters.max_pool_percent, parameters.totalram_pages, parameters.accept_threshold_percent
+        parameters.max_pool_percent,
+        parameters.totalram_pages,
+        parameters.accept_threshold_percent
     );
 }
 
@@ -117,7 +119,7 @@ pub(super) fn add_area(area: u32) {
     let gfp = Gfp::KERNEL | Gfp::ZERO | Gfp::NOWARN;
     match order_of(words).and_then(|order| page_alloc::alloc_here(gfp, order, None)) {
         Some(first) => STATE.lock().add_area(area, first.phys(), words),
-        None => println!("zswap: no memory for entries of swap area {area}, which goes without"),
+        None => pr_warn!("zswap: no memory for entries of swap area {area}, which goes without"),
     }
 }
 
