@@ -134,6 +134,8 @@ pub struct Root {
     pub file_counts: TableRef,
     /// [`crate::NodeStats`], indexed by CPU * `zones.count` + zone; a count is the sum over CPUs (Linux: `vm_node_stat`).
     pub node_stats: TableRef,
+    /// The one [`crate::KernelLog`] (Linux: `prb`).
+    pub log: TableRef,
     /// The frame of zeroes that read faults map, which nobody counts, or [`crate::PFN_NONE`] (Linux: `zero_pfn`).
     pub zero_pfn: u64,
     /// Root of the tree whose upper half every table for ring 3 has, with page-table isolation; else [`crate::PFN_NONE`]. It is among
@@ -151,7 +153,7 @@ impl Root {
     /// First bytes of the structure.
     pub const MAGIC: [u8; 16] = *b"memvisor-root\x00\x0d\x0a";
     /// Version of this interface. Any change of a layout raises it.
-    pub const VERSION: u32 = 11;
+    pub const VERSION: u32 = 12;
     /// `size_of::<Root>()`, as [`Root::size`] has it.
     #[expect(clippy::cast_possible_truncation, reason = "pinned by an assert below")]
     pub const SIZE: u32 = size_of::<Root>() as u32;
@@ -251,6 +253,8 @@ pub const LAYOUT_HASH: u64 = fnv1a(&[
     size_of::<crate::Mapping>() as u64,
     size_of::<crate::MappingNode>() as u64,
     size_of::<crate::ShadowNodes>() as u64,
+    size_of::<crate::KernelLog>() as u64,
+    size_of::<crate::LogHeader>() as u64,
     size_of::<crate::CpuTlb>() as u64,
     size_of::<crate::Lruvec>() as u64,
     offset_of!(crate::Lruvec, isolated) as u64,
@@ -271,6 +275,6 @@ const _: () = assert!(
     offset_of!(Root, layout_hash) == 24
         && offset_of!(Root, self_gpa) == 32
         && offset_of!(Root, layout) == 120
-        && offset_of!(Root, counters) == 760
-        && size_of::<Root>() == 792
+        && offset_of!(Root, counters) == 776
+        && size_of::<Root>() == 808
 );

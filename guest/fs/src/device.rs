@@ -36,6 +36,8 @@ pub enum Char {
     Random,
     /// /dev/urandom.
     Urandom,
+    /// /dev/kmsg: the log of the kernel.
+    Kmsg,
     /// /dev/tty: the controlling terminal.
     Tty,
     /// /dev/console: does not become a controlling terminal by being opened.
@@ -49,12 +51,13 @@ pub enum Char {
 }
 
 /// Name in /dev, number, permissions (Linux: `devlist` in drivers/char/mem.c, drivers/tty/tty_io.c).
-pub const NODES: [(&str, Device, u32); 10] = [
+pub const NODES: [(&str, Device, u32); 11] = [
     ("null", Device { major: 1, minor: 3 }, 0o666),
     ("zero", Device { major: 1, minor: 5 }, 0o666),
     ("full", Device { major: 1, minor: 7 }, 0o666),
     ("random", Device { major: 1, minor: 8 }, 0o666),
     ("urandom", Device { major: 1, minor: 9 }, 0o666),
+    ("kmsg", Device { major: 1, minor: 11 }, 0o644),
     ("tty", Device { major: 5, minor: 0 }, 0o666),
     ("console", Device { major: 5, minor: 1 }, 0o600),
     ("ttyS0", Device { major: 4, minor: 64 }, 0o600),
@@ -72,6 +75,7 @@ impl Char {
             (1, 7) => Char::Full,
             (1, 8) => Char::Random,
             (1, 9) => Char::Urandom,
+            (1, 11) => Char::Kmsg,
             (5, 0) => Char::Tty,
             (5, 1) => Char::Console,
             (4, 64) => Char::Serial,
@@ -86,31 +90,31 @@ impl Char {
         matches!(self, Char::Tty | Char::Console | Char::Serial)
     }
 
-    /// Reads from a device that is not a terminal: the number of bytes, 0 at the end. `random` fills a buffer.
+    /// Reads from a device that is neither a terminal nor /dev/kmsg: the number of bytes, 0 at the end. `random` fills a buffer.
     ///
     /// # Errors
-    /// `EIO` for a terminal, `EINVAL` for what is only mapped.
+    /// `EIO` for those, `EINVAL` for what is only mapped.
     pub fn read(self, buffer: &mut [u8], random: impl FnOnce(&mut [u8])) -> Result<usize, Errno> {
         match self {
             Char::Null => return Ok(0),
             Char::Zero | Char::Full => buffer.fill(0),
             Char::Random | Char::Urandom => random(buffer),
-            Char::Tty | Char::Console | Char::Serial => return Err(Errno::Eio),
+            Char::Tty | Char::Console | Char::Serial | Char::Kmsg => return Err(Errno::Eio),
             Char::Frames | Char::Lapic => return Err(Errno::Einval),
         }
         Ok(buffer.len())
     }
 
-    /// Writes to a device that is not a terminal; the number of bytes taken. `mix` takes what random numbers shall depend on.
+    /// Writes to a device that is neither a terminal nor /dev/kmsg; the number of bytes taken. `mix` takes what random numbers shall depend on.
     ///
     /// # Errors
-    /// `ENOSPC` of /dev/full, `EIO` for a terminal, `EINVAL` for what is only mapped.
+    /// `ENOSPC` of /dev/full, `EIO` for those, `EINVAL` for what is only mapped.
     pub fn write(self, bytes: &[u8], mix: impl FnOnce(&[u8])) -> Result<usize, Errno> {
         match self {
             Char::Full if !bytes.is_empty() => return Err(Errno::Enospc),
             Char::Full | Char::Null | Char::Zero => {}
             Char::Random | Char::Urandom => mix(bytes),
-            Char::Tty | Char::Console | Char::Serial => return Err(Errno::Eio),
+            Char::Tty | Char::Console | Char::Serial | Char::Kmsg => return Err(Errno::Eio),
             Char::Frames | Char::Lapic => return Err(Errno::Einval),
         }
         Ok(bytes.len())

@@ -143,6 +143,10 @@ impl<Id: Copy> File<Id> {
             self.pos = 0;
             return Ok(0);
         }
+        if let Kind::Char(Char::Kmsg) = self.kind {
+            self.pos = Self::seek_log(offset, whence, size)?;
+            return Ok(0);
+        }
         let base = match (whence, self.kind) {
             (Whence::Set, _) => 0,
             (Whence::Current, _) => self.pos,
@@ -159,6 +163,18 @@ impl<Id: Copy> File<Id> {
         let to = base.checked_add_signed(offset).filter(|to| *to <= MAX_OFFSET).ok_or(Errno::Einval)?;
         self.pos = to;
         Ok(to)
+    }
+}
+
+impl<I> File<I> {
+    /// Of the log the oldest record and the end can be had, and `size` is the number of the next record (Linux: `devkmsg_llseek`).
+    fn seek_log(offset: i64, whence: Whence, size: u64) -> Result<u64, Errno> {
+        match whence {
+            _ if offset != 0 => Err(Errno::Espipe),
+            Whence::Set => Ok(0),
+            Whence::End => Ok(size),
+            Whence::Current | Whence::Data | Whence::Hole => Err(Errno::Einval),
+        }
     }
 }
 

@@ -2,7 +2,6 @@
 //!
 //! Output is gathered by line, because every port access is an exit and exits dominate.
 
-use core::fmt::{self, Write};
 use core::sync::atomic::{AtomicBool, Ordering};
 
 use crate::drivers::{memvisor, serial};
@@ -34,10 +33,8 @@ impl Console {
         }
         self.len = 0;
     }
-}
 
-impl Write for Console {
-    fn write_str(&mut self, text: &str) -> fmt::Result {
+    fn write(&mut self, text: &str) {
         for &byte in text.as_bytes() {
             if self.len == BUFFER {
                 self.flush();
@@ -48,14 +45,12 @@ impl Write for Console {
                 self.flush();
             }
         }
-        Ok(())
     }
 }
 
 /// Writes text; complete lines reach the outside at once.
-pub fn print(arguments: fmt::Arguments<'_>) {
-    // Console::write_str never fails, and a Display that does has nothing better to say.
-    let _ = CONSOLE.lock().write_fmt(arguments);
+pub fn write(text: &str) {
+    CONSOLE.lock().write(text);
 }
 
 /// Writes a program's bytes as they are, at once. The memvisor device makes lines itself: for it carriage returns before line feeds are
@@ -90,17 +85,4 @@ pub fn flush() {
 /// For the panic path: the holder of the lock may be dead.
 pub fn break_lock() {
     CONSOLE.break_open();
-}
-
-/// Prints a line on the console.
-#[macro_export]
-macro_rules! println {
-    () => { $crate::console::print(format_args!("\n")) };
-    ($($argument:tt)*) => { $crate::console::print(format_args!("{}\n", format_args!($($argument)*))) };
-}
-
-/// Prints on the console; shown at the end of the line.
-#[macro_export]
-macro_rules! print {
-    ($($argument:tt)*) => { $crate::console::print(format_args!($($argument)*)) };
 }

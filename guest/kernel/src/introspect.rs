@@ -23,9 +23,9 @@ use crate::mm::{
     cma, dma, early, kcompactd, kmap, memmap, movable, oom, paging, pcp, phys, slab, space, swap, sysctl,
     vmscan, vmstat, writeback,
 };
-use crate::sched;
 use crate::sync::Lock;
 use crate::topology::{CPUS, SLIT};
+use crate::{printk, sched};
 
 /// The root sits alone on its page, so that a scan finds it at a page boundary.
 #[repr(C, align(4096))]
@@ -89,6 +89,7 @@ static MEMVISOR_ROOT: RootPage = RootPage(Lock::new(Root {
     oom: NO_TABLE,
     file_counts: NO_TABLE,
     node_stats: NO_TABLE,
+    log: NO_TABLE,
     zero_pfn: PFN_NONE,
     entry_pgd_pfn: PFN_NONE,
     entry_text: [0; 2],
@@ -128,6 +129,7 @@ fn update(f: impl FnOnce(&mut Root)) {
 pub fn init(phys_bits: u32) {
     let image = phys::image();
     let self_gpa = phys::of_image(MEMVISOR_ROOT.0.as_ptr() as u64).as_u64();
+    let log = printk::table();
     update(|root| {
         root.self_gpa = self_gpa;
         root.levels = u32::from(levels().count());
@@ -140,6 +142,7 @@ pub fn init(phys_bits: u32) {
         root.page_offset = va_layout::page_offset(levels()).as_u64();
         root.vmemmap = va_layout::vmemmap_start(levels()).as_u64();
         root.layout = slice(va_layout::layout(levels()));
+        root.log = log;
     });
     memvisor::announce(self_gpa);
 }

@@ -41,6 +41,7 @@ pub fn begin() {
         memvisor::exit(ExitCode::Panic as u8);
         regs::halt_forever();
     }
+    printk::break_lock();
     console::break_lock();
     memvisor::break_lock();
     introspect::break_lock();

@@ -4,6 +4,7 @@
 mod fs;
 mod futex;
 mod ipc;
+mod log;
 mod mempolicy;
 mod mm;
 mod move_pages;
@@ -89,6 +90,7 @@ fn others(number: u64, frame: &mut TrapFrame) -> Option<Result<u64, Errno>> {
         .or_else(|| time::call(number, frame))
         .or_else(|| resources::call(number, frame))
         .or_else(|| ipc::call(number, frame))
+        .or_else(|| log::call(number, frame))
 }
 
 fn unknown(number: u64) -> Result<u64, Errno> {

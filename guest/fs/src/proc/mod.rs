@@ -49,6 +49,7 @@ pub fn render(node: Node, source: &dyn Source) -> Result<Vec<u8>, Errno> {
         Node::System(file) => system::show(file, source, &mut text),
         Node::SysvShm => source.sysvipc_shm(&mut text),
         Node::Vm(file) => source.vm(file, &mut text),
+        Node::Printk => numbers(&source.printk(), &mut text),
         Node::File(who, PidFile::Cmdline) => return source.cmdline_of(who),
         Node::File(who, PidFile::Environ) => return source.environ_of(who),
         Node::File(who, file) => {
@@ -64,6 +65,25 @@ pub fn render(node: Node, source: &dyn Source) -> Result<Vec<u8>, Errno> {
         Err(_) if !text.full && is_gone() => Err(Errno::Esrch),
         Err(_) => Err(Errno::Enomem),
     }
+}
+
+/// Numbers with tabs between them (Linux: `proc_dointvec`).
+fn numbers(values: &[u8], out: &mut dyn Write) -> fmt::Result {
+    for (index, value) in values.iter().enumerate() {
+        write!(out, "{}{value}", if index == 0 { "" } else { "\t" })?;
+    }
+    out.write_char('\n')
+}
+
+/// As many levels as are there, the first ones (Linux: `proc_dointvec`).
+fn set_printk(source: &dyn Source, text: &str) -> Result<(), Errno> {
+    let mut levels = source.printk();
+    let mut words = text.split_ascii_whitespace();
+    for (level, word) in levels.iter_mut().zip(&mut words) {
+        *level = word.parse().map_err(|_| Errno::Einval)?;
+    }
+    source.set_printk(levels);
+    Ok(())
 }
 
 /// Writes a file of /proc without allocating.
@@ -89,6 +109,7 @@ pub fn store(node: Node, source: &dyn Source, bytes: &[u8]) -> Result<(), Errno>
     let number = || text.parse::<i64>().map_err(|_| Errno::Einval);
     match node {
         Node::Vm(file) => source.set_vm(file, number()?),
+        Node::Printk => set_printk(source, text),
         Node::File(who, PidFile::OomScoreAdj) => {
             let adj = i16::try_from(number()?).ok().filter(|adj| (-1000..=1000).contains(adj));
             source.set_oom_score_adj(who, adj.ok_or(Errno::Einval)?)

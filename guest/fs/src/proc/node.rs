@@ -231,6 +231,10 @@ pub enum Node {
     SysVm,
     /// A file in it.
     Vm(VmFile),
+    /// /proc/sys/kernel.
+    SysKernel,
+    /// /proc/sys/kernel/printk.
+    Printk,
 }
 
 /// Where a link leads.
@@ -277,6 +281,7 @@ impl Node {
                 | Node::Sysvipc
                 | Node::Sys
                 | Node::SysVm
+                | Node::SysKernel
         )
     }
 
@@ -287,10 +292,15 @@ impl Node {
     /// `st_mode`.
     pub const fn mode(self) -> u32 {
         match self {
-            Node::Root | Node::Process(_) | Node::Threads(_) | Node::Sysvipc | Node::Sys | Node::SysVm => {
-                mode::S_IFDIR | 0o555
-            }
+            Node::Root
+            | Node::Process(_)
+            | Node::Threads(_)
+            | Node::Sysvipc
+            | Node::Sys
+            | Node::SysVm
+            | Node::SysKernel => mode::S_IFDIR | 0o555,
             Node::Vm(file) => mode::S_IFREG | file.permissions(),
+            Node::Printk => mode::S_IFREG | 0o644,
             Node::SysvShm => mode::S_IFREG | 0o444,
             Node::Fds(_) => mode::S_IFDIR | 0o500,
             Node::System(file) => mode::S_IFREG | file.permissions(),
@@ -309,8 +319,9 @@ impl Node {
             | Node::Mounts
             | Node::Sysvipc
             | Node::Sys => Node::Root,
-            Node::SysVm => Node::Sys,
+            Node::SysVm | Node::SysKernel => Node::Sys,
             Node::Vm(_) => Node::SysVm,
+            Node::Printk => Node::SysKernel,
             Node::SysvShm => Node::Sysvipc,
             Node::Process(Who { pid, tid: Some(_) }) => Node::Threads(pid),
             Node::Process(_) => Node::Root,
@@ -336,6 +347,8 @@ impl Node {
             Node::SysvShm => "shm",
             Node::Sys => "sys",
             Node::SysVm => "vm",
+            Node::SysKernel => "kernel",
+            Node::Printk => "printk",
             Node::Vm(file) => file.name(),
             Node::Fds(_) => "fd",
             Node::Threads(_) => "task",
@@ -363,6 +376,8 @@ impl Node {
             Node::SysvShm => SYSTEM + 0x104,
             Node::Sys => SYSTEM + 0x105,
             Node::SysVm => SYSTEM + 0x106,
+            Node::SysKernel => SYSTEM + 0x107,
+            Node::Printk => SYSTEM + 0x108,
             Node::Vm(file) => SYSTEM + 0x200 + file as u64,
             Node::Process(who) => of(who) + 0x8_0000,
             Node::File(who, file) => of(who) + 0x8_0001 + file as u64,
@@ -378,7 +393,7 @@ impl Node {
     /// What stat tells.
     pub(crate) fn stat(self, dev: u64, processes: &impl Processes) -> Stat {
         let nlink = match self {
-            Node::Root | Node::Sysvipc | Node::Sys | Node::SysVm => 2,
+            Node::Root | Node::Sysvipc | Node::Sys | Node::SysVm | Node::SysKernel => 2,
             Node::Process(_) => 4,
             Node::Fds(_) | Node::Threads(_) => 2,
             _ => 1,
@@ -460,7 +475,12 @@ impl Node {
                 link.map(|(_, link)| Node::Link(who, *link)).or(file.map(|file| Node::File(who, *file)))
             }
             Node::Sysvipc => (name == b"shm").then_some(Node::SysvShm),
-            Node::Sys => (name == b"vm").then_some(Node::SysVm),
+            Node::Sys => match name {
+                b"kernel" => Some(Node::SysKernel),
+                b"vm" => Some(Node::SysVm),
+                _ => None,
+            },
+            Node::SysKernel => (name == b"printk").then_some(Node::Printk),
             Node::SysVm => {
                 let file = VmFile::ALL.iter().find(|file| file.name().as_bytes() == name);
                 file.map(|file| Node::Vm(*file))
@@ -500,7 +520,8 @@ impl Node {
                 list_fixed([Node::Fds(who)].into_iter().chain(threads).chain(links).chain(files), pos, put)
             }
             Node::Sysvipc => list_fixed([Node::SysvShm].into_iter(), pos, put),
-            Node::Sys => list_fixed([Node::SysVm].into_iter(), pos, put),
+            Node::Sys => list_fixed([Node::SysKernel, Node::SysVm].into_iter(), pos, put),
+            Node::SysKernel => list_fixed([Node::Printk].into_iter(), pos, put),
             Node::SysVm => list_fixed(VmFile::ALL.iter().map(|file| Node::Vm(*file)), pos, put),
             Node::Fds(who) => {
                 let next = |from| processes.next_fd(who, from);

@@ -427,6 +427,12 @@ pub trait Source {
     /// `EINVAL` for a number that it cannot have.
     fn set_vm(&self, file: VmFile, number: i64) -> Result<(), Errno>;
 
+    /// /proc/sys/kernel/printk: the console's level, that of messages without one, the least, the console's default.
+    fn printk(&self) -> [u8; 4];
+
+    /// Changes them.
+    fn set_printk(&self, levels: [u8; 4]);
+
     /// Says what is added to a process's badness.
     ///
     /// # Errors

@@ -26,6 +26,7 @@ struct Host {
     numa_maps: Vec<String>,
     memory: MemInfo,
     stored: Cell<Option<i64>>,
+    levels: Cell<[u8; 4]>,
     no_memory: bool,
 }
 
@@ -106,6 +107,12 @@ impl Source for Host {
     fn set_vm(&self, _: VmFile, number: i64) -> Result<(), Errno> {
         self.stored.set(Some(number));
         Ok(())
+    }
+    fn printk(&self) -> [u8; 4] {
+        self.levels.get()
+    }
+    fn set_printk(&self, levels: [u8; 4]) {
+        self.levels.set(levels);
     }
     fn set_fail_nth(&self, _: Who, nth: u32) -> Result<(), Errno> {
         self.stored.set(Some(nth.into()));
@@ -324,6 +331,20 @@ fn what_is_written_to_proc_is_one_number_with_blanks_around() {
         assert_eq!(store(overcommit, &host, wrong), Err(Errno::Einval), "{wrong:?}");
     }
     assert_eq!(store(Node::System(SystemFile::Meminfo), &host, b"1"), Err(Errno::Eio));
+}
+
+#[test]
+fn the_levels_of_messages_are_changed_from_the_first_on() {
+    let host = Host { levels: Cell::new([7, 4, 1, 7]), ..Host::default() };
+    assert_eq!(render(Node::Printk, &host), Ok(b"7\t4\t1\t7\n".to_vec()));
+    assert_eq!(store(Node::Printk, &host, b"3\n"), Ok(()));
+    assert_eq!(host.levels.get(), [3, 4, 1, 7]);
+    assert_eq!(store(Node::Printk, &host, b"8 5\t2 8"), Ok(()));
+    assert_eq!(host.levels.get(), [8, 5, 2, 8]);
+    for wrong in [&b"x"[..], b"1 x", b"-1", b"300"] {
+        assert_eq!(store(Node::Printk, &host, wrong), Err(Errno::Einval), "{wrong:?}");
+    }
+    assert_eq!(host.levels.get(), [8, 5, 2, 8]);
 }
 
 #[test]

@@ -6,6 +6,7 @@ use core::sync::atomic::{AtomicU32, Ordering};
 
 use guest_fs::proc::{PidFile, Source as _, Who};
 use guest_fs::{Char, File, Kind, Node, OpenFlags, Place, PollFlags, proc};
+use memvisor_abi::LOG_LINE_MAX;
 use mm_core::PAGE_SIZE;
 use mm_vma::{Errno, Id, MapFile, Mapping};
 
@@ -16,6 +17,7 @@ use super::{Mutex, block, console, context, disk_file, sync, with_vfs};
 use crate::drivers::frames;
 use crate::mm::space::{Spaces, backing, cache};
 use crate::mm::writeback;
+use crate::printk::{self, reader};
 use crate::sched::WaitQueue;
 use crate::{random, sched, uaccess};
 
@@ -122,6 +124,7 @@ impl OpenFile {
                     Ok(got)
                 })
             }),
+            Kind::Char(Char::Kmsg) => self.read_log(address, len),
             Kind::Char(device) => read_device(device, address, len),
             Kind::Block(device) => self.read_at(position, |at| block::read(device, address, len, at)),
             Kind::Regular(data) => self.read_at(position, |at| {
@@ -149,6 +152,18 @@ impl OpenFile {
                 Ok(done)
             }),
         }
+    }
+
+    /// A record of the log. The file's place is the number of the next one.
+    fn read_log(&self, address: u64, len: usize) -> Result<usize, Errno> {
+        let at = self.state.with(|state| state.pos);
+        let (done, next) = match reader::read_kmsg(address, len, (at, self.nonblocking())) {
+            Err(Errno::Epipe) => (Err(Errno::Epipe), reader::first_seq()),
+            Err(error) => return Err(error),
+            Ok((done, next)) => (Ok(done), next),
+        };
+        self.state.with(|state| state.pos = next);
+        done
     }
 
     fn read_text(
@@ -195,6 +210,7 @@ impl OpenFile {
                     frames::write(at + done as u64, piece)
                 })
             }),
+            Kind::Char(Char::Kmsg) => write_log(address, len),
             Kind::Char(device) => write_device(device, address, len),
             Kind::Block(device) => self.read_at(position, |at| block::write(device, address, len, at)),
             Kind::Regular(data) => self.state.with(|state| {
@@ -443,6 +459,17 @@ fn write_device(device: Char, address: u64, len: usize) -> Result<usize, Errno> 
         uaccess::read(address + done as u64, piece)?;
         device.write(piece, random::mix_in)
     })
+}
+
+/// A message for the log (Linux: `devkmsg_write`).
+fn write_log(address: u64, len: usize) -> Result<usize, Errno> {
+    if len > LOG_LINE_MAX {
+        return Err(Errno::Einval);
+    }
+    let mut text = buffer(len)?;
+    uaccess::read(address, &mut text)?;
+    printk::say(&text);
+    Ok(len)
 }
 
 /// A word for each page, from byte `at` on (Linux: `pagemap_read`).

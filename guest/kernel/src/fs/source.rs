@@ -1,6 +1,7 @@
 //! What /proc's texts are printed from.
 
 use alloc::vec::Vec;
+use core::array;
 use core::fmt::{self, Write};
 use core::sync::atomic::Ordering;
 
@@ -23,7 +24,7 @@ use crate::drivers::block;
 use crate::mm::space::{self, Source as Contents, Spaces, cache};
 use crate::mm::{oom, page_alloc, slab, swap, vmscan, vmstat};
 use crate::task::{self, Task};
-use crate::{cmdline, ipc, kallsyms, proc, sched, signal, smp, topology};
+use crate::{cmdline, ipc, kallsyms, printk, proc, sched, signal, smp, topology};
 
 /// The kernel.
 #[derive(Clone, Copy, Debug)]
@@ -299,6 +300,14 @@ impl Source for Kernel {
 
     fn set_vm(&self, file: VmFile, number: i64) -> Result<(), Errno> {
         vm::write(file, number)
+    }
+
+    fn printk(&self) -> [u8; 4] {
+        array::from_fn(printk::level)
+    }
+
+    fn set_printk(&self, levels: [u8; 4]) {
+        levels.into_iter().enumerate().for_each(|(which, level)| printk::set_level(which, level));
     }
 
     fn set_fail_nth(&self, who: Who, nth: u32) -> Result<(), Errno> {

@@ -99,6 +99,11 @@ pub fn now() -> u64 {
     ns_of(regs::rdtsc().saturating_sub(BOOT.load(Ordering::Relaxed)))
 }
 
+/// [`now`], or 0 as long as nobody knows how fast the time-stamp counter is. For messages: measuring takes a while, and has something to say.
+pub fn now_if_known() -> u64 {
+    if MULT.load(Ordering::Acquire) == 0 { 0 } else { now() }
+}
+
 /// Rate of the time-stamp counter.
 pub fn tsc_khz() -> u64 {
     // Nanoseconds of a million cycles.

@@ -2,7 +2,7 @@
 
 use alloc::sync::Arc;
 
-use guest_fs::{Kind, Whence};
+use guest_fs::{Char, Kind, Whence};
 use guest_process::signal::{SigInfo, Signal, Target};
 use mm_core::PAGE_SIZE;
 use mm_filemap::Seek;
@@ -16,6 +16,7 @@ use crate::fs::{self, OpenFile, console, disk_file, with_vfs};
 use crate::mm::space::backing::RaState;
 use crate::mm::space::cache;
 use crate::mm::writeback;
+use crate::printk::reader;
 use crate::syscall::int;
 use crate::{sched, signal, uaccess};
 
@@ -127,6 +128,7 @@ fn lseek(fd: u32, offset: i64, whence: u32) -> Result<u64, Errno> {
     }
     let size = match file.kind {
         Kind::Block(device) => fs::block::size(device),
+        Kind::Char(Char::Kmsg) => reader::end_seq(),
         _ => with_vfs(|vfs| Ok(vfs.size(file.place)))?,
     };
     file.state.with(|state| state.seek(offset, whence, size))
