@@ -54,7 +54,7 @@ pub use cpu::{CpuInfo, CpuState};
 pub use event::{CpuEvents, NR_NUMA_EVENTS, NR_VM_EVENTS, NumaEvent, VmEvent};
 pub use file_counts::FileCounts;
 pub use layout::{LayoutKind, LayoutRange, fnv1a};
-pub use log::{KernelLog, LOG_LINE_MAX, LogHeader};
+pub use log::{KernelLog, LOG_LINE_MAX, LogHeader, LogState};
 pub use lru::{LRU_BATCH_SIZE, LruBatch, LruKind, LruList, Lruvec, NR_LRU_BATCHES, NR_LRU_LISTS};
 pub use lrugen::{LRU_GEN_TYPE_NAMES, LRU_GEN_TYPES, LruGen, MAX_NR_GENS, MAX_NR_TIERS, MIN_NR_GENS};
 pub use mm::{

@@ -1,8 +1,8 @@
 //! The log of the kernel: what it said, in a ring of bytes (Linux: `printk_ringbuffer`).
 //!
 //! Records lie one behind the other, each a [`LogHeader`] with its text, which is filled up to 8 bytes. Places are counted from the first
-//! byte ever written: place `n` is byte `n % len` of the buffer, so a record may go on at the buffer's start. Who writes takes the oldest
-//! records away by [`KernelLog::tail`], writes, and then moves [`KernelLog::head`]: what lies between the two is whole at any time.
+//! byte ever written: place `n` is byte `n % len` of the buffer, so a record may go on at the buffer's start. [`LogState::tail`]
+//! is where the oldest one is, [`LogState::head`] where the next one will be.
 
 use core::mem::size_of;
 
@@ -15,6 +15,16 @@ pub const LOG_LINE_MAX: usize = 976;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct KernelLog {
+    /// Odd while somebody writes: what the rest says may not fit together then.
+    pub version: u64,
+    /// Where the records are.
+    pub state: LogState,
+}
+
+/// What a log says of its records.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct LogState {
     /// Guest-physical address of the buffer.
     pub buffer_gpa: u64,
     /// Bytes of the buffer, a power of two.
@@ -59,4 +69,4 @@ impl LogHeader {
     }
 }
 
-const _: () = assert!(size_of::<KernelLog>() == 56 && size_of::<LogHeader>() == 24);
+const _: () = assert!(size_of::<KernelLog>() == 64 && size_of::<LogHeader>() == 24);

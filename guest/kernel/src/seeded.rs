@@ -7,6 +7,7 @@ mod compaction;
 mod devices;
 mod dma;
 mod entries;
+mod log;
 mod lru;
 mod oom;
 mod owners;
@@ -188,6 +189,9 @@ const FAULTS: &[(&str, Fault)] = &[
     ("shadow-nodes-count", cache::shadow_count),
     ("shadow-node-values", cache::shadow_values),
     ("shadow-node-lost", cache::shadow_lost),
+    ("log-number", log::number),
+    ("log-length", log::length),
+    ("log-next", log::next),
     ("stats-mapped", cache::stats_mapped),
     ("stats-file-pages", cache::stats_file_pages),
     ("flush-pending", spaces::flush_pending),

@@ -1,15 +1,18 @@
 //! The ring of records.
 
-use memvisor_abi::{KernelLog, LOG_LINE_MAX, LogHeader};
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use memvisor_abi::{KernelLog, LOG_LINE_MAX, LogHeader, LogState};
 use zerocopy::{FromBytes, IntoBytes};
 
 /// A log in `N` bytes, a power of two that has room for the longest record.
 ///
-/// Its descriptor comes first, so that the address of the whole is that of what is published.
+/// It begins with a [`KernelLog`], so that the address of the whole is that of what is published.
 #[derive(Debug)]
 #[repr(C)]
 pub struct Log<const N: usize> {
-    state: KernelLog,
+    version: AtomicU64,
+    state: LogState,
     bytes: [u8; N],
 }
 
@@ -46,7 +49,7 @@ impl<const N: usize> Log<N> {
     /// An empty log.
     pub const fn new() -> Log<N> {
         assert!(N.is_power_of_two() && N > LogHeader::SIZE + LOG_LINE_MAX + 8, "no room for a record");
-        let state = KernelLog {
+        let state = LogState {
             buffer_gpa: 0,
             len: N as u64,
             tail: 0,
@@ -55,11 +58,11 @@ impl<const N: usize> Log<N> {
             next_seq: 0,
             clear_seq: 0,
         };
-        Log { state, bytes: [0; N] }
+        Log { version: AtomicU64::new(0), state, bytes: [0; N] }
     }
 
-    /// The descriptor.
-    pub const fn state(&self) -> &KernelLog {
+    /// What the log says of itself.
+    pub const fn state(&self) -> &LogState {
         &self.state
     }
 
@@ -79,6 +82,8 @@ impl<const N: usize> Log<N> {
             level,
             reserved: 0,
         };
+        // Acquire and release: nothing of the change is seen before the first step, nothing is missing after the last.
+        self.version.swap(self.version.load(Ordering::Relaxed) | 1, Ordering::AcqRel);
         while self.state.head + header.record_len() - self.state.tail > N as u64 {
             let oldest = self.header(self.state.tail);
             self.state.tail += oldest.record_len();
@@ -89,6 +94,7 @@ impl<const N: usize> Log<N> {
         self.put(at + LogHeader::SIZE as u64, text);
         self.state.next_seq += 1;
         self.state.head = at + header.record_len();
+        self.version.fetch_add(1, Ordering::AcqRel);
     }
 
     /// The oldest record that is left, if `at` is older; else `at`.

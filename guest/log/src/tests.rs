@@ -71,7 +71,7 @@ proptest! {
         cuts.sort_unstable();
         let (mut line, mut lines) = (Line::new(), Vec::new());
         for pair in cuts.windows(2) {
-            line.add(6, text[pair[0]..pair[1]].as_bytes(), |_, text| lines.push(text.to_vec()));
+            line.add(6, &text.as_bytes()[pair[0]..pair[1]], |_, text| lines.push(text.to_vec()));
         }
         // What is not ended is not there; what is too long is in parts.
         let ended = &text[..text.rfind('\n').map_or(0, |at| at + 1)];

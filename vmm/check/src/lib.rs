@@ -26,6 +26,7 @@ mod direct_map;
 mod e820;
 mod frames;
 mod ledger;
+mod log;
 mod lru;
 mod lrugen;
 mod machine;
@@ -190,6 +191,7 @@ pub const RULES: &[&Rule] = &[
     &cache::MARKS,
     &cache::COUNTS,
     &cache::SHADOWS,
+    &log::RECORDS,
     &stats::STATS,
     &oom::COMMITTED,
     &oom::SCORE,
@@ -302,6 +304,7 @@ fn audit_guest(context: &Context<'_>, moment: Moment, mut ledger: Ledger) -> Aud
     let processes = Processes::load(context);
     processes::run(context, &processes, ledger_ref);
     cache::run(context, ledger_ref);
+    log::run(context, ledger_ref);
     zswap::run(context, ledger_ref);
     stats::run(context, ledger_ref);
     oom::run(context, &processes, ledger_ref);

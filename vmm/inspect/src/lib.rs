@@ -31,10 +31,11 @@ pub use core_file::CoreFile;
 pub use facts::{FactCpu, FactE820, FactNodeMemory, Facts};
 pub use guest::{
     AddressSpace, AttachError, Busy, CachedPage, DERIVED_STATS, EntryKind, FreeList, Guest, GuestError,
-    Keeper, KmapWindowSlots, LinkProblem, Linked, ListProblem, LruGenWalk, LruWalk, MapCounts, MmSpace,
-    NodeAt, PcpBlocks, Reading, RmapIndex, RmapPlace, ShmemSlot, Slab, SlabWalk, Slabs, SlotWord, TableName,
-    TreeEntry, UserEntries, UserEntry, VmAreaAt, VmaAt, ZbudFrame, ZoneCounts, ZswapEntryAt, ZswapLeaf,
-    ZswapWalk, address_of, cache_name, consistent, cpu_rests, find_root, section_start_pfn, slot_of_value,
+    Keeper, KmapWindowSlots, LinkProblem, Linked, ListProblem, LogLine, LogProblem, LogWalk, LruGenWalk,
+    LruWalk, MapCounts, MmSpace, NodeAt, PcpBlocks, Reading, RmapIndex, RmapPlace, ShmemSlot, Slab, SlabWalk,
+    Slabs, SlotWord, TableName, TreeEntry, UserEntries, UserEntry, VmAreaAt, VmaAt, ZbudFrame, ZoneCounts,
+    ZswapEntryAt, ZswapLeaf, ZswapWalk, address_of, cache_name, consistent, cpu_rests, find_root,
+    section_start_pfn, slot_of_value,
 };
 pub use mapped::{MapError, MappedMemory};
 pub use registers::CpuRegisters;

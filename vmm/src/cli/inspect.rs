@@ -10,9 +10,9 @@ use memvisor_inspect::{
     ptdump::{PtDump, Span},
     views::{
         BtView, BuddyView, CacheFileView, CacheView, CmaView, CompactionView, CpusView, E820View, LayoutView,
-        LruView, MapView, MapsView, MemblockView, NumaView, NumastatView, OomView, PageView, PagetypesView,
-        PcpView, ProcView, PsView, RmapView, SlabView, StacksView, SwapView, TasksView, TlbView,
-        TranslateView, VmallocView, VmstatView, ZonelistsView, ZonesView,
+        LogView, LruView, MapView, MapsView, MemblockView, NumaView, NumastatView, OomView, PageView,
+        PagetypesView, PcpView, ProcView, PsView, RmapView, SlabView, StacksView, SwapView, TasksView,
+        TlbView, TranslateView, VmallocView, VmstatView, ZonelistsView, ZonesView,
     },
 };
 use serde::Serialize;
@@ -104,6 +104,9 @@ enum View {
     Swap,
     /// Compaction: scanners, deferral, fragmentation by order, kcompactd, movable pages
     Compaction,
+    /// What the kernel said, as dmesg shows it; also of a dump of a kernel that died
+    #[command(visible_alias = "dmesg")]
+    Log,
     /// LRU lists of each node, walked: counts, zones, what is used, dirty, next to be reclaimed
     Lru,
     /// Slab caches, as /proc/slabinfo has them
@@ -218,6 +221,7 @@ pub(super) fn run(args: &InspectArgs) -> anyhow::Result<ExitCode> {
         View::Cma => show(source, json, |s| Ok(CmaView::new(&s.guest()?)?))?,
         View::Buddy => show(source, json, |s| Ok(BuddyView::new(&s.guest()?)?))?,
         View::Compaction => show(source, json, |s| Ok(CompactionView::new(&s.guest()?)?))?,
+        View::Log => show(source, json, |s| LogView::new(&s.guest()?)?.context("the guest keeps no log"))?,
         View::Lru => show(source, json, |s| Ok(LruView::new(&s.guest()?)?))?,
         View::Pcp => show(source, json, |s| Ok(PcpView::new(&s.guest()?)?))?,
         View::Zonelists => show(source, json, |s| Ok(ZonelistsView::new(&s.guest()?)?))?,

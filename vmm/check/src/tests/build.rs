@@ -9,7 +9,7 @@ use memvisor_inspect::{
 use zerocopy::FromZeros;
 
 use super::guest::*;
-use super::{pcp, slab, spaces, vmalloc};
+use super::{log, pcp, slab, spaces, vmalloc};
 use crate::watermark::{Sums, Tuning, lowmem_reserves, min_free_kbytes, watermarks};
 
 /// The page of code on which application processors start.
@@ -413,6 +413,7 @@ impl Builder {
             sections: publish!(sections, Section),
             cpus: publish!([cpu(0), cpu(1)], CpuInfo),
             mm_list: publish!([space], u64),
+            log: log::publish(&mut self.memory),
             cpu_tlbs: publish!(spaces::tlbs(), CpuTlb),
             zero_pfn: PFN_NONE,
             entry_pgd_pfn: PFN_NONE,

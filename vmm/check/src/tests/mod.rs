@@ -6,6 +6,7 @@ mod compaction;
 mod faults;
 mod guest;
 mod hostile;
+mod log;
 mod pcp;
 mod pti;
 mod slab;
@@ -137,6 +138,9 @@ fn early_stages_skip_what_does_not_exist_yet() {
     assert_eq!(report.findings, [], "{report}");
     let ran: Vec<_> =
         report.rules.iter().filter(|rule| rule.skipped.is_none()).map(|rule| rule.name).collect();
-    assert_eq!(ran, ["attach.root", "attach.tables", "e820.raw", "e820.clean", "memblock.memory"]);
+    assert_eq!(
+        ran,
+        ["attach.root", "attach.tables", "e820.raw", "e820.clean", "memblock.memory", "log.records"]
+    );
     assert_eq!(report.frames_audited, 0);
 }

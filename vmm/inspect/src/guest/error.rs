@@ -40,6 +40,7 @@ pub enum TableName {
     FileCounts,
     /// Counts of pages by zone.
     NodeStats,
+    Log,
     CmaAreas,
     CmaBitmap,
     MovableOwners,
@@ -88,6 +89,7 @@ impl TableName {
             TableName::VmSysctl => "vm_sysctl",
             TableName::FileCounts => "file_counts",
             TableName::NodeStats => "node_stats",
+            TableName::Log => "log",
             TableName::CmaAreas => "cma_areas",
             TableName::CmaBitmap => "cma_areas' bitmap",
             TableName::MovableOwners => "movable_owners",

@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 
 use memvisor_abi::{
-    BootProtocol, BootStage, Counters, CpuInfo, CpuState, E820Entry, E820Type, LAYOUT_HASH, LayoutKind,
-    LayoutRange, MAX_NR_ZONES, MemblockRegion, Migratetype, NODE_NONE, NR_ORDERS, Node, PAGES_PER_SECTION,
-    PFN_NONE, Page, PageFlags, PageKind, Root, Section, SectionState, TableRef, Zone, ZoneKind,
+    BootProtocol, BootStage, Counters, CpuInfo, CpuState, E820Entry, E820Type, KernelLog, LAYOUT_HASH,
+    LayoutKind, LayoutRange, LogHeader, LogState, MAX_NR_ZONES, MemblockRegion, Migratetype, NODE_NONE,
+    NR_ORDERS, Node, PAGES_PER_SECTION, PFN_NONE, Page, PageFlags, PageKind, Root, Section, SectionState,
+    TableRef, Zone, ZoneKind,
 };
 use zerocopy::{FromZeros, Immutable, IntoBytes};
 
@@ -184,6 +185,7 @@ impl<'a> Builder<'a> {
         let cpus = self.cpus();
         root.cpus = self.publish(&cpus);
         root.mm_list = self.publish(&[0_u64]);
+        root.log = self.log();
 
         let sections = self.sections();
         root.sections = self.publish(&sections);
@@ -250,6 +252,33 @@ impl<'a> Builder<'a> {
             count: u32::try_from(elements.len()).expect("small"),
             stride: u32::try_from(size_of::<T>()).expect("small"),
         }
+    }
+
+    /// A log of which the first record is gone, and the last one lies across the end of the buffer.
+    fn log(&mut self) -> TableRef {
+        const LEN: u64 = 4096;
+        let buffer_gpa = self.take(LEN, PageKind::Reserved);
+        let mut state = LogState {
+            buffer_gpa,
+            len: LEN,
+            tail: LEN - 64,
+            head: LEN - 64,
+            first_seq: 1,
+            next_seq: 1,
+            clear_seq: 0,
+        };
+        for (level, text) in [(6, "smp: Brought up"), (4, "Mem-Info:"), (3, "Out of memory")] {
+            let text_len = u16::try_from(text.len()).expect("short");
+            let ts_nsec = state.next_seq * 1_500_000_000;
+            let header =
+                LogHeader { seq: state.next_seq, ts_nsec, text_len, facility: 0, level, reserved: 0 };
+            for (offset, byte) in (state.head..).zip(header.as_bytes().iter().chain(text.as_bytes())) {
+                self.memory.write_value(buffer_gpa + offset % LEN, byte).expect("the buffer is in RAM");
+            }
+            state.head += header.record_len();
+            state.next_seq += 1;
+        }
+        self.publish(&[KernelLog { version: 6, state }])
     }
 
     fn distances(&mut self) -> TableRef {

@@ -45,6 +45,27 @@ fn e820_shows_both_maps_and_their_agreement_with_the_machine() {
 }
 
 #[test]
+fn the_log_reads_as_dmesg_shows_it_and_says_where_it_is_broken() {
+    let mut guest = guest();
+    let view = LogView::new(&attach(&guest)).unwrap().unwrap();
+    assert_eq!(
+        view.to_string(),
+        "(1 lines before were overwritten)\n\
+         [    1.500000] smp: Brought up\n\
+         [    3.000000] Mem-Info:\n\
+         [    4.500000] Out of memory\n"
+    );
+    assert_eq!(json(&view)["lines"][2]["level"], 3);
+    let gpa = attach(&guest).kernel_log().unwrap().unwrap().state.buffer_gpa;
+    guest.memory.write_u64(gpa + 4096 - 64, 9).unwrap();
+    let text = LogView::new(&attach(&guest)).unwrap().unwrap().to_string();
+    assert!(
+        text.ends_with("the log ends here: the record at place 4032 has number 9, it should have 1\n"),
+        "{text}"
+    );
+}
+
+#[test]
 fn numa_shows_cpus_memory_and_distances() {
     let guest = guest();
     let view = NumaView::new(&attach(&guest), Some(&guest.facts)).unwrap();

@@ -8,7 +8,7 @@ use super::super::command::{Finished, memvisor};
 use super::{Control, Held, Outcome};
 
 /// The views of our own kernel's state that take no argument.
-const VIEWS: [&str; 16] = [
+const VIEWS: [&str; 28] = [
     "e820",
     "numa",
     "cpus",
@@ -25,6 +25,18 @@ const VIEWS: [&str; 16] = [
     "stacks",
     "tasks",
     "oom",
+    "log",
+    "pcp",
+    "zonelists",
+    "numastat",
+    "vmstat",
+    "cache",
+    "cma",
+    "swap",
+    "lru",
+    "disks",
+    "ps",
+    "tlb",
 ];
 
 pub fn probe(held: &mut Held<'_>) -> anyhow::Result<Outcome> {
