@@ -132,6 +132,7 @@ pub fn shared_file(checks: &mut Checks) {
     private(checks);
     cut(checks);
     holes(checks);
+    synced_and_removed(checks);
     let gone = write_file(checks, c"/mnt/gone", 9, 100_000);
     checks.check("a file without a name", call(87, [at(c"/mnt/gone"), 0, 0, 0, 0, 0]) == 0);
     checks.check("is there while it is open", has_pattern(gone, 9, 100_000));
@@ -223,6 +224,41 @@ fn holes(checks: &mut Checks) {
     checks.check("and read", pread(fd, &mut back[..1], 500 * PAGE) == 1 && back[0] == 5);
     checks.check("it is unmapped", sys::munmap(memory, far) == 0);
     close(fd);
+}
+
+/// Files are written by a mapping, closed and removed while another process syncs all the time: who removes a file waits for pages that are
+/// being written, who writes asks the file system where pages go that were holes. Neither may wait for the other for ever.
+fn synced_and_removed(checks: &mut Checks) {
+    const ROUNDS: u64 = 300;
+    const BYTES: u64 = 48 * PAGE;
+    let ended = map_word();
+    let pid = child(|| {
+        while sys::load(ended, 0) == 0 {
+            call(162, [0; 6]);
+        }
+        0
+    });
+    let removed = (0..ROUNDS).all(|_| {
+        let fd = open(c"/mnt/raced", CREATE);
+        let grown = call(77, [fd, BYTES, 0, 0, 0, 0]) == 0;
+        let memory = map(fd, BYTES, SHARED);
+        for page in 0..BYTES / PAGE {
+            sys::store(memory + page * PAGE, 1);
+        }
+        let unmapped = sys::munmap(memory, BYTES) == 0;
+        close(fd);
+        grown && unmapped && call(87, [at(c"/mnt/raced"), 0, 0, 0, 0, 0]) == 0
+    });
+    sys::store(ended, 1);
+    checks.check("files are removed while they are synced", removed);
+    checks.check("and synced while they are removed", wait(pid, 0) == (pid, 0));
+    checks.check("the word is unmapped", sys::munmap(ended, PAGE) == 0);
+}
+
+/// A word that processes share.
+fn map_word() -> u64 {
+    const ANONYMOUS: u64 = 0x20;
+    call(9, [0, PAGE, READ_WRITE, SHARED | ANONYMOUS, u64::MAX, 0])
 }
 
 /// A file as large as the kernel's command line does not say: 24 MiB, read in order, backwards and by a mapping.

@@ -8,10 +8,47 @@ use super::case::{Bed, Case};
 
 /// A name that means nothing.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
-#[error("no suite and no case matches '{name}'; suites: {suites}; `memvisor test --list` names the cases")]
-pub struct UnknownName {
-    name: String,
-    suites: String,
+pub enum UnknownName {
+    /// A case that its suite does not have.
+    #[error("suite {suite} has no case '{name}'; it has {cases}")]
+    Case {
+        /// What was asked for.
+        name: String,
+        /// The suite.
+        suite: String,
+        /// Its cases.
+        cases: String,
+    },
+    /// Nothing of the kind.
+    #[error(
+        "no suite and no case matches '{name}'; suites: {suites}; `memvisor test --list` names the cases"
+    )]
+    Suite {
+        /// What was asked for.
+        name: String,
+        /// All suites and groups.
+        suites: String,
+    },
+}
+
+impl UnknownName {
+    fn new(name: &str, cases: &[Case]) -> UnknownName {
+        let suite = name.split('/').next().unwrap_or(name);
+        let of_suite: Vec<&str> =
+            cases.iter().filter(|case| case.suite() == suite).map(|case| case.name.as_str()).collect();
+        if !of_suite.is_empty() {
+            return UnknownName::Case {
+                name: name.to_owned(),
+                suite: suite.to_owned(),
+                cases: of_suite.join(", "),
+            };
+        }
+        let mut suites: Vec<&str> = cases.iter().map(Case::suite).collect();
+        suites.dedup();
+        let groups: BTreeSet<&str> = cases.iter().flat_map(|case| &case.groups).map(String::as_str).collect();
+        suites.extend(groups);
+        UnknownName::Suite { name: name.to_owned(), suites: suites.join(", ") }
+    }
 }
 
 /// The cases that `names` mean on `beds`, in the catalog's order. A name is a suite, a group of suites, a case, or a case with
@@ -22,12 +59,7 @@ pub struct UnknownName {
 pub fn select(cases: Vec<Case>, names: &[String], beds: &[Bed]) -> Result<Vec<Case>, UnknownName> {
     for name in names {
         if !cases.iter().any(|case| matches(case, name)) {
-            let mut suites: Vec<&str> = cases.iter().map(Case::suite).collect();
-            suites.dedup();
-            let groups: BTreeSet<&str> =
-                cases.iter().flat_map(|case| &case.groups).map(String::as_str).collect();
-            suites.extend(groups);
-            return Err(UnknownName { name: name.clone(), suites: suites.join(", ") });
+            return Err(UnknownName::new(name, &cases));
         }
     }
     Ok(cases
@@ -121,6 +153,9 @@ mod tests {
     fn a_name_that_matches_nothing_is_an_error() {
         let error = select(load().unwrap(), &["nonsense".to_owned()], BOTH).unwrap_err();
         assert!(error.to_string().contains("boot"), "{error}");
+        let error = select(load().unwrap(), &["kswapd/qenu".to_owned()], BOTH).unwrap_err().to_string();
+        assert!(error.starts_with("suite kswapd has no case 'kswapd/qenu'; it has kswapd/tiny"), "{error}");
+        assert!(error.contains("kswapd/qemu-la48") && !error.contains("boot"), "{error}");
     }
 
     /// The plain recursive definition.

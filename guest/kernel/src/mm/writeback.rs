@@ -4,7 +4,8 @@
 //! B1  the counts are the pages with the flags, but while `busy` says otherwise;
 //! B2  a mapping with dirty pages is in the list of dirty mappings, or on its way: whoever took it out puts it back;
 //! B3  a page is locked from the moment at which it is found dirty until it is marked as being written; nobody waits for the file
-//!     systems' lock with a page locked (that lock is held by those who lock pages, as in a truncation).
+//!     systems' lock with a page locked, or marked as being written and not yet on its way (that lock is held by those who lock pages and
+//!     wait for their writes, as in a truncation).
 
 mod flusher;
 mod list;
@@ -265,19 +266,23 @@ fn write_dirty(
         next = index + 1;
         match write_page(id, (index, pfn), sync, &mut batch, context) {
             Ok(Step::Done(count)) => written += count,
-            Ok(Step::Unknown) => match allocate(index) {
-                // Once more, with its place.
-                Ok(()) => match write_page(id, (index, pfn), sync, &mut batch, context) {
-                    Ok(Step::Done(count)) => written += count,
-                    Ok(Step::Unknown) => {}
-                    Err(error) => first = first.and(Err(error)),
-                },
-                Err(error) => {
-                    // There is no room for it: whoever syncs the file hears of it, and it stays dirty.
-                    backing::of(id).set_error(error);
-                    first = first.and(Err(error));
+            Ok(Step::Unknown) => {
+                // Whoever has the file systems' lock may wait for what is in the batch.
+                batch.submit();
+                match allocate(index) {
+                    // Once more, with its place.
+                    Ok(()) => match write_page(id, (index, pfn), sync, &mut batch, context) {
+                        Ok(Step::Done(count)) => written += count,
+                        Ok(Step::Unknown) => {}
+                        Err(error) => first = first.and(Err(error)),
+                    },
+                    Err(error) => {
+                        // There is no room for it: whoever syncs the file hears of it, and it stays dirty.
+                        backing::of(id).set_error(error);
+                        first = first.and(Err(error));
+                    }
                 }
-            },
+            }
             Err(error) => first = first.and(Err(error)),
         }
         put_page(&Spaces, pfn);

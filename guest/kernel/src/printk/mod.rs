@@ -7,7 +7,7 @@ pub mod reader;
 use core::fmt::{self, Write};
 use core::sync::atomic::{AtomicU8, Ordering};
 
-use guest_log::text::{DEFAULT_MESSAGE_LOGLEVEL, FACILITY_USER};
+use guest_log::text::DEFAULT_MESSAGE_LOGLEVEL;
 use guest_log::{CONSOLE_LOGLEVEL_DEFAULT, Cursor, Line, Log, Record, console_loglevel};
 use memvisor_abi::{KernelLog, TableRef};
 
@@ -125,7 +125,6 @@ impl Write for Pieces<'_> {
 /// What a program says (Linux: `devkmsg_emit`).
 pub fn say(bytes: &[u8]) {
     let (facility, level, text) = guest_log::text::written(bytes);
-    let facility = if facility == 0 { FACILITY_USER } else { facility };
     let mut printk = PRINTK.lock();
     printk.log.push(facility, level, clock::now_if_known(), text);
     if level < self::level(0) {
