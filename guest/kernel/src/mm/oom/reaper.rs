@@ -71,7 +71,11 @@ fn reap(victim: Victim) {
         space::mm_put(victim.mm);
         is_reaped
     };
-    let is_last = victim.attempts + 1 >= ATTEMPTS;
+    // Whoever takes its memory apart already may take long: it is not given up as long as that goes on. Linux's reaper joins in
+    // (`exit_mmap` has mmap_lock for reading); here the last user has the address space alone.
+    let left = mm.rss(RssKind::Anon) + mm.rss(RssKind::File);
+    let attempts = if left < victim.left { 0 } else { victim.attempts + 1 };
+    let is_last = attempts >= ATTEMPTS;
     if is_reaped {
         with_state(|state| state.reaped += 1);
     } else if is_last {
@@ -80,7 +84,7 @@ fn reap(victim: Victim) {
     if is_reaped || is_last {
         victims::forget(victim.mm, is_reaped);
     } else {
-        postpone(victim);
+        postpone(Victim { attempts, left, ..victim });
     }
     space::mm_drop(victim.mm);
 }
@@ -98,8 +102,7 @@ fn hold(victim: Victim) -> bool {
 fn postpone(victim: Victim) {
     let mut victims = VICTIMS.lock();
     if let Some(entry) = victims.iter_mut().flatten().find(|other| other.mm == victim.mm) {
-        entry.reap_at = clock::now() + RETRY_NS;
-        entry.attempts += 1;
+        *entry = Victim { reap_at: clock::now() + RETRY_NS, ..victim };
     }
 }
 

@@ -25,8 +25,10 @@ pub(super) struct Victim {
     pub since: u64,
     /// When the reaper tries next, nanoseconds since boot.
     pub reap_at: u64,
-    /// How often it tried.
+    /// How often it tried since the victim last gave something back by itself.
     pub attempts: u32,
+    /// Pages that the victim had left then.
+    pub left: u64,
 }
 
 pub(super) static VICTIMS: Lock<[Option<Victim>; MAX]> = Lock::new([None; MAX]);
@@ -72,7 +74,7 @@ pub(super) fn mark(mm: Id<Mm>, pid: u32, comm: [u8; 16], reap_at: u64) {
     // One that finds no room dies like the others; it is only not waited for once its tasks have left.
     if let Some(slot) = victims.iter_mut().find(|slot| slot.is_none()) {
         space::mm_grab(mm);
-        *slot = Some(Victim { mm, pid, comm, since: clock::now(), reap_at, attempts: 0 });
+        *slot = Some(Victim { mm, pid, comm, since: clock::now(), reap_at, attempts: 0, left: u64::MAX });
         COUNT.fetch_add(1, Ordering::AcqRel);
     }
 }
