@@ -12,6 +12,10 @@
 #define GUARD (256 * PAGE)
 #define MEMLOCK (24 * PAGE)
 #define STACK (64 * PAGE)
+/* From here on MAP_32BIT looks. */
+#define WINDOW 0x40000000UL
+
+extern char **environ;
 
 struct hole holes[HOLES] = {
 	{ 'm', 0x700000000000UL, 704 }, /* the main one: more than a stack's guard gap */
@@ -90,11 +94,23 @@ static void take_all(void)
 	take_outside_holes(at, TASK_SIZE);
 }
 
+static unsigned long heap(void)
+{
+	return ((unsigned long)sys(SYS_brk, 0) + PAGE - 1) & -PAGE;
+}
+
+/* Linux draws the place of the heap from a GiB, the upper end of which is where MAP_32BIT looks: it would find a second hole there. Then
+   the program begins anew, with another heap. */
+void heap_below_window(char **argv)
+{
+	if (heap() + holes[2].pages * PAGE > WINDOW)
+		die("begin anew with another heap", sys(SYS_execve, (long)"/proc/self/exe", (long)argv, (long)environ));
+}
+
 static void find_heap(void)
 {
-	unsigned long brk = (unsigned long)sys(SYS_brk, 0);
+	unsigned long brk = heap();
 
-	brk = (brk + PAGE - 1) & -PAGE;
 	if (sys(SYS_brk, brk) != (long)brk)
 		die("brk to a page's start", (long)brk);
 	holes[2].start = brk;

@@ -50,6 +50,7 @@ int read_sequence(struct sequence *into);
 
 /* arena.c */
 void prepare(void);
+void heap_below_window(char **argv);
 void use_stack(void);
 const struct hole *hole_of(unsigned long address);
 

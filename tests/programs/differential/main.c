@@ -140,6 +140,7 @@ int main(int argc, char **argv)
 	const char *directory = argc > 2 ? argv[2] : "/tmp";
 	unsigned count, number = 0, differing = 0;
 
+	heap_below_window(argv);
 	if (argc <= 2)
 		mount("proc", "/proc", "proc", 0, NULL);
 	opened_anew();
