@@ -31,7 +31,8 @@ fetch() {
 # Bed nested has it already, from the same package.
 [ -f "$BUSYBOX" ] || { [ -f "$TARGET/nested/l1/busybox" ] && mkdir -p "$CACHE" && cp "$TARGET/nested/l1/busybox" "$BUSYBOX"; } || fetch
 if [ -f "$out" ] && [ "$out" -nt "$BUSYBOX" ] && [ "$out" -nt scripts/busybox/init ] &&
-    [ "$out" -nt scripts/busybox/tour.sh ] && [ "$out" -nt scripts/busybox/proc.sh ] && [ "$out" -nt scripts/busybox/log.sh ] && [ "$out" -nt "$0" ]; then
+    [ "$out" -nt scripts/busybox/tour.sh ] && [ "$out" -nt scripts/busybox/proc.sh ] && [ "$out" -nt scripts/busybox/log.sh ] &&
+    [ "$out" -nt scripts/busybox/check.sh ] && [ "$out" -nt "$0" ]; then
     exit 0
 fi
 
@@ -40,7 +41,7 @@ trap 'rm -rf "$root"' EXIT
 mkdir -p "$root"/{bin,sbin,dev,proc,tmp,etc,root,usr/bin,usr/sbin} "${out%/*}"
 cp "$BUSYBOX" "$root/bin/busybox"
 cp scripts/busybox/init "$root/init"
-cp scripts/busybox/tour.sh scripts/busybox/proc.sh scripts/busybox/log.sh "$root/root/"
+cp scripts/busybox/tour.sh scripts/busybox/proc.sh scripts/busybox/log.sh scripts/busybox/check.sh "$root/root/"
 chmod 755 "$root/init" "$root/bin/busybox"
 chmod 1777 "$root/tmp"
 for applet in $("$BUSYBOX" --list-full); do

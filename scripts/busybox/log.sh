@@ -1,16 +1,6 @@
 #!/bin/sh
 # Reads and writes the log of the kernel, as programs made for Linux do. Meant for a console that is quiet: what it does not show is in the log.
-failed=0
-is() { # WHAT TEST...
-    what=$1
-    shift
-    if [ "$@" ]; then
-        echo "ok: $what"
-    else
-        echo "FAILED: $what: $*"
-        failed=$((failed + 1))
-    fi
-}
+. /root/check.sh
 count() { dmesg | grep -c "$1"; }
 
 is "the boot is in the log" "$(count 'ommand line: ')" = 1

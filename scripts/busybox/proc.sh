@@ -7,17 +7,7 @@ for file in meminfo zoneinfo vmstat buddyinfo pagetypeinfo swaps iomem cpuinfo u
     echo "proc: end"
 done
 
-failed=0
-is() { # WHAT TEST...
-    what=$1
-    shift
-    if [ "$@" ]; then
-        echo "ok: $what"
-    else
-        echo "FAILED: $what: $*"
-        failed=$((failed + 1))
-    fi
-}
+. /root/check.sh
 field() { awk -v key="$2:" '$1 == key { print $2 }' "/proc/$1"; }
 
 is "free sees all memory" "$(free | awk '/^Mem:/ { print $2 }')" = "$(field meminfo MemTotal)"
