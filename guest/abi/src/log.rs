@@ -31,7 +31,7 @@ pub struct LogState {
     pub len: u64,
     /// Place of the oldest record, a multiple of 8.
     pub tail: u64,
-    /// Place of the next one. Never more than `len` behind `tail`.
+    /// Place of the next one, at most `len` beyond `tail`.
     pub head: u64,
     /// Number of the oldest record: as many were overwritten.
     pub first_seq: u64,

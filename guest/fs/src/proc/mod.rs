@@ -67,8 +67,11 @@ pub fn render(node: Node, source: &dyn Source) -> Result<Vec<u8>, Errno> {
     }
 }
 
-/// Numbers with tabs between them (Linux: `proc_dointvec`).
-fn numbers(values: &[u8], out: &mut dyn Write) -> fmt::Result {
+/// Writes numbers with tabs between them (Linux: `proc_dointvec`).
+///
+/// # Errors
+/// Those of `out`.
+pub fn numbers<T: fmt::Display>(values: &[T], out: &mut dyn Write) -> fmt::Result {
     for (index, value) in values.iter().enumerate() {
         write!(out, "{}{value}", if index == 0 { "" } else { "\t" })?;
     }

@@ -4,7 +4,7 @@ use std::string::String;
 use std::vec::Vec;
 
 use super::{at, empty};
-use crate::{Context, Errno, Follow, Kind, MountRequest, OpenFlags, PathState, Place, Vecs, Vfs};
+use crate::{Context, Errno, Follow, Kind, MountRequest, OpenFlags, PathState, Place, Vecs, Vfs, Whence};
 
 use super::One;
 
@@ -195,4 +195,17 @@ fn pipes_and_nameless_files_have_paths_of_their_own() {
     vfs.put(file.place);
     vfs.audit().expect("sound");
     assert_eq!(vfs.data.count(), 0);
+}
+
+#[test]
+fn the_log_is_read_from_its_start_or_its_end() {
+    let (mut vfs, context) = empty();
+    vfs.mkdir(&context, at(&context, "d"), 0o755).expect("mkdir");
+    mount(&mut vfs, &context, "devtmpfs", "d").expect("mount");
+    let mut file = vfs.open(&context, context.cwd, b"d/kmsg", OpenFlags::RDWR, 0).expect("open");
+    assert_eq!((file.seek(0, Whence::End, 70), file.pos), (Ok(0), 70));
+    assert_eq!(file.seek(1, Whence::Set, 70), Err(Errno::Espipe));
+    assert_eq!(file.seek(0, Whence::Current, 70), Err(Errno::Einval));
+    assert_eq!(file.pos, 70);
+    assert_eq!((file.seek(0, Whence::Set, 70), file.pos), (Ok(0), 0));
 }

@@ -15,7 +15,7 @@ use crate::mm::phys;
 use crate::sync::Lock;
 use crate::syscall::open_console;
 use crate::task::{self, End, current};
-use crate::{cmdline, pr_info, pr_warn};
+use crate::{cmdline, pr_err, pr_info};
 
 /// Where the archive is: address and bytes.
 static ARCHIVE: Lock<(u64, u64)> = Lock::new((0, 0));
@@ -36,16 +36,16 @@ pub fn load() -> Option<Vec<u8>> {
     let result = match result {
         Ok(result) => result,
         Err(error) => {
-            pr_warn!("initramfs: {error}");
+            pr_err!("initramfs: {error}");
             return None;
         }
     };
     pr_info!("initramfs: {} entries, {} KiB of files", result.entries, result.bytes / 1024);
     if let Some((count, error)) = result.failed {
-        pr_warn!("initramfs: {count} entries could not be made, the last one because: {error}");
+        pr_err!("initramfs: {count} entries could not be made, the last one because: {error}");
     }
     if let Some(error) = result.error {
-        pr_warn!("initramfs: {error}");
+        pr_err!("initramfs: {error}");
     }
     first_program()
 }
@@ -111,7 +111,7 @@ fn archive() -> Option<&'static [u8]> {
     // SAFETY: `init` reserved the archive's frames in memblock before there was an allocator, and nobody gives them back.
     let bytes = unsafe { phys::reserved_bytes(PhysAddr::new(addr), len) };
     if bytes.is_none() {
-        pr_info!("initramfs: {len} bytes at {addr:#x} are outside the direct map");
+        pr_err!("initramfs: {len} bytes at {addr:#x} are outside the direct map");
     }
     bytes
 }
@@ -124,11 +124,11 @@ fn first_program() -> Option<Vec<u8>> {
         if is_program(&path).is_ok() {
             return Some(path);
         }
-        pr_warn!("init: {} cannot be run", core::str::from_utf8(&path).unwrap_or("?"));
+        pr_err!("init: {} cannot be run", core::str::from_utf8(&path).unwrap_or("?"));
     }
     let found = usual.iter().find(|path| is_program(path).is_ok());
     if found.is_none() {
-        pr_warn!("init: no program in the initramfs; tried /init, /sbin/init, /etc/init, /bin/init, /bin/sh");
+        pr_err!("init: no program in the initramfs; tried /init, /sbin/init, /etc/init, /bin/init, /bin/sh");
     }
     found.map(|path| path.to_vec())
 }

@@ -2,8 +2,8 @@
 
 use core::fmt::{self, Write};
 
-use guest_fs::Errno;
 use guest_fs::proc::VmFile;
+use guest_fs::{Errno, proc};
 use memvisor_abi::VmEvent;
 use mm_vmscan::Lru as _;
 
@@ -53,11 +53,7 @@ pub fn show(file: VmFile, out: &mut dyn Write) -> fmt::Result {
     if file != VmFile::LowmemReserveRatio {
         return writeln!(out, "{}", read(file));
     }
-    let ratios = sysctl::settings().lowmem_reserve_ratio;
-    for (kind, ratio) in ratios.iter().enumerate() {
-        write!(out, "{}{ratio}", if kind == 0 { "" } else { "\t" })?;
-    }
-    out.write_char('\n')
+    proc::numbers(&sysctl::settings().lowmem_reserve_ratio, out)
 }
 
 /// Changes it.

@@ -75,7 +75,7 @@ pub enum LogProblem {
         level: u8,
     },
     /// The numbers at the end do not fit.
-    #[error("the last record has number {last}, the next one is to have {next_seq}")]
+    #[error("after the last record comes number {last}, the next one is to have {next_seq}")]
     End {
         /// Number after that of the last record.
         last: u64,
