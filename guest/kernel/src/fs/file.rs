@@ -156,13 +156,9 @@ impl OpenFile {
 
     /// A record of the log. The file's place is the number of the next one.
     fn read_log(&self, address: u64, len: usize) -> Result<usize, Errno> {
-        let at = self.state.with(|state| state.pos);
-        let (done, next) = match reader::read_kmsg(address, len, (at, self.nonblocking())) {
-            Err(Errno::Epipe) => (Err(Errno::Epipe), reader::first_seq()),
-            Err(error) => return Err(error),
-            Ok((done, next)) => (Ok(done), next),
-        };
-        self.state.with(|state| state.pos = next);
+        let mut at = self.state.with(|state| state.pos);
+        let done = reader::read_kmsg(address, len, &mut at, self.nonblocking());
+        self.state.with(|state| state.pos = at);
         done
     }
 

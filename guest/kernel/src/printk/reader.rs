@@ -46,30 +46,33 @@ pub fn wait(is_there: impl Fn() -> bool) -> Result<(), Errno> {
 /// Where the reader of /dev/kmsg was last: whoever reads on from there need not look for its place.
 static LAST: Lock<Cursor> = Lock::new(Cursor { seq: 0, place: 0 });
 
-/// A record of /dev/kmsg and the number of the next one. `seq` is where the file is; at 0 it is at the oldest that there is.
+/// A record of /dev/kmsg: its bytes. `seq` is where the file is; at 0 it is at the oldest that there is. It moves past a record that could not
+/// be handed over, too, as Linux's does.
 ///
 /// # Errors
 /// `EAGAIN` if there is none and the file does not block, `EINVAL` if it does not fit, `EPIPE` once if records were overwritten before
-/// somebody read them: [`first_seq`] is where to go on.
-pub fn read_kmsg(address: u64, len: usize, (seq, nonblocking): (u64, bool)) -> Result<(usize, u64), Errno> {
-    let is_there = || printk::with_log(|log| seq < log.end().seq);
+/// somebody read them: `seq` is then the oldest.
+pub fn read_kmsg(address: u64, len: usize, seq: &mut u64, nonblocking: bool) -> Result<usize, Errno> {
+    let is_there = || printk::with_log(|log| *seq < log.end().seq);
     if nonblocking && !is_there() {
         return Err(Errno::Eagain);
     }
     wait(is_there)?;
-    if seq != 0 && seq < first_seq() {
+    if *seq != 0 && *seq < first_seq() {
+        *seq = first_seq();
         return Err(Errno::Epipe);
     }
     let last = *LAST.lock();
-    let at = printk::with_log(|log| log.find(last, seq));
+    let at = printk::with_log(|log| log.find(last, *seq));
     let (record, next) = printk::read(at).ok_or(Errno::Eagain)?;
     let line = line(&record, text::kmsg)?;
+    *LAST.lock() = next;
+    *seq = next.seq;
     if line.len() > len {
         return Err(Errno::Einval);
     }
     uaccess::write(address, line.as_bytes())?;
-    *LAST.lock() = next;
-    Ok((line.len(), next.seq))
+    Ok(line.len())
 }
 
 /// Number of the record that comes next.
@@ -78,6 +81,6 @@ pub fn end_seq() -> u64 {
 }
 
 /// Number of the oldest record.
-pub fn first_seq() -> u64 {
+fn first_seq() -> u64 {
     printk::with_log(|log| log.state().first_seq)
 }
