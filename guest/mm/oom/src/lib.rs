@@ -14,6 +14,7 @@
 
 mod badness;
 mod overcommit;
+mod patience;
 mod report;
 mod select;
 mod verdict;
@@ -28,6 +29,7 @@ pub use overcommit::{
     Committed, Overcommit, OvercommitMemory, Promise, accountable_mapping, admin_reserve_kbytes,
     user_reserve_kbytes, vm_commit_limit, vm_enough_memory,
 };
+pub use patience::Patience;
 pub use report::{Invoked, TASKS_HEADER, TaskLine, Victim, VictimLine};
 pub use select::{Chosen, Constraint, OomControl, constrained_alloc, select_bad_process};
 pub use verdict::{OomSettings, PanicOnOom, Verdict, out_of_memory};

@@ -1,5 +1,6 @@
 //! Host tests.
 
 mod overcommit;
+mod patience;
 mod report;
 mod victims;

@@ -14,8 +14,6 @@ use crate::{pr_err, pr_info, task};
 pub(super) const DELAY_NS: u64 = 2_000_000_000;
 /// From one attempt to the next.
 const RETRY_NS: u64 = 100_000_000;
-/// Attempts (Linux: `MAX_OOM_REAP_RETRIES`).
-const ATTEMPTS: u32 = 10;
 
 static WORK: WaitQueue = WaitQueue::new();
 
@@ -71,20 +69,15 @@ fn reap(victim: Victim) {
         space::mm_put(victim.mm);
         is_reaped
     };
-    // Whoever takes its memory apart already may take long: it is not given up as long as that goes on. Linux's reaper joins in
-    // (`exit_mmap` has mmap_lock for reading); here the last user has the address space alone.
     let left = mm.rss(RssKind::Anon) + mm.rss(RssKind::File);
-    let attempts = if left < victim.left { 0 } else { victim.attempts + 1 };
-    let is_last = attempts >= ATTEMPTS;
     if is_reaped {
         with_state(|state| state.reaped += 1);
-    } else if is_last {
-        pr_info!("oom_reaper: unable to reap pid:{} ({comm})", victim.pid);
-    }
-    if is_reaped || is_last {
-        victims::forget(victim.mm, is_reaped);
+        victims::forget(victim.mm, true);
+    } else if let Some(patience) = victim.patience.after_failure(left) {
+        postpone(Victim { patience, ..victim });
     } else {
-        postpone(Victim { attempts, left, ..victim });
+        pr_info!("oom_reaper: unable to reap pid:{} ({comm})", victim.pid);
+        victims::forget(victim.mm, false);
     }
     space::mm_drop(victim.mm);
 }

@@ -3,7 +3,7 @@
 use core::sync::atomic::{AtomicU32, Ordering};
 
 use memvisor_abi::mm_flags;
-use mm_oom::{Candidate, Role};
+use mm_oom::{Candidate, Patience, Role};
 use mm_vma::{Id, Mm};
 
 use super::with_state;
@@ -25,10 +25,8 @@ pub(super) struct Victim {
     pub since: u64,
     /// When the reaper tries next, nanoseconds since boot.
     pub reap_at: u64,
-    /// How often it tried since the victim last gave something back by itself.
-    pub attempts: u32,
-    /// Pages that the victim had left then.
-    pub left: u64,
+    /// What its attempts came to.
+    pub patience: Patience,
 }
 
 pub(super) static VICTIMS: Lock<[Option<Victim>; MAX]> = Lock::new([None; MAX]);
@@ -74,7 +72,7 @@ pub(super) fn mark(mm: Id<Mm>, pid: u32, comm: [u8; 16], reap_at: u64) {
     // One that finds no room dies like the others; it is only not waited for once its tasks have left.
     if let Some(slot) = victims.iter_mut().find(|slot| slot.is_none()) {
         space::mm_grab(mm);
-        *slot = Some(Victim { mm, pid, comm, since: clock::now(), reap_at, attempts: 0, left: u64::MAX });
+        *slot = Some(Victim { mm, pid, comm, since: clock::now(), reap_at, patience: Patience::NEW });
         COUNT.fetch_add(1, Ordering::AcqRel);
     }
 }
