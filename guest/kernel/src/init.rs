@@ -113,6 +113,7 @@ extern "C" fn start_on_own_stack() -> ! {
     kswapd::init(&sched::task_context());
     zswap::init(&sched::task_context());
     oom::init(&sched::task_context());
+    task::init();
     block::init(&sched::task_context());
     drivers_dma::init(&sched::task_context());
     writeback::init(&sched::task_context());

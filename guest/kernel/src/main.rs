@@ -70,6 +70,7 @@ mod topology;
 mod trace;
 #[cfg(target_os = "none")]
 mod uaccess;
+mod utsname;
 
 #[cfg(not(target_os = "none"))]
 fn main() {

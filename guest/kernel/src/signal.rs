@@ -24,9 +24,6 @@ use crate::task::{self, CloneFlags, Current, Process, Task, current, find_proces
 
 pub use deliver::{deliver, return_from_handler};
 
-/// Threads that there can be, for limits that come from it.
-const MAX_THREADS: u64 = crate::sched::MAX_TASKS as u64;
-
 /// What the tasks of a process share of signals, and its limits and timers (Linux: `signal_struct`, `sighand_struct`).
 #[derive(Debug)]
 pub struct Signals {
@@ -88,7 +85,7 @@ impl Default for Signals {
     fn default() -> Self {
         Signals {
             group: Lock::new(None),
-            limits: Lock::new(limits::Limits::init(MAX_THREADS)),
+            limits: Lock::new(limits::Limits::init(crate::sched::max_threads() as u64)),
             real_timer: Lock::new(IntervalTimer::OFF),
         }
     }

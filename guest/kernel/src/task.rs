@@ -27,14 +27,16 @@ use core::ops::Deref;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicBool, AtomicI16, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
+use guest_process::limits;
+use memvisor_abi::THREAD_SIZE;
 use mm_page_alloc::TaskPolicy;
 use mm_vma::{Id, Limits, Mm};
 
 use crate::arch::fpu::{self, FpuState};
 use crate::arch::percpu::{self, PerCpu};
 use crate::arch::regs;
-use crate::mm::{fault_inject, space};
-use crate::sched::WaitQueue;
+use crate::mm::{fault_inject, oom, space};
+use crate::sched::{self, MAX_THREADS, WaitQueue};
 use crate::signal::{Signals, TaskSignals};
 use crate::sync::Lock;
 
@@ -44,12 +46,18 @@ pub use fork::{CloneArgs, CloneFlags, clone};
 pub use hooks::Files;
 pub use publish::{audit_all, living, living_mm, user_table};
 pub use registry::{
-    alloc_pid, find_process, find_task, has_processes, nr_forks, tasks_where, with_next_process,
+    PID_MAX, alloc_pid, find_process, find_task, has_processes, nr_forks, tasks_where, with_next_process,
     with_relations,
 };
 pub use run::{End, end_pause, enter, pause, run_file, run_init, wait_init};
 pub use switch::switch_to;
 pub use wait::{Waited, do_wait};
+
+/// Bounds the number of threads by memory (Linux: `fork_init`).
+pub fn init() {
+    let threads = limits::max_threads(oom::totalram(), THREAD_SIZE, MAX_THREADS as u64);
+    sched::set_max_threads(usize::try_from(threads).unwrap_or(MAX_THREADS));
+}
 
 /// Signal that tells a parent of its child's end unless clone asks for another.
 pub const SIGCHLD: u32 = 17;

@@ -109,6 +109,30 @@ impl Rlimit {
     }
 }
 
+/// Fewest threads that a machine may have (Linux: `MIN_THREADS`).
+const MIN_THREADS: u64 = 20;
+
+/// How many threads a machine may have whose memory is `totalram` bytes: their stacks of `stack` bytes shall take an eighth of it at most. Never
+/// more than `slots`, for which there is room (Linux: `set_max_threads`).
+///
+/// ```
+/// use guest_process::limits::max_threads;
+///
+/// assert_eq!(max_threads(32 << 20, 16 << 10, 1024), 256);
+/// assert_eq!(max_threads(1 << 40, 16 << 10, 1024), 1024);
+/// assert_eq!(max_threads(1 << 20, 16 << 10, 1024), 20);
+/// ```
+pub const fn max_threads(totalram: u64, stack: u64, slots: u64) -> u64 {
+    let threads = totalram / stack / 8;
+    if threads < MIN_THREADS {
+        MIN_THREADS
+    } else if threads > slots {
+        slots
+    } else {
+        threads
+    }
+}
+
 /// All limits of a process. A child has its parent's, a new program those before it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limits {

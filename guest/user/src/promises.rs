@@ -16,6 +16,7 @@ const EINVAL: u64 = 22_u64.wrapping_neg();
 const EAGAIN: u64 = 11_u64.wrapping_neg();
 const NORESERVE: u64 = 0x4000;
 const MODE: &CStr = c"/proc/sys/vm/overcommit_memory";
+const THREADS: &CStr = c"/proc/sys/kernel/threads-max";
 const RATIO: &CStr = c"/proc/sys/vm/overcommit_ratio";
 
 /// Writes to a file of /proc.
@@ -191,9 +192,14 @@ fn decimal(mut value: u64, buffer: &mut [u8; 20]) -> &[u8] {
 
 /// fork-bomb-limit: children that fork for ever fill the table of processes and nothing else; when they are gone all is as before.
 ///
-/// RLIMIT_NPROC does not bind root, as on Linux, and there is nobody else: the bound is the number of tasks.
+/// RLIMIT_NPROC does not bind root, as on Linux, and there is nobody else: the bound is kernel.threads-max.
 pub fn fork_bomb(checks: &mut Checks) {
     const NPROC: u64 = 6;
+    mount(checks);
+    let most = number(THREADS, b"");
+    let eighth = number(c"/proc/meminfo", b"MemTotal:") / (16 * 8);
+    checks.check("stacks may take an eighth of memory", most == eighth.clamp(20, 1024));
+    let victims = number(c"/proc/vmstat", b"oom_kill ");
     let before = free_pages();
     let bomb = child(|| {
         sys::setsid();
@@ -242,11 +248,18 @@ pub fn fork_bomb(checks: &mut Checks) {
     checks.check("every one is killed and waited for", reaped > 10);
     let kid = child(|| 6);
     checks.check("fork works again", wait(kid, 0) == (kid, 6 << 8));
+    checks.check("nobody was killed for memory", number(c"/proc/vmstat", b"oom_kill ") == victims);
+    checks.check("threads-max is set", put(THREADS, b"1\n") == 2 && sys::fork() == EAGAIN);
+    checks.check("it is at least 1", put(THREADS, b"0\n") == EINVAL);
+    let mut text = [0_u8; 20];
+    checks
+        .check("it is set back", put(THREADS, decimal(most, &mut text)) > 0 && number(THREADS, b"") == most);
+    unmount(checks);
     let after = free_pages();
     // A CPU keeps slabs of what so many processes had: up to 4 MiB of each cache (docs/slab.md).
     checks.check("their memory is free again", after + before / 8 > before);
     let _ = writeln!(
         Out,
-        "fork-bomb-limit: {reaped} processes killed in {rounds} rounds; {before} pages free before, {after} afterwards"
+        "fork-bomb-limit: {most} threads at most, {reaped} processes killed in {rounds} rounds; {before} pages free before, {after} afterwards"
     );
 }

@@ -1,5 +1,6 @@
 //! Running this program again, as a user would.
 
+use std::ffi::OsStr;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
@@ -48,6 +49,19 @@ impl Finished {
 /// If the system does not tell.
 pub fn program() -> anyhow::Result<PathBuf> {
     std::env::current_exe().context("find this program's file, to run it again")
+}
+
+/// A command that gets `signal` when the thread that starts it ends: a guest must not outlive the `memvisor test` that was killed, nobody would
+/// answer it. `setpriv` (util-linux) arranges that; without it such a guest runs to its end.
+pub fn mortal(program: impl AsRef<OsStr>, signal: &str) -> Command {
+    let setpriv = Command::new("setpriv").arg("--version").stdin(Stdio::null()).output();
+    if setpriv.is_ok_and(|output| output.status.success()) {
+        let mut command = Command::new("setpriv");
+        command.args(["--pdeathsig", signal, "--"]).arg(program);
+        command
+    } else {
+        Command::new(program)
+    }
 }
 
 /// Runs `memvisor` with `words` to its end.

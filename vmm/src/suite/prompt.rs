@@ -9,7 +9,7 @@ use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::OpenOptionsExt;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -19,7 +19,7 @@ use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 
 use super::bed::{Ended, Observed};
 use super::case::{Case, KvmSetup};
-use super::command::program;
+use super::command::{mortal, program};
 use super::kvm::{self, ExitedWith};
 use super::linux;
 use super::outcome::{Outcome, Subcase, Usage};
@@ -105,7 +105,7 @@ impl Prompt {
         let is_linux = setup.linux.is_some();
         let (keyboard, terminal) = open_terminal().context("open a terminal")?;
         // memvisor listens to a terminal only if that is its own.
-        let mut child = Command::new("setsid")
+        let mut child = mortal("setsid", "TERM")
             .arg("-c")
             .arg(program()?)
             .args(kvm::arguments(case, setup).into_iter().filter(|word| !is_linux || word != "--json"))

@@ -25,6 +25,7 @@ use facts::facts;
 
 use super::bed::{Ended, Observed};
 use super::case::{Case, QemuSetup};
+use super::command::mortal;
 use super::outcome::{Outcome, Subcase, Usage};
 use super::outside::audit;
 use super::probes::{Control, Held, walkthrough_is_complete};
@@ -47,19 +48,6 @@ pub fn missing() -> Option<String> {
         Ok(output) if output.status.success() => None,
         Ok(output) => Some(format!("{QEMU} --version fails with {}", output.status)),
         Err(_) => Some(format!("{QEMU} is not installed; `make setup` or: apt-get install qemu-system-x86")),
-    }
-}
-
-/// QEMU, to be killed with this program: a guest that nobody answers would wait at its checkpoint for ever.
-/// `setpriv` (util-linux) arranges that; without it a killed `memvisor test` may leave a QEMU behind.
-fn command() -> Command {
-    let setpriv = Command::new("setpriv").arg("--version").stdin(Stdio::null()).output();
-    if setpriv.is_ok_and(|output| output.status.success()) {
-        let mut command = Command::new("setpriv");
-        command.args(["--pdeathsig", "KILL", "--", QEMU]);
-        command
-    } else {
-        Command::new(QEMU)
     }
 }
 
@@ -156,7 +144,7 @@ impl Machine {
         for (number, disk) in setup.disks.iter().enumerate() {
             File::create(disk_file(folder.path(), number))?.set_len(disk.size_mib << 20)?;
         }
-        let mut child = command()
+        let mut child = mortal(QEMU, "KILL")
             .args(arguments(case, setup, &files, &socket, image))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())

@@ -11,10 +11,13 @@ mod system;
 #[cfg(test)]
 mod tests;
 
-pub use node::{Access, Link, NoProcesses, Node, PidFile, Processes, SystemFile, Target, VmFile, Who};
+pub use node::{
+    Access, KernelFile, Link, NoProcesses, Node, PidFile, Processes, SystemFile, Target, VmFile, Who,
+};
 pub use numa_maps::{NumaMap, NumaPlace};
 pub use source::{
-    CpuInfo, CpuTime, Detail, MapInfo, MapPages, MemInfo, ProcessInfo, Rlimit, Source, SystemInfo, VmInfo,
+    CpuInfo, CpuTime, Detail, MapInfo, MapPages, MemInfo, Names, ProcessInfo, Rlimit, Source, SystemInfo,
+    VmInfo,
 };
 
 use alloc::vec::Vec;
@@ -49,7 +52,7 @@ pub fn render(node: Node, source: &dyn Source) -> Result<Vec<u8>, Errno> {
         Node::System(file) => system::show(file, source, &mut text),
         Node::SysvShm => source.sysvipc_shm(&mut text),
         Node::Vm(file) => source.vm(file, &mut text),
-        Node::Printk => numbers(&source.printk(), &mut text),
+        Node::Kernel(file) => kernel(file, source, &mut text),
         Node::File(who, PidFile::Cmdline) => return source.cmdline_of(who),
         Node::File(who, PidFile::Environ) => return source.environ_of(who),
         Node::File(who, file) => {
@@ -78,6 +81,20 @@ pub fn numbers<T: fmt::Display>(values: &[T], out: &mut dyn Write) -> fmt::Resul
     out.write_char('\n')
 }
 
+fn kernel(file: KernelFile, source: &dyn Source, out: &mut dyn Write) -> fmt::Result {
+    let names = source.names();
+    let name = match file {
+        KernelFile::Printk => return numbers(&source.printk(), out),
+        KernelFile::ThreadsMax => return numbers(&[source.threads_max()], out),
+        KernelFile::PidMax => return numbers(&[source.pid_max()], out),
+        KernelFile::Hostname => names.nodename,
+        KernelFile::Osrelease => names.release,
+        KernelFile::Ostype => names.sysname,
+        KernelFile::Version => names.version,
+    };
+    writeln!(out, "{name}")
+}
+
 /// As many levels as are there, the first ones (Linux: `proc_dointvec`).
 fn set_printk(source: &dyn Source, text: &str) -> Result<(), Errno> {
     let mut levels = source.printk();
@@ -97,6 +114,9 @@ pub fn show(file: SystemFile, source: &dyn Source, out: &mut dyn Write) -> fmt::
     system::show(file, source, out)
 }
 
+/// Most threads that an administrator may ask for (Linux: `FUTEX_TID_MASK`).
+const THREADS_MAX: u32 = 0x3fff_ffff;
+
 /// Longest text that a number can be written as (Linux: `PROC_NUMBUF`).
 const NUMBER_LEN: usize = 24;
 
@@ -112,7 +132,12 @@ pub fn store(node: Node, source: &dyn Source, bytes: &[u8]) -> Result<(), Errno>
     let number = || text.parse::<i64>().map_err(|_| Errno::Einval);
     match node {
         Node::Vm(file) => source.set_vm(file, number()?),
-        Node::Printk => set_printk(source, text),
+        Node::Kernel(KernelFile::Printk) => set_printk(source, text),
+        Node::Kernel(KernelFile::ThreadsMax) => {
+            let threads = u32::try_from(number()?).ok().filter(|threads| (1..=THREADS_MAX).contains(threads));
+            source.set_threads_max(threads.ok_or(Errno::Einval)?);
+            Ok(())
+        }
         Node::File(who, PidFile::OomScoreAdj) => {
             let adj = i16::try_from(number()?).ok().filter(|adj| (-1000..=1000).contains(adj));
             source.set_oom_score_adj(who, adj.ok_or(Errno::Einval)?)

@@ -198,6 +198,19 @@ files! {
     }
 }
 
+files! {
+    /// Files in /proc/sys/kernel.
+    KernelFile {
+        Hostname = "hostname", 0o444, "Name of the machine.";
+        Osrelease = "osrelease", 0o444, "Release of the kernel.";
+        Ostype = "ostype", 0o444, "Name of the kernel.";
+        PidMax = "pid_max", 0o444, "Numbers of processes are below it.";
+        Printk = "printk", 0o644, "Levels of messages.";
+        ThreadsMax = "threads-max", 0o644, "Threads that there may be.";
+        Version = "version", 0o444, "Which build of the release it is.";
+    }
+}
+
 /// A file of /proc.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Node {
@@ -233,8 +246,8 @@ pub enum Node {
     Vm(VmFile),
     /// /proc/sys/kernel.
     SysKernel,
-    /// /proc/sys/kernel/printk.
-    Printk,
+    /// A file in it.
+    Kernel(KernelFile),
 }
 
 /// Where a link leads.
@@ -300,7 +313,7 @@ impl Node {
             | Node::SysVm
             | Node::SysKernel => mode::S_IFDIR | 0o555,
             Node::Vm(file) => mode::S_IFREG | file.permissions(),
-            Node::Printk => mode::S_IFREG | 0o644,
+            Node::Kernel(file) => mode::S_IFREG | file.permissions(),
             Node::SysvShm => mode::S_IFREG | 0o444,
             Node::Fds(_) => mode::S_IFDIR | 0o500,
             Node::System(file) => mode::S_IFREG | file.permissions(),
@@ -321,7 +334,7 @@ impl Node {
             | Node::Sys => Node::Root,
             Node::SysVm | Node::SysKernel => Node::Sys,
             Node::Vm(_) => Node::SysVm,
-            Node::Printk => Node::SysKernel,
+            Node::Kernel(_) => Node::SysKernel,
             Node::SysvShm => Node::Sysvipc,
             Node::Process(Who { pid, tid: Some(_) }) => Node::Threads(pid),
             Node::Process(_) => Node::Root,
@@ -348,7 +361,7 @@ impl Node {
             Node::Sys => "sys",
             Node::SysVm => "vm",
             Node::SysKernel => "kernel",
-            Node::Printk => "printk",
+            Node::Kernel(file) => file.name(),
             Node::Vm(file) => file.name(),
             Node::Fds(_) => "fd",
             Node::Threads(_) => "task",
@@ -377,8 +390,8 @@ impl Node {
             Node::Sys => SYSTEM + 0x105,
             Node::SysVm => SYSTEM + 0x106,
             Node::SysKernel => SYSTEM + 0x107,
-            Node::Printk => SYSTEM + 0x108,
             Node::Vm(file) => SYSTEM + 0x200 + file as u64,
+            Node::Kernel(file) => SYSTEM + 0x300 + file as u64,
             Node::Process(who) => of(who) + 0x8_0000,
             Node::File(who, file) => of(who) + 0x8_0001 + file as u64,
             Node::Link(who, Link::Cwd) => of(who) + 0x8_0101,
@@ -480,7 +493,10 @@ impl Node {
                 b"vm" => Some(Node::SysVm),
                 _ => None,
             },
-            Node::SysKernel => (name == b"printk").then_some(Node::Printk),
+            Node::SysKernel => {
+                let file = KernelFile::ALL.iter().find(|file| file.name().as_bytes() == name);
+                file.map(|file| Node::Kernel(*file))
+            }
             Node::SysVm => {
                 let file = VmFile::ALL.iter().find(|file| file.name().as_bytes() == name);
                 file.map(|file| Node::Vm(*file))
@@ -521,7 +537,7 @@ impl Node {
             }
             Node::Sysvipc => list_fixed([Node::SysvShm].into_iter(), pos, put),
             Node::Sys => list_fixed([Node::SysKernel, Node::SysVm].into_iter(), pos, put),
-            Node::SysKernel => list_fixed([Node::Printk].into_iter(), pos, put),
+            Node::SysKernel => list_fixed(KernelFile::ALL.iter().map(|file| Node::Kernel(*file)), pos, put),
             Node::SysVm => list_fixed(VmFile::ALL.iter().map(|file| Node::Vm(*file)), pos, put),
             Node::Fds(who) => {
                 let next = |from| processes.next_fd(who, from);

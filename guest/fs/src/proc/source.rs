@@ -315,6 +315,23 @@ pub struct CpuInfo<'a> {
     pub clflush: u32,
 }
 
+/// What the kernel and the machine are called (Linux: `struct new_utsname`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Names {
+    /// The kernel.
+    pub sysname: &'static str,
+    /// The machine.
+    pub nodename: &'static str,
+    /// The kernel's release.
+    pub release: &'static str,
+    /// Which build of it.
+    pub version: &'static str,
+    /// The architecture.
+    pub machine: &'static str,
+    /// The domain.
+    pub domainname: &'static str,
+}
+
 /// The machine as a whole.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SystemInfo {
@@ -426,6 +443,18 @@ pub trait Source {
     /// # Errors
     /// `EINVAL` for a number that it cannot have.
     fn set_vm(&self, file: VmFile, number: i64) -> Result<(), Errno>;
+
+    /// What the kernel and the machine are called.
+    fn names(&self) -> &Names;
+
+    /// Numbers of processes are below it.
+    fn pid_max(&self) -> u32;
+
+    /// Threads that there may be.
+    fn threads_max(&self) -> u32;
+
+    /// Changes it.
+    fn set_threads_max(&self, threads: u32);
 
     /// /proc/sys/kernel/printk: the console's level, that of messages without one, the least, the console's default.
     fn printk(&self) -> [u8; 4];

@@ -8,8 +8,8 @@ use std::string::String;
 use std::vec::Vec;
 
 use super::{
-    CpuInfo, CpuTime, Detail, MapInfo, MemInfo, Node, NumaMap, NumaPlace, PidFile, ProcessInfo, Rlimit,
-    Source, SystemFile, SystemInfo, VmFile, VmInfo, Who, render, store,
+    CpuInfo, CpuTime, Detail, KernelFile, MapInfo, MemInfo, Names, Node, NumaMap, NumaPlace, PidFile,
+    ProcessInfo, Rlimit, Source, SystemFile, SystemInfo, VmFile, VmInfo, Who, render, store,
 };
 use crate::{Device, Errno};
 
@@ -107,6 +107,25 @@ impl Source for Host {
     fn set_vm(&self, _: VmFile, number: i64) -> Result<(), Errno> {
         self.stored.set(Some(number));
         Ok(())
+    }
+    fn names(&self) -> &Names {
+        &Names {
+            sysname: "Linux",
+            nodename: "host",
+            release: "6.1.0",
+            version: "#1",
+            machine: "x86_64",
+            domainname: "(none)",
+        }
+    }
+    fn pid_max(&self) -> u32 {
+        32768
+    }
+    fn threads_max(&self) -> u32 {
+        500
+    }
+    fn set_threads_max(&self, threads: u32) {
+        self.stored.set(Some(threads.into()));
     }
     fn printk(&self) -> [u8; 4] {
         self.levels.get()
@@ -334,15 +353,31 @@ fn what_is_written_to_proc_is_one_number_with_blanks_around() {
 }
 
 #[test]
+fn proc_sys_kernel_names_the_kernel_and_bounds_threads() {
+    let host = Host::default();
+    let text = |file| String::from_utf8(render(Node::Kernel(file), &host).unwrap()).unwrap();
+    assert_eq!(text(KernelFile::Ostype) + &text(KernelFile::Osrelease), "Linux\n6.1.0\n");
+    assert_eq!(text(KernelFile::Version) + &text(KernelFile::Hostname), "#1\nhost\n");
+    assert_eq!(text(KernelFile::PidMax) + &text(KernelFile::ThreadsMax), "32768\n500\n");
+    let threads = Node::Kernel(KernelFile::ThreadsMax);
+    assert_eq!(store(threads, &host, b"1073741823\n"), Ok(()));
+    assert_eq!(host.stored.take(), Some(0x3fff_ffff));
+    for wrong in [&b"0"[..], b"-1", b"1073741824", b"x"] {
+        assert_eq!(store(threads, &host, wrong), Err(Errno::Einval), "{wrong:?}");
+    }
+    assert_eq!(store(Node::Kernel(KernelFile::PidMax), &host, b"400"), Err(Errno::Eio));
+}
+
+#[test]
 fn the_levels_of_messages_are_changed_from_the_first_on() {
     let host = Host { levels: Cell::new([7, 4, 1, 7]), ..Host::default() };
-    assert_eq!(render(Node::Printk, &host), Ok(b"7\t4\t1\t7\n".to_vec()));
-    assert_eq!(store(Node::Printk, &host, b"3\n"), Ok(()));
+    assert_eq!(render(Node::Kernel(KernelFile::Printk), &host), Ok(b"7\t4\t1\t7\n".to_vec()));
+    assert_eq!(store(Node::Kernel(KernelFile::Printk), &host, b"3\n"), Ok(()));
     assert_eq!(host.levels.get(), [3, 4, 1, 7]);
-    assert_eq!(store(Node::Printk, &host, b"8 5\t2 8"), Ok(()));
+    assert_eq!(store(Node::Kernel(KernelFile::Printk), &host, b"8 5\t2 8"), Ok(()));
     assert_eq!(host.levels.get(), [8, 5, 2, 8]);
     for wrong in [&b"x"[..], b"1 x", b"-1", b"300"] {
-        assert_eq!(store(Node::Printk, &host, wrong), Err(Errno::Einval), "{wrong:?}");
+        assert_eq!(store(Node::Kernel(KernelFile::Printk), &host, wrong), Err(Errno::Einval), "{wrong:?}");
     }
     assert_eq!(host.levels.get(), [8, 5, 2, 8]);
 }

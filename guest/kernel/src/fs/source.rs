@@ -7,8 +7,8 @@ use core::sync::atomic::Ordering;
 
 use guest_fs::Errno;
 use guest_fs::proc::{
-    CpuInfo, CpuTime, Detail, MapInfo, MapPages, MemInfo, NumaMap, ProcessInfo, Rlimit, Source, SystemFile,
-    SystemInfo, VmFile, VmInfo, Who,
+    CpuInfo, CpuTime, Detail, MapInfo, MapPages, MemInfo, Names, NumaMap, ProcessInfo, Rlimit, Source,
+    SystemFile, SystemInfo, VmFile, VmInfo, Who,
 };
 use guest_process::limits::Resource;
 use guest_process::signal::SigSet;
@@ -24,6 +24,7 @@ use crate::drivers::block;
 use crate::mm::space::{self, Source as Contents, Spaces, cache};
 use crate::mm::{oom, page_alloc, slab, swap, vmscan, vmstat};
 use crate::task::{self, Task};
+use crate::utsname::NAMES;
 use crate::{cmdline, ipc, kallsyms, printk, proc, sched, signal, smp, topology};
 
 /// The kernel.
@@ -302,6 +303,22 @@ impl Source for Kernel {
         vm::write(file, number)
     }
 
+    fn names(&self) -> &Names {
+        &NAMES
+    }
+
+    fn pid_max(&self) -> u32 {
+        task::PID_MAX
+    }
+
+    fn threads_max(&self) -> u32 {
+        sched::max_threads().try_into().unwrap_or(u32::MAX)
+    }
+
+    fn set_threads_max(&self, threads: u32) {
+        sched::set_max_threads(threads as usize);
+    }
+
     fn printk(&self) -> [u8; 4] {
         array::from_fn(printk::level)
     }
@@ -329,11 +346,10 @@ impl Source for Kernel {
             SystemFile::Cmdline => cmdline::with(|line| writeln!(out, "{line}")),
             SystemFile::Iomem => proc::iomem(out),
             SystemFile::Kallsyms => out.write_str(core::str::from_utf8(kallsyms::text()).unwrap_or("?")),
-            SystemFile::Version => writeln!(
-                out,
-                "Linux version 6.1.0-memvisor (memvisor guest kernel) #1 SMP {}",
-                env!("CARGO_PKG_VERSION")
-            ),
+            SystemFile::Version => {
+                let Names { sysname, release, version, .. } = NAMES;
+                writeln!(out, "{sysname} version {release} (memvisor guest kernel) {version}")
+            }
             file => proc::write(file.name(), out),
         }
     }

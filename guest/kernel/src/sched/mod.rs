@@ -47,13 +47,13 @@ pub use order::{priority, set_priority};
 pub use runqueue::claim;
 pub use stacks::stack_guard;
 pub use thread::{
-    SpawnError, Thread, UserThread, exit_user, has_room, is_pid_used, release, spawn, spawn_daemon, spawn_on,
-    spawn_user, wait_off_cpu,
+    SpawnError, Thread, UserThread, exit_user, has_room, is_pid_used, max_threads, release, set_max_threads,
+    spawn, spawn_daemon, spawn_on, spawn_user, wait_off_cpu,
 };
 pub use wait::{WaitQueue, Woken, wait_any};
 
 /// Threads that exist at once, dead ones that nobody joined included.
-const MAX_THREADS: usize = 1024;
+pub const MAX_THREADS: usize = 1024;
 /// Tasks: the idle tasks by CPU, then threads.
 pub const MAX_TASKS: usize = MAX_CPUS + MAX_THREADS;
 const ANY_CPU: u32 = u32::MAX;

@@ -1,7 +1,7 @@
 //! Threads: begin, end, join (Linux: `kthread_create`, `kthread_stop`, `copy_thread`, `do_task_dead`).
 
 use alloc::sync::Arc;
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 use guest_firmware::acpi::MAX_CPUS;
 use memvisor_abi::{THREAD_SIZE, TaskInfo, TaskState};
@@ -34,6 +34,8 @@ const _: () = assert!(NOBODY == 0);
 static NEXT_DEAD: [AtomicU32; MAX_TASKS] = [const { AtomicU32::new(0) }; MAX_TASKS];
 /// Slots of threads that somebody has, a bit each.
 static TAKEN: [AtomicU64; MAX_THREADS.div_ceil(64)] = [const { AtomicU64::new(0) }; MAX_THREADS.div_ceil(64)];
+/// Threads that there may be (Linux: `max_threads`).
+static MAX: AtomicUsize = AtomicUsize::new(MAX_THREADS);
 /// Numbers of the threads in the slots, for those who look for one that is free.
 static PIDS: [AtomicU32; MAX_TASKS] = [const { AtomicU32::new(0) }; MAX_TASKS];
 
@@ -313,11 +315,21 @@ fn exhume() -> Option<usize> {
     Some(number)
 }
 
-/// Whether there is a slot that nobody has: so many tasks may exist (Linux: `nr_threads >= max_threads`, asked before anything is copied).
+/// Threads that there may be (Linux: `max_threads`). There is room for [`MAX_THREADS`].
+pub fn max_threads() -> usize {
+    MAX.load(Ordering::Relaxed)
+}
+
+/// Changes it.
+pub fn set_max_threads(threads: usize) {
+    MAX.store(threads, Ordering::Relaxed);
+}
+
+/// Whether there may be another thread (Linux: `nr_threads >= max_threads`, asked before anything is copied).
 pub fn has_room() -> bool {
     reap_dead();
-    let slots = MAX_TASKS - MAX_CPUS;
-    TAKEN.iter().map(|taken| taken.load(Ordering::Relaxed).count_ones() as usize).sum::<usize>() < slots
+    let threads: usize = TAKEN.iter().map(|taken| taken.load(Ordering::Relaxed).count_ones() as usize).sum();
+    threads < max_threads().min(MAX_THREADS)
 }
 
 /// Takes a slot that nobody has; its lock is open.

@@ -14,7 +14,7 @@ use crate::sync::Lock;
 /// First number that is given: 1 and 2 are init's (Linux's 2 is kthreadd).
 const FIRST_PID: u32 = 3;
 /// One past the last number (Linux: `PID_MAX_DEFAULT`).
-const PID_MAX: u32 = 32_768;
+pub const PID_MAX: u32 = 32_768;
 /// First number when all were given once (Linux: `RESERVED_PIDS`).
 const RESERVED_PIDS: u32 = 300;
 

@@ -2,7 +2,7 @@
 
 use std::io::Read;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -10,7 +10,7 @@ use anyhow::{Context, bail};
 
 use super::super::bed::Observed;
 use super::super::case::{Case, Setup};
-use super::super::command::program;
+use super::super::command::{mortal, program};
 use super::{ExitedWith, arguments, observed};
 
 /// How often it is asked whether it ended.
@@ -39,7 +39,7 @@ impl Process {
         let Setup::Kvm(setup) = &case.setup else { bail!("a case without its table kvm") };
         // A stock Linux is not replaced by another build of memvisor's kernel.
         let kernel = kernel.filter(|_| setup.linux.is_none());
-        let mut child = Command::new(program()?)
+        let mut child = mortal(program()?, "TERM")
             .args(arguments(case, setup))
             .args(more)
             .args(kernel.map(|path| ["--kernel".as_ref(), path.as_os_str()]).into_iter().flatten())

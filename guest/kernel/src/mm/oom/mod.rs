@@ -32,7 +32,7 @@ use crate::trace::KernelTrace;
 use crate::{pr_warn, sched, task};
 
 pub use processes::badness;
-pub use promises::totalpages;
+pub use promises::{totalpages, totalram};
 pub use report::{dump_stack, with_comm};
 pub use show_mem::show_mem;
 pub use victims::mm_exited;

@@ -37,6 +37,11 @@ pub fn init() {
     });
 }
 
+/// All memory that the page allocator has, in bytes.
+pub fn totalram() -> u64 {
+    TOTALRAM.load(Ordering::Relaxed) * PAGE_SIZE
+}
+
 /// Memory and swap, in pages.
 pub fn totalpages() -> u64 {
     TOTALRAM.load(Ordering::Relaxed) + swap::total_swap_pages()

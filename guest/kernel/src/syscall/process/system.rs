@@ -2,6 +2,7 @@
 
 use core::sync::atomic::Ordering;
 
+use guest_fs::proc::Names;
 use mm_vma::Errno;
 
 use super::super::{arguments, int};
@@ -10,6 +11,7 @@ use crate::mm::space;
 use crate::sched;
 use crate::task::{Task, current};
 use crate::uaccess;
+use crate::utsname::NAMES;
 
 /// The calls of this file.
 pub fn call(number: u64, frame: &TrapFrame) -> Option<Result<u64, Errno>> {
@@ -25,17 +27,10 @@ pub fn call(number: u64, frame: &TrapFrame) -> Option<Result<u64, Errno>> {
 /// Bytes of a field of `struct new_utsname`.
 const UTS: usize = 65;
 
-/// What uname says. Programs look at name and release to decide what they can expect: Linux's calls as 6.1 has them.
 #[inline(never)]
 fn uname(address: u64) -> Result<u64, Errno> {
-    let fields = [
-        "Linux",
-        "memvisor",
-        "6.1.0-memvisor",
-        concat!("#1 SMP ", env!("CARGO_PKG_VERSION")),
-        "x86_64",
-        "(none)",
-    ];
+    let Names { sysname, nodename, release, version, machine, domainname } = NAMES;
+    let fields = [sysname, nodename, release, version, machine, domainname];
     let mut at = address;
     for field in fields {
         let mut bytes = [0; UTS];
