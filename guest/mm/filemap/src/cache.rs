@@ -62,6 +62,10 @@ pub trait Cache: Folios + PageAlloc + PhysMem + Rcu + SwapIo + Arena<Node> + Are
     /// Counts pages of shared memory that went to swap, or came from there or are gone (Linux: `shmem_recalc_inode`, `shmem_swaplist`).
     fn count_swapped(&self, mapping: Id<Mapping>, pages: i64);
 
+    /// No page of this shared memory is in swap, and none comes there any more: it leaves the list of what has some (Linux: `list_del_init` of
+    /// `shmem_inode_info::swaplist`).
+    fn forget_swapped(&self, mapping: Id<Mapping>);
+
     /// Counts pages of shared memory to come (Linux: `shmem_inode_acct_blocks`, `NR_SHMEM`); false if there may be no more, and none is
     /// counted.
     fn shmem_acct_blocks(&self, mapping: Id<Mapping>, pages: u64) -> bool;

@@ -260,5 +260,7 @@ fn punch_hole<K: Cache>(k: &K, id: Id<Mapping>, start: u64, end: u64) {
 /// The last user of the mapping is gone: frees all pages (Linux: `shmem_evict_inode`). Nobody maps them.
 pub fn evict<K: Cache>(k: &K, id: Id<Mapping>) {
     let removed = truncate_inode_pages_range(k, id, 0..u64::MAX);
+    // After it: as long as there is a page, reclaim may give it a slot.
+    k.forget_swapped(id);
     k.shmem_unacct_blocks(id, removed);
 }

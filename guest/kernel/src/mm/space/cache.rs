@@ -129,7 +129,6 @@ pub fn program_mapping() -> Result<Id<Mapping>, Errno> {
 
 /// Frees the mapping of whoever dropped the last reference.
 pub(super) fn free_mapping(id: Id<Mapping>) {
-    swapped::unlink(id);
     match source(id) {
         Source::Shmem | Source::Anonymous | Source::SysV => {
             let promised =
@@ -469,6 +468,10 @@ impl Cache for Spaces {
         if pages > 0 {
             swapped::link(mapping);
         }
+    }
+
+    fn forget_swapped(&self, mapping: Id<Mapping>) {
+        swapped::unlink(mapping);
     }
 
     fn shmem_acct_blocks(&self, mapping: Id<Mapping>, pages: u64) -> bool {

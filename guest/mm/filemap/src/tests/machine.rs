@@ -50,6 +50,10 @@ pub struct Machine {
     pub unmapped: Mutex<Vec<(Range<u64>, Cows)>>,
     pub swap: SimSwap,
     pub swapped: AtomicI64,
+    /// Whether a mapping is on the list of those with swapped pages.
+    pub has_swapped: AtomicBool,
+    /// A page that reclaim swaps out before somebody has the mapping's lock next.
+    pub reclaims: Mutex<Option<u64>>,
     /// Mappings are shared memory: their values are slots.
     pub has_shmem: AtomicBool,
     pub shadow_nodes: Mutex<ShadowNodes>,
@@ -111,6 +115,8 @@ impl Machine {
             unmapped: Mutex::default(),
             swap: SimSwap::new(&[101]),
             swapped: AtomicI64::new(0),
+            has_swapped: AtomicBool::new(false),
+            reclaims: Mutex::new(None),
             has_shmem: AtomicBool::new(false),
             shadow_nodes: Mutex::default(),
             workingset: Default::default(),
@@ -316,9 +322,20 @@ impl Cache for Machine {
 
     fn count_swapped(&self, _mapping: Id<Mapping>, pages: i64) {
         self.swapped.fetch_add(pages, Relaxed);
+        if pages > 0 {
+            self.has_swapped.store(true, Relaxed);
+        }
     }
 
-    fn pages_lock<R>(&self, _mapping: Id<Mapping>, f: impl FnOnce() -> R) -> R {
+    fn forget_swapped(&self, _mapping: Id<Mapping>) {
+        self.has_swapped.store(false, Relaxed);
+    }
+
+    fn pages_lock<R>(&self, mapping: Id<Mapping>, f: impl FnOnce() -> R) -> R {
+        let reclaimed = self.reclaims.lock().unwrap().take();
+        if let Some(index) = reclaimed {
+            self.swap_out(mapping, index);
+        }
         assert!(!HELD.replace(true), "the mapping's lock is taken twice");
         let _held = self.lock.lock().unwrap();
         let result = f();

@@ -157,6 +157,20 @@ fn a_page_that_is_held_does_not_go_to_swap() {
 }
 
 #[test]
+fn a_page_that_is_swapped_while_its_mapping_is_freed_leaves_nothing_behind() {
+    let machine = Machine::new();
+    machine.has_shmem.store(true, Relaxed);
+    machine.swapon();
+    let id = machine.mapping(2 * PAGE_SIZE);
+    write(&machine, id, 0, 2 * PAGE_SIZE, 5).unwrap();
+    *machine.reclaims.lock().unwrap() = Some(1);
+    shmem::evict(&machine, id);
+    assert_eq!(*machine.reclaims.lock().unwrap(), None);
+    assert!(!machine.has_swapped.load(Relaxed), "a mapping that is gone is on the list");
+    assert_eq!((machine.used(), machine.swap.inuse(), machine.swapped.load(Relaxed)), (0, 0, 0));
+}
+
+#[test]
 fn a_full_file_system_refuses_pages_and_counts_none() {
     let machine = Machine::new();
     let id = machine.mapping(8 * PAGE_SIZE);

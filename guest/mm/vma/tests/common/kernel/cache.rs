@@ -47,6 +47,8 @@ impl Cache for TestKernel {
 
     fn count_swapped(&self, _mapping: Id<Mapping>, _pages: i64) {}
 
+    fn forget_swapped(&self, _mapping: Id<Mapping>) {}
+
     fn shmem_acct_blocks(&self, _mapping: Id<Mapping>, pages: u64) -> bool {
         self.shmem.fetch_add(pages, Relaxed);
         true
