@@ -171,6 +171,8 @@ pub struct KvmSetup {
     pub memory: Option<String>,
     /// The same where KVM shadows the guest's page tables, and a page costs a hundred times as much.
     pub memory_shadowed: Option<String>,
+    /// What is expected holds on this machine only: a matrix leaves the case on it.
+    pub keeps_machine: bool,
     /// Backing, as `--backing` takes it.
     pub backing: Option<String>,
     /// Scale of RAM, as `--scale` takes it.

@@ -260,6 +260,7 @@ linux: end
             cpus: None,
             memory: None,
             memory_shadowed: None,
+            keeps_machine: false,
             linux: Some("bzImage".into()),
             backing: None,
             scale: None,

@@ -2,7 +2,7 @@
 //!
 //! An axis that a matrix leaves out stays as the stanza has it. A stanza that lists machines or CPUs itself is taken once: what the matrix says
 //! takes the place of its lists. A number of CPUs that a machine cannot have is left out; if it can have none of them, it keeps its own. A case on a
-//! machine with disks or DMA engines is about these, and keeps its machine; one that names its `lru=` is about that, and keeps it. Bed qemu builds its own machines: it has the axes `slabs`, `levels`,
+//! machine with disks or DMA engines is about these, and keeps its machine, and so does one that says `keeps_machine`; one that names its `lru=` is about that, and keeps it. Bed qemu builds its own machines: it has the axes `slabs`, `levels`,
 //! and, on machines without nodes, `cpus`.
 //!
 //! Invariant: a variant's name tells it from all others: `suite/case` and a suffix for each axis.
@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 use thiserror::Error;
 
-use super::case::{Bed, Case, Need, Setup};
+use super::case::{Bed, Case, KvmSetup, Need, Setup};
 use crate::machine::{self, Overrides};
 
 /// Matrices that the program has by name.
@@ -122,7 +122,7 @@ impl Matrix {
     fn stem(&self, case: &Case) -> String {
         let Setup::Kvm(setup) = &case.setup else { return case.name.clone() };
         let mut name = case.name.clone();
-        if !self.machines.is_empty() && !has_devices(&setup.machine) {
+        if !self.machines.is_empty() && !setup.keeps_machine() {
             let (first, later) = (format!("/{}-", setup.machine), format!("-{}", setup.machine));
             name = if name.contains(&first) {
                 name.replacen(&first, "/", 1)
@@ -174,7 +174,7 @@ fn along<T>(variants: &mut Vec<Case>, values: &[T], put: impl Fn(&mut Case, &T) 
 impl Case {
     fn on_machine(&mut self, machine: &str) -> Option<String> {
         let Setup::Kvm(setup) = &mut self.setup else { return None };
-        if has_devices(&setup.machine) {
+        if setup.keeps_machine() {
             return None;
         }
         machine.clone_into(&mut setup.machine);
@@ -232,7 +232,14 @@ impl Case {
     }
 }
 
-/// Whether a machine has disks or engines: a case on it is about them, and stays there.
+impl KvmSetup {
+    /// Whether a case is about its machine: because it says so, or because that has disks or engines.
+    fn keeps_machine(&self) -> bool {
+        self.keeps_machine || has_devices(&self.machine)
+    }
+}
+
+/// Whether a machine has disks or engines.
 fn has_devices(machine: &str) -> bool {
     let built = machine::load(machine).and_then(|file| machine::resolve(file, &Overrides::default()));
     built.is_ok_and(|built| !built.disks.is_empty() || !built.dma.is_empty())
@@ -309,6 +316,14 @@ mod tests {
         assert_eq!(names(&variants), ["boot/a-disks-slab-2cpu"]);
         let Setup::Kvm(setup) = &variants[0].setup else { panic!("not memvisor's") };
         assert_eq!(setup.machine, "disks");
+    }
+
+    #[test]
+    fn a_case_that_says_so_keeps_its_machine() {
+        let text =
+            KVM.replace("machine = [\"default\", \"tiny\"]", "machine = \"tiny\", keeps_machine = true");
+        let variants = matrix("machines = [\"default\"]\ncpus = [2]\n").expand(&cases(&text));
+        assert_eq!(names(&variants), ["boot/a-tiny-2cpu"]);
     }
 
     #[test]

@@ -99,15 +99,18 @@ pub fn kswapd(checks: &mut Checks) {
     // On one CPU kswapd runs while nobody looks: who reads gives way at the end of a slice only.
     if cpus() > 1 {
         checks.check("free pages came down to the low mark", saw.was_low);
-        let seen = if is_one { saw.teeth } else { since("pageoutrun") / saw.marks.nodes };
-        checks.check("and went up and down", seen >= teeth);
+        // On a busy host kswapd's CPU gets little, and who reads takes back at once what it frees: of its runs few are seen as teeth.
+        checks.check("and went up and down", !is_one || saw.teeth > 0);
+        checks.check("as often as kswapd ran", since("pageoutrun") / saw.marks.nodes >= teeth);
         checks.check("kswapd did most of it", since("pgsteal_kswapd") > since("pgsteal_direct"));
     }
     checks.check("they never went below the min mark", saw.lowest + SLACK >= min);
     // A run frees as many pages as the high mark has, and then looks whether that is enough; who allocates may free some, too.
     checks.check("kswapd frees no more than it has to", saw.highest <= low + 3 * (high + boost) + SLACK);
     checks.check("it sleeps above the low mark", rest >= low);
-    checks.check("what was read was freed", since("pgsteal_kswapd") + since("pgsteal_direct") + ram >= turn);
+    // Some of what is read again is still there.
+    let read = turn.min(pages) + since("workingset_refault_file");
+    checks.check("what was read was freed", since("pgsteal_kswapd") + since("pgsteal_direct") + ram >= read);
     close(fd);
     checks.check("the file goes", remove(c"/mnt/holes"));
     checks.check(

@@ -164,6 +164,8 @@ struct KvmStanza {
     cpus: Option<Axis<u32>>,
     memory: Option<String>,
     memory_shadowed: Option<String>,
+    #[serde(default)]
+    keeps_machine: bool,
     backing: Option<String>,
     scale: Option<String>,
     linux: Option<String>,
@@ -380,6 +382,7 @@ impl KvmStanza {
                             cpus,
                             memory: self.memory.clone(),
                             memory_shadowed: self.memory_shadowed.clone(),
+                            keeps_machine: self.keeps_machine,
                             backing: self.backing.clone(),
                             scale: self.scale.clone(),
                             linux: self.linux.clone(),
