@@ -122,15 +122,8 @@ const MIN_THREADS: u64 = 20;
 /// assert_eq!(max_threads(1 << 40, 16 << 10, 1024), 1024);
 /// assert_eq!(max_threads(1 << 20, 16 << 10, 1024), 20);
 /// ```
-pub const fn max_threads(totalram: u64, stack: u64, slots: u64) -> u64 {
-    let threads = totalram / stack / 8;
-    if threads < MIN_THREADS {
-        MIN_THREADS
-    } else if threads > slots {
-        slots
-    } else {
-        threads
-    }
+pub fn max_threads(totalram: u64, stack: u64, slots: u64) -> u64 {
+    (totalram / stack / 8).max(MIN_THREADS).min(slots)
 }
 
 /// All limits of a process. A child has its parent's, a new program those before it.

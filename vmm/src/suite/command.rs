@@ -3,6 +3,7 @@
 use std::ffi::OsStr;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
+use std::sync::LazyLock;
 
 use anyhow::{Context, bail};
 
@@ -54,8 +55,11 @@ pub fn program() -> anyhow::Result<PathBuf> {
 /// A command that gets `signal` when the thread that starts it ends: a guest must not outlive the `memvisor test` that was killed, nobody would
 /// answer it. `setpriv` (util-linux) arranges that; without it such a guest runs to its end.
 pub fn mortal(program: impl AsRef<OsStr>, signal: &str) -> Command {
-    let setpriv = Command::new("setpriv").arg("--version").stdin(Stdio::null()).output();
-    if setpriv.is_ok_and(|output| output.status.success()) {
+    static HAS_SETPRIV: LazyLock<bool> = LazyLock::new(|| {
+        let setpriv = Command::new("setpriv").arg("--version").stdin(Stdio::null()).output();
+        setpriv.is_ok_and(|output| output.status.success())
+    });
+    if *HAS_SETPRIV {
         let mut command = Command::new("setpriv");
         command.args(["--pdeathsig", signal, "--"]).arg(program);
         command

@@ -111,6 +111,10 @@ macro_rules! files {
                 }
             }
 
+            fn find(name: &[u8]) -> Option<$name> {
+                $name::ALL.iter().copied().find(|file| file.name().as_bytes() == name)
+            }
+
             const fn permissions(self) -> u32 {
                 match self {
                     $($name::$variant => $mode,)*
@@ -468,8 +472,7 @@ impl Node {
                     let own = matches!(node, Node::Own | Node::OwnThread);
                     return (!own || processes.current().is_some()).then_some(*node);
                 }
-                let file = SystemFile::ALL.iter().find(|file| file.name().as_bytes() == name);
-                file.map(|file| Node::System(*file)).or_else(|| {
+                SystemFile::find(name).map(Node::System).or_else(|| {
                     let who = Who { pid: number(name)?, tid: None };
                     processes.exists(who).then_some(Node::Process(who))
                 })
@@ -484,8 +487,8 @@ impl Node {
                     _ => {}
                 }
                 let link = LINKS.iter().find(|(text, _)| text.as_bytes() == name);
-                let file = PidFile::ALL.iter().find(|file| file.name().as_bytes() == name);
-                link.map(|(_, link)| Node::Link(who, *link)).or(file.map(|file| Node::File(who, *file)))
+                let file = PidFile::find(name);
+                link.map(|(_, link)| Node::Link(who, *link)).or(file.map(|file| Node::File(who, file)))
             }
             Node::Sysvipc => (name == b"shm").then_some(Node::SysvShm),
             Node::Sys => match name {
@@ -493,14 +496,8 @@ impl Node {
                 b"vm" => Some(Node::SysVm),
                 _ => None,
             },
-            Node::SysKernel => {
-                let file = KernelFile::ALL.iter().find(|file| file.name().as_bytes() == name);
-                file.map(|file| Node::Kernel(*file))
-            }
-            Node::SysVm => {
-                let file = VmFile::ALL.iter().find(|file| file.name().as_bytes() == name);
-                file.map(|file| Node::Vm(*file))
-            }
+            Node::SysKernel => KernelFile::find(name).map(Node::Kernel),
+            Node::SysVm => VmFile::find(name).map(Node::Vm),
             Node::Fds(who) => {
                 let fd = number(name)?;
                 processes.fd_access(who, fd).map(|_| Node::Link(who, Link::Fd(fd)))
